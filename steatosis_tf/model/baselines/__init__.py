@@ -1,0 +1,1 @@
+"""Systems the main model is compared with."""
