@@ -52,6 +52,7 @@ class AugmentConfig:
     flip: bool = True
     rotation_deg: float = 10.0
     zoom: float = 0.1
+    seed: int = 0
 
     def __post_init__(self) -> None:
         _require(0 <= self.rotation_deg <= 45, "augment.rotation_deg from 0 to 45",
