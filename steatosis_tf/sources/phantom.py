@@ -19,7 +19,8 @@ import math
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -126,10 +127,8 @@ def simulate_patient(
     scanner = _draw_scanner(generator, size_px)
     tissue = _draw_tissue(generator, fat_percent, scanner)
     scene = _draw_scene(generator, tissue, scanner)
-    still = scene.transfer * _echoes(generator, scene.amplitude, scene.mirror, scanner)
-    other = scene.transfer * _echoes(
-        generator, scene.amplitude, np.zeros_like(scene.mirror), scanner
-    )
+    still = _echoes(generator, scene, scanner)
+    other = _echoes(generator, replace(scene, mirror=np.zeros_like(scene.mirror)), scanner)
     columns, rows, inside = _scan_conversion(scanner, size_px)
     gain_db = _gain(still, scanner) + gain_offset_db
     marks = np.where(inside, 0, _marks(generator, scanner, size_px)).astype(np.uint8)
@@ -388,11 +387,14 @@ def _draw_scene(generator: np.random.Generator, tissue: _Tissue, scanner: _Scann
     loss[kidney | beyond] = 2 * 0.55 * scanner.frequency_mhz
     step_cm = scanner.depth_mm / 10 / (NUM_DEPTHS - 1)
     lost_db = np.cumsum(loss, axis=0) * np.float32(step_cm)
+    # No truth box behind the kidney, whose loss differs, nor in the dim edges.
+    labels[np.logical_or.accumulate(kidney) & (labels == LIVER)] = OTHER
     # Uneven contact of the probe: fine in the middle, poor at the edges.
-    edge = np.clip(np.abs(scanner.angles) / np.float32(scanner.half_angle) - 0.72, 0, None)
+    edge = np.clip(np.abs(scanner.angles) / np.float32(scanner.half_angle) - 0.78, 0, None)
     contact = 0.4 * _smooth_noise(generator, 1, 9) - edge * generator.uniform(0, 40, 2)[
         (scanner.angles > 0).astype(int)
     ].astype(np.float32)
+    labels[:, edge[0] > 0] = OTHER
     return _Scene(
         amplitude=_amplitude(echo),
         mirror=mirror,
@@ -401,8 +403,8 @@ def _draw_scene(generator: np.random.Generator, tissue: _Tissue, scanner: _Scann
     )
 
 
-def _amplitude(level_db: np.ndarray) -> np.ndarray:
-    return np.exp(level_db * np.float32(math.log(10) / 20)).astype(np.float32)
+def _amplitude(level_db: np.ndarray | float) -> np.ndarray:
+    return np.exp(np.asarray(level_db, np.float32) * np.float32(math.log(10) / 20))
 
 
 _Maps = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -419,10 +421,14 @@ def _add_vessels(
 ) -> None:
     echo, mirror, labels = maps
     wall = 0.5 * 10 ** (tissue.hepatorenal_db / 20) * (1 - 0.9 * tissue.fat)
-    for has_wall in generator.random(generator.integers(3, 7)) < 0.5:
+    # A strip beside the kidney stays free of vessels, so that a deep truth box always fits.
+    strip = (np.abs(x - np.float32(generator.uniform(22, 28))) < 15) & (z < 110)
+    for has_wall in generator.random(generator.integers(6, 11)) < 0.5:
         centre = generator.uniform(-35, 60), generator.uniform(35, 115)
-        axes = generator.uniform(5, 22), generator.uniform(1.8, 3.6)
+        axes = generator.uniform(3, 20), generator.uniform(1.8, 3.8)
         distance = _ellipse_distance(x, z, centre, axes, generator.uniform(-1.2, 1.2))
+        if (strip & (distance < 4)).any():
+            continue
         echo -= (22 - 9 * tissue.fat) * _covered(distance, 1 + 5 * tissue.fat)
         if has_wall:
             mirror += wall * _facing(distance) * _line(distance, 0.8 + 1.5 * tissue.fat)
@@ -433,11 +439,12 @@ def _add_diaphragm(
     generator: np.random.Generator, tissue: _Tissue, x: np.ndarray, z: np.ndarray, maps: _Maps
 ) -> None:
     echo, mirror, labels = maps
-    dome_x, dome_z = generator.uniform(-25, 5), generator.uniform(125, 150)
+    dome_x, dome_z = generator.uniform(-15, 10), generator.uniform(130, 150)
     aside = x - np.float32(dome_x)
-    radius = np.where(aside > 0, np.float32(generator.uniform(60, 95)), np.float32(300))
+    radius = np.where(aside > 0, np.float32(generator.uniform(75, 110)), np.float32(300))
     distance = z - np.float32(dome_z) + np.square(aside) / (2 * radius)
     level = generator.uniform(-7, -1) + 2 * _smooth_noise(generator, 14, 8)
+    distance += 0.7 * _smooth_noise(generator, 1, 18)
     covered = _covered(-distance, 1.5 + 6 * tissue.fat)
     echo += (level - echo) * covered
     strength = generator.uniform(4, 7) * (1 - 0.85 * tissue.fat)
@@ -451,7 +458,7 @@ def _add_kidney(
 ) -> np.ndarray:
     """Draw the kidney; returns where it lies, bool."""
     echo, mirror, labels = maps
-    centre = generator.uniform(-34, -12), generator.uniform(86, 102)
+    centre = generator.uniform(-38, -22), generator.uniform(86, 102)
     axes, tilt = (
         (generator.uniform(46, 54), generator.uniform(22, 26)),
         generator.uniform(0.1, 0.45),
@@ -473,7 +480,9 @@ def _add_kidney(
     streaks = np.clip(1 + 0.6 * _smooth_noise(generator, 2, 14), 0, None)
     mirror += generator.uniform(0.8, 2.5) * _facing(border) * streaks * _line(border, 0.8)
     labels[border < 4.5] = OTHER
-    labels[(border < -1.2) & (medulla > 0.8)] = CORTEX
+    # Only the near side counts: the far one lies behind the whole kidney.
+    near_side = z < centre[1] + math.tan(tilt) * (x - centre[0])
+    labels[(border < -1.2) & (medulla > 0.8) & near_side] = CORTEX
     return border < 0
 
 
@@ -504,10 +513,8 @@ def _white_noise(generator: np.random.Generator) -> np.ndarray:
     return (pairs * np.float32(math.sqrt(0.5))).view(np.complex64)
 
 
-def _echoes(
-    generator: np.random.Generator, amplitude: np.ndarray, mirror: np.ndarray, scanner: _Scanner
-) -> np.ndarray:
-    """Scatterers and mirrors through the point-spread function, complex64, before attenuation.
+def _echoes(generator: np.random.Generator, scene: _Scene, scanner: _Scanner) -> np.ndarray:
+    """Scatterers and mirrors through the point-spread function, then attenuated; complex64.
 
     The lateral filter is applied per row in the frequency domain, because the beam is narrowest
     at the focus; speckle power is the same at every depth.
@@ -519,9 +526,9 @@ def _echoes(
     frequencies = fft.fftfreq(NUM_LINES).astype(np.float32)
     response = np.exp(-2 * np.square(np.float32(math.pi) * width_lines * frequencies))
     response /= np.sqrt(np.mean(np.square(response), axis=1, keepdims=True))
-    field = _white_noise(generator) * amplitude + mirror
+    field = _white_noise(generator) * scene.amplitude + scene.mirror
     blurred = fft.ifft(fft.fft(field, axis=1) * response.astype(np.float32), axis=1)
-    return _axial_filter(np.ascontiguousarray(blurred), scanner)
+    return scene.transfer * _axial_filter(np.ascontiguousarray(blurred), scanner)
 
 
 def _tgc(scanner: _Scanner) -> np.ndarray:
@@ -534,7 +541,7 @@ def _decibel(amplitude: np.ndarray) -> np.ndarray:
 
 def _gain(still: np.ndarray, scanner: _Scanner) -> float:
     """Gain in dB that brings the sector to the mean grey this sonographer likes."""
-    noise = _amplitude(np.float32(scanner.noise_db))
+    noise = _amplitude(scanner.noise_db)
     level_db = _decibel(np.maximum(np.abs(still), noise) * _tgc(scanner))
     area = scanner.depths_mm[:, 0] + scanner.near_radius_mm
     wanted_db = scanner.mean_grey * scanner.dynamic_range_db / 255
@@ -553,9 +560,7 @@ def _acquire(
     moved = cv2.warpAffine(
         pairs, motion, (NUM_LINES, NUM_DEPTHS), None, cv2.INTER_CUBIC, cv2.BORDER_REFLECT
     )
-    noise = _axial_filter(_white_noise(generator), scanner) * _amplitude(
-        np.float32(scanner.noise_db)
-    )
+    noise = _axial_filter(_white_noise(generator), scanner) * _amplitude(scanner.noise_db)
     received = moved.reshape(NUM_DEPTHS, -1).view(np.complex64) + noise
     return _decibel(np.abs(received) * _tgc(scanner))
 
@@ -626,8 +631,10 @@ def _boxes(labels: np.ndarray, scanner: _Scanner) -> tuple[Box, Box, Box]:
     return liver, kidney, pair
 
 
-def _find_box(mask: np.ndarray, cost: np.ndarray, sizes_mm: list, px_per_mm: float) -> Box:
-    """First size with a place inside the mask; of its places the one with the least central cost."""
+def _find_box(
+    mask: np.ndarray, cost: np.ndarray, sizes_mm: Sequence[tuple[int, int]], px_per_mm: float
+) -> Box:
+    """The first size that fits into the mask, there where the cost at its middle is least."""
     sums = cv2.integral(mask.astype(np.uint8))
     for size_mm in sizes_mm:
         height, width = (max(round(side * px_per_mm), 3) for side in size_mm)
