@@ -29,8 +29,8 @@ import pandas as pd
 from scipy import fft
 from tqdm import tqdm
 
-NUM_DEPTHS = 448
-NUM_LINES = 224
+NUM_DEPTHS = 384
+NUM_LINES = 192
 # Scanners compound: independent looks at the same tissue, averaged as power, soften the speckle.
 NUM_LOOKS = 2
 # The grid is this much wider than the sector: the lateral filter is circular, and what it wraps
@@ -339,7 +339,7 @@ def _draw_scanner(generator: np.random.Generator, size_px: tuple[int, int]) -> _
         tgc_db_per_cm=2 * 0.39 * frequency + generator.normal(0, 0.08),
         noise_db=draw(-74, -68),
         dynamic_range_db=draw(64, 82),
-        mean_grey=draw(72, 112),
+        mean_grey=draw(60, 102),
     )
 
 
@@ -387,7 +387,7 @@ def _draw_scene(generator: np.random.Generator, tissue: _Tissue, scanner: _Scann
     ranges = scanner.depths_mm + np.float32(scanner.near_radius_mm)
     x = ranges * np.sin(scanner.angles)
     z = ranges * np.cos(scanner.angles) - np.float32(scanner.near_radius_mm)
-    echo = np.float32(tissue.hepatorenal_db) + np.float32(0.4) * _smooth_noise(generator, 14, 9)
+    echo = np.float32(tissue.hepatorenal_db) + np.float32(0.3) * _smooth_noise(generator, 14, 9)
     mirror = np.zeros_like(echo)
     labels = np.full(echo.shape, LIVER, np.uint8)
     maps = (echo, mirror, labels)
@@ -397,14 +397,14 @@ def _draw_scene(generator: np.random.Generator, tissue: _Tissue, scanner: _Scann
     beyond = labels == OTHER
     kidney = _add_kidney(generator, x, z, maps)
     _add_near_field(generator, scanner, maps)
-    loss[kidney | beyond] = 2 * 0.55 * scanner.frequency_mhz
+    loss[kidney | beyond] = 2 * 0.6 * scanner.frequency_mhz
     step_cm = scanner.depth_mm / 10 / (NUM_DEPTHS - 1)
     lost_db = np.cumsum(loss, axis=0) * np.float32(step_cm)
     # No truth box behind the kidney, whose loss differs, nor in the dim edges.
     labels[np.logical_or.accumulate(kidney) & (labels == LIVER)] = OTHER
     # Uneven contact of the probe: fine in the middle, poor at the edges.
     edge = np.clip(np.abs(scanner.angles) / np.float32(scanner.half_angle) - 0.78, 0, None)
-    contact = 0.3 * _smooth_noise(generator, 1, 9) - edge * generator.uniform(0, 40, 2)[
+    contact = 0.15 * _smooth_noise(generator, 1, 9) - edge * generator.uniform(0, 40, 2)[
         (scanner.angles > 0).astype(int)
     ].astype(np.float32)
     labels[:, edge[0] > 0] = OTHER
@@ -436,8 +436,9 @@ def _add_vessels(
     wall = 0.5 * 10 ** (tissue.hepatorenal_db / 20) * (1 - 0.9 * tissue.fat)
     # A strip beside the kidney stays free of vessels, so that a deep truth box always fits.
     strip = (np.abs(x - np.float32(generator.uniform(22, 28))) < 15) & (z < 110)
-    for has_wall in generator.random(generator.integers(6, 11)) < 0.5:
-        centre = generator.uniform(-35, 60), generator.uniform(35, 115)
+    for has_wall in generator.random(generator.integers(8, 15)) < 0.5:
+        side = (-45, 8) if generator.random() < 0.6 else (42, 75)
+        centre = generator.uniform(*side), generator.uniform(30, 115)
         axes = generator.uniform(3, 20), generator.uniform(1.8, 3.8)
         distance = _ellipse_distance(x, z, centre, axes, generator.uniform(-1.2, 1.2))
         if (strip & (distance < 4)).any():
@@ -477,7 +478,7 @@ def _add_kidney(
         generator.uniform(0.1, 0.45),
     )
     border = _ellipse_distance(x, z, centre, axes, tilt)
-    medulla = border + 0.40 * min(axes)
+    medulla = border + 0.44 * min(axes)
     sinus_axes = axes[0] * generator.uniform(0.5, 0.6), axes[1] * generator.uniform(0.32, 0.42)
     sinus = _ellipse_distance(x, z, centre, sinus_axes, tilt)
     blotches = _smooth_noise(generator, 36, 18)
@@ -495,7 +496,7 @@ def _add_kidney(
     labels[border < 4.5] = OTHER
     # Only the near side counts: the far one lies behind the whole kidney.
     near_side = z < centre[1] + math.tan(tilt) * (x - centre[0])
-    labels[(border < -1.2) & (medulla > 0.8) & near_side] = CORTEX
+    labels[(border < -2) & (medulla > 0.8) & near_side] = CORTEX
     return border < 0
 
 
