@@ -679,7 +679,7 @@ def _truth(
 ) -> PhantomTruth:
     far_mm = scanner.near_radius_mm + scanner.depth_mm
     return PhantomTruth(
-        fat_percent=tissue.fat * 100,
+        fat_percent=round(tissue.fat * 100, 6),
         hepatorenal_ratio=10 ** (tissue.hepatorenal_db / 20),
         attenuation_db_per_cm=tissue.attenuation_db_per_cm,
         tgc_db_per_cm=scanner.tgc_db_per_cm,
