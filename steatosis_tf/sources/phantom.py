@@ -29,8 +29,10 @@ import pandas as pd
 from scipy import fft
 from tqdm import tqdm
 
-NUM_DEPTHS = 448
-NUM_LINES = 224
+NUM_DEPTHS = 384
+NUM_LINES = 192
+# Scanners compound: independent looks at the same tissue, averaged as power, soften the speckle.
+NUM_LOOKS = 2
 # The grid is this much wider than the sector: the lateral filter is circular, and what it wraps
 # from one edge to the other must stay outside the picture.
 LINE_MARGIN = 1.08
@@ -43,6 +45,14 @@ FAT_RANGES = ((0, 4), (5, 33), (34, 66), (67, 95))
 
 LIVER, VESSEL, CORTEX, OTHER = 1, 2, 3, 0
 Box = tuple[int, int, int, int]
+
+# (height, width) of truth boxes in mm, the most useful first: a slope gains most from depth.
+KIDNEY_BOXES_MM = ((7, 20), (6, 18), (5, 16), (5, 12), (4, 9), (3, 6))
+PAIR_BOXES_MM = ((12, 26), (10, 22), (8, 16), (7, 12), (5, 8))
+LIVER_BOXES_MM = sorted(
+    ((height, width) for height in range(85, 15, -5) for width in (45, 35, 25, 15)),
+    key=lambda size: -(size[0] ** 3) * size[1],
+)
 
 
 @dataclass(frozen=True)
@@ -127,14 +137,17 @@ def simulate_patient(
     scanner = _draw_scanner(generator, size_px)
     tissue = _draw_tissue(generator, fat_percent, scanner)
     scene = _draw_scene(generator, tissue, scanner)
-    still = _echoes(generator, scene, scanner)
-    other = _echoes(generator, replace(scene, mirror=np.zeros_like(scene.mirror)), scanner)
+    unmirrored = replace(scene, mirror=np.zeros_like(scene.mirror))
+    looks = [
+        (_echoes(generator, scene, scanner), _echoes(generator, unmirrored, scanner))
+        for _ in range(NUM_LOOKS)
+    ]
     columns, rows, inside = _scan_conversion(scanner, size_px)
-    gain_db = _gain(still, scanner) + gain_offset_db
+    gain_db = _gain(looks[0][0], scanner) + gain_offset_db
     marks = np.where(inside, 0, _marks(generator, scanner, size_px)).astype(np.uint8)
     frames = np.empty((num_frames, *size_px), np.uint8)
     for frame in frames:
-        echo_db = _acquire(generator, still, other, scanner)
+        echo_db = _acquire(generator, looks, scanner)
         grey = (echo_db + np.float32(gain_db)) * np.float32(255 / scanner.dynamic_range_db)
         picture = cv2.remap(np.clip(grey, 0, 255), columns, rows, cv2.INTER_LINEAR)
         np.maximum(np.where(inside, np.rint(picture), 0).astype(np.uint8), marks, out=frame)
@@ -326,7 +339,7 @@ def _draw_scanner(generator: np.random.Generator, size_px: tuple[int, int]) -> _
         tgc_db_per_cm=2 * 0.39 * frequency + generator.normal(0, 0.08),
         noise_db=draw(-74, -68),
         dynamic_range_db=draw(64, 82),
-        mean_grey=draw(72, 112),
+        mean_grey=draw(60, 102),
     )
 
 
@@ -374,7 +387,7 @@ def _draw_scene(generator: np.random.Generator, tissue: _Tissue, scanner: _Scann
     ranges = scanner.depths_mm + np.float32(scanner.near_radius_mm)
     x = ranges * np.sin(scanner.angles)
     z = ranges * np.cos(scanner.angles) - np.float32(scanner.near_radius_mm)
-    echo = np.float32(tissue.hepatorenal_db) + np.float32(0.5) * _smooth_noise(generator, 9, 9)
+    echo = np.float32(tissue.hepatorenal_db) + np.float32(0.3) * _smooth_noise(generator, 14, 9)
     mirror = np.zeros_like(echo)
     labels = np.full(echo.shape, LIVER, np.uint8)
     maps = (echo, mirror, labels)
@@ -384,14 +397,14 @@ def _draw_scene(generator: np.random.Generator, tissue: _Tissue, scanner: _Scann
     beyond = labels == OTHER
     kidney = _add_kidney(generator, x, z, maps)
     _add_near_field(generator, scanner, maps)
-    loss[kidney | beyond] = 2 * 0.55 * scanner.frequency_mhz
+    loss[kidney | beyond] = 2 * 0.6 * scanner.frequency_mhz
     step_cm = scanner.depth_mm / 10 / (NUM_DEPTHS - 1)
     lost_db = np.cumsum(loss, axis=0) * np.float32(step_cm)
     # No truth box behind the kidney, whose loss differs, nor in the dim edges.
     labels[np.logical_or.accumulate(kidney) & (labels == LIVER)] = OTHER
     # Uneven contact of the probe: fine in the middle, poor at the edges.
     edge = np.clip(np.abs(scanner.angles) / np.float32(scanner.half_angle) - 0.78, 0, None)
-    contact = 0.4 * _smooth_noise(generator, 1, 9) - edge * generator.uniform(0, 40, 2)[
+    contact = 0.15 * _smooth_noise(generator, 1, 9) - edge * generator.uniform(0, 40, 2)[
         (scanner.angles > 0).astype(int)
     ].astype(np.float32)
     labels[:, edge[0] > 0] = OTHER
@@ -423,8 +436,9 @@ def _add_vessels(
     wall = 0.5 * 10 ** (tissue.hepatorenal_db / 20) * (1 - 0.9 * tissue.fat)
     # A strip beside the kidney stays free of vessels, so that a deep truth box always fits.
     strip = (np.abs(x - np.float32(generator.uniform(22, 28))) < 15) & (z < 110)
-    for has_wall in generator.random(generator.integers(6, 11)) < 0.5:
-        centre = generator.uniform(-35, 60), generator.uniform(35, 115)
+    for has_wall in generator.random(generator.integers(8, 15)) < 0.5:
+        side = (-45, 8) if generator.random() < 0.6 else (42, 75)
+        centre = generator.uniform(*side), generator.uniform(30, 115)
         axes = generator.uniform(3, 20), generator.uniform(1.8, 3.8)
         distance = _ellipse_distance(x, z, centre, axes, generator.uniform(-1.2, 1.2))
         if (strip & (distance < 4)).any():
@@ -464,7 +478,7 @@ def _add_kidney(
         generator.uniform(0.1, 0.45),
     )
     border = _ellipse_distance(x, z, centre, axes, tilt)
-    medulla = border + 0.40 * min(axes)
+    medulla = border + 0.44 * min(axes)
     sinus_axes = axes[0] * generator.uniform(0.5, 0.6), axes[1] * generator.uniform(0.32, 0.42)
     sinus = _ellipse_distance(x, z, centre, sinus_axes, tilt)
     blotches = _smooth_noise(generator, 36, 18)
@@ -482,7 +496,7 @@ def _add_kidney(
     labels[border < 4.5] = OTHER
     # Only the near side counts: the far one lies behind the whole kidney.
     near_side = z < centre[1] + math.tan(tilt) * (x - centre[0])
-    labels[(border < -1.2) & (medulla > 0.8) & near_side] = CORTEX
+    labels[(border < -2) & (medulla > 0.8) & near_side] = CORTEX
     return border < 0
 
 
@@ -549,20 +563,31 @@ def _gain(still: np.ndarray, scanner: _Scanner) -> float:
 
 
 def _acquire(
-    generator: np.random.Generator, still: np.ndarray, other: np.ndarray, scanner: _Scanner
+    generator: np.random.Generator, looks: list[tuple[np.ndarray, np.ndarray]], scanner: _Scanner
 ) -> np.ndarray:
-    """One frame on the grid, dB before gain, float32: tissue has moved, noise is new."""
+    """One frame on the grid, dB before gain, float32: tissue has moved, noise is new.
+
+    Args:
+        generator: source of motion and noise.
+        looks: echoes of the scatterers in the plane, and of others that enter it by motion.
+        scanner: settings.
+    """
     lines, samples = generator.normal(0, 0.8, 2)
-    mixed = math.radians(abs(generator.normal(0, 14)))  # out of the plane: other scatterers enter
-    tissue = np.float32(math.cos(mixed)) * still + np.float32(math.sin(mixed)) * other
-    pairs = tissue.view(np.float32).reshape(NUM_DEPTHS, NUM_LINES, 2)
     motion = np.array([[1, 0, lines], [0, 1, samples]])
-    moved = cv2.warpAffine(
-        pairs, motion, (NUM_LINES, NUM_DEPTHS), None, cv2.INTER_CUBIC, cv2.BORDER_REFLECT
-    )
+    turn = math.radians(abs(generator.normal(0, 14)))
     noise = _axial_filter(_white_noise(generator), scanner) * _amplitude(scanner.noise_db)
-    received = moved.reshape(NUM_DEPTHS, -1).view(np.complex64) + noise
-    return _decibel(np.abs(received) * _tgc(scanner))
+    power = np.zeros(noise.shape, np.float32)
+    for still, other in looks:
+        tissue = np.float32(math.cos(turn)) * still + np.float32(math.sin(turn)) * other
+        pairs = tissue.view(np.float32).reshape(NUM_DEPTHS, NUM_LINES, 2)
+        moved = cv2.warpAffine(
+            pairs, motion, (NUM_LINES, NUM_DEPTHS), None, cv2.INTER_CUBIC, cv2.BORDER_REFLECT
+        )
+        received = moved.reshape(NUM_DEPTHS, -1).view(np.complex64) + noise
+        power += np.square(received.real) + np.square(received.imag)
+        # Moved by half the grid, the noise is as good as new and cheaper.
+        noise = np.roll(noise, NUM_LINES // 2, axis=1)
+    return _decibel(np.sqrt(power / NUM_LOOKS) * _tgc(scanner))
 
 
 def _scan_conversion(
@@ -616,19 +641,20 @@ def _marks(
 
 def _boxes(labels: np.ndarray, scanner: _Scanner) -> tuple[Box, Box, Box]:
     """Liver, kidney and pair box: the largest of a few sizes that lies in one tissue."""
-    rows, columns = np.indices(labels.shape, np.float32)
+    thin = labels[
+        ::2, ::2
+    ]  # tissues are much larger than two pixels, and this is four times faster
+    rows, columns = np.indices(thin.shape, np.float32) * 2
     x = (columns - scanner.apex_x_px) / scanner.px_per_mm
     ranges = np.hypot(x, (rows - scanner.apex_y_px) / scanner.px_per_mm)
-    kidney_sizes = ((7, 20), (6, 16), (5, 12), (4, 9), (3, 6))
-    kidney = _find_box(labels == CORTEX, ranges, kidney_sizes, scanner.px_per_mm)
+    kidney = _find_box(thin == CORTEX, ranges, KIDNEY_BOXES_MM, scanner.px_per_mm / 2)
     middle = kidney[0] + kidney[2] // 2, kidney[1] + kidney[3] // 2
-    same_range = np.abs(ranges - ranges[middle])
-    pair_sizes = ((10, 20), (8, 16), (7, 12), (5, 8))
-    pair = _find_box(labels == LIVER, 8 * same_range + np.abs(x), pair_sizes, scanner.px_per_mm)
-    liver_sizes = [(height, width) for height in range(80, 15, -5) for width in (45, 35, 25, 15)]
-    liver_sizes.sort(key=lambda size: -(size[0] ** 3) * size[1])
-    liver = _find_box(labels == LIVER, np.abs(x), liver_sizes, scanner.px_per_mm)
-    return liver, kidney, pair
+    aside = 8 * np.abs(ranges - ranges[middle]) + np.abs(x)
+    pair = _find_box(thin == LIVER, aside, PAIR_BOXES_MM, scanner.px_per_mm / 2)
+    liver = _find_box(thin == LIVER, np.abs(x), LIVER_BOXES_MM, scanner.px_per_mm / 2)
+    top, left, height, width = np.transpose([liver, kidney, pair]) * 2
+    found = np.stack([top, left, height, width], axis=1).tolist()
+    return tuple(found[0]), tuple(found[1]), tuple(found[2])
 
 
 def _find_box(
@@ -637,7 +663,7 @@ def _find_box(
     """The first size that fits into the mask, there where the cost at its middle is least."""
     sums = cv2.integral(mask.astype(np.uint8))
     for size_mm in sizes_mm:
-        height, width = (max(round(side * px_per_mm), 3) for side in size_mm)
+        height, width = (max(round(side * px_per_mm), 2) for side in size_mm)
         inside = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width]
         full = inside + sums[:-height, :-width] == height * width
         if full.any():
@@ -653,7 +679,7 @@ def _truth(
 ) -> PhantomTruth:
     far_mm = scanner.near_radius_mm + scanner.depth_mm
     return PhantomTruth(
-        fat_percent=tissue.fat * 100,
+        fat_percent=round(tissue.fat * 100, 6),
         hepatorenal_ratio=10 ** (tissue.hepatorenal_db / 20),
         attenuation_db_per_cm=tissue.attenuation_db_per_cm,
         tgc_db_per_cm=scanner.tgc_db_per_cm,
