@@ -1,7 +1,5 @@
 """Reading and checking a label table as teams have it: any spreadsheet's CSV."""
 
-import csv
-import io
 import posixpath
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from steatosis_tf.cohort.spreadsheet import read_spreadsheet
 from steatosis_tf.grades import GRADES, grade_from_fat_percent
 
 #: Names the manifest gives; a label table that brings them would be overwritten unseen.
@@ -27,18 +26,12 @@ def read_table(path: str | Path) -> pd.DataFrame:
         `fat_percent` (str) added where absent.
 
     Raises:
-        ValueError: if the file is missing, empty, not UTF-8, lacks `path` or `patient_id`, has
-            a column twice, without a name or with one of the reserved names, or a quote that is
-            never closed.
+        ValueError: if `read_spreadsheet` cannot read it, or if it lacks `path` or `patient_id`
+            or has one of the reserved names.
     """
     path = Path(path)
-    text = _decoded(path)
-    separator = max(",;\t", key=text.split("\n", 1)[0].count)
-    records = _records(path.name, text, separator)
-    _check_columns(path.name, [column for column in records[0] if column])
-    table = _as_table(path.name, records)
-    blank = (table.drop(columns=["row", "fault"]) == "").all(axis=1) & (table["fault"] == "")
-    table = table.loc[~blank].reset_index(drop=True)
+    table, separator = read_spreadsheet(path)
+    _check_columns(path.name, list(table.columns.drop(["row", "fault"])))
     if table.empty:
         raise ValueError(f"{path.name}: expected one row per frame. Received: a header only.")
     for name in ("grade", "fat_percent"):
@@ -89,60 +82,6 @@ def check_labels(table: pd.DataFrame) -> dict[int, list[str]]:
     return reasons
 
 
-def _decoded(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(
-            f"Expected a label table. Received: path={path.name!r} ({error.strerror})."
-        ) from error
-    if not data.strip():
-        raise ValueError(f"{path.name}: expected a CSV with a header. Received: an empty file.")
-    try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path.name}: expected UTF-8 text. Received: byte {data[error.start]:#x} at offset "
-            f"{error.start}. In a spreadsheet, save as 'CSV UTF-8'."
-        ) from error
-
-
-def _records(name: str, text: str, separator: str) -> list[list[str]]:
-    # Not pandas: its reader drops the cells that a row has too many of, and says so only in a
-    # warning.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    try:
-        return [[cell.strip() for cell in record] for record in reader]
-    except csv.Error as error:
-        raise ValueError(
-            f"{name}: expected a CSV. Received: {error} near line {reader.line_num}. Close the "
-            "quotes, and double a quote inside a quoted cell."
-        ) from error
-
-
-def _as_table(name: str, records: list[list[str]]) -> pd.DataFrame:
-    columns, rows = records[0], records[1:]
-    width = max(len(columns), max(map(len, rows), default=0))
-    cells = [record + [""] * (width - len(record)) for record in rows]
-    named = [index for index, column in enumerate(columns) if column]
-    nameless = [index for index, column in enumerate(columns) if not column]
-    if any(record[index] for record in cells for index in nameless):
-        raise ValueError(
-            f"{name}: expected a name over every column. Received: column {nameless[0] + 1} with "
-            "cells but no name. Name it, or delete it."
-        )
-    table = pd.DataFrame({columns[i]: [record[i] for record in cells] for i in named}, dtype=str)
-    faults = [
-        "more cells than the header has; put quotes around cells that hold the separator"
-        if any(record[len(columns) :])
-        else ""
-        for record in cells
-    ]
-    table.insert(0, "row", np.arange(2, len(rows) + 2))
-    table.insert(1, "fault", faults)
-    return table
-
-
 def _check_columns(name: str, columns: list[str]) -> None:
     missing = [column for column in ("path", "patient_id") if column not in columns]
     if missing:
@@ -150,12 +89,11 @@ def _check_columns(name: str, columns: list[str]) -> None:
             f"{name}: expected the columns path, patient_id and grade or fat_percent. "
             f"Received: {', '.join(columns)}; missing: {', '.join(missing)}."
         )
-    twice = sorted({column for column in columns if columns.count(column) > 1})
     taken = [column for column in columns if column in RESERVED]
-    if twice or taken:
+    if taken:
         raise ValueError(
-            f"{name}: expected every column once and none named {', '.join(RESERVED)}. "
-            f"Received: {', '.join(twice + taken)}. Rename them."
+            f"{name}: expected no column named {', '.join(RESERVED)}. "
+            f"Received: {', '.join(taken)}. Rename them."
         )
 
 

@@ -172,7 +172,7 @@ def test_unicode_names_survive(study, tmp_path):
         (b"path,patient_id\n", "a header only"),
         (b"file,patient\na.png,P1\n", "missing: path, patient_id"),
         (b"path,patient_id,path\na.png,P1,a.png\n", "every column once"),
-        (b"path,patient_id,split\na.png,P1,train\n", "none named .*split"),
+        (b"path,patient_id,split\na.png,P1,train\n", "no column named .*split"),
         (b"path,patient_id,\na.png,P1,Mild\n", "a name over every column"),
         (b'path,patient_id\n"a.png,P1\nb.png,P2\n', "Close the quotes"),
         ("path,patient_id\nä.png,P1\n".encode("latin-1"), "save as 'CSV UTF-8'"),
