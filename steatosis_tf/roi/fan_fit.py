@@ -1,0 +1,290 @@
+"""Fit a fan to the bright area of a small frame.
+
+Shadows hide parts of a fan and marks stick out of it, but its border is made of two straight
+lines that meet in the apex, and of arcs around that apex, and it is the same to the left and to
+the right.  So lines are searched on the outermost bright pixels, each is completed to a whole fan
+by symmetry, and the fans are compared by how well they divide bright from dark.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from steatosis_tf.roi.geometry import Fan
+
+# Log-likelihood per pixel.  Inside a fan two of three pixels are bright (the rest is shadow and
+# vessels), outside two of a hundred (marks).
+_LOG_BRIGHT_INSIDE = float(np.log(0.70 / 0.02))
+_LOG_DARK_INSIDE = -0.3
+_EDGE_GAIN = 20.0
+_INLIER_PX = 1.5
+_MIN_SIDE_DEG, _MAX_SIDE_DEG = 12.0, 65.0
+_SIDE_ANGLES_DEG = (28.0, 33.0, 38.0)
+_REFINE_REACH_PX = 6
+_REFINE_STEPS = 4
+_PHASED_MAX_RATIO = 0.12
+
+
+@dataclass(frozen=True)
+class Border:
+    """Outermost bright pixels: `left` and `right` one x per row, `top` and `bottom` one y per
+    column; float32, with the rows and columns they belong to."""
+
+    rows: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    columns: np.ndarray
+    top: np.ndarray
+    bottom: np.ndarray
+
+
+def fit_fan(bright: np.ndarray) -> tuple[Fan, float]:
+    """Find the fan that best divides bright from dark.
+
+    Args:
+        bright: `(height, width)` uint8, 1 on bright pixels and 0 elsewhere; about 256 px wide.
+
+    Returns:
+        The fan in px of `bright`, and its mean log-likelihood gain per pixel over "no fan here"
+        (at most 3.6; about 1 to 3 for a real fan).
+    """
+    border = _border(bright)
+    corners = _near_corners(border)
+    candidates = [_with_radii(fan, border) for fan in _hypotheses(border, corners)]
+    scored = sorted(candidates, key=lambda fan: -score(fan, bright))[:4]
+    refined = [_with_cuts(refine(fan, bright), border, bright) for fan in scored]
+    rectangle = _rectangle(border, bright)
+    if rectangle is not None:
+        refined.append(rectangle)
+    best = max(refined, key=lambda fan: score(fan, bright) + _EDGE_GAIN * _num_aligned(fan, bright))
+    return best, score(best, bright) / max(1, int(best.mask(bright.shape).sum()))
+
+
+def _num_aligned(fan: Fan, bright: np.ndarray) -> int:
+    """How many samples of the border lie where bright turns dark."""
+    if fan.kind == "linear":
+        return 256
+    _, shift = _border_shifts(fan, bright)
+    return int((np.abs(shift) < 1.2).sum())
+
+
+def score(fan: Fan, bright: np.ndarray) -> float:
+    """Log-likelihood gain of a fan over an empty frame, in nats."""
+    inside = fan.mask(bright.shape).view(np.uint8)
+    num_inside = cv2.countNonZero(inside)
+    num_bright = cv2.countNonZero(cv2.bitwise_and(inside, bright))
+    return _LOG_BRIGHT_INSIDE * num_bright + _LOG_DARK_INSIDE * (num_inside - num_bright)
+
+
+def _border(bright: np.ndarray) -> Border:
+    height, width = bright.shape
+    rows = np.flatnonzero(bright.any(axis=1))
+    columns = np.flatnonzero(bright.any(axis=0))
+    by_row, by_column = bright[rows], bright[:, columns]
+    return Border(
+        rows=rows.astype(np.float32),
+        left=by_row.argmax(axis=1).astype(np.float32),
+        right=(width - 1 - by_row[:, ::-1].argmax(axis=1)).astype(np.float32),
+        columns=columns.astype(np.float32),
+        top=by_column.argmax(axis=0).astype(np.float32),
+        bottom=(height - 1 - by_column[::-1].argmax(axis=0)).astype(np.float32),
+    )
+
+
+def _near_corners(border: Border) -> np.ndarray:
+    """Where the probe's face ends: `(2, 2)` float, left and right, x and y in px."""
+    left = (0.6 * border.left + 0.8 * border.rows).argmin()
+    right = (-0.6 * border.right + 0.8 * border.rows).argmin()
+    return np.array(
+        [[border.left[left], border.rows[left]], [border.right[right], border.rows[right]]]
+    )
+
+
+def _side_line(rows: np.ndarray, reach: np.ndarray) -> tuple[float, float, float] | None:
+    """The straight line that bounds the bright area on one side.
+
+    Args:
+        rows: `(n,)` float32.
+        reach: `(n,)` float32, how far out the bright area goes in that row, px; grows outwards.
+
+    Returns:
+        Slope (px outwards per row), offset (px) and support, or None.
+    """
+    count = len(rows)
+    pairs = [
+        (np.arange(0, count - gap, max(1, (count - gap) // 40)), gap)
+        for gap in (count // 5, count // 3, count // 2)
+        if gap >= 4
+    ]
+    if not pairs:
+        return None
+    first = np.concatenate([start for start, _ in pairs])
+    second = np.concatenate([start + gap for start, gap in pairs])
+    slope = (reach[second] - reach[first]) / (rows[second] - rows[first])
+    low, high = np.tan(np.radians([_MIN_SIDE_DEG, _MAX_SIDE_DEG]))
+    usable = (slope >= low) & (slope <= high)
+    if not usable.any():
+        return None
+    slope, first = slope[usable], first[usable]
+    offset = reach[first] - slope * rows[first]
+    residual = reach - (slope[:, None] * rows + offset[:, None])
+    tolerance = _INLIER_PX * np.sqrt(1 + slope[:, None] ** 2)
+    support = (np.abs(residual) < tolerance).sum(axis=1) - (residual > 2 * tolerance).sum(axis=1)
+    best = int(support.argmax())
+    close = np.abs(residual[best]) < tolerance[best]
+    slope_fit, offset_fit = np.polyfit(rows[close], reach[close], 1)
+    return float(slope_fit), float(offset_fit), float(support[best])
+
+
+def _hypotheses(border: Border, corners: np.ndarray) -> Iterator[Fan]:
+    """Fans without radii yet: from each side line by symmetry, from both, and from the corners."""
+    middle = float(corners[:, 0].mean())
+    left = _side_line(border.rows, -border.left)
+    right = _side_line(border.rows, border.right)
+    if left is not None:
+        yield _symmetric(middle, (-middle - left[1]) / left[0], np.degrees(np.arctan(left[0])))
+    if right is not None:
+        yield _symmetric(middle, (middle - right[1]) / right[0], np.degrees(np.arctan(right[0])))
+    if left is not None and right is not None:
+        apex_y = -(left[1] + right[1]) / (left[0] + right[0])
+        apex_x = right[0] * apex_y + right[1]
+        half = np.degrees(np.arctan([left[0], right[0]]).mean())
+        yield _symmetric(apex_x, apex_y, half)
+    half_width = float(np.diff(corners[:, 0])[0]) / 2
+    for angle in _SIDE_ANGLES_DEG:
+        apex_y = float(corners[:, 1].mean()) - half_width / np.tan(np.radians(angle))
+        yield _symmetric(middle, apex_y, angle)
+
+
+def _symmetric(apex_x: float, apex_y: float, half_deg: float) -> Fan:
+    return Fan("convex", float(apex_x), float(apex_y), -float(half_deg), float(half_deg), 1.0, 2.0)
+
+
+def _with_radii(fan: Fan, border: Border) -> Fan:
+    """Near and far radius from the outermost bright pixels of each column."""
+    across = border.columns - fan.apex_x_px
+    near = np.hypot(across, border.top - fan.apex_y_px)
+    far = np.hypot(across, border.bottom - fan.apex_y_px)
+    edge = np.radians(0.95 * fan.right_deg)
+    near_px = -_envelope(-near[np.abs(np.arctan2(across, border.top - fan.apex_y_px)) < edge])
+    far_px = _envelope(far[np.abs(np.arctan2(across, border.bottom - fan.apex_y_px)) < edge])
+    return replace(fan, near_px=max(0.5, near_px), far_px=max(far_px, near_px + 2, 2.0))
+
+
+def _envelope(reach: np.ndarray) -> float:
+    """The value most of the samples agree on and few exceed; 0 if there are none."""
+    if len(reach) == 0:
+        return 0.0
+    levels = np.arange(np.floor(reach.min()), reach.max() + 1.0, 0.5)
+    ordered = np.sort(reach)
+    close = np.searchsorted(ordered, levels + _INLIER_PX) - np.searchsorted(
+        ordered, levels - _INLIER_PX
+    )
+    beyond = len(ordered) - np.searchsorted(ordered, levels + 2 * _INLIER_PX)
+    return float(levels[(close - beyond).argmax()])
+
+
+def _rectangle(border: Border, bright: np.ndarray) -> Fan | None:
+    """The upright rectangle a linear probe shows, if the bright area is one."""
+    left, right = -_envelope(-border.left), _envelope(border.right)
+    top, bottom = -_envelope(-border.top), _envelope(border.bottom)
+    for reach, edge in ((border.left, left), (border.right, right)):
+        if (np.abs(reach - edge) < _INLIER_PX).mean() < 0.6:
+            return None
+    fan = Fan("linear", (left + right) / 2, -np.inf, 0.0, 0.0, top, bottom, left, right)
+    return fan if right > left + 2 and bottom > top + 2 else None
+
+
+def refine(fan: Fan, bright: np.ndarray) -> Fan:
+    """Move apex, angle and radii to where bright turns dark along the border's normals."""
+    for step in range(_REFINE_STEPS):
+        design, shift = _border_shifts(fan, bright)
+        if len(shift) < 20:
+            return fan
+        spread = _REFINE_REACH_PX / (1 + step)
+        weight = 1 / (1 + (shift / spread) ** 2) ** 2
+        weight[shift < 0] *= 0.5
+        weighted = design * weight[:, None]
+        # The small ridge keeps what the visible border does not tell where it is.
+        change = np.linalg.solve(
+            weighted.T @ design + np.diag([0.5, 0.5, 500.0, 0.5, 0.5]), weighted.T @ shift
+        )
+        half = float(
+            np.clip(fan.right_deg + np.degrees(change[2]), _MIN_SIDE_DEG, _MAX_SIDE_DEG + 5)
+        )
+        near = max(0.5, fan.near_px + change[3])
+        fan = replace(
+            fan,
+            apex_x_px=fan.apex_x_px + change[0],
+            apex_y_px=fan.apex_y_px + change[1],
+            left_deg=-half,
+            right_deg=half,
+            near_px=near,
+            far_px=max(near + 2, fan.far_px + change[4]),
+        )
+    return fan
+
+
+def _border_shifts(fan: Fan, bright: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How far outwards the bright area's border lies from the fan's, where it can be seen.
+
+    Returns:
+        Design matrix `(n, 5)`: px of outward shift per px of apex x, apex y, per radian of half
+        angle, per px of near and of far radius; and the shifts seen, `(n,)` px.
+    """
+    half = np.radians(fan.right_deg)
+    along = np.linspace(fan.near_px, fan.far_px, 60)[1:-1]
+    turn = np.linspace(-half, half, 70)[1:-1]
+    zero, one = np.zeros_like(along), np.ones_like(along)
+    sides = []
+    for sign in (-1.0, 1.0):
+        normal = np.stack([sign * np.cos(half) * one, -np.sin(half) * one], axis=1)
+        point = np.stack([sign * np.sin(half) * along, np.cos(half) * along], axis=1)
+        sides.append((point, normal, np.column_stack([normal, along, zero, zero])))
+    ray = np.stack([np.sin(turn), np.cos(turn)], axis=1)
+    nothing, all_one = np.zeros_like(turn), np.ones_like(turn)
+    sides.append((fan.near_px * ray, -ray, np.column_stack([-ray, nothing, -all_one, nothing])))
+    sides.append((fan.far_px * ray, ray, np.column_stack([ray, nothing, nothing, all_one])))
+    points = np.concatenate([side[0] for side in sides]) + [fan.apex_x_px, fan.apex_y_px]
+    normals = np.concatenate([side[1] for side in sides])
+    design = np.concatenate([side[2] for side in sides])
+    shift = _outermost_bright(points, normals, bright)
+    seen = np.isfinite(shift)
+    return design[seen], shift[seen]
+
+
+def _outermost_bright(points: np.ndarray, normals: np.ndarray, bright: np.ndarray) -> np.ndarray:
+    """Along each normal, the shift to where bright turns dark; NaN where nothing is bright."""
+    steps = np.arange(-_REFINE_REACH_PX, _REFINE_REACH_PX + 1)
+    samples = np.round(points[:, None, :] + steps[None, :, None] * normals[:, None, :]).astype(int)
+    height, width = bright.shape
+    x, y = samples[..., 0], samples[..., 1]
+    in_frame = (x >= 0) & (y >= 0) & (x < width) & (y < height)
+    lit = np.where(in_frame, bright[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)], 0)
+    outermost = lit.shape[1] - 1 - lit[:, ::-1].argmax(axis=1)
+    # Nothing bright: shadow.  Bright to the end: no border here.  Frame's end: no border either.
+    unseen = (lit.sum(axis=1) == 0) | (outermost == lit.shape[1] - 1) | ~in_frame.all(axis=1)
+    return np.where(unseen, np.nan, steps[outermost] + 0.5)
+
+
+def _with_cuts(fan: Fan, border: Border, bright: np.ndarray) -> Fan:
+    """Cut the fan off where the bright area ends in a straight upright or level line."""
+    if fan.kind == "linear":
+        return fan
+    if fan.near_px < _PHASED_MAX_RATIO * fan.far_px:
+        fan = replace(fan, kind="phased")
+    for field, reach, sign, least in (
+        ("cut_left_px", -border.left, -1, 0.06),
+        ("cut_right_px", border.right, 1, 0.06),
+        ("cut_bottom_px", border.bottom, 1, 0.3),
+    ):
+        edge = _envelope(np.sort(reach)[len(reach) // 2 :])
+        if (np.abs(reach - edge) < 0.8).mean() < least:
+            continue
+        cut = replace(fan, **{field: sign * edge + 0.5 * sign})
+        removed = fan.mask(bright.shape) & ~cut.mask(bright.shape)
+        if 0 < removed.sum() < 0.12 * cut.mask(bright.shape).sum() and bright[removed].mean() < 0.03:
+            fan = cut
+    return fan
