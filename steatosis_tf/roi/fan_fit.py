@@ -24,6 +24,14 @@ _MIN_SIDE_DEG, _MAX_SIDE_DEG = 12.0, 65.0
 _SIDE_ANGLES_DEG = (28.0, 33.0, 38.0)
 _REFINE_REACH_PX = 6
 _REFINE_STEPS = 4
+_INWARD_WEIGHT = 0.5
+_BORDER_BIAS_PX = -0.2
+_NUM_SIDE_SAMPLES, _NUM_ARC_SAMPLES = 58, 68
+# Keeps what the visible border does not tell (apex x, y, angles, radii, row stretch) in place.
+_RIDGE = (0.5, 0.5, 250.0, 250.0, 0.5, 0.5, 10.0)
+_STRETCH_PRIOR = 5000.0
+_SYMMETRY, _WEAK_SYMMETRY = 60000.0, 500.0
+_ASYMMETRY_COST = 900.0
 _PHASED_MAX_RATIO = 0.12
 
 
@@ -54,12 +62,40 @@ def fit_fan(bright: np.ndarray) -> tuple[Fan, float]:
     corners = _near_corners(border)
     candidates = [_with_radii(fan, border) for fan in _hypotheses(border, corners)]
     scored = sorted(candidates, key=lambda fan: -score(fan, bright))[:4]
-    refined = [_with_cuts(refine(fan, bright), border, bright) for fan in scored]
+    refined = [_with_cuts(refine(fan, bright, _SYMMETRY), border, bright) for fan in scored]
+    skewed = _skewed(border)
+    if skewed is not None:
+        skewed = refine(_with_radii(skewed, border), bright, _WEAK_SYMMETRY)
+        refined.append(_with_cuts(skewed, border, bright))
     rectangle = _rectangle(border, bright)
     if rectangle is not None:
         refined.append(rectangle)
-    best = max(refined, key=lambda fan: score(fan, bright) + _EDGE_GAIN * _num_aligned(fan, bright))
+    best = max(refined, key=lambda fan: _merit(fan, bright))
     return best, score(best, bright) / max(1, int(best.mask(bright.shape).sum()))
+
+
+def _merit(fan: Fan, bright: np.ndarray) -> float:
+    asymmetry = min(1.0, abs(fan.left_deg + fan.right_deg) / 3)
+    return (
+        score(fan, bright)
+        + _EDGE_GAIN * _num_aligned(fan, bright)
+        - _ASYMMETRY_COST * asymmetry
+    )
+
+
+def _skewed(border: Border) -> Fan | None:
+    """The fan between the two side lines as they are, each with its own angle."""
+    left = _side_line(border.rows, -border.left)
+    right = _side_line(border.rows, border.right)
+    if left is None or right is None:
+        return None
+    apex_y = -(left[1] + right[1]) / (left[0] + right[0])
+    fan = _symmetric(right[0] * apex_y + right[1], apex_y, 30.0)
+    return replace(
+        fan,
+        left_deg=-float(np.degrees(np.arctan(left[0]))),
+        right_deg=float(np.degrees(np.arctan(right[0]))),
+    )
 
 
 def _num_aligned(fan: Fan, bright: np.ndarray) -> int:
@@ -197,60 +233,89 @@ def _rectangle(border: Border, bright: np.ndarray) -> Fan | None:
     return fan if right > left + 2 and bottom > top + 2 else None
 
 
-def refine(fan: Fan, bright: np.ndarray) -> Fan:
-    """Move apex, angle and radii to where bright turns dark along the border's normals."""
+def refine(fan: Fan, bright: np.ndarray, symmetry: float) -> Fan:
+    """Move the fan's border to where bright turns dark along its normals.
+
+    Args:
+        fan: a first guess, at most 6 px off where the border can be seen.
+        bright: `(height, width)` uint8, 0 or 1.
+        symmetry: how much a difference between the two side angles costs, px^2 per rad^2.
+    """
     for step in range(_REFINE_STEPS):
         design, shift = _border_shifts(fan, bright)
         if len(shift) < 20:
             return fan
         spread = _REFINE_REACH_PX / (1 + step)
         weight = 1 / (1 + (shift / spread) ** 2) ** 2
-        weight[shift < 0] *= 0.5
-        weighted = design * weight[:, None]
-        # The small ridge keeps what the visible border does not tell where it is.
-        change = np.linalg.solve(
-            weighted.T @ design + np.diag([0.5, 0.5, 500.0, 0.5, 0.5]), weighted.T @ shift
-        )
-        half = float(
-            np.clip(fan.right_deg + np.degrees(change[2]), _MIN_SIDE_DEG, _MAX_SIDE_DEG + 5)
-        )
-        near = max(0.5, fan.near_px + change[3])
-        fan = replace(
-            fan,
-            apex_x_px=fan.apex_x_px + change[0],
-            apex_y_px=fan.apex_y_px + change[1],
-            left_deg=-half,
-            right_deg=half,
-            near_px=near,
-            far_px=max(near + 2, fan.far_px + change[4]),
-        )
+        weight[shift < 0] *= _INWARD_WEIGHT
+        normal = (design * weight[:, None]).T @ design + np.diag(_RIDGE)
+        pull = (design * weight[:, None]).T @ shift
+        tilt = np.radians(-fan.left_deg - fan.right_deg)
+        normal[2:4, 2:4] += symmetry * np.array([[1, -1], [-1, 1]])
+        pull[2:4] -= symmetry * tilt * np.array([1, -1])
+        normal[6, 6] += _STRETCH_PRIOR
+        pull[6] -= _STRETCH_PRIOR * (fan.row_stretch - 1)
+        fan = _moved(fan, np.linalg.solve(normal, pull))
     return fan
+
+
+def _moved(fan: Fan, change: np.ndarray) -> Fan:
+    left, right = np.degrees(change[2:4]) + [-fan.left_deg, fan.right_deg]
+    near = max(0.5, fan.near_px + change[4])
+    return replace(
+        fan,
+        apex_x_px=float(fan.apex_x_px + change[0]),
+        apex_y_px=float(fan.apex_y_px + change[1]),
+        left_deg=-float(np.clip(left, _MIN_SIDE_DEG / 2, _MAX_SIDE_DEG + 5)),
+        right_deg=float(np.clip(right, _MIN_SIDE_DEG / 2, _MAX_SIDE_DEG + 5)),
+        near_px=float(near),
+        far_px=float(max(near + 2, fan.far_px + change[5])),
+        row_stretch=float(np.clip(fan.row_stretch + change[6], 0.85, 1.2)),
+    )
 
 
 def _border_shifts(fan: Fan, bright: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How far outwards the bright area's border lies from the fan's, where it can be seen.
 
     Returns:
-        Design matrix `(n, 5)`: px of outward shift per px of apex x, apex y, per radian of half
-        angle, per px of near and of far radius; and the shifts seen, `(n,)` px.
+        Design matrix `(n, 7)`: px of outward shift per px of apex x and y, per radian of left and
+        right angle, per px of near and far radius, per unit of row stretch; and the shifts seen,
+        `(n,)` px.
     """
-    half = np.radians(fan.right_deg)
-    along = np.linspace(fan.near_px, fan.far_px, 60)[1:-1]
-    turn = np.linspace(-half, half, 70)[1:-1]
-    zero, one = np.zeros_like(along), np.ones_like(along)
-    sides = []
-    for sign in (-1.0, 1.0):
-        normal = np.stack([sign * np.cos(half) * one, -np.sin(half) * one], axis=1)
-        point = np.stack([sign * np.sin(half) * along, np.cos(half) * along], axis=1)
-        sides.append((point, normal, np.column_stack([normal, along, zero, zero])))
-    ray = np.stack([np.sin(turn), np.cos(turn)], axis=1)
-    nothing, all_one = np.zeros_like(turn), np.ones_like(turn)
-    sides.append((fan.near_px * ray, -ray, np.column_stack([-ray, nothing, -all_one, nothing])))
-    sides.append((fan.far_px * ray, ray, np.column_stack([ray, nothing, nothing, all_one])))
-    points = np.concatenate([side[0] for side in sides]) + [fan.apex_x_px, fan.apex_y_px]
-    normals = np.concatenate([side[1] for side in sides])
-    design = np.concatenate([side[2] for side in sides])
-    shift = _outermost_bright(points, normals, bright)
+    left, right = np.radians([fan.left_deg, fan.right_deg])
+    along = np.linspace(fan.near_px, fan.far_px, _NUM_SIDE_SAMPLES + 2)[1:-1]
+    turn = np.linspace(left, right, _NUM_ARC_SAMPLES + 2)[1:-1]
+    lengths = [len(along), len(along), len(turn), len(turn)]
+    angle = np.concatenate([np.full(len(along), left), np.full(len(along), right), turn, turn])
+    radius = np.repeat([0, 0, fan.near_px, fan.far_px], lengths)
+    radius[: 2 * len(along)] = np.concatenate([along, along])
+    is_left, is_right, is_near, is_far = np.repeat(np.eye(4), lengths, axis=1)
+    sine, cosine, stretch = np.sin(angle), np.cos(angle), fan.row_stretch
+    side, arc = is_right - is_left, is_far - is_near
+    normal = np.stack(
+        [
+            stretch * (side * cosine + arc * sine),
+            -side * sine + arc * cosine,
+        ],
+        axis=1,
+    )
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+    per_radian = radius * (cosine * normal[:, 0] - stretch * sine * normal[:, 1])
+    per_radius = sine * normal[:, 0] + stretch * cosine * normal[:, 1]
+    design = np.column_stack(
+        [
+            normal,
+            -per_radian * is_left,
+            per_radian * is_right,
+            per_radius * is_near,
+            per_radius * is_far,
+            radius * cosine * normal[:, 1],
+        ]
+    )
+    points = np.stack(
+        [fan.apex_x_px + radius * sine, fan.apex_y_px + stretch * radius * cosine], axis=1
+    )
+    shift = _outermost_bright(points, normal, bright)
     seen = np.isfinite(shift)
     return design[seen], shift[seen]
 
@@ -266,7 +331,7 @@ def _outermost_bright(points: np.ndarray, normals: np.ndarray, bright: np.ndarra
     outermost = lit.shape[1] - 1 - lit[:, ::-1].argmax(axis=1)
     # Nothing bright: shadow.  Bright to the end: no border here.  Frame's end: no border either.
     unseen = (lit.sum(axis=1) == 0) | (outermost == lit.shape[1] - 1) | ~in_frame.all(axis=1)
-    return np.where(unseen, np.nan, steps[outermost] + 0.5)
+    return np.where(unseen, np.nan, steps[outermost] + _BORDER_BIAS_PX)
 
 
 def _with_cuts(fan: Fan, border: Border, bright: np.ndarray) -> Fan:

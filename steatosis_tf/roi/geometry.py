@@ -34,6 +34,8 @@ class Fan:
         cut_left_px: columns left of it are cut off; None where nothing is cut.
         cut_right_px: columns right of it are cut off, or None.
         cut_bottom_px: rows below it are cut off, or None.
+        row_stretch: rows that are as long as one column; 16/15 in frames grabbed from 576-line
+            video, 1 where pixels are square. Radii and depths are in columns.
     """
 
     kind: Kind
@@ -46,6 +48,7 @@ class Fan:
     cut_left_px: float | None = None
     cut_right_px: float | None = None
     cut_bottom_px: float | None = None
+    row_stretch: float = 1.0
 
     def scaled(self, factor: float) -> "Fan":
         """The same fan on a frame resized by `factor` (pixel centres stay pixel centres)."""
@@ -86,7 +89,7 @@ class Fan:
             left, right, top, bottom = self.cut_left_px, self.cut_right_px, self.near_px, self.far_px
             return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
         angle = np.radians(np.linspace(self.left_deg, self.right_deg, _ARC_POINTS))
-        arc = np.stack([np.sin(angle), np.cos(angle)], axis=1)
+        arc = np.stack([np.sin(angle), self.row_stretch * np.cos(angle)], axis=1)
         apex = np.array([self.apex_x_px, self.apex_y_px])
         return np.concatenate([apex + self.near_px * arc, apex + self.far_px * arc[::-1]])
 
@@ -104,8 +107,9 @@ class Fan:
         if self.kind == "linear":
             return np.broadcast_to(rows - np.float32(self.near_px), shape).copy()
         columns = np.arange(shape[1], dtype=np.float32)[None, :]
-        radius = np.sqrt((columns - self.apex_x_px) ** 2 + (rows - self.apex_y_px) ** 2)
-        return (radius - self.near_px).astype(np.float32)
+        across = columns - np.float32(self.apex_x_px)
+        down = (rows - np.float32(self.apex_y_px)) / np.float32(self.row_stretch)
+        return np.sqrt(across**2 + down**2) - np.float32(self.near_px)
 
     def angle_deg(self, shape: tuple[int, int]) -> np.ndarray:
         """Angle of the beam through each pixel.
@@ -119,6 +123,6 @@ class Fan:
         """
         if self.kind == "linear":
             return np.zeros(shape, np.float32)
-        rows = np.arange(shape[0], dtype=np.float32)[:, None] - self.apex_y_px
-        columns = np.arange(shape[1], dtype=np.float32)[None, :] - self.apex_x_px
-        return np.degrees(np.arctan2(columns, rows)).astype(np.float32)
+        rows = np.arange(shape[0], dtype=np.float32)[:, None] - np.float32(self.apex_y_px)
+        columns = np.arange(shape[1], dtype=np.float32)[None, :] - np.float32(self.apex_x_px)
+        return np.degrees(np.arctan2(columns, rows / np.float32(self.row_stretch)))
