@@ -17,9 +17,9 @@ _MAX_SECTOR_FRACTION = 0.97
 _MIN_SCORE = 0.4
 # An echo is this much brighter than the surround, grey levels.
 _ECHO_STEP = 2.5
-_HALO_WIDTH = 2.5
-_MIN_HALO_LEVEL = 8
-_MIN_HALO_SHARE = 0.4
+_HALO_WIDTH = 3.0
+_MIN_HALO_STEP = 12
+_MIN_HALO_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,12 @@ def _halo_level(small: np.ndarray, shown: np.ndarray, floor: float) -> float | N
     """
     cross = np.ones((3, 3), np.uint8)
     solid = cv2.morphologyEx(shown, cv2.MORPH_CLOSE, cross, iterations=2)
-    rim = cv2.erode(solid, cross, iterations=2) - cv2.erode(solid, cross, iterations=5)
+    solid = cv2.morphologyEx(solid, cv2.MORPH_OPEN, cross, iterations=3)
+    rim = cv2.erode(solid, cross, iterations=1) - cv2.erode(solid, cross, iterations=3)
     levels = np.bincount(small[rim > 0], minlength=256).astype(float)
     if levels.sum() == 0:
         return None
-    share = np.convolve(levels, np.ones(5), mode="same") / levels.sum()
+    share = np.convolve(levels, np.ones(7), mode="same") / levels.sum()
+    share[: int(floor) + _MIN_HALO_STEP] = 0
     peak = int(share.argmax())
-    if peak < floor + _MIN_HALO_LEVEL or share[peak] < _MIN_HALO_SHARE:
-        return None
-    return float(peak)
+    return float(peak) if share[peak] >= _MIN_HALO_SHARE else None
