@@ -18,21 +18,30 @@ from steatosis_tf.roi.geometry import Fan
 # vessels), outside two of a hundred (marks).
 _LOG_BRIGHT_INSIDE = float(np.log(0.70 / 0.02))
 _LOG_DARK_INSIDE = -0.3
-_EDGE_GAIN = 20.0
+_EDGE_GAIN = 28.0
 _INLIER_PX = 1.5
 _MIN_SIDE_DEG, _MAX_SIDE_DEG = 12.0, 65.0
 _SIDE_ANGLES_DEG = (28.0, 33.0, 38.0)
 _REFINE_REACH_PX = 6
 _REFINE_STEPS = 4
+_BEYOND_FRAME = 2
+_MAX_CANDIDATES = 3
+_MIN_SKEW_DEG = 2.0
 _INWARD_WEIGHT = 0.5
 _BORDER_BIAS_PX = -0.2
-_NUM_SIDE_SAMPLES, _NUM_ARC_SAMPLES = 58, 68
+_NUM_SIDE_SAMPLES, _NUM_ARC_SAMPLES = 40, 48
+_NUM_SAMPLES = 2 * (_NUM_SIDE_SAMPLES + _NUM_ARC_SAMPLES)
+_ALIGNED_PX = 1.2
+_SURE_SHARE = 0.66
 # Keeps what the visible border does not tell (apex x, y, angles, radii, row stretch) in place.
 _RIDGE = (0.5, 0.5, 250.0, 250.0, 0.5, 0.5, 10.0)
 _STRETCH_PRIOR = 5000.0
 _SYMMETRY, _WEAK_SYMMETRY = 60000.0, 500.0
 _ASYMMETRY_COST = 900.0
 _PHASED_MAX_RATIO = 0.12
+
+# Slope (px outwards per row) and offset (px outwards at row 0) of a side of the fan.
+_Line = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -59,51 +68,67 @@ def fit_fan(bright: np.ndarray) -> tuple[Fan, float]:
         (at most 3.6; about 1 to 3 for a real fan).
     """
     border = _border(bright)
-    corners = _near_corners(border)
-    candidates = [_with_radii(fan, border) for fan in _hypotheses(border, corners)]
-    scored = sorted(candidates, key=lambda fan: -score(fan, bright))[:4]
-    refined = [_with_cuts(refine(fan, bright, _SYMMETRY), border, bright) for fan in scored]
-    skewed = _skewed(border)
-    if skewed is not None:
-        skewed = refine(_with_radii(skewed, border), bright, _WEAK_SYMMETRY)
-        refined.append(_with_cuts(skewed, border, bright))
-    rectangle = _rectangle(border, bright)
-    if rectangle is not None:
-        refined.append(rectangle)
-    best = max(refined, key=lambda fan: _merit(fan, bright))
+    left = _side_line(border.rows, -border.left)
+    right = _side_line(border.rows, border.right)
+    guesses = [_with_radii(fan, border) for fan in _hypotheses(border, left, right)]
+    guesses = _distinct(sorted(guesses, key=lambda fan: -score(fan, bright)))
+    best, best_merit = None, -np.inf
+    for guess, symmetry in [
+        *((fan, _SYMMETRY) for fan in guesses),
+        *((_with_radii(fan, border), _WEAK_SYMMETRY) for fan in _skewed(left, right)),
+        *((fan, np.inf) for fan in _rectangle(border)),
+    ]:
+        fan = guess
+        if fan.kind != "linear":
+            fan = _with_cuts(refine(fan, bright, symmetry), border, bright)
+        num_aligned = _num_aligned(fan, bright)
+        merit = score(fan, bright) + _EDGE_GAIN * num_aligned - _ASYMMETRY_COST * _asymmetry(fan)
+        if merit > best_merit:
+            best, best_merit = fan, merit
+        if num_aligned > _SURE_SHARE * _NUM_SAMPLES:
+            break
     return best, score(best, bright) / max(1, int(best.mask(bright.shape).sum()))
 
 
-def _merit(fan: Fan, bright: np.ndarray) -> float:
-    asymmetry = min(1.0, abs(fan.left_deg + fan.right_deg) / 3)
-    return (
-        score(fan, bright)
-        + _EDGE_GAIN * _num_aligned(fan, bright)
-        - _ASYMMETRY_COST * asymmetry
-    )
+def _distinct(fans: list[Fan]) -> list[Fan]:
+    """The first few fans that are not almost the same as one before them."""
+    kept: list[Fan] = []
+    for fan in fans:
+        same = any(
+            abs(fan.right_deg - other.right_deg) < 2
+            and abs(fan.apex_x_px - other.apex_x_px) < 4
+            and abs(fan.apex_y_px - other.apex_y_px) < 6
+            and abs(fan.far_px + fan.apex_y_px - other.far_px - other.apex_y_px) < 3
+            for other in kept
+        )
+        if not same:
+            kept.append(fan)
+        if len(kept) == _MAX_CANDIDATES:
+            break
+    return kept
 
 
-def _skewed(border: Border) -> Fan | None:
+def _asymmetry(fan: Fan) -> float:
+    return min(1.0, abs(fan.left_deg + fan.right_deg) / 3)
+
+
+def _skewed(left: _Line | None, right: _Line | None) -> Iterator[Fan]:
     """The fan between the two side lines as they are, each with its own angle."""
-    left = _side_line(border.rows, -border.left)
-    right = _side_line(border.rows, border.right)
     if left is None or right is None:
-        return None
-    apex_y = -(left[1] + right[1]) / (left[0] + right[0])
-    fan = _symmetric(right[0] * apex_y + right[1], apex_y, 30.0)
-    return replace(
-        fan,
-        left_deg=-float(np.degrees(np.arctan(left[0]))),
-        right_deg=float(np.degrees(np.arctan(right[0]))),
-    )
+        return
+    left_deg, right_deg = np.degrees(np.arctan([left[0], right[0]]))
+    if abs(left_deg - right_deg) >= _MIN_SKEW_DEG:
+        apex_y = -(left[1] + right[1]) / (left[0] + right[0])
+        fan = _symmetric(right[0] * apex_y + right[1], apex_y, right_deg)
+        yield replace(fan, left_deg=-float(left_deg))
 
 
 def _num_aligned(fan: Fan, bright: np.ndarray) -> int:
     """How many samples of the border lie where bright turns dark."""
     if fan.kind == "linear":
-        return 256
+        return _NUM_SAMPLES
     _, shift = _border_shifts(fan, bright)
-    return int((np.abs(shift) < 1.2).sum())
+    return int((np.abs(shift) < _ALIGNED_PX).sum())
 
 
 def score(fan: Fan, bright: np.ndarray) -> float:
@@ -138,7 +163,7 @@ def _near_corners(border: Border) -> np.ndarray:
     )
 
 
-def _side_line(rows: np.ndarray, reach: np.ndarray) -> tuple[float, float, float] | None:
+def _side_line(rows: np.ndarray, reach: np.ndarray) -> _Line | None:
     """The straight line that bounds the bright area on one side.
 
     Args:
@@ -146,7 +171,7 @@ def _side_line(rows: np.ndarray, reach: np.ndarray) -> tuple[float, float, float
         reach: `(n,)` float32, how far out the bright area goes in that row, px; grows outwards.
 
     Returns:
-        Slope (px outwards per row), offset (px) and support, or None.
+        The line, or None if no straight run is steep enough.
     """
     count = len(rows)
     pairs = [
@@ -171,14 +196,13 @@ def _side_line(rows: np.ndarray, reach: np.ndarray) -> tuple[float, float, float
     best = int(support.argmax())
     close = np.abs(residual[best]) < tolerance[best]
     slope_fit, offset_fit = np.polyfit(rows[close], reach[close], 1)
-    return float(slope_fit), float(offset_fit), float(support[best])
+    return float(slope_fit), float(offset_fit)
 
 
-def _hypotheses(border: Border, corners: np.ndarray) -> Iterator[Fan]:
+def _hypotheses(border: Border, left: _Line | None, right: _Line | None) -> Iterator[Fan]:
     """Fans without radii yet: from each side line by symmetry, from both, and from the corners."""
+    corners = _near_corners(border)
     middle = float(corners[:, 0].mean())
-    left = _side_line(border.rows, -border.left)
-    right = _side_line(border.rows, border.right)
     if left is not None:
         yield _symmetric(middle, (-middle - left[1]) / left[0], np.degrees(np.arctan(left[0])))
     if right is not None:
@@ -222,15 +246,16 @@ def _envelope(reach: np.ndarray) -> float:
     return float(levels[(close - beyond).argmax()])
 
 
-def _rectangle(border: Border, bright: np.ndarray) -> Fan | None:
+def _rectangle(border: Border) -> Iterator[Fan]:
     """The upright rectangle a linear probe shows, if the bright area is one."""
     left, right = -_envelope(-border.left), _envelope(border.right)
     top, bottom = -_envelope(-border.top), _envelope(border.bottom)
     for reach, edge in ((border.left, left), (border.right, right)):
         if (np.abs(reach - edge) < _INLIER_PX).mean() < 0.6:
-            return None
+            return
     fan = Fan("linear", (left + right) / 2, -np.inf, 0.0, 0.0, top, bottom, left, right)
-    return fan if right > left + 2 and bottom > top + 2 else None
+    if right > left + 2 and bottom > top + 2:
+        yield fan
 
 
 def refine(fan: Fan, bright: np.ndarray, symmetry: float) -> Fan:
@@ -323,14 +348,18 @@ def _border_shifts(fan: Fan, bright: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def _outermost_bright(points: np.ndarray, normals: np.ndarray, bright: np.ndarray) -> np.ndarray:
     """Along each normal, the shift to where bright turns dark; NaN where nothing is bright."""
     steps = np.arange(-_REFINE_REACH_PX, _REFINE_REACH_PX + 1)
-    samples = np.round(points[:, None, :] + steps[None, :, None] * normals[:, None, :]).astype(int)
-    height, width = bright.shape
-    x, y = samples[..., 0], samples[..., 1]
-    in_frame = (x >= 0) & (y >= 0) & (x < width) & (y < height)
-    lit = np.where(in_frame, bright[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)], 0)
-    outermost = lit.shape[1] - 1 - lit[:, ::-1].argmax(axis=1)
-    # Nothing bright: shadow.  Bright to the end: no border here.  Frame's end: no border either.
-    unseen = (lit.sum(axis=1) == 0) | (outermost == lit.shape[1] - 1) | ~in_frame.all(axis=1)
+    samples = (points[:, None, :] + steps[None, :, None] * normals[:, None, :]).astype(np.float32)
+    lit = cv2.remap(
+        bright,
+        samples,
+        None,
+        cv2.INTER_NEAREST,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=_BEYOND_FRAME,
+    )
+    outermost = lit.shape[1] - 1 - (lit[:, ::-1] == 1).argmax(axis=1)
+    # Nothing bright: shadow.  Bright to the end, or the frame's end: no border to be seen.
+    unseen = (lit.max(axis=1) != 1) | (outermost == lit.shape[1] - 1)
     return np.where(unseen, np.nan, steps[outermost] + _BORDER_BIAS_PX)
 
 

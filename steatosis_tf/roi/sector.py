@@ -56,7 +56,7 @@ def find_sector(frame: np.ndarray) -> Sector:
             f"Received: shape={frame.shape} dtype={frame.dtype}"
         )
     scale = min(1.0, _WORK_SIDE_PX / max(frame.shape[:2]))
-    small = to_grey(cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+    small = cv2.resize(to_grey(frame), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     bright = _bright_area(small)
     fan, score = fit_fan(bright)
     if score < _MIN_SCORE:
