@@ -23,7 +23,7 @@ from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.splits import Partition, make_partitions, split_table, test_column
 from steatosis_tf.config import Config, flatten, override, save_config
-from steatosis_tf.deploy.export import export_onnx
+from steatosis_tf.deploy.export import NUM_CHECKED, export_onnx
 from steatosis_tf.environment import describe_environment
 from steatosis_tf.evaluation.evaluate import evaluate_run, metrics_text
 from steatosis_tf.evaluation.metrics import compute_metrics
@@ -49,7 +49,6 @@ from steatosis_tf.records.pipeline import (
 )
 from steatosis_tf.roi.columns import add_roi_columns
 
-_CHECKED_FRAMES = 64  # frames on which the ONNX file is held against Keras
 _REFIT_FOLD = -1  # `fold` of the final model of a cross-validated run in history.csv
 
 
@@ -280,7 +279,7 @@ def _scores(head: keras.Model, data: _Data, patient_ids: frozenset[str], fold: i
 
 
 def _export(model: keras.Model, data: _Data, run_dir: Path, run_id: str) -> float:
-    examples = read_records(data.records_dir).take(_CHECKED_FRAMES)
+    examples = read_records(data.records_dir).take(NUM_CHECKED)
     rois = np.stack([example["roi"] for example in examples.as_numpy_iterator()])
     return export_onnx(model, run_dir / "model.onnx", rois, {"run_id": run_id})
 

@@ -13,11 +13,15 @@ import tf2onnx
 
 from steatosis_tf import __version__
 from steatosis_tf.atomic import replacing
+from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.classifier import OUTPUT_LAYER
+from steatosis_tf.records.builder import cut_roi, usable_rows
 
 #: How far an exported probability may lie from the Keras one.
 MAX_DIFFERENCE = 1e-4
+#: On how many frames the exported file is held against Keras.
+NUM_CHECKED = 64
 
 
 def export_onnx(
@@ -59,6 +63,32 @@ def export_onnx(
     with replacing(output_path) as temporary:
         onnx.save(proto, str(temporary))
         return _largest_difference(model, temporary, check_rois)
+
+
+def export_run(run_dir: str | Path, output_path: str | Path) -> float:
+    """Export the model of a run, checked on frames of the run's own manifest.
+
+    Args:
+        run_dir: directory with `model.keras` and `manifest.csv`.
+        output_path: ONNX file to write.
+
+    Returns:
+        largest difference of a probability between ONNX and Keras.
+
+    Raises:
+        ValueError: if the directory is not a run or its frames are gone.
+        RuntimeError: if the exported model differs.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / "model.keras").is_file():
+        raise ValueError(
+            f"Expected a run directory with model.keras. Received: run_dir={run_dir.name!r}."
+        )
+    manifest_path = run_dir / "manifest.csv"
+    rows = usable_rows(read_manifest(manifest_path)).head(NUM_CHECKED)
+    rois = np.stack([cut_roi(row, manifest_path) for row in rows.to_dict("records")])
+    model = keras.models.load_model(run_dir / "model.keras")
+    return export_onnx(model, output_path, rois[..., np.newaxis], {"run_id": run_dir.name})
 
 
 def _rename_output(proto: onnx.ModelProto, name: str) -> None:

@@ -29,9 +29,7 @@ class SteatosisRecords(tfds.core.GeneratorBasedBuilder):
     """One example per graded frame; one tfds split per value of the manifest's `split`."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {
-        "1.0.0": "Grey ROI, label, ids and fat."
-    }
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "Grey ROI, label, ids and fat."}
 
     def __init__(self, *, manifest_path: str | Path, **kwargs: Any) -> None:
         self._manifest_path = Path(manifest_path)

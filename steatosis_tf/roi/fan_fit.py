@@ -379,6 +379,9 @@ def _with_cuts(fan: Fan, border: Border, bright: np.ndarray) -> Fan:
             continue
         cut = replace(fan, **{field: sign * edge + 0.5 * sign})
         removed = fan.mask(bright.shape) & ~cut.mask(bright.shape)
-        if 0 < removed.sum() < 0.12 * cut.mask(bright.shape).sum() and bright[removed].mean() < 0.03:
+        if (
+            0 < removed.sum() < 0.12 * cut.mask(bright.shape).sum()
+            and bright[removed].mean() < 0.03
+        ):
             fan = cut
     return fan
