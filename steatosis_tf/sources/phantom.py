@@ -47,7 +47,7 @@ LIVER, VESSEL, CORTEX, OTHER = 1, 2, 3, 0
 Box = tuple[int, int, int, int]
 
 # (height, width) of truth boxes in mm, the most useful first: a slope gains most from depth.
-KIDNEY_BOXES_MM = ((7, 20), (6, 18), (5, 16), (5, 12), (4, 9), (3, 6))
+KIDNEY_BOXES_MM = ((9, 24), (8, 22), (7, 20), (6, 18), (5, 16), (5, 12), (4, 9), (3, 6))
 PAIR_BOXES_MM = ((12, 26), (10, 22), (8, 16), (7, 12), (5, 8))
 LIVER_BOXES_MM = sorted(
     ((height, width) for height in range(85, 15, -5) for width in (45, 35, 25, 15)),
@@ -319,7 +319,7 @@ class _Scene:
 
 def _draw_scanner(generator: np.random.Generator, size_px: tuple[int, int]) -> _Scanner:
     draw = generator.uniform
-    near, half_angle, depth = draw(8, 55), math.radians(draw(36, 50)), draw(145, 178)
+    near, half_angle, depth = draw(8, 55), math.radians(draw(37, 52)), draw(145, 178)
     height_mm = near + depth - near * math.cos(half_angle)
     width_mm = 2 * (near + depth) * math.sin(half_angle)
     height, width = size_px
@@ -339,7 +339,7 @@ def _draw_scanner(generator: np.random.Generator, size_px: tuple[int, int]) -> _
         tgc_db_per_cm=2 * 0.39 * frequency + generator.normal(0, 0.08),
         noise_db=draw(-74, -68),
         dynamic_range_db=draw(64, 82),
-        mean_grey=draw(60, 102),
+        mean_grey=draw(54, 96),
     )
 
 
@@ -348,7 +348,7 @@ def _draw_tissue(generator: np.random.Generator, fat_percent: float, scanner: _S
     per_mhz = 0.53 + 0.34 * fat**0.8 + generator.normal(0, 0.02)  # dB / cm / MHz, one way
     return _Tissue(
         fat=fat,
-        hepatorenal_db=0.8 + 11 * fat**0.7 + generator.normal(0, 0.8),
+        hepatorenal_db=0.8 + 11 * fat**0.7 + generator.normal(0, 1),
         attenuation_db_per_cm=2 * per_mhz * scanner.frequency_mhz,
     )
 
@@ -397,14 +397,14 @@ def _draw_scene(generator: np.random.Generator, tissue: _Tissue, scanner: _Scann
     beyond = labels == OTHER
     kidney = _add_kidney(generator, x, z, maps)
     _add_near_field(generator, scanner, maps)
-    loss[kidney | beyond] = 2 * 0.6 * scanner.frequency_mhz
+    loss[kidney | beyond] = 2 * 0.65 * scanner.frequency_mhz
     step_cm = scanner.depth_mm / 10 / (NUM_DEPTHS - 1)
     lost_db = np.cumsum(loss, axis=0) * np.float32(step_cm)
     # No truth box behind the kidney, whose loss differs, nor in the dim edges.
     labels[np.logical_or.accumulate(kidney) & (labels == LIVER)] = OTHER
     # Uneven contact of the probe: fine in the middle, poor at the edges.
     edge = np.clip(np.abs(scanner.angles) / np.float32(scanner.half_angle) - 0.78, 0, None)
-    contact = 0.15 * _smooth_noise(generator, 1, 9) - edge * generator.uniform(0, 40, 2)[
+    contact = 0.15 * _smooth_noise(generator, 1, 9) - edge * generator.uniform(5, 60, 2)[
         (scanner.angles > 0).astype(int)
     ].astype(np.float32)
     labels[:, edge[0] > 0] = OTHER
@@ -457,7 +457,8 @@ def _add_diaphragm(
     aside = x - np.float32(dome_x)
     radius = np.where(aside > 0, np.float32(generator.uniform(75, 110)), np.float32(300))
     distance = z - np.float32(dome_z) + np.square(aside) / (2 * radius)
-    level = generator.uniform(-7, -1) + 2 * _smooth_noise(generator, 14, 8)
+    level = generator.uniform(-6, 0) + 2 * _smooth_noise(generator, 14, 8)
+    level += generator.uniform(2, 7) * np.clip(-aside / 30, 0, 1)  # fat and muscle behind kidney
     distance += 0.7 * _smooth_noise(generator, 1, 18)
     covered = _covered(-distance, 1.5 + 6 * tissue.fat)
     echo += (level - echo) * covered
@@ -474,11 +475,11 @@ def _add_kidney(
     echo, mirror, labels = maps
     centre = generator.uniform(-38, -22), generator.uniform(86, 102)
     axes, tilt = (
-        (generator.uniform(46, 54), generator.uniform(22, 26)),
+        (generator.uniform(48, 56), generator.uniform(24, 28)),
         generator.uniform(0.1, 0.45),
     )
     border = _ellipse_distance(x, z, centre, axes, tilt)
-    medulla = border + 0.44 * min(axes)
+    medulla = border + 0.46 * min(axes)
     sinus_axes = axes[0] * generator.uniform(0.5, 0.6), axes[1] * generator.uniform(0.32, 0.42)
     sinus = _ellipse_distance(x, z, centre, sinus_axes, tilt)
     blotches = _smooth_noise(generator, 36, 18)
@@ -502,9 +503,9 @@ def _add_kidney(
 
 def _add_near_field(generator: np.random.Generator, scanner: _Scanner, maps: _Maps) -> None:
     echo, mirror, labels = maps
-    thickness = generator.uniform(14, 24) + 1.5 * _smooth_noise(generator, 1, 5)
+    thickness = generator.uniform(16, 30) + 2 * _smooth_noise(generator, 1, 5)
     distance = scanner.depths_mm - thickness.astype(np.float32)
-    level = generator.uniform(0, 4) + 3 * _smooth_noise(generator, 90, 4)
+    level = generator.uniform(0, 4) + 3.5 * _smooth_noise(generator, 90, 5)
     echo += (level - echo) * _covered(distance, 3)
     mirror *= distance > 0
     mirror += generator.uniform(0.3, 1.5) * _line(distance, 0.6)
