@@ -11,13 +11,14 @@ pooled AUC also compares scores of different folds' models, so each AUC is given
 and as `fold_mean.<name>`, the mean over the folds in which it is defined.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import special, stats
+from scipy import special
 
+from steatosis_tf.evaluation.proportions import wilson_interval
 from steatosis_tf.evaluation.resampling import (
     PatientTable,
     bootstrap_weights,
@@ -67,21 +68,49 @@ def bootstrap_intervals(
     Raises:
         ValueError: if the table cannot be evaluated or an argument is out of range.
     """
-    _check_arguments(num_resamples, confidence, method)
+    check_arguments(num_resamples, confidence, method)
     table = code_patients(scores)
-    value = {name: one[0] for name, one in table.metrics(np.ones((1, table.num_patients))).items()}
-    replicates = table.metrics(
-        bootstrap_weights(table.stratum, num_resamples, np.random.default_rng([seed, 0]))
-    )
-    jackknife, names = jackknife_weights(table.stratum, np.random.default_rng([seed, 1]))
-    left_out = table.metrics(jackknife) if len(jackknife) else {}
-    entries = {}
-    for name in value:
-        acceleration = bca_acceleration(left_out[name], names) if left_out else 0.0
-        entry = _entry(value[name], replicates[name], acceleration, confidence, method)
-        entry["num_patients"] = table.num_patients
-        entries[name] = _proportion_instead(name, entry, table)
+    entries: dict[str, dict[str, Any]] = {}
+    for statistic, stratum in ((table.metrics, table.grade), (table.fold_means, table.fold_cell)):
+        value = statistic(np.ones((1, table.num_patients)))
+        if not value:
+            continue
+        rng = np.random.default_rng(seed)
+        replicates = statistic(bootstrap_weights(stratum, num_resamples, rng))
+        left_out, names = _jackknife(statistic, stratum, rng)
+        for name in value:
+            acceleration = bca_acceleration(left_out[name], names) if len(names) else 0.0
+            entry = make_entry(value[name][0], replicates[name], acceleration, confidence, method)
+            entry["num_patients"] = table.num_patients
+            entries[name] = _proportion_instead(name, entry, table)
+    _add_fold_notes(entries, table)
+    _add_lone_patient_notes(entries, table)
     return entries
+
+
+def _jackknife(
+    statistic: Callable[[np.ndarray], dict[str, np.ndarray]],
+    stratum: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    weights, names = jackknife_weights(stratum, rng)
+    return (statistic(weights) if len(names) else {}), names
+
+
+def _add_fold_notes(entries: dict[str, dict[str, Any]], table: PatientTable) -> None:
+    for name, (defined, num_folds) in table.num_defined_folds().items():
+        if name in entries and defined < num_folds:
+            lacking = f"Mean over {defined} of {num_folds} folds: the others lack a grade it needs."
+            entries[name]["note"] = " ".join(filter(None, (lacking, entries[name]["note"])))
+
+
+def _add_lone_patient_notes(entries: dict[str, dict[str, Any]], table: PatientTable) -> None:
+    lone = [grade for label, grade in enumerate(GRADES) if (table.grade == label).sum() == 1]
+    if not lone or table.num_patients == 1:
+        return
+    note = f"{', '.join(lone)}: one patient, who is in every resample; the interval is too narrow."
+    for entry in entries.values():
+        entry["note"] = " ".join(filter(None, (entry["note"], note)))
 
 
 def percentile_interval(replicates: np.ndarray, confidence: float = 0.95) -> list[float]:
@@ -134,25 +163,12 @@ def bca_acceleration(left_out: np.ndarray, stratum: np.ndarray) -> float:
     return cubes / (6 * squares**1.5) if squares > 1e-24 else 0.0
 
 
-def wilson_interval(
-    num_successes: int, num_trials: int, confidence: float = 0.95
-) -> list[float]:
-    """Wilson's score interval [low, high] of a proportion of independent trials (patients).
+def check_arguments(num_resamples: int, confidence: float, method: str) -> None:
+    """Refuse what no interval can be made of.
 
     Raises:
-        ValueError: unless 0 <= num_successes <= num_trials and num_trials > 0.
+        ValueError: unknown method, fewer than 100 resamples, confidence outside 0.5..1.
     """
-    if num_trials < 1 or not 0 <= num_successes <= num_trials:
-        raise ValueError(
-            "Expected 0 <= num_successes <= num_trials and num_trials > 0. "
-            f"Received: num_successes={num_successes}, num_trials={num_trials}."
-        )
-    test = stats.binomtest(int(num_successes), int(num_trials))
-    bounds = test.proportion_ci(confidence, method="wilson")
-    return [float(bounds.low), float(bounds.high)]
-
-
-def _check_arguments(num_resamples: int, confidence: float, method: str) -> None:
     if method not in METHODS:
         raise ValueError(f"Expected method bca or percentile. Received: method={method!r}.")
     if num_resamples < 100:
@@ -164,9 +180,10 @@ def _check_arguments(num_resamples: int, confidence: float, method: str) -> None
         raise ValueError(f"Expected confidence from 0.5 to 1. Received: confidence={confidence}.")
 
 
-def _entry(
+def make_entry(
     value: float, replicates: np.ndarray, acceleration: float, confidence: float, method: str
 ) -> dict[str, Any]:
+    """One entry of `bootstrap_intervals`, without `num_patients`."""
     defined = replicates[~np.isnan(replicates)]
     num_undefined = len(replicates) - len(defined)
     entry: dict[str, Any] = {
@@ -218,7 +235,7 @@ def _patients_behind(name: str, table: PatientTable) -> int:
     """Number of patients in the denominator of a proportion; 0 for other metrics."""
     if name in ("accuracy", "ordinal.error_over_one_grade_rate"):
         return table.num_patients
-    parts: Sequence[str] = name.split(".")
+    parts = name.split(".")
     if len(parts) == 3 and parts[0] == "per_class" and parts[2] == "recall":
         return int((table.grade == GRADES.index(parts[1])).sum())
     return 0
