@@ -4,8 +4,6 @@ Matplotlib's object interface on the Agg canvas only: no pyplot, so no global st
 and figures can be drawn from threads and from a web request.
 """
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from steatosis_tf.atomic import replacing
 from steatosis_tf.grades import NOTICE
 
 DPI = 150
@@ -86,16 +85,9 @@ def save_sheet(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"Expected a figure path that ends in .png. Received: path={path.name}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(suffix=".png", prefix=".partial-", dir=path.parent)
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         # No software or date entry: the same numbers give the same bytes.
-        figure.savefig(name, format="png", dpi=DPI, metadata={"Software": None})
-        os.chmod(name, 0o644)  # mkstemp makes files only the owner can read
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
     return path
 
 
