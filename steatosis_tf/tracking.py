@@ -64,6 +64,18 @@ def start_run(
         yield Run(run.info.run_id, experiment)
 
 
+def open_experiment() -> str:
+    """Name of the experiment of the open run.
+
+    Raises:
+        ValueError: if no run is open.
+    """
+    run = mlflow.active_run()
+    if run is None:
+        raise ValueError("Expected an open run. Open one with tracking.start_run.")
+    return str(mlflow.get_experiment(run.info.experiment_id).name)
+
+
 def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
     """Log the numbers of a dict, nested ones as `outer.inner`; what is not a number is left out."""
     mlflow.log_metrics(dict(_numbers(metrics)), step=step)

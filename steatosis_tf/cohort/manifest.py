@@ -138,6 +138,15 @@ def frame_path(manifest_path: str | Path, row_path: str) -> Path:
     return Path(manifest_path).parent / row_path
 
 
+def relocate(frame_table: pd.DataFrame, manifest_path: str | Path, folder: Path) -> pd.DataFrame:
+    """The same rows with paths relative to another folder, for a copy of the manifest there."""
+    moved = frame_table.copy()
+    moved["path"] = [
+        _relative(frame_path(manifest_path, path), folder) for path in frame_table["path"]
+    ]
+    return moved
+
+
 def frame_id_of(path: str) -> str:
     """Name of a frame: 16 hex digits of the SHA-256 of its path as the label table has it."""
     return hashlib.sha256(str(PurePosixPath(path)).encode()).hexdigest()[:16]

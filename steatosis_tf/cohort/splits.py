@@ -56,6 +56,15 @@ def split_column(frame_table: pd.DataFrame, partition: Partition) -> pd.Series:
     return frame_table["patient_id"].map(side).fillna("").where(frame_table["grade"] != "", "")
 
 
+def test_column(frame_table: pd.DataFrame, partitions: list[Partition]) -> pd.Series:
+    """The `split` of each row for records: train, validation, test of a single partition, or the
+    name of the partition that tests the patient when there are several."""
+    if len(partitions) == 1:
+        return split_column(frame_table, partitions[0])
+    tested = {patient: partition.name for partition in partitions for patient in partition.test}
+    return frame_table["patient_id"].map(tested).fillna("").where(frame_table["grade"] != "", "")
+
+
 def split_table(partitions: list[Partition]) -> pd.DataFrame:
     """One row per partition and patient: `fold, patient_id, split`, sorted."""
     rows = [

@@ -1,13 +1,15 @@
 """Patient-split TFRecords from a manifest, written by tensorflow-datasets."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -27,7 +29,9 @@ class SteatosisRecords(tfds.core.GeneratorBasedBuilder):
     """One example per graded frame; one tfds split per value of the manifest's `split`."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: dict[str, str] = {"1.0.0": "224 x 224 grey ROI, label, ids, fat_percent."}
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.0.0": "Grey ROI, label, ids and fat."
+    }
 
     def __init__(self, *, manifest_path: str | Path, **kwargs: Any) -> None:
         self._manifest_path = Path(manifest_path)
@@ -103,7 +107,8 @@ def write_records(manifest_path: str | Path, records_dir: str | Path) -> Path:
     # Without records.json whatever lies here is the remains of a killed run.
     shutil.rmtree(records_dir / SteatosisRecords.name, ignore_errors=True)
     builder = SteatosisRecords(manifest_path=manifest_path, data_dir=str(records_dir))
-    builder.download_and_prepare()
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, tfds prints progress
+        builder.download_and_prepare()
     with replacing(note_path) as temporary:
         counts = {str(split): int(count) for split, count in rows["split"].value_counts().items()}
         temporary.write_text(

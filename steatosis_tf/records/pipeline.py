@@ -74,6 +74,12 @@ def training_batches(
     )
 
 
+def pixel_batches(examples: tf.data.Dataset, batch_size: int = 32) -> tf.data.Dataset:
+    """Batches of (`(batch, 224, 224, 1)` uint8, `(batch,)` int64 labels), as they are."""
+    pairs = examples.map(lambda example: (example["roi"], example["label"]))
+    return pairs.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+
 def keep_patients(examples: tf.data.Dataset, patient_ids: frozenset[str]) -> tf.data.Dataset:
     """Only the examples of the patients named."""
     wanted = tf.constant(sorted(patient_ids))
