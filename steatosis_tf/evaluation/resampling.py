@@ -1,0 +1,185 @@
+"""Which patients a resample holds: coding, strata, bootstrap and jackknife weights.
+
+The patient is the unit: all frames of a patient enter or leave a resample together, and in
+repeated cross-validation one weight serves the patient in every repeat.
+
+Patients are drawn within strata, so that every resample has the study's mix of grades. A
+hold-out run has one stratum per grade; a cross-validated run one per fold and grade, because
+scores of different folds come from different models and only patients of one fold are
+exchangeable. A stratum of one patient cannot vary: such patients are joined per grade (so
+leave-one-patient-out falls back to one stratum per grade).
+
+From a stratum of n patients n - 1 are drawn with replacement and weighted n / (n - 1) (Rao and
+Wu 1988). Drawing n instead makes the variance (n - 1) / n of what it should be: harmless with
+hundreds of patients per grade, a fifth too small with five.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from steatosis_tf.evaluation.checks import check_frame_scores, check_table
+from steatosis_tf.evaluation.scores import labels_and_probabilities
+from steatosis_tf.evaluation.weighted import WeightedTable, prepare, weighted_metrics
+from steatosis_tf.grades import GRADES
+
+#: Most weightings of a jackknife; larger studies leave out several patients at a time.
+MAX_JACKKNIFE = 400
+
+AUC_NAMES = (
+    *(f"per_class.{grade}.auc" for grade in GRADES),
+    "auc_macro",
+    "auc_micro",
+    "ordinal.auc_at_least_mild",
+    "ordinal.auc_at_least_moderate",
+    "ordinal.auc_severe",
+)
+
+
+@dataclass(frozen=True)
+class PatientTable:
+    """A score table coded by patient.
+
+    Attributes:
+        patient_ids: `(P,)` ids, sorted; position is the patient's code.
+        grade: `(P,)` int 0..3.
+        stratum: `(P,)` int, the stratum each patient is drawn in.
+        repeats: one weighted table per repeat of the cross-validation (one if there is none).
+        folds: for each repeat the weighted tables of its folds; empty lists for a hold-out run.
+    """
+
+    patient_ids: np.ndarray
+    grade: np.ndarray
+    stratum: np.ndarray
+    repeats: list[WeightedTable]
+    folds: list[list[WeightedTable]]
+
+    def metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Every metric `(B,)` under weights `(B, P)`, averaged over repeats; NaN = undefined.
+
+        For cross-validation also `fold_mean.<name>` of each AUC: the mean over the folds that
+        hold both sides of the question, which compares only scores of one model.
+        """
+        per_repeat = []
+        for table, folds in zip(self.repeats, self.folds, strict=True):
+            result = weighted_metrics(table, weights)
+            per_repeat.append(result | _fold_means(folds, weights))
+        return {
+            name: np.mean([result[name] for result in per_repeat], axis=0)
+            for name in per_repeat[0]
+        }
+
+    @property
+    def num_patients(self) -> int:
+        """Number of patients."""
+        return len(self.patient_ids)
+
+
+def code_patients(scores: pd.DataFrame, by_fold: bool = True) -> PatientTable:
+    """Check a frame or patient score table and code it by patient.
+
+    Args:
+        scores: frame table (has `frame_id`) or patient table; with `repeat` for repeated
+            cross-validation, in which every repeat must hold every patient.
+        by_fold: draw within fold and grade where there are several folds; False: within grade.
+
+    Raises:
+        ValueError: if the table cannot be evaluated, or a repeat lacks a patient.
+    """
+    if "frame_id" in scores:
+        check_frame_scores(scores)
+    else:
+        check_table(scores, "patient_id")
+    ids, patient = np.unique(scores["patient_id"].astype(str).to_numpy(str), return_inverse=True)
+    labels, _ = labels_and_probabilities(scores)
+    grade = np.zeros(len(ids), dtype=int)
+    grade[patient] = labels
+    repeat = scores["repeat"].to_numpy() if "repeat" in scores else np.zeros(len(scores))
+    fold = scores["fold"].to_numpy() if "fold" in scores else np.zeros(len(scores))
+    tables, folds = [], []
+    for name in np.unique(repeat):
+        rows = repeat == name
+        if len(np.unique(patient[rows])) != len(ids):
+            raise ValueError(
+                f"Expected every patient in every repeat. Received: repeat={name} with "
+                f"{len(np.unique(patient[rows]))} of {len(ids)} patients."
+            )
+        tables.append(_weighted(scores[rows], patient[rows], len(ids)))
+        names = np.unique(fold[rows])
+        folds.append(
+            [
+                _weighted(scores[rows & (fold == one)], patient[rows & (fold == one)], len(ids))
+                for one in (names if 1 < len(names) < len(ids) else [])
+            ]
+        )
+    first_fold = np.zeros(len(ids), dtype=int)
+    # Folds differ between repeats; patients then share no fold and are drawn by grade.
+    if by_fold and len(tables) == 1:
+        first_fold[patient] = np.unique(fold, return_inverse=True)[1]
+    return PatientTable(ids, grade, _strata(grade, first_fold), tables, folds)
+
+
+def bootstrap_weights(
+    stratum: np.ndarray, num_resamples: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Weights `(num_resamples, P)` float32 of patients drawn with replacement within strata."""
+    weights = np.ones((num_resamples, len(stratum)), dtype=np.float32)
+    for name in np.unique(stratum):
+        members = np.flatnonzero(stratum == name)
+        size = len(members)
+        if size > 1:
+            draws = rng.multinomial(size - 1, np.full(size, 1 / size), size=num_resamples)
+            weights[:, members] = draws * (size / (size - 1))
+    return weights
+
+
+def jackknife_weights(
+    stratum: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights `(J, P)` that leave patients out in turn, and the stratum `(J,)` of each.
+
+    One patient at a time up to `MAX_JACKKNIFE` patients. Beyond, random groups of one stratum:
+    third and second moments of group sums grow alike, so the acceleration that BCa takes from
+    them stays the same.
+    """
+    num_groups = min(MAX_JACKKNIFE, len(stratum))
+    rows, names = [], []
+    for name in np.unique(stratum):
+        members = rng.permutation(np.flatnonzero(stratum == name))
+        if len(members) < 2:
+            continue
+        share = max(2, round(num_groups * len(members) / len(stratum)))
+        for group in np.array_split(members, min(share, len(members))):
+            row = np.ones(len(stratum), dtype=np.float32)
+            row[group] = 0
+            rows.append(row)
+            names.append(name)
+    return np.array(rows).reshape(-1, len(stratum)), np.array(names, dtype=int)
+
+
+def _weighted(scores: pd.DataFrame, patient: np.ndarray, num_patients: int) -> WeightedTable:
+    labels, probabilities = labels_and_probabilities(scores)
+    fat = scores["fat_percent"].to_numpy(dtype=float) if "fat_percent" in scores else None
+    return prepare(labels, probabilities, patient, num_patients, fat)
+
+
+def _strata(grade: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    cell = fold * len(GRADES) + grade
+    alone = np.bincount(cell)[cell] == 1
+    cell = np.where(alone, -1 - grade, cell)
+    return np.unique(cell, return_inverse=True)[1]
+
+
+def _fold_means(folds: list[WeightedTable], weights: np.ndarray) -> dict[str, np.ndarray]:
+    if not folds:
+        return {}
+    results = [weighted_metrics(fold, weights) for fold in folds]
+    means = {}
+    for name in AUC_NAMES:
+        values = np.stack([result[name] for result in results])
+        defined = ~np.isnan(values)
+        with np.errstate(invalid="ignore"):
+            total = np.where(defined, values, 0).sum(axis=0) / defined.sum(axis=0)
+        means[f"fold_mean.{name}"] = total
+    return means
