@@ -21,25 +21,14 @@ from steatosis_tf.evaluation.run_record import STUDY_KEYS, RunRecord
 from steatosis_tf.grades import GRADES
 
 _NUMERIC = ("age", "bmi")
+_ABOUT_DATA = ("data_sources", "dates", "devices", "eligibility", "consent", "deidentification")
 
 
 def study_sections(run: RunRecord, analysis: Analysis) -> list[Section]:
     """Sections 1 to 7."""
     return [
         Section("use", "Intended use and limits of use", _use(run)),
-        Section(
-            "data",
-            "Data",
-            stated(
-                run,
-                "data_sources",
-                "dates",
-                "devices",
-                "eligibility",
-                "consent",
-                "deidentification",
-            ),
-        ),  # fmt: skip
+        Section("data", "Data", stated(run, *_ABOUT_DATA)),
         Section("reference", "Reference standard", _reference(run)),
         Section("flow", "Flow of patients and frames", _flow(run)),
         Section("split", "Split and leak audit", _split(run)),
@@ -70,8 +59,8 @@ def _use(run: RunRecord) -> list[Block]:
         ),
         Text(
             "Not meant for: a decision without a clinician; other organs, other modalities "
-            "(elastography, Doppler, contrast) or pictures of a screen; children; fibrosis or focal "
-            "lesions, which it does not see; scanners and populations unlike those below."
+            "(elastography, Doppler, contrast) or pictures of a screen; children; fibrosis or "
+            "focal lesions, which it does not see; scanners and populations unlike those below."
         ),
         *stated(run, "intended_use", "users", "population"),
     ]

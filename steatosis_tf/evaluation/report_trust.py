@@ -161,12 +161,10 @@ def _external(run: RunRecord) -> list[Block]:
 
 def _limits(run: RunRecord, analysis: Analysis) -> list[Block]:
     blocks: list[Block] = []
-    scanners = None
     if run.manifest is not None and "scanner" in run.manifest.columns:
-        scanners = int((run.manifest["scanner"].astype(str) != "").astype(int).sum() and
-                       run.manifest["scanner"].nunique())  # fmt: skip
-    if scanners == 1:
-        blocks.append(Alarm("All frames come from one scanner."))
+        scanners = set(run.manifest["scanner"].astype(str)) - {""}
+        if len(scanners) == 1:
+            blocks.append(Alarm("All frames come from one scanner."))
     if analysis.metrics.get("patient", {}).get("n", 100) < 100:
         n = analysis.metrics["patient"]["n"]
         blocks.append(Alarm(f"Only {n} patients were tested; intervals are wide, read them."))

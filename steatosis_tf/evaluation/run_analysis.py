@@ -1,4 +1,4 @@
-"""What a report computes anew from the score files of a run: intervals, subgroups, repeatability."""
+"""What a report computes anew from the scores of a run: intervals, subgroups, repeatability."""
 
 from dataclasses import dataclass
 from typing import Any
