@@ -4,16 +4,17 @@ Matplotlib's object interface on the Agg canvas only: no pyplot, so no global st
 and figures can be drawn from threads and from a web request.
 """
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from steatosis_tf.atomic import replacing
 from steatosis_tf.grades import NOTICE
 
 DPI = 150
@@ -40,10 +41,10 @@ def new_sheet(title: str, subtitle: str, width_in: float, height_in: float) -> F
         width_in: width of the whole sheet in inches.
         height_in: height of the whole sheet in inches.
     """
-    figure = Figure(figsize=(width_in, height_in), dpi=DPI, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
     top, bottom = 1 - _TOP_IN / height_in, _BOTTOM_IN / height_in
-    figure.get_layout_engine().set(rect=(0.01, bottom, 0.98, top - bottom))  # type: ignore[union-attr]
+    room = ConstrainedLayoutEngine(rect=(0.01, bottom, 0.98, top - bottom))
+    figure = Figure(figsize=(width_in, height_in), dpi=DPI, facecolor="white", layout=room)
+    FigureCanvasAgg(figure)
     left = 0.12 / width_in
     figure.text(left, 1 - 0.14 / height_in, title, va="top", size=12, weight="bold", color=INK)
     figure.text(left, 1 - 0.44 / height_in, subtitle, va="top", size=_FONT_SIZE, color=FAINT)
@@ -61,7 +62,7 @@ def style_axes(axes: Axes, x_label: str, y_label: str) -> None:
     axes.set_axisbelow(True)
 
 
-def add_legend(axes: Axes, location: str = "best") -> None:
+def add_legend(axes: Axes, location: Any = "best") -> None:
     """A framed legend, so that a curve behind it does not read as part of the text."""
     axes.legend(
         loc=location, fontsize=_FONT_SIZE - 1, framealpha=0.92, edgecolor="none", handlelength=3.2
@@ -86,16 +87,9 @@ def save_sheet(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"Expected a figure path that ends in .png. Received: path={path.name}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(suffix=".png", prefix=".partial-", dir=path.parent)
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         # No software or date entry: the same numbers give the same bytes.
-        figure.savefig(name, format="png", dpi=DPI, metadata={"Software": None})
-        os.chmod(name, 0o644)  # mkstemp makes files only the owner can read
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
     return path
 
 

@@ -119,8 +119,8 @@ def roc_figure(
 ) -> Path:
     """One-vs-rest ROC curve of every grade and their macro average (the paper's Fig. 2).
 
-    A grade that nobody has, or everybody has, has no ROC curve: the legend says so, and the macro
-    average says over how many grades it was taken.
+    A grade that nobody has, or everybody has, has no ROC curve; then there is no macro average
+    either. The legend says so.
 
     Args:
         labels: `(n,)` int, 0 to k-1.
@@ -156,11 +156,17 @@ def roc_figure(
         curves.append(np.interp(grid, false_rate, true_rate))
         name = f"{grade} (n = {positive.sum():,}): AUC {areas[-1]:.3f}"
         axes.plot(false_rate, true_rate, label=name, **style)
-    if areas:
+    if len(areas) == len(grades):
         mean_curve = np.concatenate([[0.0], np.mean(curves, axis=0)])
-        over = "" if len(areas) == len(grades) else f" over {len(areas)} of {len(grades)} grades"
-        axes.plot(np.concatenate([[0.0], grid]), mean_curve, color="black", linewidth=1.0,
-                  label=f"macro average{over}: AUC {np.mean(areas):.3f}")  # fmt: skip
+        axes.plot(
+            np.concatenate([[0.0], grid]),
+            mean_curve,
+            color="black",
+            linewidth=1.0,
+            label=f"macro average: AUC {np.mean(areas):.3f}",
+        )
+    else:  # a mean over other grades would be another quantity under the same name
+        axes.plot([], [], color="none", label="no macro average: a grade has no curve")
     unit_square(axes)
     style_axes(axes, "1 - specificity", "Sensitivity")
     add_legend(axes, "lower right")
