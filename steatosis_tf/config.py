@@ -82,6 +82,7 @@ class ModelConfig:
 
     weights: str = "imagenet"
     backbone_seed: int = 0
+    engine: Literal["auto", "keras", "tf-bf16", "openvino"] = "auto"
     hidden_units: int = 256
     dropout: float = 0.5
     normalize_features: bool = True

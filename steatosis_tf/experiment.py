@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 
 from steatosis_tf import tracking
 from steatosis_tf.atomic import replacing
@@ -31,6 +32,7 @@ from steatosis_tf.evaluation.scores import labels_and_probabilities, write_score
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.classifier import assemble, build_head, copy_weights
+from steatosis_tf.model.engines import choose_engine
 from steatosis_tf.model.features import stored_features
 from steatosis_tf.model.train import (
     EpochCallback,
@@ -180,10 +182,19 @@ def _write_rejected(table: pd.DataFrame, path: Path) -> None:
 
 def _load(records_dir: Path, features_dir: Path, config: Config) -> _Data:
     backbone = build_backbone(config.model)
+    examples = read_records(records_dir)
+    engine = choose_engine(config.model.engine, backbone, _check_rois(examples), features_dir)
+    tracking.log_tags({"engine": f"{engine.name} {engine.precision}"})
+    tracking.log_metrics({"engine_min_cosine": engine.min_cosine})
     views = stored_features(
-        read_records(records_dir), features_dir, backbone, config.augment, config.train.views
+        examples, features_dir, backbone, engine, config.augment, config.train.views
     )
     return _Data(records_dir, read_index(records_dir), views, backbone)
+
+
+def _check_rois(examples: tf.data.Dataset) -> np.ndarray:
+    """The first frames of the study, on which engines and exports are held against Keras."""
+    return np.stack([e["roi"] for e in examples.take(NUM_CHECKED).as_numpy_iterator()])
 
 
 def _train_and_score(
@@ -279,8 +290,7 @@ def _scores(head: keras.Model, data: _Data, patient_ids: frozenset[str], fold: i
 
 
 def _export(model: keras.Model, data: _Data, run_dir: Path, run_id: str) -> float:
-    examples = read_records(data.records_dir).take(NUM_CHECKED)
-    rois = np.stack([example["roi"] for example in examples.as_numpy_iterator()])
+    rois = _check_rois(read_records(data.records_dir))
     return export_onnx(model, run_dir / "model.onnx", rois, {"run_id": run_id})
 
 
