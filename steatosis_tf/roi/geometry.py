@@ -86,7 +86,12 @@ class Fan:
         if self.kind == "linear":
             if self.cut_left_px is None or self.cut_right_px is None:
                 raise ValueError("a linear sector needs cut_left_px and cut_right_px: its sides")
-            left, right, top, bottom = self.cut_left_px, self.cut_right_px, self.near_px, self.far_px
+            left, right, top, bottom = (
+                self.cut_left_px,
+                self.cut_right_px,
+                self.near_px,
+                self.far_px,
+            )
             return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
         angle = np.radians(np.linspace(self.left_deg, self.right_deg, _ARC_POINTS))
         arc = np.stack([np.sin(angle), self.row_stretch * np.cos(angle)], axis=1)
