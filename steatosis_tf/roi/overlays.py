@@ -54,9 +54,9 @@ def find_overlays(frame: np.ndarray, sector: Sector) -> np.ndarray:
     if part.ndim == 3:
         marks |= _coloured(part, grey, inside)
     # The sector's own border is a sharp edge too.
-    marks &= cv2.erode(inside, np.ones((5, 5), np.uint8), borderValue=0)
+    core = cv2.erode(inside, np.ones((5, 5), np.uint8), borderValue=0)
     found = np.zeros(frame.shape[:2], bool)
-    found[window] = (cv2.dilate(marks, np.ones((3, 3), np.uint8)) & inside).astype(bool)
+    found[window] = (cv2.dilate(marks * core, np.ones((3, 3), np.uint8)) * inside).astype(bool)
     return found
 
 
@@ -107,14 +107,11 @@ def _ruled_lines(grey: np.ndarray, scale: float) -> np.ndarray:
         flank = cv2.max(
             cv2.erode(level, side, anchor=(4, 0)), cv2.erode(level, side, anchor=(0, 0))
         )
-        drawn = (
-            cv2.compare(spread, _LINE_FLATNESS, cv2.CMP_LE)
-            & cv2.inRange(level, _LINE_LEVEL, _CLIPPED - 1)
-            & cv2.compare(cv2.subtract(level, flank), _LINE_CONTRAST, cv2.CMP_GE)
-        )
-        if cv2.countNonZero(drawn):
-            drawn = cv2.dilate(drawn, line)
-            found |= (cv2.transpose(drawn) if turned else drawn) & 1
+        drawn = (spread <= _LINE_FLATNESS) & (level >= _LINE_LEVEL) & (level < _CLIPPED)
+        drawn &= cv2.subtract(level, flank) >= _LINE_CONTRAST
+        if drawn.any():
+            grown = cv2.dilate(drawn.astype(np.uint8), line)
+            found |= cv2.transpose(grown) if turned else grown
     return found
 
 
@@ -126,4 +123,4 @@ def _coloured(part: np.ndarray, grey: np.ndarray, inside: np.ndarray) -> np.ndar
     lit = (inside[::4, ::4] > 0) & (grey[::4, ::4] > 40)
     tint = float(np.median(chroma[::4, ::4][lit] / grey[::4, ::4][lit])) if lit.any() else 0.0
     expected = cv2.convertScaleAbs(grey, alpha=tint, beta=_COLOUR_STEP)
-    return cv2.medianBlur(cv2.compare(chroma, expected, cv2.CMP_GT) & 1, 3)
+    return cv2.medianBlur((chroma > expected).astype(np.uint8), 3)
