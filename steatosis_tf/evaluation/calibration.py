@@ -8,11 +8,8 @@ from scipy import optimize, special
 
 from steatosis_tf.evaluation.checks import checked_labels, checked_probabilities
 from steatosis_tf.evaluation.ordinal import CUMULATIVE_TASKS, cumulative_scores
+from steatosis_tf.evaluation.proper_scores import SMALLEST, proper_score_terms
 from steatosis_tf.evaluation.proportions import wilson_interval
-from steatosis_tf.grades import GRADES
-
-#: Probabilities are cut at this value before a logarithm: a float32 softmax can give 0.
-SMALLEST = 1e-12
 
 #: Range in which a temperature is sought; outside, the model is certain or knows nothing.
 TEMPERATURE_RANGE = (0.05, 20.0)
@@ -100,12 +97,12 @@ def calibration_metrics(
     """
     labels, scores = _checked(grades_true, probabilities)
     predicted = scores.argmax(axis=1)
-    one_hot = labels[:, None] == np.arange(len(GRADES))
+    terms = proper_score_terms(labels, scores)
     result: dict[str, Any] = {
         "num_rows": len(labels),
         "num_bins": num_bins,
-        "nll": _nll(labels, scores),
-        "brier": float(((scores - one_hot) ** 2).sum(axis=1).mean()),
+        "nll": float(terms["nll"].mean()),
+        "brier": float(terms["brier"].mean()),
         "confidence": _binary(predicted == labels, scores.max(axis=1), num_bins),
     }
     for task, score in cumulative_scores(scores).items():
@@ -176,9 +173,7 @@ def _checked(grades_true: ArrayLike, probabilities: ArrayLike) -> tuple[np.ndarr
 
 
 def _nll(labels: np.ndarray, scores: np.ndarray) -> float:
-    true = scores[np.arange(len(labels)), labels]
-    # `+ 0.0` turns the -0.0 of a perfect model into 0.0.
-    return float(-np.log(np.clip(true, SMALLEST, 1)).mean() + 0.0)
+    return float(proper_score_terms(labels, scores)["nll"].mean())
 
 
 def _binary(happened: np.ndarray, probability: np.ndarray, num_bins: int) -> dict[str, Any]:

