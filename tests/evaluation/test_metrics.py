@@ -67,6 +67,10 @@ def test_random_cases_equal_the_definitions(seed: int, ties: bool) -> None:
     assert found["auc_macro"] == pytest.approx(np.mean(aucs))
     one_hot = np.eye(4, dtype=bool)[labels]
     assert found["auc_micro"] == pytest.approx(pairwise_auc(one_hot.ravel(), scores.ravel()))
+    assert found["nll"] == pytest.approx(-np.log(np.maximum(scores[one_hot], 1e-12)).mean())
+    assert found["brier"] == pytest.approx(
+        sum(sk.brier_score_loss(one_hot[:, g], scores[:, g]) for g in range(4))
+    )
     check_ordinal(found["ordinal"], labels, scores, fat)
     assert found["notes"] == []
 
