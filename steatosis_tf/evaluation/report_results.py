@@ -46,6 +46,10 @@ _ORDINAL = {
     "auc_macro": "AUC, one against the rest, macro",
     "auc_micro": "AUC, one against the rest, micro",
     "average_precision_macro": "Average precision, macro",
+    "fold_mean.ordinal.auc_at_least_mild": "AUC, Mild or worse, mean of folds",
+    "fold_mean.ordinal.auc_at_least_moderate": "AUC, Moderate or worse, mean of folds",
+    "fold_mean.ordinal.auc_severe": "AUC, Severe, mean of folds",
+    "fold_mean.auc_macro": "AUC, one against the rest, macro, mean of folds",
 }
 
 
@@ -91,12 +95,24 @@ def _levels(run: RunRecord, analysis: Analysis) -> list[Block]:
             Text(
                 f"The {run.num_folds} folds are not independent repetitions: every patient is "
                 "tested once, and the interval is over patients. It does not contain the variation "
-                "of training itself (another seed, another split)."
+                "of training itself (another seed, another split). A pooled AUC compares scores of "
+                "different folds' models; the mean of folds does not, and is given beside it."
             )
         )
+    blocks.extend(_interval_notes(analysis))
     if analysis.num_resamples < 2000:
         blocks.append(Alarm(f"Only {analysis.num_resamples} resamples; 2,000 are asked for."))
     return blocks
+
+
+def _interval_notes(analysis: Analysis) -> list[Block]:
+    """Which intervals of patients are missing or of another kind, and why."""
+    by_note: dict[str, list[str]] = {}
+    for name, entry in analysis.intervals.get("patient", {}).items():
+        if entry["note"]:
+            by_note.setdefault(entry["note"], []).append(name)
+    rows = [(", ".join(names), note) for note, names in by_note.items()]
+    return [Table(("Metric", "Note on its interval"), rows)] if rows else []
 
 
 def _results(run: RunRecord, analysis: Analysis) -> list[Block]:

@@ -14,6 +14,7 @@ from steatosis_tf.evaluation.document import (
     Text,
     key_value_rows,
     number,
+    side_by_side,
     with_interval,
 )
 from steatosis_tf.evaluation.run_analysis import COVARIATES, Analysis
@@ -38,15 +39,18 @@ def study_sections(run: RunRecord, analysis: Analysis) -> list[Section]:
 
 
 def stated(run: RunRecord, *keys: str) -> list[Block]:
-    """The author's words, or a plain gap."""
-    blocks: list[Block] = []
-    for key in keys:
-        name = key.replace("_", " ").capitalize()
-        if key in run.study:
-            blocks.append(Text(f"{name}: {run.study[key]}"))
-        else:
-            blocks.append(Lack(f"{name}: needs the author ({STUDY_KEYS[key]})."))
+    """The author's words, and one list of what the author has not stated."""
+    blocks: list[Block] = [
+        Text(f"{_name(key)}: {run.study[key]}") for key in keys if key in run.study
+    ]
+    missing = [f"{_name(key)}: {STUDY_KEYS[key]}" for key in keys if key not in run.study]
+    if missing:
+        blocks.append(Lack("Needs the author (study.json):", missing))
     return blocks
+
+
+def _name(key: str) -> str:
+    return key.replace("_", " ").capitalize()
 
 
 def _use(run: RunRecord) -> list[Block]:
@@ -197,7 +201,8 @@ def _method(run: RunRecord) -> list[Block]:
         blocks.append(Lack("Configuration not known: config.json is absent or damaged."))
     else:
         caption = "Every setting (config.json)."
-        blocks.append(Table(("Setting", "Value"), key_value_rows(run.config), caption))
+        header = ("Setting", "Value", "Setting", "Value")
+        blocks.append(Table(header, side_by_side(key_value_rows(run.config)), caption))
     curves = [path for name, path in run.figures.items() if name.startswith("training")]
     if curves:
         of = f", first of {len(curves)}" if len(curves) > 1 else ""
@@ -206,7 +211,8 @@ def _method(run: RunRecord) -> list[Block]:
         blocks.append(Lack("Versions, hardware and run time not known: no environment.json."))
     else:
         caption = "Versions, hardware, run time (environment.json)."
-        blocks.append(Table(("", "Value"), key_value_rows(run.environment), caption))
+        header = ("", "Value", "", "Value")
+        blocks.append(Table(header, side_by_side(key_value_rows(run.environment)), caption))
     return blocks
 
 

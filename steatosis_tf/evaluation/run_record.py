@@ -154,8 +154,8 @@ def read_json(path: Path) -> dict[str, Any]:
             and a result that is undefined has to say so.
     """
 
-    def refuse(constant: str) -> None:
-        raise ValueError(f"holds {constant}, which is neither JSON nor a result")
+    def refuse(_: str) -> None:
+        raise ValueError("holds a value that is not a number; what is undefined has to be null")
 
     content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     if not isinstance(content, dict):
