@@ -172,7 +172,7 @@ def test_refuses_no_frames_and_tiny_frames():
 # --- physics
 
 
-def test_attenuation_slope_is_recovered_within_ten_percent(cohort):
+def test_median_error_of_the_attenuation_slope_is_under_ten_percent(cohort):
     error = (cohort.slope / cohort.true_slope - 1).abs()
     assert error.median() < 0.10
     assert abs((cohort.slope / cohort.true_slope - 1).median()) < 0.03
