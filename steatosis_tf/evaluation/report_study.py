@@ -24,6 +24,14 @@ from steatosis_tf.grades import GRADES
 _NUMERIC = ("age", "bmi")
 _ABOUT_DATA = ("data_sources", "dates", "devices", "eligibility", "consent", "deidentification")
 
+_PROTOCOLS = {
+    "holdout": "One hold-out split, stratified by grade",
+    "kfold": "Cross-validation in folds, stratified by grade",
+    "lopo": "Leave one patient out",
+    "logo": "Leave one group out",
+    "temporal": "Split by time: earlier patients train, later ones test",
+}
+
 
 def study_sections(run: RunRecord, analysis: Analysis) -> list[Section]:
     """Sections 1 to 7."""
@@ -116,7 +124,9 @@ def _partitions(run: RunRecord, graded: pd.DataFrame) -> dict[str, pd.DataFrame]
         name = f"Tested out of fold, once each, in {run.num_folds} folds"
         return {name: graded[graded["patient_id"].isin(tested)]}
     return {
-        str(side).capitalize(): graded[graded["patient_id"].isin(set(part["patient_id"]))]
+        str(side).replace("_", " ").capitalize(): graded[
+            graded["patient_id"].isin(set(part["patient_id"]))
+        ]
         for side, part in run.split.groupby("split", sort=False)
     }
 
@@ -165,8 +175,8 @@ def _split(run: RunRecord) -> list[Block]:
     if config:
         blocks.append(
             Text(
-                f"Protocol {config.get('kind')}, split by patient and stratified by grade, frozen "
-                f"by split_seed {config.get('split_seed')}; {run.num_folds} partition(s)."
+                f"{_PROTOCOLS.get(run.protocol, run.protocol)}; whole patients, frozen by "
+                f"split_seed {config.get('split_seed')}; {run.num_folds} partition(s)."
             )
         )
     else:

@@ -122,7 +122,8 @@ def _subgroups(
     notes: dict[str, str] = {}
     if run.patient_scores is None or run.manifest is None:
         return found, {"all": "patient_scores.csv or manifest.csv is absent or damaged."}
-    for column in COVARIATES:
+    left_out = str((run.config or {}).get("split", {}).get("column", ""))
+    for column in dict.fromkeys((*COVARIATES, *([left_out] if run.protocol == "logo" else []))):
         if column not in run.manifest.columns:
             notes[column] = "not in the manifest"
             continue
