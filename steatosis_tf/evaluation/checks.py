@@ -10,19 +10,33 @@ from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 SUM_TOLERANCE = 1e-4
 
 
-def check_frame_scores(frame_scores: pd.DataFrame) -> None:
+def check_frame_scores(frame_scores: pd.DataFrame, validation: bool = False) -> None:
     """Refuse a frame table that cannot be evaluated.
+
+    Args:
+        frame_scores: one row per frame.
+        validation: the table holds the validation parts of several folds, so that a patient may
+            stand in several folds (once in each). Test and out-of-fold scores must not.
 
     Raises:
         ValueError: what `check_table` refuses, or a patient with two grades or in two folds.
     """
-    check_table(frame_scores, "frame_id")
+    check_table(frame_scores, "frame_id", validation)
     _check_one_value_per_patient(frame_scores, "grade")
-    _check_one_value_per_patient(frame_scores, "fold")
+    if not validation:
+        _check_one_value_per_patient(frame_scores, "fold")
 
 
-def check_table(table: pd.DataFrame, id_column: str) -> None:
+def id_key(table: pd.DataFrame, id_column: str, validation: bool = False) -> list[str]:
+    """Columns that name a row: the id, within its repeat and (validation only) its fold."""
+    within = ["repeat", "fold"] if validation else ["repeat"]
+    return [*(column for column in within if column in table), id_column]
+
+
+def check_table(table: pd.DataFrame, id_column: str, validation: bool = False) -> None:
     """Refuse a frame table (`id_column` frame_id) or patient table (patient_id) row by row.
+
+    `validation` is explained at `check_frame_scores`.
 
     Raises:
         ValueError: missing column, no row, repeated id, unknown grade, bad probabilities.
@@ -37,7 +51,7 @@ def check_table(table: pd.DataFrame, id_column: str) -> None:
     if not len(table):
         raise ValueError("Expected at least one row of scores. Received: rows=0.")
     ids = table[id_column]
-    key = ["repeat", id_column] if "repeat" in table else [id_column]
+    key = id_key(table, id_column, validation)
     _refuse(ids, table.duplicated(key).to_numpy(), f"each {id_column} once", "repeated")
     _refuse(
         ids,

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from steatosis_tf.evaluation.checks import check_frame_scores, check_table, first_ids
+from steatosis_tf.evaluation.checks import check_frame_scores, check_table, first_ids, id_key
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS, label_of
 
 FRAME_COLUMNS = (
@@ -57,7 +57,9 @@ RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def patient_scores(frame_scores: pd.DataFrame, rule: str = "mean") -> pd.DataFrame:
+def patient_scores(
+    frame_scores: pd.DataFrame, rule: str = "mean", *, validation: bool = False
+) -> pd.DataFrame:
     """One row per patient from one row per frame.
 
     Args:
@@ -67,6 +69,8 @@ def patient_scores(frame_scores: pd.DataFrame, rule: str = "mean") -> pd.DataFra
         rule: how a patient's frames are joined, grade by grade and then scaled to sum 1:
             `mean`, `median`, `trimmed_mean` (a tenth of the frames cut at each end) or `vote`
             (share of frames that predict the grade).
+        validation: the validation parts of several folds: a patient may stand in several folds
+            and gets one row in each.
 
     Returns:
         `PATIENT_COLUMNS` (after `repeat`, where there is one), sorted by patient. `fat_percent`
@@ -80,14 +84,13 @@ def patient_scores(frame_scores: pd.DataFrame, rule: str = "mean") -> pd.DataFra
     """
     if rule not in RULES:
         raise ValueError(f"Expected a rule out of {', '.join(RULES)}. Received: rule={rule!r}.")
-    check_frame_scores(frame_scores)
+    check_frame_scores(frame_scores, validation)
     table = frame_scores.assign(
         fold=frame_scores.get("fold", 0), fat_percent=frame_scores.get("fat_percent", np.nan)
     )
-    key = ["repeat", "patient_id"] if "repeat" in table else ["patient_id"]
-    groups = table.groupby(key, sort=True)
+    groups = table.groupby(id_key(table, "patient_id", validation), sort=True)
     patients = groups.agg(
-        fold=("fold", "first"),
+        **({} if validation else {"fold": ("fold", "first")}),
         grade=("grade", "first"),
         fat_percent=("fat_percent", "mean"),
         num_frames=("frame_id", "size"),
@@ -108,23 +111,26 @@ def patient_scores(frame_scores: pd.DataFrame, rule: str = "mean") -> pd.DataFra
     return patients.reset_index()[columns]
 
 
-def labels_and_probabilities(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def labels_and_probabilities(
+    table: pd.DataFrame, *, validation: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """True labels `(N,)` int 0..3 and probabilities `(N, 4)` float64 of a frame or patient table.
 
     Raises:
         ValueError: if the table is not a valid score table.
     """
-    check_table(table, "frame_id" if "frame_id" in table else "patient_id")
+    check_table(table, "frame_id" if "frame_id" in table else "patient_id", validation)
     labels = np.array([label_of(grade) for grade in table["grade"]], dtype=int)
     return labels, _probabilities(table)
 
 
-def read_scores(path: str | Path) -> pd.DataFrame:
+def read_scores(path: str | Path, *, validation: bool = False) -> pd.DataFrame:
     """Read and check a frame or patient score file.
 
     Args:
         path: CSV written by `write_scores`. Ids are read as text (patient "007" or "NA" stays
             so); numbers come back bit-equal.
+        validation: it holds the validation parts of several folds, see `patient_scores`.
 
     Raises:
         ValueError: if the file is missing, is not a CSV, holds a cell that is not a number where
@@ -150,21 +156,23 @@ def read_scores(path: str | Path) -> pd.DataFrame:
         ) from error
     try:
         if "frame_id" in table:
-            check_frame_scores(table)
+            check_frame_scores(table, validation)
         else:
-            check_table(table, "patient_id")
+            check_table(table, "patient_id", validation)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
     return table
 
 
-def write_scores(table: pd.DataFrame, path: str | Path) -> None:
+def write_scores(table: pd.DataFrame, path: str | Path, *, validation: bool = False) -> None:
     """Write a frame or patient table as CSV, complete or not at all, at full precision.
+
+    `validation` is explained at `patient_scores`.
 
     Raises:
         ValueError: if the table is not a valid score table.
     """
-    check_table(table, "frame_id" if "frame_id" in table else "patient_id")
+    check_table(table, "frame_id" if "frame_id" in table else "patient_id", validation)
     path = Path(path)
     # float32 would be written with 8 digits and read back as another float64.
     wide = table.astype(dict.fromkeys(SCORE_COLUMNS, np.float64))
@@ -185,7 +193,7 @@ def check_same_patients(frame_scores: pd.DataFrame, patient_scores: pd.DataFrame
         ValueError: naming the patients that only one table has, or whose grade or number of
             frames differ.
     """
-    key = ["repeat", "patient_id"] if "repeat" in frame_scores else ["patient_id"]
+    key = id_key(frame_scores, "patient_id")
     frames = frame_scores.groupby(key).agg(grade=("grade", "first"), num_frames=("grade", "size"))
     patients = patient_scores.set_index(key)
     for have, lack, name in (

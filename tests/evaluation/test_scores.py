@@ -205,3 +205,18 @@ def test_labels_follow_the_order_of_the_grades() -> None:
     assert labels[::5].tolist() == [0, 1, 2, 3, 0, 1]
     assert probabilities.shape == (30, 4)
     assert probabilities.dtype == np.float64
+
+
+def test_validation_parts_of_several_folds_may_share_patients(tmp_path) -> None:
+    frames = make_frames().drop(columns="fold")
+    validation = pd.concat([frames.assign(fold=0), frames.assign(fold=1)])
+    with pytest.raises(ValueError, match="each frame_id once"):
+        patient_scores(validation)
+    patients = patient_scores(validation, validation=True)
+    assert len(patients) == 12
+    assert patients["fold"].tolist() == [0] * 6 + [1] * 6
+    path = tmp_path / "validation_scores.csv"
+    write_scores(validation, path, validation=True)
+    assert len(read_scores(path, validation=True)) == 60
+    with pytest.raises(ValueError, match=r"validation_scores\.csv: Expected each frame_id once"):
+        read_scores(path)
