@@ -18,8 +18,10 @@ from steatosis_tf.evaluation.document import (
     with_interval,
 )
 from steatosis_tf.evaluation.report_study import stated
-from steatosis_tf.evaluation.run_analysis import Analysis, coverage_risk
+from steatosis_tf.evaluation.run_analysis import Analysis
 from steatosis_tf.evaluation.run_record import RunRecord
+from steatosis_tf.evaluation.scores import labels_and_probabilities
+from steatosis_tf.evaluation.selective import coverage_risk_curve
 from steatosis_tf.evaluation.subgroups import SHOWN_METRICS
 
 _WORDS = {
@@ -123,7 +125,8 @@ def _robustness(run: RunRecord, analysis: Analysis) -> list[Block]:
 def _rejection(run: RunRecord) -> list[Block]:
     blocks: list[Block] = []
     if run.patient_scores is not None:
-        coverage, risk = coverage_risk(run.patient_scores)
+        curve = coverage_risk_curve(*labels_and_probabilities(run.patient_scores))
+        coverage, risk = np.array(curve["coverage"]), np.array(curve["risk"])
         path = run.run_dir / "figures" / "coverage_risk.png"
         who = f"n = {len(run.patient_scores):,} patients, least certain left out first"
         coverage_risk_figure(coverage, {"model": risk}, path, subtitle=who)

@@ -11,29 +11,39 @@ import pandas as pd
 import pytest
 
 from steatosis_tf.evaluation.evaluate import evaluate_run
+from steatosis_tf.evaluation.operating_points import choose_operating_points
 from steatosis_tf.evaluation.report import write_report
+from steatosis_tf.evaluation.scores import patient_scores, read_scores
 from steatosis_tf.grades import GRADES, NOTICE, SCORE_COLUMNS
 
 RESAMPLES = 100
 
 
-def make_run(folder, num_patients=48, frames_each=3, labels=None, seed=4):
-    """A run directory as the line leaves it: 48 test patients, 12 of each grade."""
-    run_dir = folder / "experiment" / "run"
-    run_dir.mkdir(parents=True)
+def make_scores(labels, frames_each, seed, prefix):
+    """Frames of an over-confident model (logits 3 times too large) that is right in most cases."""
     rng = np.random.default_rng(seed)
-    labels = np.arange(num_patients) % 4 if labels is None else np.asarray(labels)
     rows = []
     for patient, label in enumerate(labels):
         logits = rng.normal(size=4) + 1.5 * np.eye(4)[label]
         for frame in range(frames_each):
-            scores = np.exp(logits + rng.normal(scale=0.3, size=4))
-            rows.append((f"{patient:03d}{frame}", f"P{patient:03d}", 0, GRADES[label],
-                         label * 25.0, *(scores / scores.sum())))  # fmt: skip
+            scores = np.exp(3 * (logits + rng.normal(scale=0.3, size=4)))
+            rows.append((f"{prefix}{patient:03d}{frame}", f"{prefix}{patient:03d}", 0,
+                         GRADES[label], label * 25.0, *(scores / scores.sum())))  # fmt: skip
     columns = ["frame_id", "patient_id", "fold", "grade", "fat_percent", *SCORE_COLUMNS]
     scores = pd.DataFrame(rows, columns=columns)
     scores["predicted"] = [GRADES[k] for k in scores[list(SCORE_COLUMNS)].to_numpy().argmax(1)]
+    return scores
+
+
+def make_run(folder, num_patients=48, frames_each=3, labels=None):
+    """A run directory as the line leaves it: 48 test and 40 validation patients."""
+    run_dir = folder / "experiment" / "run"
+    run_dir.mkdir(parents=True)
+    labels = np.arange(num_patients) % 4 if labels is None else np.asarray(labels)
+    scores = make_scores(labels, frames_each, 4, "P")
     scores.to_csv(run_dir / "frame_scores.csv", index=False)
+    validation = make_scores(np.arange(40) % 4, 1, 5, "V")
+    validation.to_csv(run_dir / "validation_scores.csv", index=False)
     manifest = scores[["frame_id", "patient_id", "grade", "fat_percent"]].assign(
         path="f.png", pixels_sha256="0", sex="F", age="50", scanner="A", split="test",
         roi_top=1, roi_left=1, roi_height=9, roi_width=9, roi_source="auto",
@@ -41,7 +51,7 @@ def make_run(folder, num_patients=48, frames_each=3, labels=None, seed=4):
     manifest.loc[manifest["patient_id"].isin(["P000", "P001", "P002"]), "scanner"] = "rare"
     manifest.to_csv(run_dir / "manifest.csv", index=False)
     split = manifest.drop_duplicates("patient_id").assign(fold=0)[["fold", "patient_id", "split"]]
-    others = [(0, "T1", "train"), (0, "V1", "validation")]
+    others = [(0, "T1", "train"), *((0, f"V{k:03d}", "validation") for k in range(40))]
     split = pd.concat([split, pd.DataFrame(others, columns=split.columns)])
     split.to_csv(run_dir / "split.csv", index=False)
     (run_dir / "rejected.csv").write_text("frame_id,patient_id,reason\nx1,T1,no sector\n")
@@ -94,6 +104,37 @@ def test_whole_run_is_consistent_and_says_what_is_missing(whole_run):
     for number in range(1, 21):
         assert f"\n## {number}. " in text
     assert "## Intended use" in (whole_run / "model_card.md").read_text(encoding="utf-8")
+
+
+def test_validation_fixes_temperature_cut_offs_and_grade_sets(whole_run):
+    text = (whole_run / "report.md").read_text(encoding="utf-8")
+    temperature = float(re.search(r"Temperature ([\d.]+), fitted on 40 validation", text)[1])
+    assert 1.5 < temperature < 4  # logits were blown up by 3
+    before, after = (float(x) for x in re.search(
+        r"Negative log-likelihood \(nats\) \| ([\d.]+) \| ([\d.]+)", text).groups())  # fmt: skip
+    assert after < before
+    assert re.search(r"\| Mild or worse: youden \| 0\.\d+ \| 0\.\d+ \(", text)
+    assert "| Severe: least cost | 25 % |" in text
+    assert "promise to hold the true grade of 90 % of patients" in text
+    assert "Decision curve, Moderate or worse" in text
+
+
+def test_locked_cut_offs_of_the_run_are_used_and_damaged_ones_refused(run_dir):
+    validation = read_scores(run_dir / "validation_scores.csv", validation=True)
+    points = choose_operating_points(patient_scores(validation, validation=True))
+    points["folds"]["0"]["severe"]["youden"]["threshold"] = 0.123456
+    (run_dir / "operating_points.json").write_text(json.dumps(points))
+    page = report_text(run_dir)
+    assert "Cut-offs from operating_points.json" in page
+    assert "<td>0.123</td>" in page
+    (run_dir / "operating_points.json").write_text("{}")
+    assert "operating_points.json cannot be used" in report_text(run_dir)
+
+
+def test_without_validation_scores_nothing_is_chosen_on_the_test_part(run_dir):
+    (run_dir / "validation_scores.csv").unlink()
+    page = report_text(run_dir)
+    assert page.count("no validation scores (validation_scores.csv)") == 3
 
 
 def test_page_is_one_file_without_network_or_script(whole_run):
@@ -238,9 +279,7 @@ def test_author_statements_are_printed_and_checked(run_dir):
 
 def test_parts_of_later_steps_are_shown(run_dir):
     (run_dir / "leak_gate.json").write_text(json.dumps({"passed": False, "findings": 3}))
-    (run_dir / "operating_points.json").write_text(
-        json.dumps({"at_least_mild": {"cut": 0.4, "chosen_by": "youden"}})
-    )
+    (run_dir / "comparators.json").write_text(json.dumps({"majority": {"accuracy": 0.25}}))
     pd.DataFrame(
         {
             "perturbation": "gain", "strength": [0.0, 6.0], "unit": "dB",
@@ -249,8 +288,7 @@ def test_parts_of_later_steps_are_shown(run_dir):
     ).to_csv(run_dir / "robustness.csv", index=False)  # fmt: skip
     page = report_text(run_dir)
     assert "The leak gate did not pass: results are not to be believed." in page
-    assert "at_least_mild.cut" in page
-    assert "youden" in page
+    assert "majority.accuracy" in page
     assert (run_dir / "figures" / "robustness_quadratic_kappa.png").is_file()
 
 
