@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process if None.
 
     Returns:
-        0, or 1 if the verb failed. argparse itself exits with 2 on a bad call.
+        0, or 1 if the verb failed or its check found fault. argparse itself exits with 2 on a bad call.
     """
     args = _parser().parse_args(argv)
     start = time.monotonic()
@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _write_report(args, {"error": str(error)}, 1, start)
         return 1
     print(json.dumps(result.values, indent=2) if args.json else result.text)
-    _write_report(args, result.values, 0, start)
-    return 0
+    _write_report(args, result.values, result.exit_code, start)
+    return result.exit_code
 
 
 def _write_report(

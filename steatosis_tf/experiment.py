@@ -267,7 +267,7 @@ def _rows_of(data: _Data, patient_ids: frozenset[str]) -> np.ndarray:
 
 def _scores(head: keras.Model, data: _Data, patient_ids: frozenset[str], fold: int) -> pd.DataFrame:
     rows = _rows_of(data, patient_ids)
-    probabilities = head.predict(data.views[0, rows], batch_size=256, verbose=0)
+    probabilities = np.asarray(head(data.views[0, rows], training=False))
     index = data.index.iloc[rows]
     table = index[["frame_id", "patient_id"]].assign(
         fold=fold, grade=[GRADES[label] for label in index["label"]],

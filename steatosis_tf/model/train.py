@@ -110,6 +110,7 @@ def fit(
         epochs=config.epochs,
         class_weight=weights,
         callbacks=callbacks,
+        shuffle=False,  # the batches come shuffled
         verbose=0,
     ).history
     if config.checkpoint == "best":

@@ -4,6 +4,6 @@ Each entry is (name, function, function that adds its arguments). The modules im
 at the top: the work is imported inside the verb that does it.
 """
 
-from steatosis_tf.verbs import cohort, general, results
+from steatosis_tf.verbs import cohort, general, reporting, results
 
-VERBS = (*general.VERBS, *cohort.VERBS, *results.VERBS)
+VERBS = (*general.VERBS, *cohort.VERBS, *results.VERBS, *reporting.VERBS)
