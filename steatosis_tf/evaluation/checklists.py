@@ -58,7 +58,7 @@ def _passed(text: str) -> _Holds:
 
 # What a run itself answers: name -> section and whether it does.
 _EVIDENCE: dict[str, tuple[str, _Holds]] = {
-    "calibration": ("calibration", lambda run, analysis: "calibration.json" in run.parts),
+    "calibration": ("calibration", lambda run, analysis: analysis.thresholds.after is not None),
     "characteristics": (
         "flow",
         lambda run, analysis: run.manifest is not None and {"sex", "age"} <= set(run.manifest),
@@ -82,7 +82,7 @@ _EVIDENCE: dict[str, tuple[str, _Holds]] = {
     ),
     "metrics": ("results", lambda run, analysis: "patient" in analysis.metrics),
     "model": ("split", lambda run, analysis: "model.onnx" in run.hashes),
-    "operating": ("operating", lambda run, analysis: "operating_points.json" in run.parts),
+    "operating": ("operating", lambda run, analysis: analysis.thresholds.operating is not None),
     "preprocessing": (
         "method",
         lambda run, analysis: run.manifest is not None and "roi_height" in run.manifest,

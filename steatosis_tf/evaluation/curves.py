@@ -114,6 +114,7 @@ def decision_curve_figure(
     *,
     subtitle: str,
     task: str,
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> Path:
     """Net benefit against threshold probability (Vickers and Elkin 2006).
 
@@ -123,6 +124,7 @@ def decision_curve_figure(
         path: PNG to write.
         subtitle: number of patients and of those with the condition.
         task: the condition, for example "Mild or worse".
+        bands: strategy -> lower and upper bounds `(t,)` drawn behind its curve.
 
     Raises:
         ValueError: if a curve has another length than the thresholds, or a value is not finite.
@@ -136,6 +138,9 @@ def decision_curve_figure(
         free += name not in _REFERENCE_STYLE
         width = 1.2 if name in _REFERENCE_STYLE else 1.8
         axes.plot(thresholds, benefit, color=colour, linestyle=line, linewidth=width, label=name)
+        if bands and name in bands:
+            low, high = bands[name]
+            axes.fill_between(thresholds, low, high, color=colour, alpha=0.15, linewidth=0)
     top = max(float(np.max(benefit)) for benefit in net_benefits.values())
     # Treat all falls without bound; below a small loss nobody needs to see how far.
     axes.set_ylim(-0.25 * max(top, 0.05), 1.15 * max(top, 0.05))
@@ -226,7 +231,7 @@ def _robustness_panel(axes: Axes, rows: pd.DataFrame, name: str) -> None:
     if rows.empty:
         axes.text(0.5, 0.5, "no value", ha="center", color=FAINT, transform=axes.transAxes)
         return
-    if {"low", "high"} <= set(rows.columns) and rows[["low", "high"]].notna().all(axis=None):
+    if {"low", "high"} <= set(rows.columns):  # a missing bound leaves a gap in the band
         axes.fill_between(rows["strength"], rows["low"].astype(float), rows["high"].astype(float),
                           color=COLOURS[5], alpha=0.3, linewidth=0)  # fmt: skip
     undisturbed = rows.loc[rows["strength"] == 0, "value"]

@@ -19,6 +19,7 @@ class Lack:
     """Something a reader expects here and that was not done or is not known."""
 
     text: str
+    items: Sequence[str] = ()
     kind: str = "lack"
 
 
@@ -95,7 +96,19 @@ def key_value_rows(content: dict[str, Any], prefix: str = "") -> list[tuple[str,
             for place, part in enumerate(value):
                 rows.extend(key_value_rows(part, f"{name}[{place}]"))
         elif isinstance(value, list):
-            rows.append((name, ", ".join(number(part) for part in value) or "none"))
+            rows.append((name, ", ".join(_as_set(part) for part in value) or "none"))
         else:
-            rows.append((name, number(value)))
+            rows.append((name, _as_set(value)))
     return rows
+
+
+def side_by_side(rows: Sequence[tuple[str, str]]) -> list[tuple[str, str, str, str]]:
+    """Two columns of names and values as four, so that a long list fills half a page."""
+    half = -(-len(rows) // 2)
+    right = [*rows[half:], ("", "")]
+    return [(*left, *other) for left, other in zip(rows[:half], right, strict=False)]
+
+
+def _as_set(value: Any) -> str:
+    """A setting as it was written: 1e-4 must not become 0.000."""
+    return f"{value:.6g}" if isinstance(value, float) else number(value)

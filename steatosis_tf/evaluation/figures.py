@@ -202,6 +202,7 @@ def training_curves(
         if name != "epoch" and not name.startswith("val_") and name not in _TIMES
         and pd.api.types.is_numeric_dtype(table[name])
     ]  # fmt: skip
+    names.sort(key=lambda name: (name != "loss", name in _SETTINGS))  # the rest as they came
     num_columns = min(len(names), 3)
     num_rows = -(-len(names) // num_columns)
     figure = new_sheet(

@@ -94,7 +94,7 @@ def _block(block: Block, run_dir: Path | None) -> str:
     if isinstance(block, Text):
         return _plain(block.text)
     if isinstance(block, Lack):
-        return f"> {_plain(block.text)}"
+        return "\n".join([f"> {_plain(block.text)}", *(f"> - {_plain(i)}" for i in block.items)])
     if isinstance(block, Alarm):
         return f"> **Attention.** {_plain(block.text)}"
     if isinstance(block, Table):

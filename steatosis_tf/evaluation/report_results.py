@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from steatosis_tf.evaluation.curves import reliability_figure
 from steatosis_tf.evaluation.document import (
     Alarm,
     Block,
@@ -15,9 +14,13 @@ from steatosis_tf.evaluation.document import (
     number,
     with_interval,
 )
-from steatosis_tf.evaluation.run_analysis import Analysis, calibration_errors
+from steatosis_tf.evaluation.report_thresholds import (
+    calibration_blocks,
+    decision_blocks,
+    operating_blocks,
+)
+from steatosis_tf.evaluation.run_analysis import Analysis
 from steatosis_tf.evaluation.run_record import RunRecord
-from steatosis_tf.evaluation.scores import labels_and_probabilities
 from steatosis_tf.grades import GRADES
 
 LEVELS = {"patient": "Patients", "frame": "Frames"}
@@ -46,6 +49,10 @@ _ORDINAL = {
     "auc_macro": "AUC, one against the rest, macro",
     "auc_micro": "AUC, one against the rest, micro",
     "average_precision_macro": "Average precision, macro",
+    "fold_mean.ordinal.auc_at_least_mild": "AUC, Mild or worse, mean of folds",
+    "fold_mean.ordinal.auc_at_least_moderate": "AUC, Moderate or worse, mean of folds",
+    "fold_mean.ordinal.auc_severe": "AUC, Severe, mean of folds",
+    "fold_mean.auc_macro": "AUC, one against the rest, macro, mean of folds",
 }
 
 
@@ -55,23 +62,21 @@ def result_sections(run: RunRecord, analysis: Analysis) -> list[Section]:
         Section("levels", "Unit of inference and intervals", _levels(run, analysis)),
         Section("results", "Confusion matrix and per-class results", _results(run, analysis)),
         Section("ordinal", "Ordinal results and areas under curves", _ordinal(run, analysis)),
-        Section("operating", "Operating points", _part(run, "operating_points.json")),
-        Section("calibration", "Calibration", _calibration(run)),
-        Section("decision", "Decision curve", _part(run, "decision_curve.json", "decision")),
-        Section("comparators", "Comparators", _part(run, "comparators.json", "comparator")),
+        Section("operating", "Operating points", operating_blocks(analysis)),
+        Section("calibration", "Calibration and grade sets", calibration_blocks(run, analysis)),
+        Section("decision", "Decision curves", decision_blocks(run, analysis)),
+        Section("comparators", "Comparators", _comparators(run)),
     ]
 
 
-def _part(run: RunRecord, name: str, figure: str = "") -> list[Block]:
-    """A result of a later step, or a plain "not done"."""
+def _comparators(run: RunRecord) -> list[Block]:
     pictures: list[Block] = [
-        Picture(path, stem.replace("_", " ").capitalize() + ".")
-        for stem, path in run.figures.items()
-        if figure and stem.startswith(figure)
+        Picture(path, "Comparators.") for stem, path in run.figures.items() if "comparator" in stem
     ]
-    if name not in run.parts:
-        return pictures or [Lack(f"Not done: the run holds no {name}.")]
-    return [*pictures, Table(("", "Value"), key_value_rows(run.parts[name]), name)]
+    if "comparators.json" not in run.parts:
+        return pictures or [Lack("Not done: the run holds no comparators.json.")]
+    rows = key_value_rows(run.parts["comparators.json"])
+    return [*pictures, Table(("", "Value"), rows, "comparators.json")]
 
 
 def _levels(run: RunRecord, analysis: Analysis) -> list[Block]:
@@ -91,12 +96,24 @@ def _levels(run: RunRecord, analysis: Analysis) -> list[Block]:
             Text(
                 f"The {run.num_folds} folds are not independent repetitions: every patient is "
                 "tested once, and the interval is over patients. It does not contain the variation "
-                "of training itself (another seed, another split)."
+                "of training itself (another seed, another split). A pooled AUC compares scores of "
+                "different folds' models; the mean of folds does not, and is given beside it."
             )
         )
+    blocks.extend(_interval_notes(analysis))
     if analysis.num_resamples < 2000:
         blocks.append(Alarm(f"Only {analysis.num_resamples} resamples; 2,000 are asked for."))
     return blocks
+
+
+def _interval_notes(analysis: Analysis) -> list[Block]:
+    """Which intervals of patients are missing or of another kind, and why."""
+    by_note: dict[str, list[str]] = {}
+    for name, entry in analysis.intervals.get("patient", {}).items():
+        if entry["note"]:
+            by_note.setdefault(entry["note"], []).append(name)
+    rows = [(", ".join(names), note) for note, names in by_note.items()]
+    return [Table(("Metric", "Note on its interval"), rows)] if rows else []
 
 
 def _results(run: RunRecord, analysis: Analysis) -> list[Block]:
@@ -180,29 +197,3 @@ def _ordinal(run: RunRecord, analysis: Analysis) -> list[Block]:
     blocks: list[Block] = [Table(header, rows, "Value (95 % interval).")]
     notes = sorted({note for found in analysis.metrics.values() for note in found["notes"]})
     return blocks + [Alarm(note) for note in notes]
-
-
-def _calibration(run: RunRecord) -> list[Block]:
-    blocks: list[Block] = []
-    if run.patient_scores is not None:
-        labels, scores = labels_and_probabilities(run.patient_scores)
-        path = run.run_dir / "figures" / "reliability_patients.png"
-        reliability_figure(labels, {"as scored": scores}, path)
-        found = calibration_errors(run.patient_scores)
-        blocks += [
-            Text(
-                f"Patients, as scored: expected calibration error {found['ece']:.3f} (predicted "
-                f"grade, 10 equal bins), Brier score {found['brier']:.3f} (sum over grades, 0 to "
-                f"2), negative log-likelihood {found['nll']:.3f} nats."
-            ),
-            Picture(path, "Reliability of the patients' predicted grade."),
-        ]
-    blocks += [
-        Picture(path, stem.replace("_", " ").capitalize() + ".")
-        for stem, path in run.figures.items()
-        if stem.startswith(("reliability", "calibration")) and stem != "reliability_patients"
-    ]
-    if "calibration.json" not in run.parts:
-        return [*blocks, Lack("Temperature scaling on validation: not done (no calibration.json).")]
-    content = key_value_rows(run.parts["calibration.json"])
-    return [*blocks, Table(("", "Value"), content, "calibration.json")]

@@ -14,6 +14,7 @@ from steatosis_tf.evaluation.document import (
     Text,
     key_value_rows,
     number,
+    side_by_side,
     with_interval,
 )
 from steatosis_tf.evaluation.run_analysis import COVARIATES, Analysis
@@ -22,6 +23,14 @@ from steatosis_tf.grades import GRADES
 
 _NUMERIC = ("age", "bmi")
 _ABOUT_DATA = ("data_sources", "dates", "devices", "eligibility", "consent", "deidentification")
+
+_PROTOCOLS = {
+    "holdout": "One hold-out split, stratified by grade",
+    "kfold": "Cross-validation in folds, stratified by grade",
+    "lopo": "Leave one patient out",
+    "logo": "Leave one group out",
+    "temporal": "Split by time: earlier patients train, later ones test",
+}
 
 
 def study_sections(run: RunRecord, analysis: Analysis) -> list[Section]:
@@ -38,15 +47,18 @@ def study_sections(run: RunRecord, analysis: Analysis) -> list[Section]:
 
 
 def stated(run: RunRecord, *keys: str) -> list[Block]:
-    """The author's words, or a plain gap."""
-    blocks: list[Block] = []
-    for key in keys:
-        name = key.replace("_", " ").capitalize()
-        if key in run.study:
-            blocks.append(Text(f"{name}: {run.study[key]}"))
-        else:
-            blocks.append(Lack(f"{name}: needs the author ({STUDY_KEYS[key]})."))
+    """The author's words, and one list of what the author has not stated."""
+    blocks: list[Block] = [
+        Text(f"{_name(key)}: {run.study[key]}") for key in keys if key in run.study
+    ]
+    missing = [f"{_name(key)}: {STUDY_KEYS[key]}" for key in keys if key not in run.study]
+    if missing:
+        blocks.append(Lack("Needs the author (study.json):", missing))
     return blocks
+
+
+def _name(key: str) -> str:
+    return key.replace("_", " ").capitalize()
 
 
 def _use(run: RunRecord) -> list[Block]:
@@ -112,7 +124,9 @@ def _partitions(run: RunRecord, graded: pd.DataFrame) -> dict[str, pd.DataFrame]
         name = f"Tested out of fold, once each, in {run.num_folds} folds"
         return {name: graded[graded["patient_id"].isin(tested)]}
     return {
-        str(side).capitalize(): graded[graded["patient_id"].isin(set(part["patient_id"]))]
+        str(side).replace("_", " ").capitalize(): graded[
+            graded["patient_id"].isin(set(part["patient_id"]))
+        ]
         for side, part in run.split.groupby("split", sort=False)
     }
 
@@ -161,8 +175,8 @@ def _split(run: RunRecord) -> list[Block]:
     if config:
         blocks.append(
             Text(
-                f"Protocol {config.get('kind')}, split by patient and stratified by grade, frozen "
-                f"by split_seed {config.get('split_seed')}; {run.num_folds} partition(s)."
+                f"{_PROTOCOLS.get(run.protocol, run.protocol)}; whole patients, frozen by "
+                f"split_seed {config.get('split_seed')}; {run.num_folds} partition(s)."
             )
         )
     else:
@@ -197,7 +211,8 @@ def _method(run: RunRecord) -> list[Block]:
         blocks.append(Lack("Configuration not known: config.json is absent or damaged."))
     else:
         caption = "Every setting (config.json)."
-        blocks.append(Table(("Setting", "Value"), key_value_rows(run.config), caption))
+        header = ("Setting", "Value", "Setting", "Value")
+        blocks.append(Table(header, side_by_side(key_value_rows(run.config)), caption))
     curves = [path for name, path in run.figures.items() if name.startswith("training")]
     if curves:
         of = f", first of {len(curves)}" if len(curves) > 1 else ""
@@ -206,7 +221,8 @@ def _method(run: RunRecord) -> list[Block]:
         blocks.append(Lack("Versions, hardware and run time not known: no environment.json."))
     else:
         caption = "Versions, hardware, run time (environment.json)."
-        blocks.append(Table(("", "Value"), key_value_rows(run.environment), caption))
+        header = ("", "Value", "", "Value")
+        blocks.append(Table(header, side_by_side(key_value_rows(run.environment)), caption))
     return blocks
 
 

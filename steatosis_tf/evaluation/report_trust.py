@@ -18,8 +18,10 @@ from steatosis_tf.evaluation.document import (
     with_interval,
 )
 from steatosis_tf.evaluation.report_study import stated
-from steatosis_tf.evaluation.run_analysis import Analysis, coverage_risk
+from steatosis_tf.evaluation.run_analysis import Analysis
 from steatosis_tf.evaluation.run_record import RunRecord
+from steatosis_tf.evaluation.scores import labels_and_probabilities
+from steatosis_tf.evaluation.selective import coverage_risk_curve
 from steatosis_tf.evaluation.subgroups import SHOWN_METRICS
 
 _WORDS = {
@@ -30,6 +32,8 @@ _WORDS = {
     "ordinal.auc_at_least_mild": "AUC, Mild or worse",
 }
 
+_PICTURES = {"gallery": "Worst errors, one frame per patient; the box is what the model saw."}
+
 
 def trust_sections(run: RunRecord, analysis: Analysis) -> list[Section]:
     """Sections 15 to 20."""
@@ -38,25 +42,30 @@ def trust_sections(run: RunRecord, analysis: Analysis) -> list[Section]:
         Section("robustness", "Robustness and repeatability", _robustness(run, analysis)),
         Section("rejection", "Rejection and abstention", _rejection(run)),
         Section("explanations", "Explanations and failures", _explanations(run)),
-        Section("external", "External validation", _external(run)),
+        Section("external", "External validation", _external(run, analysis)),
         Section("limits", "Limits, risks, monitoring, availability", _limits(run, analysis)),
     ]
+
+
+def _group_table(found: dict[str, Any]) -> Table:
+    rows = []
+    for group in found["groups"]:
+        grades = " / ".join(str(count) for count in group["patients_per_grade"].values())
+        first = [group["value"], number(group["num_patients"]), grades]
+        if group["suppressed"]:
+            rows.append([*first, *["suppressed"] * len(SHOWN_METRICS)])
+            continue
+        rows.append([*first, *(with_interval(group["metrics"][name], 2) for name in SHOWN_METRICS)])
+    header = (found["column"], "n", "of each grade", *(_WORDS[name] for name in SHOWN_METRICS))
+    least = found["min_patients"]
+    caption = f"Patients by {found['column']}. Groups under {least} patients are suppressed."
+    return Table(header, rows, caption)
 
 
 def _subgroups(analysis: Analysis) -> list[Block]:
     blocks: list[Block] = []
     for found in analysis.subgroups.values():
-        rows = []
-        for group in found["groups"]:
-            size = number(group["num_patients"])
-            if group["suppressed"]:
-                rows.append([group["value"], size, *["suppressed"] * len(SHOWN_METRICS)])
-                continue
-            cells = [with_interval(group["metrics"][name], 2) for name in SHOWN_METRICS]
-            rows.append([group["value"], size, *cells])
-        header = (found["column"], "n", *(_WORDS[name] for name in SHOWN_METRICS))
-        caption = f"Groups under {found['min_patients']} patients are suppressed."
-        blocks += [Table(header, rows, caption), Text(found["statement"])]
+        blocks += [_group_table(found), Text(found["statement"])]
         if found["gaps"]:
             blocks.append(_gap_table(found))
     if analysis.subgroup_notes:
@@ -116,7 +125,8 @@ def _robustness(run: RunRecord, analysis: Analysis) -> list[Block]:
 def _rejection(run: RunRecord) -> list[Block]:
     blocks: list[Block] = []
     if run.patient_scores is not None:
-        coverage, risk = coverage_risk(run.patient_scores)
+        curve = coverage_risk_curve(*labels_and_probabilities(run.patient_scores))
+        coverage, risk = np.array(curve["coverage"]), np.array(curve["risk"])
         path = run.run_dir / "figures" / "coverage_risk.png"
         who = f"n = {len(run.patient_scores):,} patients, least certain left out first"
         coverage_risk_figure(coverage, {"model": risk}, path, subtitle=who)
@@ -138,7 +148,7 @@ def _explanations(run: RunRecord) -> list[Block]:
     blocks: list[Block] = []
     for stem, path in run.figures.items():
         if stem.startswith(("gallery", "worst", "explanation", "grad_cam")):
-            blocks.append(Picture(path, stem.replace("_", " ").capitalize() + "."))
+            blocks.append(Picture(path, _PICTURES.get(stem, stem.replace("_", " ").capitalize())))
     if not any(stem.startswith(("gallery", "worst")) for stem in run.figures):
         blocks.append(Lack("Gallery of the worst errors: not drawn (no figures/gallery.png)."))
     if "explanations.json" in run.parts:
@@ -147,7 +157,15 @@ def _explanations(run: RunRecord) -> list[Block]:
     return [*blocks, Lack("Explanations with a sanity check: not done (no explanations.json).")]
 
 
-def _external(run: RunRecord) -> list[Block]:
+def _external(run: RunRecord, analysis: Analysis) -> list[Block]:
+    settings = (run.config or {}).get("split", {})
+    column = str(settings.get("column", ""))
+    if run.protocol == "logo" and column in analysis.subgroups:
+        text = f"Leave one {column} out: each group was graded by a model that never saw it."
+        return [Text(text), _group_table(analysis.subgroups[column])]
+    if run.protocol == "temporal":
+        text = f"Temporal: trained on earlier, tested on later patients by {column} (section 9)."
+        return [Text(text)]
     if "external.json" in run.parts:
         content = key_value_rows(run.parts["external.json"])
         return [Table(("", "Value"), content, "external.json")]

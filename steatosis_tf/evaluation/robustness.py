@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.evaluation.metrics import compute_metrics
+from steatosis_tf.evaluation.intervals import bootstrap_intervals
 from steatosis_tf.evaluation.perturbations import PERTURBATIONS, Perturbation
 from steatosis_tf.evaluation.scores import patient_scores
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
@@ -14,14 +14,17 @@ from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 #: Frames disturbed and scored at once; 256 of 224 x 224 px are 13 MB.
 _CHUNK = 256
 
-#: Shown metrics: column name -> where `compute_metrics` puts it.
+#: Shown metrics: column name -> name in `intervals.bootstrap_intervals`.
 METRICS = {
-    "accuracy": ("accuracy",),
-    "balanced_accuracy": ("balanced_accuracy",),
-    "quadratic_kappa": ("ordinal", "quadratic_kappa"),
-    "mean_absolute_error": ("ordinal", "mean_absolute_error"),
-    "auc_at_least_mild": ("ordinal", "auc_at_least_mild"),
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced_accuracy",
+    "quadratic_kappa": "ordinal.quadratic_kappa",
+    "mean_absolute_error": "ordinal.mean_absolute_error",
+    "auc_at_least_mild": "ordinal.auc_at_least_mild",
 }
+
+# Down and right, per px of strength.
+_SHIFTS = {"roi_shift_depth": (1, 0), "roi_shift_lateral": (0, 1)}
 
 
 def robustness_curves(
@@ -31,7 +34,9 @@ def robustness_curves(
     patient_ids: np.ndarray,
     *,
     perturbations: Mapping[str, Perturbation] = PERTURBATIONS,
+    shifted: Callable[[float, float], np.ndarray] | None = None,
     rule: str = "mean",
+    num_resamples: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Patient-level metrics of a model against the strength of each perturbation.
@@ -43,15 +48,20 @@ def robustness_curves(
         labels: `(n,)` int 0 to 3.
         patient_ids: `(n,)`; the frames of a patient are joined by `rule`.
         perturbations: name -> `Perturbation`.
+        shifted: ROI frames with their boxes moved by so many px of the ROI (down, right), cropped
+            anew from the full frames. If None, `roi_shift_*` moves the stored ROI and mirrors what
+            lies beyond its edge.
         rule: of `scores.patient_scores`.
-        seed: of the random perturbations.
+        num_resamples: bootstrap resamples of each interval.
+        seed: of the random perturbations and of the bootstrap.
 
     Returns:
-        Long table `perturbation, strength, unit, metric, value, num_patients, reason`; each
-        perturbation also has a row of strength 0. Beside the metrics of `METRICS` there are two
-        that need no reference: `mean_shift`, the mean change of a patient's expected grade (in
-        grades, above 0 is towards severe), and `changed_share`, the share of patients whose grade
-        changes. An undefined value is None, and `reason` says why.
+        Long table `perturbation, strength, unit, metric, value, low, high, num_patients, reason`;
+        each perturbation also has a row of strength 0. Beside the metrics of `METRICS`, with their
+        95 % intervals over patients, there are two that need no reference: `mean_shift`, the mean
+        change of a patient's expected grade (in grades, above 0 is towards severe), and
+        `changed_share`, the share of patients whose grade changes. An undefined value or interval
+        is None, and `reason` says why.
 
     Raises:
         ValueError: if lengths differ, a label is unknown, or `predict` gives a wrong shape.
@@ -61,15 +71,22 @@ def robustness_curves(
     frames["frame_id"] = [f"{row:08d}" for row in range(len(frames))]
     frames["grade"] = [GRADES[int(label)] for label in labels]
     undisturbed = _patients(frames, _scores(predict, rois), rule)
+    baseline = _measured(undisturbed, undisturbed, num_resamples, seed)
     rows: list[dict[str, Any]] = []
     for name, perturbation in perturbations.items():
         for strength in sorted({0.0, *map(float, perturbation.strengths)}):
-            patients = undisturbed
-            if strength:
+            measured = baseline
+            if strength and shifted is not None and name in _SHIFTS:
+                down, right = _SHIFTS[name]
+                scores = _scores(predict, shifted(down * strength, right * strength))
+                patients = _patients(frames, scores, rule)
+                measured = _measured(patients, undisturbed, num_resamples, seed)
+            elif strength:
                 scores = _scores(predict, rois, (perturbation, strength, seed))
                 patients = _patients(frames, scores, rule)
+                measured = _measured(patients, undisturbed, num_resamples, seed)
             place = {"perturbation": name, "strength": strength, "unit": perturbation.unit}
-            rows.extend(place | row for row in _measured(patients, undisturbed))
+            rows.extend(place | row for row in measured)
     return pd.DataFrame(rows)
 
 
@@ -119,26 +136,20 @@ def _patients(frames: pd.DataFrame, scores: np.ndarray, rule: str) -> pd.DataFra
     return patient_scores(table, rule)
 
 
-def _measured(patients: pd.DataFrame, undisturbed: pd.DataFrame) -> list[dict[str, Any]]:
-    scores = patients[list(SCORE_COLUMNS)].to_numpy()
-    found = compute_metrics(patients["grade"].map(GRADES.index).to_numpy(), scores)
+def _measured(
+    patients: pd.DataFrame, undisturbed: pd.DataFrame, num_resamples: int, seed: int
+) -> list[dict[str, Any]]:
     places = np.arange(len(GRADES))
-    before = undisturbed[list(SCORE_COLUMNS)].to_numpy() @ places
-    values: dict[str, float | None] = {
-        "mean_shift": float((scores @ places - before).mean()),
-        "changed_share": float((patients["predicted"] != undisturbed["predicted"]).mean()),
-    }
-    for metric, path in METRICS.items():
-        value: Any = found
-        for key in path:
-            value = value[key]
-        values[metric] = value
-    return [
-        {
-            "metric": metric,
-            "value": value,
-            "num_patients": len(patients),
-            "reason": "" if value is not None else "; ".join(found["notes"]),
-        }
-        for metric, value in values.items()
+    shift = (patients[list(SCORE_COLUMNS)].to_numpy() @ places) - (
+        undisturbed[list(SCORE_COLUMNS)].to_numpy() @ places
+    )
+    changed = (patients["predicted"] != undisturbed["predicted"]).mean()
+    rows: list[dict[str, Any]] = [
+        {"metric": metric, "value": float(value), "low": None, "high": None, "reason": ""}
+        for metric, value in (("mean_shift", shift.mean()), ("changed_share", changed))
     ]
+    found = bootstrap_intervals(patients, num_resamples=num_resamples, seed=seed)
+    for metric, name in METRICS.items():
+        entry = {key: found[name][key] for key in ("value", "low", "high")}
+        rows.append({"metric": metric, **entry, "reason": found[name]["note"] or ""})
+    return [row | {"num_patients": len(patients)} for row in rows]

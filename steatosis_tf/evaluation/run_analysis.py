@@ -4,16 +4,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from steatosis_tf.evaluation.intervals import bootstrap_intervals
 from steatosis_tf.evaluation.metrics import compute_metrics
 from steatosis_tf.evaluation.repeatability import repeatability
 from steatosis_tf.evaluation.run_checks import Check, check_run
 from steatosis_tf.evaluation.run_record import RunRecord
+from steatosis_tf.evaluation.run_thresholds import Thresholds, apply_validation
 from steatosis_tf.evaluation.scores import labels_and_probabilities
 from steatosis_tf.evaluation.subgroups import subgroup_metrics
-from steatosis_tf.grades import SCORE_COLUMNS
 
 #: Covariates looked at if the manifest has them.
 COVARIATES = ("sex", "age", "bmi", "scanner", "manufacturer", "model", "site")
@@ -31,6 +30,7 @@ class Analysis:
         subgroups: column -> result of `subgroups.subgroup_metrics`.
         subgroup_notes: covariate -> why it was not looked at.
         repeatability: of `repeatability.repeatability`, or None.
+        thresholds: what validation fixes, applied to the test patients.
         num_resamples: bootstrap resamples behind every interval.
     """
 
@@ -40,6 +40,7 @@ class Analysis:
     subgroups: dict[str, dict[str, Any]]
     subgroup_notes: dict[str, str]
     repeatability: dict[str, Any] | None
+    thresholds: Thresholds
     num_resamples: int
 
 
@@ -66,53 +67,9 @@ def analyse_run(run: RunRecord, *, num_resamples: int = 2000, seed: int = 0) -> 
         subgroups=subgroups,
         subgroup_notes=notes,
         repeatability=None if run.frame_scores is None else repeatability(run.frame_scores),
+        thresholds=apply_validation(run, num_resamples),
         num_resamples=num_resamples,
     )
-
-
-def coverage_risk(patient_scores: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Error rate among the k most certain patients, for every k.
-
-    Certainty is the probability of the predicted grade. Patients of equal certainty are kept or
-    left together, because nothing tells who of them goes first.
-
-    Args:
-        patient_scores: patient score table.
-
-    Returns:
-        coverage `(c,)`, rising to 1, and the error rate `(c,)` at it, both 0 to 1.
-    """
-    labels, scores = labels_and_probabilities(patient_scores)
-    certainty = scores.max(axis=1)
-    order = np.argsort(-certainty, kind="stable")
-    wrong = (scores.argmax(axis=1) != labels)[order]
-    kept = np.arange(1, len(order) + 1)
-    last_of_tie = np.append(np.diff(certainty[order]) != 0, True)
-    return (kept / len(order))[last_of_tie], (wrong.cumsum() / kept)[last_of_tie]
-
-
-def calibration_errors(table: pd.DataFrame, num_bins: int = 10) -> dict[str, float]:
-    """Expected calibration error of the predicted grade, Brier score and negative log-likelihood.
-
-    Args:
-        table: score table.
-        num_bins: equal bins of the predicted grade's probability, from 0 to 1.
-
-    Returns:
-        `ece` (0 to 1), `brier` (sum over the four grades, 0 to 2) and `nll` (nats; probabilities
-        below 1e-7, the resolution of a float32 softmax, count as 1e-7).
-    """
-    labels, scores = labels_and_probabilities(table)
-    stated, right = scores.max(axis=1), scores.argmax(axis=1) == labels
-    edges = np.linspace(0, 1, num_bins + 1)
-    bins = np.clip(np.digitize(stated, edges) - 1, 0, num_bins - 1)
-    gaps = np.bincount(bins, weights=stated - right, minlength=num_bins)
-    truth = np.eye(len(SCORE_COLUMNS))[labels]
-    return {
-        "ece": float(np.abs(gaps).sum() / len(labels)),
-        "brier": float(((scores - truth) ** 2).sum(axis=1).mean()),
-        "nll": float(-np.log(np.maximum((scores * truth).sum(axis=1), 1e-7)).mean()),
-    }
 
 
 def _subgroups(
@@ -122,7 +79,8 @@ def _subgroups(
     notes: dict[str, str] = {}
     if run.patient_scores is None or run.manifest is None:
         return found, {"all": "patient_scores.csv or manifest.csv is absent or damaged."}
-    for column in COVARIATES:
+    left_out = str((run.config or {}).get("split", {}).get("column", ""))
+    for column in dict.fromkeys((*COVARIATES, *([left_out] if run.protocol == "logo" else []))):
         if column not in run.manifest.columns:
             notes[column] = "not in the manifest"
             continue

@@ -168,8 +168,6 @@ def _scored_as_split(run: RunRecord) -> Check:
     name = "Exactly the test patients of split.csv are scored, each in its fold"
     if run.split is None or run.frame_scores is None:
         return Check(name, None, "split.csv or frame_scores.csv is absent or damaged.")
-    if "repeat" in run.frame_scores:
-        return Check(name, None, "Repeated cross-validation: split.csv holds no repeat.")
     test = run.split[run.split["split"] == "test"]
     wanted = set(zip(test["patient_id"], test["fold"], strict=True))
     scored = run.frame_scores

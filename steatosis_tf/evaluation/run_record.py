@@ -41,8 +41,6 @@ STUDY_KEYS = {
 #: Optional results of later steps, read as they are: file name -> what it holds.
 PARTS = {
     "operating_points.json": "operating points",
-    "calibration.json": "calibration",
-    "decision_curve.json": "decision curve",
     "comparators.json": "comparators",
     "rejection.json": "rejection and abstention",
     "explanations.json": "sanity check of explanations",
@@ -136,7 +134,7 @@ def read_run(run_dir: str | Path) -> RunRecord:
         history=read("history.csv", pd.read_csv),
         frame_scores=read("frame_scores.csv", read_scores),
         patient_scores=read("patient_scores.csv", read_scores),
-        validation_scores=read("validation_scores.csv", read_scores),
+        validation_scores=read("validation_scores.csv", _read_validation),
         robustness=read("robustness.csv", pd.read_csv),
         parts={name: part for name in PARTS if (part := read(name, read_json)) is not None},
         study=read_study(run_dir / "study.json"),
@@ -154,8 +152,8 @@ def read_json(path: Path) -> dict[str, Any]:
             and a result that is undefined has to say so.
     """
 
-    def refuse(constant: str) -> None:
-        raise ValueError(f"holds {constant}, which is neither JSON nor a result")
+    def refuse(_: str) -> None:
+        raise ValueError("holds a value that is not a number; what is undefined has to be null")
 
     content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     if not isinstance(content, dict):
@@ -187,6 +185,10 @@ def read_study(path: Path) -> dict[str, str]:
 
 def _read_text_table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def _read_validation(path: Path) -> pd.DataFrame:
+    return read_scores(path, validation=True)
 
 
 def _read_split(path: Path) -> pd.DataFrame:

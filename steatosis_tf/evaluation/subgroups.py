@@ -175,7 +175,7 @@ def _bounds(gap: float, differences: np.ndarray, error_rate: float) -> list[floa
 def _replicates(rows: pd.DataFrame, num_resamples: int, seed: list[int]) -> dict[str, np.ndarray]:
     table = code_patients(rows)
     rng = np.random.default_rng(seed)
-    return table.metrics(bootstrap_weights(table.stratum, num_resamples, rng))
+    return table.metrics(bootstrap_weights(table.grade, num_resamples, rng))
 
 
 def _statement(

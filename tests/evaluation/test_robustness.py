@@ -38,7 +38,7 @@ def _value(table, perturbation, strength, metric):
 
 
 def test_gain_moves_every_patient_by_the_grade_it_should(frames):
-    table = robustness_curves(by_brightness, *frames)
+    table = robustness_curves(by_brightness, *frames, num_resamples=100)
     assert set(table["perturbation"]) == set(PERTURBATIONS)
     assert set(table["metric"]) == {*METRICS, "mean_shift", "changed_share"}
     for name in PERTURBATIONS:
@@ -51,6 +51,10 @@ def test_gain_moves_every_patient_by_the_grade_it_should(frames):
     assert _value(table, "gain", 12, "mean_shift") == pytest.approx(0.88 * 9 / 12)
     assert _value(table, "gain", -12, "mean_shift") == pytest.approx(-0.88 * 9 / 12)
     assert _value(table, "jpeg", 30, "accuracy") == 1
+    row = table[(table["perturbation"] == "gain") & (table["strength"] == 12)].set_index("metric")
+    # All Severe right, all others wrong: no resample within grades differs, and the table says so.
+    assert "Every resample gave this number" in row.loc["accuracy", "reason"]
+    assert pd.isna(row.loc["accuracy", "low"])
     assert (table["num_patients"] == 12).all()
 
 
@@ -63,6 +67,7 @@ def test_one_grade_only_gives_reasons_not_nan(frames):
         labels[normal],
         patients[normal],
         perturbations={"gain": PERTURBATIONS["gain"]},
+        num_resamples=100,
     )
     auc = table[table["metric"] == "auc_at_least_mild"]
     assert auc["value"].isna().all()
@@ -72,9 +77,29 @@ def test_one_grade_only_gives_reasons_not_nan(frames):
 
 def test_same_seed_same_table(frames):
     some = {"speckle": PERTURBATIONS["speckle"]}
-    first = robustness_curves(by_brightness, *frames, perturbations=some, seed=3)
-    second = robustness_curves(by_brightness, *frames, perturbations=some, seed=3)
+    first = robustness_curves(by_brightness, *frames, perturbations=some, num_resamples=100, seed=3)
+    second = robustness_curves(
+        by_brightness, *frames, perturbations=some, num_resamples=100, seed=3
+    )
     pd.testing.assert_frame_equal(first, second)
+
+
+def test_frames_cropped_anew_stand_in_for_a_shift(frames):
+    rois, labels, patients = frames
+    asked = []
+
+    def shifted(down_px, right_px):
+        asked.append((down_px, right_px))
+        return rois + np.uint8(40) if down_px == 16 else rois
+
+    both = {name: PERTURBATIONS[name] for name in ("roi_shift_depth", "roi_shift_lateral")}
+    table = robustness_curves(
+        by_brightness, rois, labels, patients, perturbations=both, shifted=shifted,
+        num_resamples=100,
+    )  # fmt: skip
+    assert asked == [(k, 0) for k in (-32, -16, 16, 32)] + [(0, k) for k in (-32, -16, 16, 32)]
+    assert _value(table, "roi_shift_depth", 16, "accuracy") == pytest.approx(3 / 12)
+    assert _value(table, "roi_shift_lateral", 16, "accuracy") == 1
 
 
 def test_refusals(frames):
