@@ -1,5 +1,6 @@
 """The files of a DICOM export: a folder or a zip archive, read without unpacking it to disk."""
 
+import contextlib
 import os
 import re
 import stat
@@ -8,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from steatosis_tf.sources.rejection import Rejection
 
@@ -75,34 +77,41 @@ class Source:
         if self.archive is not None:
             self.archive.close()
 
+    @contextlib.contextmanager
+    def open(self, file: SourceFile) -> Iterator[BinaryIO]:
+        """A stream of one file, read on demand.
+
+        Raises:
+            Rejection: if the file is refused, unreadable or empty; also while the caller reads,
+                where an archive member turns out to be damaged.
+        """
+        if file.refusal:
+            raise Rejection(file.refusal)
+        code = "unreadable_file" if self.archive is None else "bad_member"
+        try:
+            with self._stream(file) as stream:
+                yield stream
+        except _ZIP_ERRORS as error:
+            raise Rejection(code) from error
+
     def read(self, file: SourceFile) -> bytes:
         """All bytes of one file.
 
         Raises:
-            Rejection: if the file is refused, unreadable, empty, too large or damaged.
+            Rejection: if the file is refused, unreadable, too large or damaged.
         """
-        if file.refusal:
-            raise Rejection(file.refusal)
-        try:
-            data = self._bytes(file)
-        except _ZIP_ERRORS as error:
-            raise Rejection("unreadable_file" if self.archive is None else "bad_member") from error
-        if not data:
-            raise Rejection("empty_file")
+        with self.open(file) as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
             raise Rejection("too_large")
         return data
 
-    def _bytes(self, file: SourceFile) -> bytes:
-        if file.path is not None:
-            with file.path.open("rb") as stream:
-                return stream.read(MAX_FILE_BYTES + 1)
+    def _stream(self, file: SourceFile) -> BinaryIO:
         if self.archive is None or file.member is None:
-            raise Rejection("unreadable_file")
+            return (self.root if file.path is None else file.path).open("rb")
         # zipfile stops at the size the directory states, whatever the compressed stream holds,
         # and checks the CRC there.
-        with self.archive.open(file.member) as stream:
-            return stream.read(MAX_FILE_BYTES + 1)
+        return cast(BinaryIO, self.archive.open(file.member))
 
 
 def _folder_files(root: Path) -> list[SourceFile]:
@@ -228,4 +237,3 @@ def _member_refusal(member: zipfile.ZipInfo) -> str:
     if member.file_size > MAX_FILE_BYTES:
         return "too_large"
     return ""
-

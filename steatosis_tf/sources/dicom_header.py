@@ -2,16 +2,15 @@
 
 import contextlib
 import datetime
-import io
 import logging
 import math
 import re
 import struct
 import warnings
-import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import pydicom
@@ -43,14 +42,14 @@ DICOM_ERRORS = (
 )
 
 # PS3.4 table B.5-1, with the retired classes that older scanners still send.
-ULTRASOUND_CLASSES = frozenset(
-    f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("3", "3.1", "6", "6.1")
-)
+ULTRASOUND_CLASSES = frozenset(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("3", "3.1", "6", "6.1"))
 VOLUME_CLASS = "1.2.840.10008.5.1.4.1.1.6.2"
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 DEFLATED_SYNTAX = b"1.2.840.10008.1.2.1.99"
 
 _MARKER_AT = 128
+_HEAD_BYTES = 65536
+_ARCHIVE_MARKS = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh")
 _DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")  # 2001.12.31 is the ACR-NEMA form
 _AGE = re.compile(r"(\d{3})([DWMY])")
 _YEARS_PER_UNIT = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
@@ -98,22 +97,26 @@ def quiet_pydicom() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def read_dataset(data: bytes, *, with_pixels: bool) -> FileDataset:
+def read_dataset(stream: BinaryIO, *, with_pixels: bool) -> FileDataset:
     """Parse one file.
 
     Args:
-        data: the bytes of the file.
+        stream: the file, at its start, seekable.
         with_pixels: False stops before the pixel data.
 
     Raises:
         Rejection: if this is not a DICOM file that can be read.
     """
-    if data[_MARKER_AT : _MARKER_AT + 4] != b"DICM":
-        raise Rejection(_what_else(data))
-    if DEFLATED_SYNTAX in data[:1024]:  # inflating is unbounded, and no scanner writes it
+    head = stream.read(_HEAD_BYTES)
+    if not head:
+        raise Rejection("empty_file")
+    if head[_MARKER_AT : _MARKER_AT + 4] != b"DICM":
+        raise Rejection(_what_else(head))
+    if DEFLATED_SYNTAX in head[:1024]:  # inflating is unbounded, and no scanner writes it
         raise Rejection("deflated")
+    stream.seek(0)
     try:
-        dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=not with_pixels)
+        dataset = pydicom.dcmread(stream, stop_before_pixels=not with_pixels)
         syntax = dataset.file_meta.get("TransferSyntaxUID", "")
     except (*DICOM_ERRORS, RecursionError) as error:
         raise Rejection("damaged_header") from error
@@ -123,9 +126,9 @@ def read_dataset(data: bytes, *, with_pixels: bool) -> FileDataset:
 
 
 def _what_else(data: bytes) -> str:
-    if zipfile.is_zipfile(io.BytesIO(data)) or data.startswith((b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!")):
+    if data.startswith(_ARCHIVE_MARKS):
         return "nested_archive"
-    sample = np.frombuffer(data[:65536], np.uint8)
+    sample = np.frombuffer(data, np.uint8)
     share = np.bincount(sample, minlength=256) / sample.size
     share = share[share > 0]
     bits_per_byte = -float(np.sum(share * np.log2(share)))
@@ -243,4 +246,3 @@ def age_in_years(
         return None
     had_birthday = (study.month, study.day) >= (birth.month, birth.day)
     return min(MAX_AGE_YEARS, study.year - birth.year - (not had_birthday))
-

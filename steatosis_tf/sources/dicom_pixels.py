@@ -67,9 +67,7 @@ def read_layout(dataset: Dataset) -> Layout:
     if num_frames > MAX_FRAMES:
         raise Rejection("damaged_image_header")
     if min(rows, columns) < MIN_SIDE_PX or max(rows, columns) > MAX_SIDE_PX:
-        raise Rejection(
-            "image_size", low=MIN_SIDE_PX, high=MAX_SIDE_PX, rows=rows, columns=columns
-        )
+        raise Rejection("image_size", low=MIN_SIDE_PX, high=MAX_SIDE_PX, rows=rows, columns=columns)
     if bits not in (8, 16):
         raise Rejection("bit_depth", bits=bits)
     if not 0 < _count(dataset, "BitsStored", absent=bits) <= bits:
@@ -144,7 +142,7 @@ def _single_frame(dataset: FileDataset, layout: Layout, index: int) -> FileDatas
         if len(frame_data) < num_bytes:
             raise Rejection("missing_frame")
         single.PixelData = frame_data + b"\0" * (num_bytes % 2)
-        single["PixelData"].VR = "OW"
+        single["PixelData"].VR = dataset["PixelData"].VR  # sets the byte order of big endian
         return single
     try:
         frame_data = get_frame(data, index, number_of_frames=layout.num_frames)
@@ -221,9 +219,7 @@ def _windowed(stored: np.ndarray, dataset: Dataset, bits_stored: int) -> np.ndar
     return np.round(np.clip(share, 0, 1) * 255).astype(np.uint8)
 
 
-def _window_share(
-    values: np.ndarray, center: float, width: float, function: str
-) -> np.ndarray:
+def _window_share(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
     """Position in the window, 0 to 1 (PS3.3 C.11.2.1.2.1 and C.11.2.1.3)."""
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -50, 50)))

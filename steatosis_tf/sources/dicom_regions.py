@@ -86,9 +86,9 @@ def find_region(dataset: pydicom.Dataset, rows: int, columns: int) -> Region | N
 
 def _refuse_other_modes(dataset: pydicom.Dataset) -> None:
     values = text_of(dataset, "ImageType").split("\\")
-    if len(values) > 3 and re.fullmatch(r"[0-9A-Fa-f]{4}", values[3].strip()):
-        if int(values[3], 16) & _OTHER_MODES:
-            raise Rejection("image_type_doppler")
+    modes = values[3].strip() if len(values) > 3 else ""
+    if re.fullmatch(r"[0-9A-Fa-f]{4}", modes) and int(modes, 16) & _OTHER_MODES:
+        raise Rejection("image_type_doppler")
 
 
 def _is_tissue(item: pydicom.Dataset) -> bool:
@@ -134,7 +134,8 @@ def _fitted(
         pixel_height_mm=_spacing_mm(item, "Y"),
         pixel_width_mm=_spacing_mm(item, "X"),
         transducer_frequency_mhz=(
-            frequency_khz / 1000 if frequency_khz is not None and 500 <= frequency_khz <= 50_000
+            frequency_khz / 1000
+            if frequency_khz is not None and 500 <= frequency_khz <= 50_000
             else None
         ),
     )

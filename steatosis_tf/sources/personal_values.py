@@ -1,0 +1,238 @@
+"""Personal values of DICOM headers, and how to find them again in any text.
+
+Deliberately not the allow-list of the de-identification: everything a header says in words, ids
+or dates counts as personal unless it is a technical term, so that the audit can catch an
+allow-list that is too wide.
+"""
+
+import datetime
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pydicom
+
+from steatosis_tf import grades
+from steatosis_tf.sources.dicom_header import DICOM_ERRORS, day_of
+from steatosis_tf.sources.rejection import REASONS
+
+# Free text by value representation (PS3.5 6.2); codes (CS) and numbers cannot name a person.
+_TEXT_VRS = frozenset(("LO", "SH", "ST", "LT", "UT", "UC", "UR", "AE"))
+_PERSONAL_VRS = _TEXT_VRS | {"PN", "UI", "DA", "DT"}
+_STANDARD_UID = "1.2.840.10008."
+_TECHNICAL = frozenset(
+    (
+        "Manufacturer", "ManufacturerModelName", "SoftwareVersions", "TransducerData",
+        "TransducerIdentificationSequence", "ProcessingFunction", "CodeValue", "CodeMeaning",
+        "CodingSchemeDesignator", "CodingSchemeVersion", "DerivationDescription",
+        "WindowCenterWidthExplanation", "LUTExplanation", "TimezoneOffsetFromUTC",
+        "LossyImageCompressionMethod",
+    )
+)  # fmt: skip
+
+_RUNS = re.compile(r"[^\W\d_]+|\d+")
+_HASH = re.compile(r"(?<![0-9a-zA-Z])[0-9a-f]{16,64}(?![0-9a-zA-Z])")
+_NUMBER = re.compile(r"[+-]?(\d+)(?:\.(\d+))?(?:[eE][+-]?\d+)?")
+_MIN_WORD, _MIN_PART_OF_WORD, _MIN_DIGITS = 3, 4, 5
+_MAX_WORD = 40
+
+#: Words of our own fixed texts: a patient called Frame cannot be told from the word.
+VOCABULARY = frozenset(
+    run
+    for text in (
+        *REASONS.values(), *grades.GRADES, *grades.TASKS, grades.NOTICE,
+        "train validation test images labels rejected deidentification patient findings manifest "
+        "split auto person region sector yes no male female other nan none true false steatosis",
+    )
+    for run in re.findall(r"[a-z]+", text.casefold())
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PersonalValue:
+    """One value to look for.
+
+    Attributes:
+        tag: keyword of the DICOM element it comes from; never the value itself in a report.
+        kind: "name", "id", "date" or "text".
+        runs: the value as runs of letters and runs of digits, in lower case, without accents.
+    """
+
+    tag: str
+    kind: str
+    runs: tuple[str, ...]
+
+
+@lru_cache(maxsize=1 << 16)
+def runs_of(text: str) -> tuple[str, ...]:
+    """Runs of letters and of digits: "John-Doe 1950" gives ("john", "doe", "1950")."""
+    decomposed = unicodedata.normalize("NFKD", text)
+    plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
+    return tuple(_RUNS.findall(plain.casefold()))
+
+
+def personal_values(dataset: pydicom.Dataset) -> set[PersonalValue]:
+    """All names, ids, dates and free texts of a header, in sequences and private tags too."""
+    values: set[PersonalValue] = set()
+    for element in _elements(dataset):
+        tag = element.keyword or ("PrivateTag" if element.tag.is_private else "UnknownTag")
+        try:
+            parts = element.value if element.VM > 1 else [element.value]
+            texts = [str(part).strip(" \0\t\r\n") for part in parts if part is not None]
+        except DICOM_ERRORS:
+            continue
+        for text in filter(None, texts):
+            values.update(_forms(tag, element.VR, text))
+    return values
+
+
+def _elements(dataset: pydicom.Dataset) -> Iterator[pydicom.DataElement]:
+    """Elements at every depth; one that cannot be parsed is passed over."""
+    for tag in list(dataset.keys()):
+        try:
+            element = dataset[tag]
+        except DICOM_ERRORS:
+            continue
+        if element.VR == "SQ":
+            for item in element.value or ():
+                yield from _elements(item)
+        elif (
+            element.VR in _PERSONAL_VRS
+            and element.keyword not in _TECHNICAL
+            and not element.tag.is_private_creator
+        ):
+            yield element
+
+
+def _forms(tag: str, vr: str, text: str) -> Iterator[PersonalValue]:
+    if vr == "PN":
+        yield from _name_forms(tag, text)
+    elif vr in ("DA", "DT"):
+        day = day_of(text[:10] if "." in text[:5] else text[:8])
+        if day is not None:
+            yield from (PersonalValue(tag, "date", runs) for runs in _date_forms(day))
+    elif vr == "UI":
+        runs = runs_of(text)
+        if not text.startswith(_STANDARD_UID) and len(runs) >= 4:
+            yield PersonalValue(tag, "id", runs)
+    elif runs := runs_of(text):
+        kind = "id" if len(text.split()) == 1 and any(run.isdigit() for run in runs) else "text"
+        yield PersonalValue(tag, kind, runs)
+
+
+def _name_forms(tag: str, text: str) -> Iterator[PersonalValue]:
+    for group in text.split("="):
+        words = tuple(run for run in runs_of(group) if not run.isdigit())
+        yield from (PersonalValue(tag, "name", (word,)) for word in words)
+        if len(words) > 1:
+            for order in (words, words[::-1]):
+                yield PersonalValue(tag, "name", order)
+                yield PersonalValue(tag, "name", ("".join(order),))
+        with_digits = runs_of(group)
+        if with_digits and with_digits != words:
+            yield PersonalValue(tag, "id", with_digits)
+
+
+def _date_forms(day: datetime.date) -> set[tuple[str, ...]]:
+    year = str(day.year)
+    forms: set[tuple[str, ...]] = {(day.strftime(form),) for form in ("%Y%m%d", "%d%m%Y", "%m%d%Y")}
+    for month, number in ((f"{day.month:02}", f"{day.day:02}"), (f"{day.month}", f"{day.day}")):
+        forms |= {(year, month, number), (number, month, year), (month, number, year)}
+        for name in (day.strftime("%B").casefold(), day.strftime("%b").casefold()):
+            forms |= {(number, name, year), (name, number, year)}
+    return forms
+
+
+class Finder:
+    """Looks for personal values in texts.
+
+    Args:
+        values: what to look for; values too short to be told from chance are left out.
+    """
+
+    def __init__(self, values: Iterable[PersonalValue]):
+        self._single: dict[str, PersonalValue] = {}
+        self._sequences: dict[str, dict[tuple[str, ...], PersonalValue]] = {}
+        self._longest_word = 0
+        for value in sorted(values, key=lambda value: (value.kind, value.tag, value.runs)):
+            if len(value.runs) > 1:
+                found = self._sequences.setdefault(value.runs[0], {})
+                found.setdefault(value.runs, value)
+            elif not _ordinary(value.runs[0]):
+                self._single.setdefault(value.runs[0], value)
+                self._longest_word = max(self._longest_word, len(value.runs[0]))
+        self._parts: dict[str, frozenset[PersonalValue]] = {}
+
+    def in_text(
+        self, text: str, *, known_words: frozenset[str] = frozenset()
+    ) -> set[PersonalValue]:
+        """Values that occur in a text.
+
+        Args:
+            text: any text; 16 to 64 hexadecimal digits on their own count as one of our hashes.
+            known_words: words that are no finding here.
+        """
+        whole = runs_of(text)
+        rest = runs_of(_HASH.sub(" ", text))
+        found = {value for run in rest for value in self._in_run(run, known_words)}
+        for position, run in enumerate(rest):
+            for runs, value in self._sequences.get(run, {}).items():
+                if rest[position : position + len(runs)] == runs and _distinct(runs, whole):
+                    found.add(value)
+        if len(whole) == 1 and whole[0] in self._single:
+            found.add(self._single[whole[0]])  # short ids, and ids that look like a hash
+        return found - {value for value in found if known_words.issuperset(value.runs)}
+
+    def in_number(self, text: str, *, is_measure: bool) -> set[PersonalValue]:
+        """Values that a number equals as a whole.
+
+        Args:
+            text: a numeric cell such as "20160503" or "204.0".
+            is_measure: the column holds counts or measurements, where a short id can occur by
+                chance; ids and dates of five digits and more are still looked for.
+        """
+        match = _NUMBER.fullmatch(text.strip())
+        if match is None or (match.group(2) or "0").strip("0"):
+            return set()
+        digits = match.group(1)
+        if is_measure and len(digits) < _MIN_DIGITS:
+            return set()
+        return {self._single[digits]} if digits in self._single else set()
+
+    def _in_run(self, run: str, known_words: frozenset[str]) -> frozenset[PersonalValue]:
+        if run.isdigit():
+            value = self._single.get(run) if len(run) >= _MIN_DIGITS else None
+            return frozenset((value,)) if value else frozenset()
+        if run in VOCABULARY or run in known_words:
+            return frozenset()
+        if run not in self._parts:
+            shortest = _MIN_PART_OF_WORD if run.isascii() else 2
+            pieces = {run} | {
+                run[start : start + size]
+                for start in range(len(run))
+                for size in range(shortest, min(self._longest_word, len(run) - start) + 1)
+            }
+            self._parts[run] = frozenset(
+                self._single[piece] for piece in pieces if piece in self._single
+            )
+        return self._parts[run]
+
+
+def is_number(text: str) -> bool:
+    """Whether a cell is a plain decimal number."""
+    return _NUMBER.fullmatch(text.strip()) is not None
+
+
+def _ordinary(run: str) -> bool:
+    """Whether a single run is too short, too common or too long to be looked for."""
+    if run.isdigit():
+        return len(run) < 3
+    too_short = len(run) < _MIN_WORD if run.isascii() else len(run) < 2
+    return too_short or len(run) > _MAX_WORD or run in VOCABULARY
+
+
+def _distinct(runs: tuple[str, ...], whole: tuple[str, ...]) -> bool:
+    """A sequence such as ("a", "1") is a finding only where it is the whole text."""
+    return runs == whole or sum(map(len, runs)) >= 4
