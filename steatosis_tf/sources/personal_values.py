@@ -34,6 +34,9 @@ _TECHNICAL = frozenset(
 
 _RUNS = re.compile(r"[^\W\d_]+|\d+")
 _HASH = re.compile(r"(?<![0-9a-zA-Z])[0-9a-f]{16,64}(?![0-9a-zA-Z])")
+_OWN_NAME = re.compile(
+    r"(?<![0-9a-zA-Z])[0-9a-f]{16}_\d{5}(?=\.(?:png|part)(?![0-9a-zA-Z]))|-\d{5}-of-\d{5}(?!\d)"
+)
 _NUMBER = re.compile(r"[+-]?(\d+)(?:\.(\d+))?(?:[eE][+-]?\d+)?")
 _MIN_WORD, _MIN_PART_OF_WORD, _MIN_DIGITS = 3, 4, 5
 _MAX_WORD = 40
@@ -145,6 +148,23 @@ def _date_forms(day: datetime.date) -> set[tuple[str, ...]]:
     return forms
 
 
+def source_name_value(name: bytes) -> set[PersonalValue]:
+    """The name of a source file itself: exports are often named after patients.
+
+    Args:
+        name: path relative to the source.
+    """
+    runs = runs_of(name.decode("utf-8", "replace").rsplit("/", 1)[-1].rsplit(".", 1)[0])
+    # IM000001 or 0001 is a counter, and would be found in any list of frames.
+    words = [run for run in runs if not run.isdigit() and run not in VOCABULARY]
+    return {PersonalValue("source file name", "text", runs)} if len(words) > 1 else set()
+
+
+def own_names_removed(text: str) -> str:
+    """A text without the names this package gives to frames and shards, which hold counters."""
+    return _OWN_NAME.sub(" ", text)
+
+
 class Finder:
     """Looks for personal values in texts.
 
@@ -181,8 +201,11 @@ class Finder:
             for runs, value in self._sequences.get(run, {}).items():
                 if rest[position : position + len(runs)] == runs and _distinct(runs, whole):
                     found.add(value)
+        # As the whole text even short ids count, and ids that look like one of our hashes.
         if len(whole) == 1 and whole[0] in self._single:
-            found.add(self._single[whole[0]])  # short ids, and ids that look like a hash
+            found.add(self._single[whole[0]])
+        elif whole and whole in self._sequences.get(whole[0], {}):
+            found.add(self._sequences[whole[0]][whole])
         return found - {value for value in found if known_words.issuperset(value.runs)}
 
     def in_number(self, text: str, *, is_measure: bool) -> set[PersonalValue]:
