@@ -156,7 +156,11 @@ def _in_file(
         yield from _in_table(finder, path, name, technical)
     elif ".tfrecord" in path.name:
         for place, content in record_texts(path):
-            yield from _in_bytes(finder, content, name, place)
+            if isinstance(content, bytes):
+                yield from _in_bytes(finder, content, name, place)
+            else:  # a label or a counter, where a short id can occur by chance
+                hits = finder.in_number(str(content), is_measure=True)
+                yield from _findings(name, place, hits)
     else:
         with path.open("rb") as stream:
             while block := stream.read(_MAX_TEXT_BYTES):
@@ -174,10 +178,7 @@ def _in_bytes(finder: Finder, content: bytes, name: str, place: str) -> Iterator
         text = printable_stretches(content)
     if KEY_PREFIX in text:
         yield Finding(name, place, "key file", "key")
-    hits = finder.in_text(own_names_removed(text))
-    if is_number(text):
-        hits |= finder.in_number(text, is_measure=True)
-    yield from _findings(name, place, hits)
+    yield from _findings(name, place, finder.in_text(own_names_removed(text)))
 
 
 def printable_stretches(content: bytes) -> str:

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 import pydicom
 from pydicom.dataset import FileDataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import UID
 
 from steatosis_tf.sources.pseudonym import normal_name, normal_patient_id
@@ -24,6 +24,7 @@ from steatosis_tf.sources.rejection import Rejection
 #: What pydicom and the decoders are known to raise on damaged input.
 DICOM_ERRORS = (
     InvalidDicomError,
+    BytesLengthException,
     ValueError,
     TypeError,
     KeyError,
@@ -177,6 +178,8 @@ def read_header(dataset: pydicom.Dataset) -> Header:
         raise Rejection("directory")
     if VOLUME_CLASS in (object_class, media_class):
         raise Rejection("volume")
+    if not object_class and "Modality" not in dataset:
+        raise Rejection("damaged_header")
     if text_of(dataset, "Modality").upper() != "US" and object_class not in ULTRASOUND_CLASSES:
         raise Rejection("not_ultrasound")
     if "Rows" not in dataset and "PhotometricInterpretation" not in dataset:

@@ -10,7 +10,7 @@ _GZIP_MARK = b"\x1f\x8b"
 _MAX_RECORD_BYTES = 1 << 30
 
 
-def record_texts(path: Path) -> Iterator[tuple[str, bytes]]:
+def record_texts(path: Path) -> Iterator[tuple[str, bytes | float]]:
     """Every feature value of every `tf.train.Example` in a TFRecord file.
 
     A record that is no Example is given as a whole, a damaged file as its raw bytes: what cannot
@@ -20,7 +20,7 @@ def record_texts(path: Path) -> Iterator[tuple[str, bytes]]:
         path: TFRecord file, plain or gzip.
 
     Yields:
-        `("record 0, feature patient_id", value)`; integers and floats as decimal text.
+        `("record 0, feature patient_id", value)`; bytes, integers or floats.
     """
     from google.protobuf.message import DecodeError
     from tensorflow.core.example import example_pb2  # slow to import, needed here only
@@ -44,7 +44,7 @@ def record_texts(path: Path) -> Iterator[tuple[str, bytes]]:
                 for value in feature.bytes_list.value:
                     yield place, value
                 for figure in (*feature.int64_list.value, *feature.float_list.value):
-                    yield place, str(figure).encode()
+                    yield place, figure
     except (OSError, EOFError, ValueError):
         yield f"after record {number}", path.read_bytes()
 
