@@ -9,11 +9,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from pydicom.dataset import FileDataset
 
 from steatosis_tf.sources.deidentify import blanked, region_mask, sector_mask
 from steatosis_tf.sources.dicom_header import read_dataset
-from steatosis_tf.sources.dicom_pixels import Layout, read_frame_of
+from steatosis_tf.sources.dicom_pixels import FrameReader, Layout
 from steatosis_tf.sources.dicom_regions import Region
 from steatosis_tf.sources.rejection import Rejection
 
@@ -99,15 +98,14 @@ def write_clip(
     """
     try:
         dataset = read_dataset(io.BytesIO(data), with_pixels=True)
-        if "PixelData" not in dataset:
-            raise Rejection("truncated")
-        mask = _kept_pixels(dataset, layout, region, chosen)
+        reader = FrameReader(dataset, layout)
+        mask = _kept_pixels(reader, layout, region, chosen)
     except Rejection as rejection:
         return ClipResult((), ((-1, str(rejection)),))
     frames, rejected = [], []
     for index in chosen:
         try:
-            frame = blanked(read_frame_of(dataset, layout, index), mask)
+            frame = blanked(reader.read(index), mask)
         except Rejection as rejection:
             rejected.append((index, str(rejection)))
         else:
@@ -125,7 +123,7 @@ def write_clip(
 
 
 def _kept_pixels(
-    dataset: FileDataset, layout: Layout, region: Region | None, chosen: Sequence[int]
+    reader: FrameReader, layout: Layout, region: Region | None, chosen: Sequence[int]
 ) -> np.ndarray:
     if region is not None:
         return region_mask(region, layout.rows, layout.columns)
@@ -134,7 +132,7 @@ def _kept_pixels(
     # One mask for the clip, from the brightest value of each pixel over some of its frames.
     for index in chosen[:: max(1, len(chosen) // _NUM_SECTOR_FRAMES)][:_NUM_SECTOR_FRAMES]:
         try:
-            frame = read_frame_of(dataset, layout, index)
+            frame = reader.read(index)
         except Rejection as rejection:
             first_rejection = first_rejection or rejection
             continue

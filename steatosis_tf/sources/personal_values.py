@@ -15,7 +15,7 @@ from functools import lru_cache
 import pydicom
 
 from steatosis_tf import grades
-from steatosis_tf.sources.dicom_header import DICOM_ERRORS, day_of
+from steatosis_tf.sources.dicom_header import DICOM_ERRORS, day_of, text_of
 from steatosis_tf.sources.rejection import REASONS
 
 # Free text by value representation (PS3.5 6.2); codes (CS) and numbers cannot name a person.
@@ -29,6 +29,15 @@ _TECHNICAL = frozenset(
         "CodingSchemeDesignator", "CodingSchemeVersion", "DerivationDescription",
         "WindowCenterWidthExplanation", "LUTExplanation", "TimezoneOffsetFromUTC",
         "LossyImageCompressionMethod",
+    )
+)  # fmt: skip
+
+_MODEL = "ManufacturerModelName"
+_OFTEN_THE_SCANNER = frozenset(
+    (
+        "StationName", "InstitutionName", "InstitutionalDepartmentName", "DeviceDescription",
+        "PerformedStationName", "ScheduledStationName", "SourceApplicationEntityTitle",
+        "PrivateTag",
     )
 )  # fmt: skip
 
@@ -77,7 +86,11 @@ def runs_of(text: str) -> tuple[str, ...]:
 
 
 def personal_values(dataset: pydicom.Dataset) -> set[PersonalValue]:
-    """All names, ids, dates and free texts of a header, in sequences and private tags too."""
+    """All names, ids, dates and free texts of a header, in sequences and private tags too.
+
+    A station or institution called like the scanner (`LOGIQ E9`) is not personal.
+    """
+    scanner = runs_of(f"{text_of(dataset, 'Manufacturer')} {text_of(dataset, _MODEL)}")
     values: set[PersonalValue] = set()
     for element in _elements(dataset):
         tag = element.keyword or ("PrivateTag" if element.tag.is_private else "UnknownTag")
@@ -87,8 +100,13 @@ def personal_values(dataset: pydicom.Dataset) -> set[PersonalValue]:
         except DICOM_ERRORS:
             continue
         for text in filter(None, texts):
-            values.update(_forms(tag, element.VR, text))
+            if tag not in _OFTEN_THE_SCANNER or not _is_part(runs_of(text), scanner):
+                values.update(_forms(tag, element.VR, text))
     return values
+
+
+def _is_part(runs: tuple[str, ...], whole: tuple[str, ...]) -> bool:
+    return any(whole[start : start + len(runs)] == runs for start in range(len(whole)))
 
 
 def _elements(dataset: pydicom.Dataset) -> Iterator[pydicom.DataElement]:

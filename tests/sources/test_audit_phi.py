@@ -295,6 +295,14 @@ def test_a_name_typed_into_a_technical_field_does_not_leave(tmp_path):
     assert audit_phi(tmp_path / "out", tmp_path / "source") == []
 
 
+def test_a_station_called_like_its_scanner_keeps_the_model(tmp_path):
+    write_made(tmp_path / "source" / "a", StationName="LOGIQE9", ManufacturerModelName="LOGIQE9")
+    key = create_key(tmp_path / "study.key")
+    ingest_dicom(tmp_path / "source", tmp_path / "out", key_path=key)
+    assert rows(tmp_path / "out" / "labels.csv")[1][6] == "LOGIQE9"
+    assert audit_phi(tmp_path / "out", tmp_path / "source") == []
+
+
 def test_a_source_that_proves_nothing_is_refused(export, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="without a readable DICOM file"):

@@ -9,6 +9,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 from made_dicom import UID_ROOT, made_frame, region, write_made
@@ -279,6 +280,16 @@ def test_an_output_folder_with_other_files_is_refused(source, key, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.doc").write_text("x")
     with pytest.raises(ValueError, match="Expected an output folder that is empty"):
+        ingest_dicom(source, tmp_path / "out", key_path=key)
+
+
+def test_two_ingests_do_not_write_one_output(source, key, tmp_path):
+    write_made(source / "a")
+    (tmp_path / "out").mkdir()
+    with (
+        filelock.FileLock(tmp_path / "out" / "ingest.lock"),
+        pytest.raises(ValueError, match="no other ingest is writing"),
+    ):
         ingest_dicom(source, tmp_path / "out", key_path=key)
 
 

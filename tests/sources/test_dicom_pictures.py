@@ -20,7 +20,7 @@ from pydicom.pixels.processing import convert_color_space
 from pydicom.sequence import Sequence
 
 from steatosis_tf.sources.dicom import ingest_dicom
-from steatosis_tf.sources.dicom_pixels import read_frame_of, read_layout
+from steatosis_tf.sources.dicom_pixels import FrameReader, read_layout
 from steatosis_tf.sources.pseudonym import create_key
 
 INSIDE = np.zeros((HEIGHT, WIDTH), bool)
@@ -196,7 +196,7 @@ def test_lossless_jpeg_equals_its_rle_twin():
         dcmread(get_testdata_file(name, download=False))
         for name in ("SC_rgb_jpeg_gdcm.dcm", "SC_rgb_rle.dcm")
     ]
-    first, second = (read_frame_of(dataset, read_layout(dataset), 0) for dataset in pair)
+    first, second = (FrameReader(dataset, read_layout(dataset)).read(0) for dataset in pair)
     assert np.array_equal(first, second)
 
 
@@ -208,7 +208,7 @@ def test_ultrasound_examples_of_pydicom_equal_its_own_decoding(name):
     layout = read_layout(dataset)
     reference = dataset.pixel_array.reshape(-1, layout.rows, layout.columns, 3)
     for index in (0, layout.num_frames - 1):
-        frame = read_frame_of(dataset, layout, index)
+        frame = FrameReader(dataset, layout).read(index)
         # pydicom may take another JPEG decoder, which rounds differently.
         assert np.abs(frame.astype(int) - reference[index]).max() <= 3
 
