@@ -16,7 +16,7 @@ from steatosis_tf.sources.dicom_pixels import FrameReader, Layout
 from steatosis_tf.sources.dicom_regions import Region
 from steatosis_tf.sources.rejection import Rejection
 
-#: Frames looked at to find the sector of a clip: a dark one does not hide it.
+#: Frames of a clip looked at to find its sector.
 _NUM_SECTOR_FRAMES = 8
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 4]
 _CHOICE = re.compile(r"(every|evenly):([1-9]\d{0,5})")
@@ -99,7 +99,7 @@ def write_clip(
     try:
         dataset = read_dataset(io.BytesIO(data), with_pixels=True)
         reader = FrameReader(dataset, layout)
-        mask = _kept_pixels(reader, layout, region, chosen)
+        mask = _kept_pixels(reader, layout, region)
     except Rejection as rejection:
         return ClipResult((), ((-1, str(rejection)),))
     frames, rejected = [], []
@@ -122,24 +122,21 @@ def write_clip(
     )
 
 
-def _kept_pixels(
-    reader: FrameReader, layout: Layout, region: Region | None, chosen: Sequence[int]
-) -> np.ndarray:
+def _kept_pixels(reader: FrameReader, layout: Layout, region: Region | None) -> np.ndarray:
     if region is not None:
         return region_mask(region, layout.rows, layout.columns)
-    brightest: np.ndarray | None = None
+    # One mask for the clip, from frames all over it: what never moves is no echo. It does not
+    # depend on the frames chosen, or every:2 and every:3 would blank one frame differently.
+    frames: list[np.ndarray] = []
     first_rejection: Rejection | None = None
-    # One mask for the clip, from the brightest value of each pixel over some of its frames.
-    for index in chosen[:: max(1, len(chosen) // _NUM_SECTOR_FRAMES)][:_NUM_SECTOR_FRAMES]:
+    for index in chosen_frames(f"evenly:{_NUM_SECTOR_FRAMES}", layout.num_frames):
         try:
-            frame = reader.read(index)
+            frames.append(reader.read(index))
         except Rejection as rejection:
             first_rejection = first_rejection or rejection
-            continue
-        brightest = frame if brightest is None else np.maximum(brightest, frame)
-    if brightest is None:
-        raise first_rejection or Rejection("broken_frame")
-    return sector_mask(brightest)
+    if first_rejection is not None and not frames:
+        raise first_rejection
+    return sector_mask(np.stack(frames))
 
 
 def _write_png(path: Path, frame: np.ndarray) -> str:

@@ -145,7 +145,7 @@ class FrameReader:
         except (*DICOM_ERRORS, Image.DecompressionBombError) as error:
             raise Rejection("broken_frame") from error
         shape = (layout.rows, layout.columns)
-        if frame.shape not in (shape, (*shape, 3)):
+        if frame.shape != (shape if layout.photometric in GREY else (*shape, 3)):
             raise Rejection("broken_frame")
         return np.ascontiguousarray(frame)
 

@@ -44,6 +44,7 @@ REASONS = {
     "small_region": "2-D region smaller than {low} px",
     "image_type_doppler": "image type says Doppler, M-mode, 3-D or tissue characterisation",
     "no_sector": "no ultrasound region stated and no sector found: nothing can be blanked safely",
+    "doubtful_sector": "no ultrasound region stated, doubtful sector found: it may hold text",
     "colour_pixels": "colour Doppler pixels inside the region ({percent} % of it)",
     "truncated": "truncated: the pixel data end too early; export it again",
     "missing_frame": "truncated: this frame lies beyond the end of the pixel data",
