@@ -11,11 +11,14 @@ from pathlib import Path
 
 import filelock
 import numpy as np
+import pandas as pd
 import pytest
 from made_dicom import UID_ROOT, made_frame, region, write_made
 from pydicom.data import get_testdata_file
 from pydicom.sequence import Sequence
 
+from steatosis_tf.cohort.manifest import build_manifest, read_manifest
+from steatosis_tf.grades import GRADES
 from steatosis_tf.sources.dicom import ingest_dicom
 from steatosis_tf.sources.pseudonym import create_key
 
@@ -330,3 +333,22 @@ def test_the_cine_loop_of_pydicom(source, key, tmp_path):
     (log,) = table(tmp_path / "out" / "deidentification.csv")
     assert log["kept_by"] == "sector"
     assert 15 < float(log["kept_percent"]) < 45
+
+
+def test_the_labels_make_a_manifest_without_a_fault(source, key, tmp_path):
+    """The table is what the next step of the line reads; grades are joined in between."""
+    for number in range(6):
+        write_made(source / f"{number}", number=number, PatientID=f"P{number // 2}")
+    ingest_dicom(source, tmp_path / "cohort", key_path=key)
+    labels = pd.read_csv(tmp_path / "cohort" / "labels.csv", dtype=str)
+    grades = dict(zip(sorted(labels["patient_id"].unique()), GRADES, strict=False))
+    labels.assign(grade=labels["patient_id"].map(grades)).to_csv(
+        tmp_path / "cohort" / "labels.csv", index=False
+    )
+    manifest_path = tmp_path / "study" / "manifest.csv"
+    manifest_path.parent.mkdir()
+    build_manifest(tmp_path / "cohort" / "labels.csv", manifest_path, strict=True)
+    manifest = read_manifest(manifest_path)
+    assert len(manifest) == 6
+    assert manifest["grade"].nunique() == 3
+    assert set(manifest["model"]) == {"LOGIQ E9"}
