@@ -1,66 +1,18 @@
 """Search a folder for personal values of the DICOM export it was made from."""
 
 import collections
-import csv
-import struct
-import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from steatosis_tf.sources.dicom_files import Source
-from steatosis_tf.sources.dicom_header import MAX_AGE_YEARS, quiet_pydicom, read_dataset, text_of
-from steatosis_tf.sources.personal_values import (
-    Finder,
-    PersonalValue,
-    is_number,
-    own_names_removed,
-    personal_values,
-    runs_of,
-    source_name_value,
-)
-from steatosis_tf.sources.pseudonym import KEY_PREFIX
-from steatosis_tf.sources.record_features import record_texts
+from steatosis_tf.sources.dicom_header import quiet_pydicom, read_dataset, text_of
+from steatosis_tf.sources.file_search import Finding, search_file, search_name
+from steatosis_tf.sources.personal_values import PersonalValue, personal_values, runs_of
 from steatosis_tf.sources.rejection import Rejection
+from steatosis_tf.sources.value_finder import Finder, source_name_value
 
-_PNG_MARK = b"\x89PNG\r\n\x1a\n"
-# The chunks a picture needs; what else a PNG holds is text, dates or unknown, and gets searched.
-_PICTURE_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"pHYs")
-_MAX_TEXT_BYTES = 64 << 20
-
-# Columns of counts and measurements (our own tables and the manifest), where a short id can occur
-# by chance. Every other column is searched for short ids too.
-_MEASURES = frozenset(
-    (
-        "frame_index", "file_number", "transducer_frequency_mhz", "pixel_height_mm",
-        "pixel_width_mm", "age", "bmi", "days_since_first_study", "fat_percent", "num_frames",
-        "num_chosen", "num_written", "num_elements_dropped", "kept_top", "kept_left",
-        "kept_height", "kept_width", "kept_percent", "num_files", "roi_top", "roi_left",
-        "roi_height", "roi_width", "roi_quality", "fold", "p_normal", "p_mild", "p_moderate",
-        "p_severe",
-    )
-)  # fmt: skip
 _TECHNICAL_COLUMNS = {"manufacturer": "Manufacturer", "model": "ManufacturerModelName"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A personal value of the source in the output; holds none itself.
-
-    Attributes:
-        file: path in the output, its name replaced by its place in the folder where the name
-            itself is the finding.
-        place: where in the file: "file name", "row 3, column site", "PNG chunk tEXt", ...
-        tag: DICOM keyword the value comes from, such as PatientName.
-        kind: "name", "id", "date", "text", "age" or "key".
-    """
-
-    file: str
-    place: str
-    tag: str
-    kind: str
 
 
 def audit_phi(output_dir: str | Path, source_dir: str | Path) -> list[Finding]:
@@ -90,14 +42,13 @@ def audit_phi(output_dir: str | Path, source_dir: str | Path) -> list[Finding]:
     findings: list[Finding] = []
     paths = sorted(path for path in output_dir.rglob("*") if not path.is_dir())
     for number, path in enumerate(tqdm(paths, "audit", disable=None), start=1):
-        relative = path.relative_to(output_dir)
-        name = relative.as_posix()
-        hits = _in_parts(finder, relative)
-        if hits:
-            name = f"file {number} of {len(paths)} in sorted order ({path.suffix[:8]})"
-            findings += _findings(name, "file name", hits)
+        name = path.relative_to(output_dir).as_posix()
+        hidden = f"file {number} of {len(paths)} in sorted order ({path.suffix[:8]})"
+        if in_name := search_name(finder, path.relative_to(output_dir), hidden):
+            name = hidden
+            findings += in_name
         if path.is_file():
-            findings += _in_file(finder, path, name, technical)
+            findings += search_file(finder, path, name, technical)
     return list(dict.fromkeys(findings))
 
 
@@ -132,125 +83,3 @@ def _source_values(
         for column in _TECHNICAL_COLUMNS
     }
     return values, technical
-
-
-def _findings(file: str, place: str, hits: Iterable[PersonalValue]) -> list[Finding]:
-    found = {Finding(file, place, value.tag, value.kind) for value in hits}
-    return sorted(found, key=lambda finding: (finding.kind, finding.tag))
-
-
-def _in_parts(finder: Finder, relative: Path) -> set[PersonalValue]:
-    texts = [own_names_removed(part) for part in (*relative.parent.parts, relative.name)]
-    texts.append(own_names_removed(relative.stem))  # a short id may be the whole name
-    return {value for text in texts for value in finder.in_text(text)}
-
-
-def _in_file(
-    finder: Finder, path: Path, name: str, technical: dict[str, frozenset[str]]
-) -> Iterator[Finding]:
-    with path.open("rb") as stream:
-        head = stream.read(8)
-    if head == _PNG_MARK:
-        yield from _in_chunks(finder, path.read_bytes(), name)
-    elif path.suffix.lower() == ".csv":
-        yield from _in_table(finder, path, name, technical)
-    elif ".tfrecord" in path.name:
-        for place, content in record_texts(path):
-            if isinstance(content, bytes):
-                yield from _in_bytes(finder, content, name, place)
-            else:  # a label or a counter, where a short id can occur by chance
-                hits = finder.in_number(str(content), is_measure=True)
-                yield from _findings(name, place, hits)
-    else:
-        with path.open("rb") as stream:
-            while block := stream.read(_MAX_TEXT_BYTES):
-                yield from _in_bytes(finder, block, name, "content")
-
-
-def _in_bytes(finder: Finder, content: bytes, name: str, place: str) -> Iterator[Finding]:
-    """Search text, a PNG, or the printable stretches of anything else."""
-    if content.startswith(_PNG_MARK):
-        yield from _in_chunks(finder, content, name, f"{place}, ")
-        return
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError:
-        text = printable_stretches(content)
-    if KEY_PREFIX in text:
-        yield Finding(name, place, "key file", "key")
-    yield from _findings(name, place, finder.in_text(own_names_removed(text)))
-
-
-def printable_stretches(content: bytes) -> str:
-    """The stretches of six or more printable ASCII letters in binary data, one a line."""
-    table = bytes(byte if 32 <= byte < 127 else 10 for byte in range(256))
-    lines = content.translate(table).split(b"\n")
-    wide = content.translate(table, b"\0").split(b"\n")  # UTF-16 text has a 0 after each letter
-    return b"\n".join(line for line in (*lines, *wide) if len(line) >= 6).decode("ascii")
-
-
-def _in_table(
-    finder: Finder, path: Path, name: str, technical: dict[str, frozenset[str]]
-) -> Iterator[Finding]:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-        try:
-            for row_number, row in enumerate(csv.reader(stream)):
-                if row_number == 0:
-                    header = row
-                for column_number, cell in enumerate(row):
-                    column = header[column_number] if column_number < len(header) else ""
-                    place = f"row {row_number}, column {column_number + 1}"
-                    known = technical.get(column, frozenset()) if row_number else frozenset()
-                    yield from _in_cell(finder, cell, name, place, column, known)
-        except csv.Error:
-            yield from _in_bytes(finder, path.read_bytes(), name, "content")
-
-
-def _in_cell(
-    finder: Finder, cell: str, name: str, place: str, column: str, known: frozenset[str]
-) -> list[Finding]:
-    if not cell:
-        return []
-    if is_number(cell):
-        hits = finder.in_number(cell, is_measure=column in _MEASURES)
-    else:
-        hits = finder.in_text(own_names_removed(cell), known_words=known)
-    findings = _findings(name, place, hits)
-    if column == "age" and is_number(cell) and float(cell) > MAX_AGE_YEARS:
-        findings.append(Finding(name, place, "PatientAge", "age"))
-    return findings
-
-
-def _in_chunks(finder: Finder, data: bytes, name: str, prefix: str = "") -> Iterator[Finding]:
-    position = len(_PNG_MARK)
-    while position + 12 <= len(data):
-        length, kind = struct.unpack(">I4s", data[position : position + 8])
-        body = data[position + 8 : position + 8 + length]
-        position += 12 + length
-        if kind not in _PICTURE_CHUNKS:
-            place = f"{prefix}PNG chunk {kind.decode('ascii', 'replace')}"
-            for text in _chunk_texts(kind, body):
-                yield from _findings(name, place, finder.in_text(text))
-        if kind == b"IEND":
-            break
-    if data[position:]:
-        yield from _in_bytes(finder, data[position:], name, f"{prefix}after the PNG")
-
-
-def _chunk_texts(kind: bytes, body: bytes) -> Iterator[str]:
-    """All readings of an ancillary chunk: Latin-1, UTF-8, unpacked, and tIME as a date."""
-    if kind == b"tIME" and len(body) == 7:
-        yield "{:04}-{:02}-{:02}".format(*struct.unpack(">HBB", body[:4]))
-        return
-    yield body.decode("latin-1")
-    yield body.decode("utf-8", "replace")
-    yield printable_stretches(body)
-    for start in range(min(len(body), 256)):  # zTXt, iTXt, iCCP: packed after a short keyword
-        if body[start : start + 1] == b"\x78":
-            unpacker = zlib.decompressobj()
-            try:
-                packed = unpacker.decompress(body[start:], _MAX_TEXT_BYTES)
-            except zlib.error:
-                continue
-            yield packed.decode("latin-1")
-            yield packed.decode("utf-8", "replace")

@@ -2,8 +2,10 @@
 
 import csv
 import gzip
+import re
 import shutil
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -223,6 +225,51 @@ def test_any_other_file(export, out):
     (out / "wide.bin").write_bytes(b"\x80\xff" + "Springfield Wojcik".encode("utf-16-le"))
     files = {finding.file for finding in audit_phi(out, export[0])}
     assert files == {"notes.json", "weights.bin", "wide.bin"}
+
+
+def test_archives_and_large_files(export, out):
+    np.savez_compressed(out / "a.npz", names=np.array(["Wojcik Agnieszka"]))
+    with zipfile.ZipFile(out / "model.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", '{"institution": "Saint Elsewhere Hospital"}')
+    # Across the border of two blocks of 4 MiB.
+    (out / "large.txt").write_bytes(b". " * (2 << 20) + b"x Agnieszka Wojcik")
+    content = bytearray((out / "large.txt").read_bytes())
+    content[(4 << 20) - 8 : (4 << 20) + 10] = b"  Agnieszka Wojcik"
+    (out / "large.txt").write_bytes(content[: (4 << 20) + 10])
+    found = {(finding.file, finding.tag) for finding in audit_phi(out, export[0])}
+    assert found == {
+        ("a.npz", "PatientName"),
+        ("model.keras", "InstitutionName"),
+        ("large.txt", "PatientName"),
+    }
+
+
+def test_random_bytes_are_no_finding(export, out):
+    (out / "weights.bin").write_bytes(np.random.default_rng(0).bytes(8 << 20))
+    assert audit_phi(out, export[0]) == []
+
+
+def test_a_table_with_semicolons(export, out):
+    (out / "excel.csv").write_bytes("\ufeffid;age;site\r\n204;60;A\r\n".encode())
+    (finding,) = audit_phi(out, export[0])
+    assert (finding.place, finding.tag) == ("row 1, column 1", "PatientID")
+
+
+def test_a_patient_called_like_a_column_is_no_finding_by_that_word(tmp_path):
+    """Every word of our own tables and settings; the full name is still looked for."""
+    write_made(tmp_path / "source" / "a", PatientName="DOE^JOHN", OperatorsName="X^Y")
+    key = create_key(tmp_path / "study.key")
+    ingest_dicom(tmp_path / "source", tmp_path / "out", key_path=key)
+    headers = [rows(path)[0] for path in (tmp_path / "out").glob("*.csv")]
+    words = {word for header in headers for name in header for word in name.split("_")}
+    words |= set(re.findall("[a-z]+", (tmp_path / "out" / "ingest.json").read_text()))
+    assert len(headers) == 4
+    (tmp_path / "source" / "a").unlink()
+    for number, word in enumerate(sorted(words)):
+        write_made(tmp_path / "source" / f"b{number}", number=number, PatientName=f"{word}^zoe")
+    assert audit_phi(tmp_path / "out", tmp_path / "source") == []
+    (tmp_path / "out" / "a.txt").write_text("Zoe Format")
+    assert audit_phi(tmp_path / "out", tmp_path / "source") != []
 
 
 def test_a_key_in_the_output(export, out):
