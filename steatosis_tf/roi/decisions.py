@@ -185,7 +185,7 @@ class DecisionStore:
 
     def _load_table(self) -> None:
         while True:
-            self._signature = signature(self.path)
+            self._signature = signature(self.path) if self.path.exists() else []
             table = read_manifest(self.path)
             if signature(self.path) == self._signature:
                 break  # else it was replaced between the look at it and the reading

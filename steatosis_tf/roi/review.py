@@ -1,5 +1,6 @@
 """`steatosis review`: a page on which a person looks through the boxes of a manifest."""
 
+import contextlib
 import socket
 from pathlib import Path
 
@@ -50,17 +51,18 @@ def review(
     app.on_shutdown(store.close)
     add_review_page(store, reviewer=reviewer)
     print(f"Review of {store.path.name} by {reviewer}: http://127.0.0.1:{port} (Ctrl+C ends)")
-    ui.run(
-        host="127.0.0.1",
-        port=port,
-        title="ROI review",
-        favicon="◩",
-        dark=True,
-        tailwind=False,
-        reload=False,
-        show=open_browser,
-        show_welcome_message=False,
-    )
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl+C is how a review ends, not a failure
+        ui.run(
+            host="127.0.0.1",
+            port=port,
+            title="ROI review",
+            favicon="◩",
+            dark=True,
+            tailwind=False,
+            reload=False,
+            show=open_browser,
+            show_welcome_message=False,
+        )
 
 
 def _check_port(port: int) -> None:

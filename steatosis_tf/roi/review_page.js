@@ -70,6 +70,7 @@ async function draw(row, ticket) {
   } catch (error) {
     if (ticket !== now.ticket) return;
     stage.clear();
+    setOutlines({});
     message("This frame cannot be shown", error.message, "R rejects it, N goes on to the next one.");
     at("stage").dataset.frame = row.frame_id;
     return;
@@ -82,7 +83,6 @@ async function draw(row, ticket) {
   stage.setBox(row.box, null);
   at("stage").dataset.frame = row.frame_id;
   frame.outlines.then((outlines) => ticket === now.ticket && setOutlines(outlines), () => {});
-  setOutlines({});
 }
 
 function setOutlines(outlines) {
@@ -138,13 +138,13 @@ function panel() {
   const decided = Boolean(row?.state);
   if (document.activeElement !== at("number")) at("number").value = row ? row.rank + 1 : "";
   at("total").textContent = row ? `of ${row.total}` : "";
-  at("state").textContent = row ? (edit ? "Changed, not saved" : STATE_NAMES[row.state]) : "";
+  at("state").textContent = row ? (edit ? "Unsaved change" : STATE_NAMES[row.state]) : "";
   at("state").className = `state ${edit ? "changed" : row?.state ?? ""}`;
   at("id").textContent = row?.frame_id ?? "";
   at("signed").textContent = decided ? `by ${row.reviewer}, ${when(row.reviewed_at)}` : "";
   at("quality").textContent = row ? row.quality?.toFixed(2) ?? "–" : "";
   at("qualityBar").style.width = `${100 * (row?.quality ?? 0)}%`;
-  at("reason").textContent = row?.reason || (row && !row.box && !decided ? "No proposal: draw a box (D), or reject." : "");
+  at("reason").textContent = row?.reason || (row && !row.box && !decided ? "No proposal" : "");
   for (const input of at("numbers").querySelectorAll("input")) {
     if (document.activeElement !== input) input.value = current?.[input.dataset.side] ?? "";
     input.disabled = !ready;
@@ -160,6 +160,7 @@ function panel() {
     next: row,
   };
   for (const [name, possible] of Object.entries(can)) at(name).disabled = busy || !possible;
+  at("hint").hidden = !ready || Boolean(current && !stage.drawing) || row.state === "rejected";
   at("memo").hidden = !edit;
   at("accept").classList.toggle("lit", !edit && !at("accept").disabled);
   at("correct").classList.toggle("lit", Boolean(edit));
@@ -175,10 +176,10 @@ function when(iso) {
 
 // ---- going -------------------------------------------------------------------------------------
 
-/** Run one piece of work at a time; a failure is shown and changes nothing. */
-async function alone(work) {
-  if (now.busy) return;
+/** Do one thing; a failure is shown and changes nothing. */
+async function run(work) {
   now.busy = true;
+  at("review").setAttribute("aria-busy", true);
   notice();
   try {
     await work();
@@ -188,6 +189,20 @@ async function alone(work) {
     now.busy = false;
     panel();
   }
+}
+
+let working = Promise.resolve();
+
+/** Do it now or not at all: a key pressed before the frame is there was not meant for it. */
+function alone(work) {
+  if (!now.busy) working = run(work);
+  return working;
+}
+
+/** Do it as soon as what is under way is done: a choice of the reviewer must not get lost. */
+function inTurn(work) {
+  working = working.then(() => run(work));
+  return working;
 }
 
 const move = (step) => alone(async () => {
@@ -201,7 +216,7 @@ const move = (step) => alone(async () => {
 });
 
 /** Show the first frame that is still there to see under the filter and order chosen. */
-const restart = () => alone(async () => show(await go(place({ frame_id: "" }))));
+const restart = () => inTurn(async () => show(await go(place({ frame_id: "" }))));
 
 function setFilter(name) {
   now.filter = at("filter").value = name;
@@ -210,7 +225,7 @@ function setFilter(name) {
 
 function toggleWorst() {
   now.order = now.order === "worst" ? "file" : "worst";
-  if (now.order === "file" && now.row) return alone(async () => show(await go(place({ frame_id: now.row.frame_id }))));
+  if (now.order === "file" && now.row) return inTurn(async () => show(await go(place({ frame_id: now.row.frame_id }))));
   restart();
 }
 
@@ -261,6 +276,7 @@ const save = (action, more = {}) => alone(async () => {
   progress(answer);
   if (!answer.saved) return conflict(answer.row, changed);
   now.undos.push([row.frame_id, answer.row.revision]);
+  now.row = { ...answer.row, rank: row.rank };
   now.edit = null;
   at("memo").value = "";
   at("saved").textContent = `✓ ${STATE_NAMES[answer.row.state]}, saved ${new Date().toLocaleTimeString()}`;
@@ -355,6 +371,7 @@ function startDrawing() {
   if (!now.ready) return;
   stage.drawing = !stage.drawing;
   stage.render();
+  panel();
 }
 
 function bare(isBare) {
@@ -407,7 +424,7 @@ function connect() {
     event.preventDefault();
     const rank = Number.parseInt(at("number").value, 10) - 1;
     at("number").blur();
-    if (rank >= 0 && !now.edit) alone(async () => show(await go(place({ rank }))));
+    if (rank >= 0 && !now.edit) inTurn(async () => show(await go(place({ rank }))));
     else panel();
   });
   at("numbers").addEventListener("change", typedBox);

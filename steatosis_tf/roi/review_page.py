@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from fastapi import Depends, HTTPException, Query, Request, Response
 from nicegui import app, ui
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from steatosis_tf.roi.crop import Rectangle
@@ -36,7 +36,7 @@ class Place(BaseModel):
     """Where the browser wants to go."""
 
     frame_id: str = ""
-    step: Literal[-1, 0, 1] = 0
+    step: Annotated[int, Field(ge=-1, le=1)] = 0
     rank: int | None = None
     filter_by: FilterName = "to_review"
     order: OrderName = "file"
@@ -115,7 +115,7 @@ def _answered(work: Callable[[], Answer]) -> Answer:
         raise HTTPException(422, str(error)) from error
     except OSError as error:  # TimeoutError among them
         reason = error.strerror or str(error)
-        raise HTTPException(503, f"The journal cannot be written: {reason}.") from error
+        raise HTTPException(503, f"Not saved: the manifest or its journal cannot be used ({reason}).") from error
 
 
 def _placed(store: DecisionStore, place: Place) -> dict[str, Any]:

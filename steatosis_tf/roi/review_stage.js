@@ -3,9 +3,10 @@
 import { PARTS, drag, spanned } from "./review_box.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const MARGIN_PX = 16;
+const MARGIN_PX = 12;
 const HANDLE_PX = 9;
 const GRASP_PX = 22;
+const EDGE_HANDLES_FROM_PX = 64;
 const LEVELS = [0.6, 0.8, 1, 1.3, 1.7, 2.2, 3];
 
 export class Stage {
@@ -161,10 +162,14 @@ export class Stage {
     for (const name of ["box", "halo"]) this.#place(this.svg.querySelector(`.${name}`), shown);
     this.#place(this.svg.querySelector(".before"), this.layers.box ? this.before : null);
     for (const group of this.svg.querySelectorAll("#handles g")) {
-      group.style.display = shown && this.mayEdit() ? "" : "none";
-      group.classList.toggle("active", group.dataset.part === this.part);
-      if (!shown) continue;
       const [vertical, horizontal] = PARTS[group.dataset.part];
+      // On a box that is small on the screen, handles on the edges would hide what is inside.
+      const isEdge = !vertical || !horizontal;
+      const along = shown && (vertical ? shown[3] : shown[2]) * this.scale;
+      const isShown = shown && this.mayEdit() && !(isEdge && along < EDGE_HANDLES_FROM_PX);
+      group.style.display = isShown ? "" : "none";
+      group.classList.toggle("active", group.dataset.part === this.part);
+      if (!isShown) continue;
       const x = this.x + (shown[1] + shown[3] * (horizontal + 1) / 2) * this.scale;
       const y = this.y + (shown[0] + shown[2] * (vertical + 1) / 2) * this.scale;
       group.setAttribute("transform", `translate(${x} ${y})`);
