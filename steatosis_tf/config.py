@@ -60,6 +60,11 @@ class SplitConfig:
             kind=self.kind,
         )
 
+    @property
+    def time_column(self) -> str:
+        """The column whose order a temporal split must keep, "" for other kinds."""
+        return self.column if self.kind == "temporal" else ""
+
 
 @dataclass(frozen=True)
 class AugmentConfig:

@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -168,7 +169,10 @@ def _prepare(
     _write_rejected(table, run_dir / "rejected.csv")
     fingerprint = records_fingerprint(usable_rows(table))
     records_dir = runs_dir / "cache" / "records" / fingerprint[:16]
-    write_records(run_dir / "manifest.csv", records_dir)
+    write_records(
+        run_dir / "manifest.csv", records_dir, partitions, time_column=config.split.time_column
+    )
+    shutil.copy(records_dir / "leak_gate.json", run_dir)
     return partitions, records_dir
 
 
@@ -306,7 +310,7 @@ def _track(run_dir: Path, metrics: dict[str, Any], seconds: float, difference: f
     )
     for name in ("config.json", "environment.json", "metrics.json", "history.csv", "split.csv",
                  "frame_scores.csv", "patient_scores.csv", "validation_scores.csv",
-                 "rejected.csv", "manifest.csv"):  # fmt: skip
+                 "rejected.csv", "manifest.csv", "leak_gate.json"):  # fmt: skip
         tracking.log_artifacts(run_dir / name)
     tracking.log_artifacts(run_dir / "figures", "figures")
     tracking.log_onnx_model(run_dir / "model.onnx", size_px=224, num_grades=len(GRADES))
