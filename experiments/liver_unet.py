@@ -49,10 +49,7 @@ class Config:
     training: UnetTraining = field(default_factory=UnetTraining)
 
 
-CONFIG = Config(
-    **json.loads(os.environ.get("CFG", "{}")),
-    training=UnetTraining(epochs=int(os.environ.get("EP", "60"))),
-)
+CONFIG = Config(kidney_share=0.4, training=UnetTraining(epochs=40))
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,14 @@ def read_outlined(aul_dir: Path, name: str) -> Outlined | None:
         cv2.fillPoly(mask, [np.rint(polygons[part]).astype(np.int32)], 1)
         masks.append(mask)
     return Outlined(name, grey, masks[0], masks[1] * masks[0])
+
+
+def all_outlined(aul_dir: Path, names: list[str]) -> Iterator[Outlined]:
+    """Those of the named images that have a liver outline, one at a time."""
+    for name in names:
+        image = read_outlined(aul_dir, name)
+        if image is not None:
+            yield image
 
 
 def ranked_names(aul_dir: Path) -> list[str]:
@@ -158,18 +163,16 @@ def dice(found: np.ndarray, drawn: np.ndarray) -> float:
     return 2.0 * float((found & drawn).sum()) / max(float(found.sum() + drawn.sum()), 1.0)
 
 
-def train(images: dict[str, Outlined], fold: int | None, out_dir: Path, config: Config) -> None:
+def train(aul_dir: Path, names: list[str], fold: int | None, out_dir: Path, config: Config) -> None:
     """Train one network into `out_dir` unless it is there already."""
     if (out_dir / "liver_unet.onnx").is_file():
         return
     out_dir.mkdir(parents=True, exist_ok=True)
-    parts = parts_of(list(images), fold, config)
+    parts = parts_of(names, fold, config)
     crops = [
-        cached_crop(images[name], config.cache_width_px)
-        for name in parts["train"]
-        if images[name] is not None
+        cached_crop(image, config.cache_width_px) for image in all_outlined(aul_dir, parts["train"])
     ]
-    watched = [images[name] for name in parts["validation"] if images[name] is not None]
+    watched = list(all_outlined(aul_dir, parts["validation"]))
     keras.utils.set_random_seed(config.seed + (99 if fold is None else fold))
     model = build_unet(config.widths, config.dropout)
     settings = replace(config.training, steps_per_epoch=len(crops) // config.batch_size)
@@ -211,14 +214,20 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(2)
     cv2.setNumThreads(1)
     aul_dir = arguments.data / "aul"
-    images = {name: read_outlined(aul_dir, name) for name in ranked_names(aul_dir)}
+    names = ranked_names(aul_dir)
     folds: list[int | None] = [*range(CONFIG.num_folds), None]
     if arguments.only:
         folds = [None if arguments.only == "final" else int(arguments.only)]
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "config.json").write_text(json.dumps(asdict(CONFIG), indent=1))
     for fold in folds:
-        train(images, fold, arguments.out / ("final" if fold is None else f"fold_{fold}"), CONFIG)
+        train(
+            aul_dir,
+            names,
+            fold,
+            arguments.out / ("final" if fold is None else f"fold_{fold}"),
+            CONFIG,
+        )
 
 
 if __name__ == "__main__":
