@@ -1,0 +1,138 @@
+"""Reading and checking a label table as teams have it: any spreadsheet's CSV."""
+
+import posixpath
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from steatosis_tf.cohort.spreadsheet import read_spreadsheet
+from steatosis_tf.grades import GRADES, grade_from_fat_percent
+
+#: Names the manifest gives; a label table that brings them would be overwritten unseen.
+RESERVED = ("frame_id", "pixels_sha256", "row", "fault", "split")
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Read a CSV with every cell as stripped text and its line number in column `row`.
+
+    Comma, semicolon and tab, byte order mark, Windows and Unix line ends are all accepted; with
+    semicolons also the decimal comma that comes with them.
+
+    Returns:
+        the table, `row` counted as a spreadsheet counts (header = 1), `fault` "" or what is wrong
+        with the cells of the row, "" for an empty cell, with the columns `grade` (str) and
+        `fat_percent` (str) added where absent.
+
+    Raises:
+        ValueError: if `read_spreadsheet` cannot read it, or if it lacks `path` or `patient_id`
+            or has one of the reserved names.
+    """
+    path = Path(path)
+    table, separator = read_spreadsheet(path)
+    _check_columns(path.name, list(table.columns.drop(["row", "fault"])))
+    if table.empty:
+        raise ValueError(f"{path.name}: expected one row per frame. Received: a header only.")
+    for name in ("grade", "fat_percent"):
+        if name not in table.columns:
+            table[name] = ""
+    if separator == ";":
+        table["fat_percent"] = table["fat_percent"].str.replace(",", ".")
+    # A table written on Windows names its frames with backslashes, others begin with "./": one
+    # spelling per file, or a copy of a row would pass as another frame.
+    table["path"] = [
+        posixpath.normpath(name) if name else "" for name in table["path"].str.replace("\\", "/")
+    ]
+    return table
+
+
+def check_labels(table: pd.DataFrame) -> dict[int, list[str]]:
+    """Check all rows, and fill `grade` and `fat_percent` (float) in place where they are valid.
+
+    Args:
+        table: as `read_table` returns it.
+
+    Returns:
+        row number -> reasons, for the rows at fault.
+    """
+    reasons = {
+        row: [fault] for row, fault in zip(table["row"], table["fault"], strict=True) if fault
+    }
+
+    def fault(row: int, reason: str) -> None:
+        reasons.setdefault(row, []).append(reason)
+
+    grades, fats = [], []
+    for row, path, patient_id, grade, fat in table[
+        ["row", "path", "patient_id", "grade", "fat_percent"]
+    ].itertuples(index=False):
+        if not path:
+            fault(row, "empty path")
+        if not patient_id:
+            fault(row, "empty patient_id")
+        known_grade, known_fat, why = _grade_and_fat(grade, fat)
+        for reason in why:
+            fault(row, reason)
+        grades.append(known_grade)
+        fats.append(known_fat)
+    table["grade"], table["fat_percent"] = grades, np.array(fats, dtype=float)
+    _check_duplicates(table, fault)
+    _check_one_grade_per_patient(table, fault)
+    return reasons
+
+
+def _check_columns(name: str, columns: list[str]) -> None:
+    missing = [column for column in ("path", "patient_id") if column not in columns]
+    if missing:
+        raise ValueError(
+            f"{name}: expected the columns path, patient_id and grade or fat_percent. "
+            f"Received: {', '.join(columns)}; missing: {', '.join(missing)}."
+        )
+    taken = [column for column in columns if column in RESERVED]
+    if taken:
+        raise ValueError(
+            f"{name}: expected no column named {', '.join(RESERVED)}. "
+            f"Received: {', '.join(taken)}. Rename them."
+        )
+
+
+def _grade_and_fat(grade: str, fat: str) -> tuple[str, float, list[str]]:
+    known = {name.lower(): name for name in GRADES}.get(grade.lower(), "")
+    why = []
+    if grade and not known:
+        why.append(f"unknown grade {grade!r}, expected one of {', '.join(GRADES)}")
+    if not fat:
+        return known, np.nan, why
+    try:
+        percent = float(fat)
+        from_fat = grade_from_fat_percent(percent)
+    except ValueError:
+        return known, np.nan, [*why, f"fat_percent {fat!r} is not a number from 0 to 100"]
+    if known and known != from_fat:
+        why.append(f"grade {known} does not agree with fat_percent {fat}, which is {from_fat}")
+    return known or from_fat, percent, why
+
+
+def _check_duplicates(table: pd.DataFrame, fault: Callable[[int, str], None]) -> None:
+    copies = table.loc[(table["path"] != "") & table["path"].duplicated(keep=False)]
+    for _, group in copies.groupby("path", sort=False):
+        first = int(group["row"].iloc[0])
+        # Under two patients nobody can tell which row is right, so none is used.
+        contested = group["patient_id"].nunique() > 1
+        for row in group["row"] if contested else group["row"].iloc[1:]:
+            fault(
+                row,
+                f"duplicate path under {group['patient_id'].nunique()} patients"
+                if contested
+                else f"duplicate path, first at row {first}",
+            )
+
+
+def _check_one_grade_per_patient(table: pd.DataFrame, fault: Callable[[int, str], None]) -> None:
+    graded = table.loc[(table["grade"] != "") & (table["patient_id"] != "")]
+    contested = graded.groupby("patient_id")["grade"].transform("nunique") > 1
+    for _, group in graded.loc[contested].groupby("patient_id", sort=False):
+        found = [grade for grade in GRADES if (group["grade"] == grade).any()]
+        for row in group["row"]:
+            fault(row, f"one patient with two grades: {' and '.join(found)}")

@@ -1,0 +1,244 @@
+"""From a label table to a checked manifest: one row per frame, nothing personal added.
+
+`labels.csv` holds `path, patient_id` and `grade` or `fat_percent`; every other column is carried
+along as a covariate. Rows without a grade are kept for ROI work and prediction. A row with a
+fault goes to `rejected.csv` beside the manifest, with its reason; nothing is silently dropped.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from steatosis_tf.atomic import replacing
+from steatosis_tf.cohort.labels import check_labels, read_table
+from steatosis_tf.grades import GRADES
+from steatosis_tf.sources.folder import read_frame
+
+#: First columns of every manifest, in this order; covariates follow.
+MANIFEST_COLUMNS = ("frame_id", "path", "patient_id", "grade", "fat_percent", "pixels_sha256")
+ROI_COLUMNS = ("roi_top", "roi_left", "roi_height", "roi_width")
+
+
+@dataclass(frozen=True)
+class ManifestSummary:
+    """What became of the rows of a label table."""
+
+    num_rows: int
+    num_accepted: int
+    num_rejected: int
+    num_ungraded: int
+    num_patients: int
+    patients_per_grade: dict[str, int]
+    rejected_path: str
+
+
+def build_manifest(
+    labels_path: str | Path, output_path: str | Path, *, strict: bool = False
+) -> ManifestSummary:
+    """Check every row of a label table and write `manifest.csv` and `rejected.csv`.
+
+    Args:
+        labels_path: CSV with `path` (relative to the CSV's folder, or absolute) and
+            `patient_id`, and `grade` or `fat_percent` where known. Comma, semicolon or tab,
+            UTF-8 with or without byte order mark.
+        output_path: where the manifest goes. `rejected.csv` goes beside it.
+        strict: refuse instead of setting faulty rows aside; then nothing is written.
+
+    Raises:
+        ValueError: if the table cannot be read or lacks a column, if no row is left, or, with
+            `strict`, if any row has a fault. The text lists every fault with its row.
+    """
+    labels_path, output_path = Path(labels_path), Path(output_path)
+    rejected_path = output_path.parent / "rejected.csv"
+    for written in (output_path, rejected_path):
+        if written.exists() and labels_path.exists() and written.samefile(labels_path):
+            raise ValueError(
+                "Expected a label table that is neither the output nor the rejected.csv beside "
+                f"it, to keep it whole. Received: {labels_path.name}. Give another --output folder."
+            )
+    table = read_table(labels_path)
+    reasons = check_labels(table)
+    table["pixels_sha256"] = _hash_frames(table, labels_path.parent, reasons)
+
+    faulty = table["row"].isin(list(reasons))
+    rejected = table.loc[faulty, ["row", "path", "patient_id"]].copy()
+    rejected["reason"] = ["; ".join(reasons[row]) for row in rejected["row"]]
+    if strict and faulty.any():
+        raise ValueError(_fault_report(labels_path.name, rejected))
+
+    accepted = table.loc[~faulty].drop(columns=["row", "fault"])
+    with replacing(rejected_path) as temporary:
+        rejected.to_csv(temporary, index=False)
+    if accepted.empty:
+        raise ValueError(_fault_report(labels_path.name, rejected) + "\nNo row is left.")
+    accepted["frame_id"] = [frame_id_of(path) for path in accepted["path"]]
+    accepted["path"] = [
+        _relative(labels_path.parent / path, output_path.parent) for path in accepted["path"]
+    ]
+    covariates = [name for name in accepted.columns if name not in MANIFEST_COLUMNS]
+    write_manifest(accepted[[*MANIFEST_COLUMNS, *covariates]], output_path)
+    return _summary(accepted, rejected, rejected_path)
+
+
+def read_manifest(path: str | Path) -> pd.DataFrame:
+    """Read a manifest.
+
+    Returns:
+        one row per frame. Text columns (`frame_id, path, patient_id, grade, split, ...`) are
+        `str` with "" for unknown; `fat_percent` is float with NaN for unknown; ROI columns, if
+        there, are nullable integers in px.
+
+    Raises:
+        ValueError: if the file is missing, is not a manifest, holds a frame twice, or a cell
+            that is no grade, patient or number. The text names the row.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(
+            f"Expected a manifest. Received: path={path.name!r}, which does not exist. "
+            "Make one with `steatosis manifest LABELS_CSV --output MANIFEST_CSV`."
+        )
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"Expected a manifest. Received: {path.name}, which is not a CSV table ({error}). "
+            "Make it again with `steatosis manifest LABELS_CSV --output MANIFEST_CSV`."
+        ) from error
+    missing = [name for name in MANIFEST_COLUMNS if name not in table.columns]
+    if missing:
+        raise ValueError(
+            f"Expected the manifest columns {', '.join(MANIFEST_COLUMNS)}. Received: "
+            f"{path.name} without {', '.join(missing)}. Make a manifest from a label table with "
+            "`steatosis manifest LABELS_CSV --output MANIFEST_CSV`."
+        )
+    twice = table.loc[table["frame_id"].duplicated(), "frame_id"]
+    if len(twice):
+        raise ValueError(
+            f"Expected every frame_id once. Received: {path.name} with {len(twice)} repeated, "
+            f"first frame_id={twice.iloc[0]} at row {twice.index[0] + 2}. Remove the copies."
+        )
+    _check_cells(path.name, table, "grade", table["grade"].isin(("", *GRADES)), ", ".join(GRADES))
+    _check_cells(path.name, table, "patient_id", table["patient_id"] != "", "a name")
+    for name in ("fat_percent", "roi_quality", *ROI_COLUMNS):
+        if name in table.columns:
+            table[name] = _numbers(path.name, table, name)
+    return table
+
+
+def write_manifest(frame_table: pd.DataFrame, path: str | Path) -> None:
+    """Write a manifest whole or not at all.
+
+    Args:
+        frame_table: as `read_manifest` returns it.
+        path: file to write or replace.
+    """
+    with replacing(path) as temporary:
+        frame_table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def frame_path(manifest_path: str | Path, row_path: str) -> Path:
+    """Where the frame of a manifest row lies: `path` is relative to the manifest's folder."""
+    return Path(manifest_path).parent / row_path
+
+
+def relocate(frame_table: pd.DataFrame, manifest_path: str | Path, folder: Path) -> pd.DataFrame:
+    """The same rows with paths relative to another folder, for a copy of the manifest there."""
+    moved = frame_table.copy()
+    moved["path"] = [
+        _relative(frame_path(manifest_path, path), folder) for path in frame_table["path"]
+    ]
+    return moved
+
+
+def frame_id_of(path: str) -> str:
+    """Name of a frame: 16 hex digits of the SHA-256 of its path as the label table has it."""
+    return hashlib.sha256(str(PurePosixPath(path)).encode()).hexdigest()[:16]
+
+
+def pixels_sha256(frame: np.ndarray) -> str:
+    """SHA-256 of the decoded pixels and their shape, so that a re-saved copy hashes the same."""
+    digest = hashlib.sha256(str(frame.shape).encode())
+    digest.update(np.ascontiguousarray(frame).data)
+    return digest.hexdigest()
+
+
+def _check_cells(
+    file_name: str, table: pd.DataFrame, column: str, good: pd.Series, expected: str
+) -> None:
+    if not good.all():
+        first = int(np.flatnonzero(~good)[0])
+        raise ValueError(
+            f"{file_name}: expected {column} to be {expected}. Received: "
+            f"{table[column].iloc[first]!r} at row {first + 2}. Correct the cell, or make the "
+            "manifest again."
+        )
+
+
+def _numbers(file_name: str, table: pd.DataFrame, column: str) -> pd.Series:
+    numbers = pd.to_numeric(table[column].replace("", np.nan), errors="coerce").astype(float)
+    good = np.isfinite(numbers) | (table[column] == "")
+    if column not in ROI_COLUMNS:
+        _check_cells(file_name, table, column, good, "a number or empty")
+        return numbers
+    good &= (numbers % 1 == 0) | (table[column] == "")
+    _check_cells(file_name, table, column, good, "a whole number of px or empty")
+    return numbers.astype("Int64")
+
+
+def _hash_frames(table: pd.DataFrame, folder: Path, reasons: dict[int, list[str]]) -> list[str]:
+    """Hash of every frame; unreadable ones get a reason. OpenCV decodes outside Python's lock."""
+
+    def work(path: str) -> tuple[str, str]:
+        if not path:
+            return "", ""  # the label check has named this row already
+        try:
+            return pixels_sha256(read_frame(folder / path)), ""
+        except ValueError as error:
+            return "", str(error)
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        results: Iterable[tuple[str, str]] = tqdm(
+            pool.map(work, table["path"]), total=len(table), desc="frames", unit="frame"
+        )
+        hashes = []
+        for row, (digest, reason) in zip(table["row"], results, strict=True):
+            hashes.append(digest)
+            if reason:
+                reasons.setdefault(row, []).append(reason)
+    return hashes
+
+
+def _relative(path: Path, folder: Path) -> str:
+    try:
+        return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # on Windows, another drive has no relative path
+        return path.resolve().as_posix()
+
+
+def _fault_report(name: str, rejected: pd.DataFrame) -> str:
+    lines = [f"{name}: {len(rejected)} rows with faults. Correct them, or leave out --strict."]
+    lines += [f"  row {row.row}, {row.path}: {row.reason}" for row in rejected.itertuples()]
+    return "\n".join(lines)
+
+
+def _summary(
+    accepted: pd.DataFrame, rejected: pd.DataFrame, rejected_path: Path
+) -> ManifestSummary:
+    graded = accepted.loc[accepted["grade"] != ""].drop_duplicates("patient_id")
+    return ManifestSummary(
+        num_rows=len(accepted) + len(rejected),
+        num_accepted=len(accepted),
+        num_rejected=len(rejected),
+        num_ungraded=int((accepted["grade"] == "").sum()),
+        num_patients=accepted["patient_id"].nunique(),
+        patients_per_grade={str(k): int(v) for k, v in graded["grade"].value_counts().items()},
+        rejected_path=str(rejected_path),
+    )

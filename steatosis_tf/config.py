@@ -1,0 +1,220 @@
+"""What can be set: one frozen dataclass per stage, checked when built.
+
+A config is saved as `config.json` beside the outputs and as MLflow parameters. On the command
+line a value is set as `--set train.epochs=5`.
+"""
+
+import dataclasses
+import json
+import math
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from steatosis_tf.atomic import replacing
+
+
+def _require(condition: bool, expected: str, **received: object) -> None:
+    if not condition:
+        values = ", ".join(f"{name}={value!r}" for name, value in received.items())
+        raise ValueError(f"Expected {expected}. Received: {values}.")
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How patients are divided. `kind` holdout: once; kfold: every patient tested once in each
+    of `repeats` rounds of `folds` groups; lopo: leave one patient out; logo: leave one value of
+    the manifest column `column` out (a scanner, a site); temporal: train on the past and test on
+    the future by `column`, a date or a number of days."""
+
+    kind: Literal["holdout", "kfold", "lopo", "logo", "temporal"] = "holdout"
+    split_seed: int = 0
+    test_fraction: float = 0.1
+    validation_fraction: float = 0.1
+    folds: int = 5
+    repeats: int = 1
+    column: str = ""
+
+    def __post_init__(self) -> None:
+        kinds = typing.get_args(typing.get_type_hints(type(self))["kind"])
+        _require(self.kind in kinds, f"split.kind out of {', '.join(kinds)}", kind=self.kind)
+        _require(0 < self.test_fraction < 1, "split.test_fraction in (0, 1)",
+                 test_fraction=self.test_fraction)  # fmt: skip
+        _require(0 < self.validation_fraction < 1, "split.validation_fraction in (0, 1)",
+                 validation_fraction=self.validation_fraction)  # fmt: skip
+        _require(
+            self.test_fraction + self.validation_fraction < 1,
+            "test and validation fractions that leave patients to train on",
+            test_fraction=self.test_fraction,
+            validation_fraction=self.validation_fraction,
+        )
+        _require(self.folds >= 2, "split.folds of 2 or more", folds=self.folds)
+        _require(self.repeats >= 1, "split.repeats of 1 or more", repeats=self.repeats)
+        _require(self.repeats == 1 or self.kind == "kfold", "split.repeats with split.kind=kfold",
+                 repeats=self.repeats, kind=self.kind)  # fmt: skip
+        _require(
+            bool(self.column) == (self.kind in ("logo", "temporal")),
+            "split.column with split.kind=logo (a scanner) or temporal (a date), and only there",
+            column=self.column,
+            kind=self.kind,
+        )
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of training frames. Never a vertical flip: the near field stays on top."""
+
+    flip: bool = True
+    rotation_deg: float = 10.0
+    zoom: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.rotation_deg <= 45, "augment.rotation_deg from 0 to 45",
+                 rotation_deg=self.rotation_deg)  # fmt: skip
+        _require(0 <= self.zoom < 0.5, "augment.zoom from 0 to 0.5", zoom=self.zoom)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Backbone and head. `weights` is "imagenet", "random" or the path of a weights file."""
+
+    weights: str = "imagenet"
+    backbone_seed: int = 0
+    hidden_units: int = 256
+    dropout: float = 0.5
+    normalize_features: bool = True
+
+    def __post_init__(self) -> None:
+        _require(bool(self.weights), 'model.weights "imagenet", "random" or a path',
+                 weights=self.weights)  # fmt: skip
+        _require(self.hidden_units >= 1, "model.hidden_units of 1 or more",
+                 hidden_units=self.hidden_units)  # fmt: skip
+        _require(0 <= self.dropout < 1, "model.dropout in [0, 1)", dropout=self.dropout)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Fitting of the head. `views` = 0 augments online in every epoch; `views` = K draws each
+    frame from K stored augmented views, so that the backbone runs K times instead of `epochs`."""
+
+    epochs: int = 100
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.004
+    class_weights: bool = True
+    plateau_factor: float = 0.5
+    plateau_patience: int = 10
+    checkpoint: Literal["best", "last"] = "best"
+    views: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "plateau_patience"):
+            _require(getattr(self, name) >= 1, f"train.{name} of 1 or more",
+                     **{name: getattr(self, name)})  # fmt: skip
+        _require(0 < self.learning_rate < math.inf, "train.learning_rate over 0",
+                 learning_rate=self.learning_rate)  # fmt: skip
+        _require(0 <= self.weight_decay < math.inf, "train.weight_decay of 0 or more",
+                 weight_decay=self.weight_decay)  # fmt: skip
+        _require(0 < self.plateau_factor < 1, "train.plateau_factor in (0, 1)",
+                 plateau_factor=self.plateau_factor)  # fmt: skip
+        _require(self.views >= 0, "train.views of 0 or more", views=self.views)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How frames become a patient, fixed before the test part is seen."""
+
+    aggregation: Literal["mean", "median", "trimmed_mean", "vote"] = "mean"
+
+
+@dataclass(frozen=True)
+class Config:
+    """All stages of one run."""
+
+    split: SplitConfig = field(default_factory=SplitConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def override(config: Config, settings: list[str]) -> Config:
+    """Apply `stage.name=value` settings.
+
+    Raises:
+        ValueError: for a malformed setting, an unknown stage or name, or a value of the wrong
+            type or range. The text lists the names there are.
+    """
+    known = flatten(config)
+    # Together, not one by one: split.kind=logo and split.column=scanner are valid only as a pair.
+    changes: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        stage, dot, key = name.strip().partition(".")
+        if not equals or not dot or f"{stage}.{key}" not in known:
+            raise ValueError(
+                f"Expected stage.name=value out of {', '.join(known)}. Received: {setting!r}."
+            )
+        kind = typing.get_type_hints(type(getattr(config, stage)))[key]
+        changes.setdefault(stage, {})[key] = _parse(f"{stage}.{key}", kind, text.strip())
+    parts = {stage: dataclasses.replace(getattr(config, stage), **values)
+             for stage, values in changes.items()}  # fmt: skip
+    return dataclasses.replace(config, **parts)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """All values as `{"stage.name": value}`, in a fixed order."""
+    return {
+        f"{stage}.{name}": value
+        for stage, values in dataclasses.asdict(config).items()
+        for name, value in values.items()
+    }
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write `config.json`."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def load_config(path: str | Path) -> Config:
+    """Read `config.json`.
+
+    Raises:
+        ValueError: if the file is missing, is not JSON or holds an unknown stage or name.
+    """
+    path = Path(path)
+    try:
+        stages = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"Expected the config.json of a run. Received: path={path.name!r} ({error})."
+        ) from error
+    if not isinstance(stages, dict) or not all(isinstance(part, dict) for part in stages.values()):
+        raise ValueError(
+            f"Expected the config.json of a run, stages with named values. Received: {path.name!r}."
+        )
+    settings = [f"{stage}.{key}={_text(value)}" for stage, values in stages.items()
+                for key, value in values.items()]  # fmt: skip
+    return override(Config(), settings)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _parse(name: str, kind: Any, text: str) -> Any:
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        _require(text in choices, f"{name} out of {', '.join(choices)}", **{name: text})
+        return text
+    if kind is bool:
+        _require(text.lower() in ("true", "false"), f"{name} true or false", **{name: text})
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ValueError(f"Expected {name} as {kind.__name__}. Received: {text!r}.") from error
