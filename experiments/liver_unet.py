@@ -28,7 +28,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from steatosis_tf.model.unet import WIDTHS, build_unet
+from steatosis_tf.atomic import replacing
+from steatosis_tf.model.unet import WIDTHS, build_unet, with_features
 from steatosis_tf.model.unet_augment import OutlinedCrop, training_pair
 from steatosis_tf.model.unet_train import UnetTraining, train_unet
 from steatosis_tf.roi.liver import network_input
@@ -151,11 +152,9 @@ def validation_score(model: keras.Model, images: list[Outlined]) -> float:
     scores = []
     for logit, (_, place), image in zip(logits, pairs, images, strict=True):
         full = cv2.resize(logit[..., 0], None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
-        rows = np.s_[place.input_top : place.input_top + place.input_height]
-        columns = np.s_[place.input_left : place.input_left + place.input_width]
-        box = np.s_[place.top : place.top + place.height, place.left : place.left + place.width]
-        found = cv2.resize(full[rows, columns], (place.width, place.height)) >= 0
-        scores.append(dice(found & (image.sector[box] > 0), image.liver[box] > 0))
+        found = cv2.resize(full[place.input_box], (place.width, place.height)) >= 0
+        inside = found & (image.sector[place.box] > 0)
+        scores.append(dice(inside, image.liver[place.box] > 0))
     return float(np.mean(scores) + np.quantile(scores, 0.1)) / 2
 
 
@@ -189,20 +188,20 @@ def train(aul_dir: Path, names: list[str], fold: int | None, out_dir: Path, conf
 
 
 def export(model: keras.Model, path: Path) -> None:
-    """The network as ONNX: input `crop`, output `liver_logit`."""
+    """The network as ONNX: input `crop`, outputs as `with_features` names them."""
     import tf2onnx  # slow to import, and only needed once
 
     signature = (tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="crop"),)
+    full = with_features(model)
 
     @tf.function(input_signature=signature)
     def forward(crop: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"liver_logit": model(crop, training=False)}
+        return full(crop, training=False)
 
-    temporary = path.with_suffix(".partial")
-    tf2onnx.convert.from_function(
-        forward, input_signature=signature, opset=17, output_path=str(temporary)
-    )
-    os.replace(temporary, path)
+    with replacing(path) as unfinished:
+        tf2onnx.convert.from_function(
+            forward, input_signature=signature, opset=17, output_path=str(unfinished)
+        )
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ from steatosis_tf.roi.liver import INPUT_HEIGHT_PX, INPUT_WIDTH_PX
 
 #: Channels from half resolution (80 x 112) down to 1/32 (5 x 7).
 WIDTHS = (16, 32, 48, 64, 96)
+#: Rows of the decoder levels that `with_features` gives out.
+FEATURE_ROWS = (40, 20, 10)
 
 
 def build_unet(widths: tuple[int, ...] = WIDTHS, dropout: float = 0.2) -> keras.Model:
@@ -57,6 +59,21 @@ def _two_convolutions(level: keras.KerasTensor, width: int) -> keras.KerasTensor
         level = layers.BatchNormalization(momentum=0.95)(level)
         level = layers.ReLU()(level)
     return level
+
+
+def with_features(model: keras.Model) -> keras.Model:
+    """The same network, same weights, that also gives what a further head can build on.
+
+    Returns:
+        Model with the outputs `liver_logit` `(batch, 80, 112, 1)` and `features_40`,
+        `features_20`, `features_10`: the decoder at 40 x 56, 20 x 28 and 10 x 14, float32.
+    """
+    outputs = {"liver_logit": model.output}
+    for layer in model.layers:
+        # Decoder layers come after the encoder's of the same size, and so overwrite them.
+        if isinstance(layer, layers.ReLU) and layer.output.shape[1] in FEATURE_ROWS:
+            outputs[f"features_{layer.output.shape[1]}"] = layer.output
+    return keras.Model(model.input, outputs, name="liver_unet_with_features")
 
 
 def dice_and_cross_entropy(target: tf.Tensor, logit: tf.Tensor) -> tf.Tensor:

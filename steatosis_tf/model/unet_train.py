@@ -1,7 +1,6 @@
 """Training of the liver network: one loop, averaged weights, early stopping, exact resume."""
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from steatosis_tf.atomic import replacing
 from steatosis_tf.model.unet import dice_and_cross_entropy
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray]]
@@ -67,10 +67,8 @@ class _State:
         }
         arrays = {f"{name}_{i}": a for name, group in groups.items() for i, a in enumerate(group)}
         note = json.dumps({"settings": asdict(self.settings), "history": self.history})
-        temporary = path.with_suffix(".partial")
-        with open(temporary, "wb") as file:
-            np.savez(file, note=np.array(note), **arrays)
-        os.replace(temporary, path)
+        with replacing(path) as unfinished:
+            np.savez(unfinished, note=np.array(note), **arrays)
 
     def load(self, path: Path) -> None:
         with np.load(path) as stored:

@@ -5,21 +5,16 @@ on what and how well. It sees the sector's bounding box scaled to one size, so i
 the scanner's frame size nor anything outside the sector.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import onnxruntime
 
+from steatosis_tf.roi.sector import Sector
 from steatosis_tf.sources.folder import to_grey
-
-if TYPE_CHECKING:
-    from steatosis_tf.roi.sector import Sector
 
 #: A convex sector's bounding box is about 1.35 wide per 1 high.
 INPUT_HEIGHT_PX = 160
@@ -50,6 +45,22 @@ class Placement:
     input_height: int
     input_width: int
 
+    @property
+    def box(self) -> tuple[slice, slice]:
+        """Rows and columns of the bounding box in the frame."""
+        return (
+            slice(self.top, self.top + self.height),
+            slice(self.left, self.left + self.width),
+        )
+
+    @property
+    def input_box(self) -> tuple[slice, slice]:
+        """Rows and columns of the bounding box in the network's input."""
+        return (
+            slice(self.input_top, self.input_top + self.input_height),
+            slice(self.input_left, self.input_left + self.input_width),
+        )
+
 
 def network_input(frame: np.ndarray, sector_mask: np.ndarray) -> tuple[np.ndarray, Placement]:
     """The sector's bounding box, scaled to fit 160 x 224 px without distortion, and centred.
@@ -66,17 +77,14 @@ def network_input(frame: np.ndarray, sector_mask: np.ndarray) -> tuple[np.ndarra
         ValueError: if the mask is empty or not of the frame's size.
     """
     placement = _placement(frame, sector_mask)
-    box = np.s_[
-        placement.top : placement.top + placement.height,
-        placement.left : placement.left + placement.width,
-    ]
+    box = placement.box
     size = (placement.input_width, placement.input_height)
     sector: np.ndarray = sector_mask[box].astype(np.uint8)
     # Blackened first, or area interpolation mixes what lies outside into the rim.
     grey = cv2.resize(to_grey(frame[box]) * sector, size, interpolation=cv2.INTER_AREA)
     sector = cv2.resize(sector, size, interpolation=cv2.INTER_NEAREST)
     crop = np.zeros((INPUT_HEIGHT_PX, INPUT_WIDTH_PX, 2), np.float32)
-    crop[_input_box(placement)] = normalised(grey.astype(np.float32), sector > 0)
+    crop[placement.input_box] = normalised(grey.astype(np.float32), sector > 0)
     return crop, placement
 
 
@@ -155,22 +163,25 @@ def one_piece(mask: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def liver_session() -> onnxruntime.InferenceSession:
-    """The shipped network, loaded once per process, on one thread.
+    """The shipped network, loaded once per process."""
+    return single_threaded_session(_NETWORK_PATH)
 
-    One thread, because folders are worked through with one process per core.
+
+def single_threaded_session(path: Path) -> onnxruntime.InferenceSession:
+    """A shipped network on one thread, because folders are worked through one process per core.
 
     Raises:
-        ValueError: if the network file is missing from the installation.
+        ValueError: if the file is missing from the installation.
     """
-    if not _NETWORK_PATH.is_file():
+    if not path.is_file():
         raise ValueError(
-            f"Expected the liver network beside liver.py. Received: no {_NETWORK_PATH.name}. "
-            "Install the package again, or train it with experiments/liver_unet.py."
+            "Expected the package's own network file. "
+            f"Received: no {path.name} in steatosis_tf/roi. Install the package again."
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(_NETWORK_PATH, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _placement(frame: np.ndarray, sector_mask: np.ndarray) -> Placement:
@@ -201,23 +212,14 @@ def _placement(frame: np.ndarray, sector_mask: np.ndarray) -> Placement:
     )
 
 
-def _input_box(placement: Placement) -> tuple[slice, slice]:
-    return np.s_[
-        placement.input_top : placement.input_top + placement.input_height,
-        placement.input_left : placement.input_left + placement.input_width,
-    ]
-
-
 def _back_in_frame(logit: np.ndarray, placement: Placement, sector_mask: np.ndarray) -> np.ndarray:
     """Probability over the full frame from the network's half-resolution logits."""
     full = cv2.resize(logit, (INPUT_WIDTH_PX, INPUT_HEIGHT_PX), interpolation=cv2.INTER_LINEAR)
     boxed = cv2.resize(
-        full[_input_box(placement)],
+        full[placement.input_box],
         (placement.width, placement.height),
         interpolation=cv2.INTER_LINEAR,
     )
-    rows = np.s_[placement.top : placement.top + placement.height]
-    columns = np.s_[placement.left : placement.left + placement.width]
     probability = np.zeros(sector_mask.shape, np.float32)
-    probability[rows, columns] = sector_mask[rows, columns] / (1.0 + np.exp(-boxed))
+    probability[placement.box] = sector_mask[placement.box] / (1.0 + np.exp(-boxed))
     return probability
