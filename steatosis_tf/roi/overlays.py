@@ -87,10 +87,15 @@ def _strokes(grey: np.ndarray) -> np.ndarray:
     core = (rise >= _STROKE_CORE) & (grey >= _STROKE_LEVEL)
     if not core.any():
         return np.zeros_like(grey)
-    num, labels = cv2.connectedComponents(body, connectivity=8, ltype=cv2.CV_16U)
+    # Dots of a dotted line are one mark.
+    joined = cv2.dilate(body, np.ones((5, 5), np.uint8))
+    num, labels = cv2.connectedComponents(joined, connectivity=8, ltype=cv2.CV_16U)
     keep = np.bincount(labels[core], minlength=num) >= _MIN_STROKE_PX
     keep[0] = False
-    return keep.astype(np.uint8)[labels]
+    strokes = keep.astype(np.uint8)[labels] * body
+    # Crossings and corners have no dark flank; they are as bright as the strokes they join.
+    filled = cv2.morphologyEx(strokes, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
+    return filled * (grey >= _STROKE_LEVEL)
 
 
 def _ruled_lines(grey: np.ndarray, scale: float) -> np.ndarray:
