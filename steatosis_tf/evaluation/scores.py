@@ -140,7 +140,9 @@ def read_scores(path: str | Path, *, validation: bool = False) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"Expected a score CSV. Received: {path.name}: {error}") from error
+        # An OSError prints the whole path, and a folder can be named after a patient.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"Expected a score CSV. Received: {path.name}: {reason}") from error
     try:
         for column in ("fat_percent", *SCORE_COLUMNS):
             if column in table:

@@ -93,11 +93,11 @@ def pooled_coverage(num_studies: int, per_grade: int, num_frames: int) -> pd.Dat
 
 
 def test_short_form_naive_fails_and_clusters_hold() -> None:
-    """60 studies: a binomial 95 % interval around 0.95 reaches down to 0.89."""
-    found = coverage(60, per_grade=15, num_frames=10, seed=1).loc[
+    """50 studies: in 1 of 1,000 such tests an honest 0.95 would fall below 0.84."""
+    found = coverage(50, per_grade=12, num_frames=8, seed=1).loc[
         ["accuracy", "auc_macro", "ordinal.quadratic_kappa"]
     ]
-    assert (found["bca"] >= 0.87).all(), found
+    assert (found["bca"] >= 0.84).all(), found
     assert (found["naive"] <= 0.8).all(), found
 
 

@@ -261,7 +261,18 @@ def test_absent_grade_one_patient_and_a_lone_patient() -> None:
     json.dumps(one, allow_nan=False)
     lone = frames[(frames["grade"] != "Severe") | (frames["patient_id"] == "P003")]
     note = bootstrap_intervals(lone, num_resamples=200)["auc_macro"]["note"]
-    assert "Severe: one patient, who is in every resample" in note
+    assert "Few patients (1 Severe)" in note
+    assert "A lone patient of a grade is in every resample" in note
+
+
+def test_a_subgroup_of_three_patients_is_called_rough() -> None:
+    frames = study()
+    three = frames[frames["patient_id"].isin(["P000", "P001", "P004"])]
+    found = bootstrap_intervals(three, num_resamples=200)
+    json.dumps(found, allow_nan=False)
+    for entry in found.values():
+        assert entry["low"] is None or "Few patients (2 Normal, 1 Mild)" in entry["note"]
+        assert entry["low"] is not None or entry["note"]
 
 
 def test_often_undefined_means_no_interval() -> None:
