@@ -88,6 +88,8 @@ def patient_scores(
     table = frame_scores.assign(
         fold=frame_scores.get("fold", 0), fat_percent=frame_scores.get("fat_percent", np.nan)
     )
+    # Sums of the same frames in another order round differently.
+    table = table.sort_values("frame_id", kind="stable")
     groups = table.groupby(id_key(table, "patient_id", validation), sort=True)
     patients = groups.agg(
         **({} if validation else {"fold": ("fold", "first")}),

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from steatosis_tf.evaluation.delong import auc_covariance
 from steatosis_tf.evaluation.intervals import (
     bca_acceleration,
     bca_interval,
@@ -129,6 +130,17 @@ def test_values_equal_compute_metrics_and_bounds_surround_them() -> None:
     counts |= {name for name in expected if "support" in name or "num_predicted" in name}
     assert set(expected) - counts == set(found)
     json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("num_frames", [1, 5])
+def test_standard_error_of_an_auc_agrees_with_delong_and_obuchowski(num_frames: int) -> None:
+    """An analytic variance that shares no code with the resampling."""
+    frames = study(per_grade=30, num_frames=num_frames, skill=0.5)
+    labels, scores = labels_and_probabilities(frames)
+    _, covariance = auc_covariance(labels == 3, scores[None, :, 3], frames["patient_id"].to_numpy())
+    found = bootstrap_intervals(frames, num_resamples=4000)["ordinal.auc_severe"]
+    # Drawing within all four grades leaves out what the mix of grades below Severe adds.
+    assert found["standard_error"] == pytest.approx(np.sqrt(covariance[0, 0]), rel=0.1)
 
 
 def test_same_seed_same_intervals_and_another_seed_close() -> None:
