@@ -59,7 +59,7 @@ PRIVATE_COLUMNS = (
 )
 
 # Part of every journal entry: a new number makes all files be decoded again.
-_PIXEL_VERSION = "1"
+_PIXEL_VERSION = "2"
 
 
 @dataclass(frozen=True)

@@ -345,6 +345,20 @@ def test_a_truncated_copy_does_not_take_the_whole_one_along(source, key, tmp_pat
     assert found["b"] == []
 
 
+def test_copies_with_damaged_pixel_elements(source, key, tmp_path):
+    whole = file_bytes(made_dataset())
+    at = whole.find(b"\xe0\x7f\x10\x00OB")
+    (source / "a").write_bytes(whole[: at + 4] + b"O#" + whole[at + 6 :])
+    (source / "b").write_bytes(whole[:at] + b"\xe0\x7f\x10\x00OB\0\0\0\0\0\0")
+    (source / "c").write_bytes(whole)
+    summary = ingest_dicom(source, tmp_path / "out", key_path=key)
+    found = reasons_by_file(tmp_path / "out", key)
+    assert summary.num_files_used == 1
+    assert "truncated" in found["a"][0]
+    assert "truncated" in found["b"][0]
+    assert found["c"] == []
+
+
 def test_files_that_are_no_files(source, key, tmp_path):
     write_made(source / "good")
     write_made(tmp_path / "elsewhere" / "a", number=2)

@@ -248,3 +248,10 @@ def test_a_region_that_leaves_the_picture_is_not_believed(pictures):
     (picture,) = pictures(made_dataset(SequenceOfUltrasoundRegions=big))
     assert not picture[:18].any()
     assert picture.any()
+
+
+def test_a_region_as_large_as_the_screen_does_not_keep_the_banner(pictures):
+    whole = Sequence([region((0, 0, WIDTH - 1, HEIGHT - 1))])
+    (picture,) = pictures(made_dataset(SequenceOfUltrasoundRegions=whole))
+    assert not picture[:18].any()
+    assert picture.any()
