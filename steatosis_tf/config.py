@@ -6,6 +6,7 @@ line a value is set as `--set train.epochs=5`.
 
 import dataclasses
 import json
+import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,16 +23,22 @@ def _require(condition: bool, expected: str, **received: object) -> None:
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """How patients are divided. `kind` holdout: once; kfold: every patient tested once, in
-    `folds` groups; lopo: leave one patient out."""
+    """How patients are divided. `kind` holdout: once; kfold: every patient tested once in each
+    of `repeats` rounds of `folds` groups; lopo: leave one patient out; logo: leave one value of
+    the manifest column `column` out (a scanner, a site); temporal: train on the past and test on
+    the future by `column`, a date or a number of days."""
 
-    kind: Literal["holdout", "kfold", "lopo"] = "holdout"
+    kind: Literal["holdout", "kfold", "lopo", "logo", "temporal"] = "holdout"
     split_seed: int = 0
     test_fraction: float = 0.1
     validation_fraction: float = 0.1
     folds: int = 5
+    repeats: int = 1
+    column: str = ""
 
     def __post_init__(self) -> None:
+        kinds = typing.get_args(typing.get_type_hints(type(self))["kind"])
+        _require(self.kind in kinds, f"split.kind out of {', '.join(kinds)}", kind=self.kind)
         _require(0 < self.test_fraction < 1, "split.test_fraction in (0, 1)",
                  test_fraction=self.test_fraction)  # fmt: skip
         _require(0 < self.validation_fraction < 1, "split.validation_fraction in (0, 1)",
@@ -43,6 +50,15 @@ class SplitConfig:
             validation_fraction=self.validation_fraction,
         )
         _require(self.folds >= 2, "split.folds of 2 or more", folds=self.folds)
+        _require(self.repeats >= 1, "split.repeats of 1 or more", repeats=self.repeats)
+        _require(self.repeats == 1 or self.kind == "kfold", "split.repeats with split.kind=kfold",
+                 repeats=self.repeats, kind=self.kind)  # fmt: skip
+        _require(
+            bool(self.column) == (self.kind in ("logo", "temporal")),
+            "split.column with split.kind=logo (a scanner) or temporal (a date), and only there",
+            column=self.column,
+            kind=self.kind,
+        )
 
 
 @dataclass(frozen=True)
@@ -52,6 +68,7 @@ class AugmentConfig:
     flip: bool = True
     rotation_deg: float = 10.0
     zoom: float = 0.1
+    seed: int = 0
 
     def __post_init__(self) -> None:
         _require(0 <= self.rotation_deg <= 45, "augment.rotation_deg from 0 to 45",
@@ -65,6 +82,7 @@ class ModelConfig:
 
     weights: str = "imagenet"
     backbone_seed: int = 0
+    engine: Literal["auto", "keras", "tf-bf16", "openvino"] = "auto"
     hidden_units: int = 256
     dropout: float = 0.5
     normalize_features: bool = True
@@ -97,9 +115,9 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "plateau_patience"):
             _require(getattr(self, name) >= 1, f"train.{name} of 1 or more",
                      **{name: getattr(self, name)})  # fmt: skip
-        _require(self.learning_rate > 0, "train.learning_rate over 0",
+        _require(0 < self.learning_rate < math.inf, "train.learning_rate over 0",
                  learning_rate=self.learning_rate)  # fmt: skip
-        _require(self.weight_decay >= 0, "train.weight_decay of 0 or more",
+        _require(0 <= self.weight_decay < math.inf, "train.weight_decay of 0 or more",
                  weight_decay=self.weight_decay)  # fmt: skip
         _require(0 < self.plateau_factor < 1, "train.plateau_factor in (0, 1)",
                  plateau_factor=self.plateau_factor)  # fmt: skip
@@ -131,19 +149,21 @@ def override(config: Config, settings: list[str]) -> Config:
         ValueError: for a malformed setting, an unknown stage or name, or a value of the wrong
             type or range. The text lists the names there are.
     """
+    known = flatten(config)
+    # Together, not one by one: split.kind=logo and split.column=scanner are valid only as a pair.
+    changes: dict[str, dict[str, Any]] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         stage, dot, key = name.strip().partition(".")
-        known = flatten(config)
         if not equals or not dot or f"{stage}.{key}" not in known:
             raise ValueError(
                 f"Expected stage.name=value out of {', '.join(known)}. Received: {setting!r}."
             )
-        part = getattr(config, stage)
-        kind = typing.get_type_hints(type(part))[key]
-        value = _parse(f"{stage}.{key}", kind, text.strip())
-        config = dataclasses.replace(config, **{stage: dataclasses.replace(part, **{key: value})})
-    return config
+        kind = typing.get_type_hints(type(getattr(config, stage)))[key]
+        changes.setdefault(stage, {})[key] = _parse(f"{stage}.{key}", kind, text.strip())
+    parts = {stage: dataclasses.replace(getattr(config, stage), **values)
+             for stage, values in changes.items()}  # fmt: skip
+    return dataclasses.replace(config, **parts)
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -170,10 +190,14 @@ def load_config(path: str | Path) -> Config:
     path = Path(path)
     try:
         stages = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"Expected the config.json of a run. Received: path={path.name!r} ({error})."
         ) from error
+    if not isinstance(stages, dict) or not all(isinstance(part, dict) for part in stages.values()):
+        raise ValueError(
+            f"Expected the config.json of a run, stages with named values. Received: {path.name!r}."
+        )
     settings = [f"{stage}.{key}={_text(value)}" for stage, values in stages.items()
                 for key, value in values.items()]  # fmt: skip
     return override(Config(), settings)

@@ -1,57 +1,49 @@
 """Reading and checking a label table as teams have it: any spreadsheet's CSV."""
 
-import io
+import posixpath
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from steatosis_tf.cohort.spreadsheet import read_spreadsheet
 from steatosis_tf.grades import GRADES, grade_from_fat_percent
 
 #: Names the manifest gives; a label table that brings them would be overwritten unseen.
-RESERVED = ("frame_id", "pixels_sha256", "row", "split")
+RESERVED = ("frame_id", "pixels_sha256", "row", "fault", "split")
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
     """Read a CSV with every cell as stripped text and its line number in column `row`.
 
-    Comma, semicolon and tab, byte order mark, Windows and Unix line ends are all accepted.
+    Comma, semicolon and tab, byte order mark, Windows and Unix line ends are all accepted; with
+    semicolons also the decimal comma that comes with them.
 
     Returns:
-        the table, `row` counted as a spreadsheet counts (header = 1), "" for an empty cell,
-        with the columns `grade` (str) and `fat_percent` (str) added where absent.
+        the table, `row` counted as a spreadsheet counts (header = 1), `fault` "" or what is wrong
+        with the cells of the row, "" for an empty cell, with the columns `grade` (str) and
+        `fat_percent` (str) added where absent.
 
     Raises:
-        ValueError: if the file is missing, empty, not UTF-8, lacks `path` or `patient_id`, has
-            a column twice or one of the reserved names.
+        ValueError: if `read_spreadsheet` cannot read it, or if it lacks `path` or `patient_id`
+            or has one of the reserved names.
     """
     path = Path(path)
-    text = _decoded(path)
-    separator = max(",;\t", key=text.split("\n", 1)[0].count)
-    try:
-        table = pd.read_csv(
-            io.StringIO(text), sep=separator, dtype=str, keep_default_na=False,
-            skip_blank_lines=False, index_col=False,
-        )  # fmt: skip
-    except pd.errors.ParserError as error:
-        raise ValueError(
-            f"{path.name}: expected the same number of cells in every row. Received: {error}. "
-            "Put quotes around cells that hold the separator."
-        ) from error
-    table.columns = [str(name).strip() for name in table.columns]
-    _check_columns(path.name, list(table.columns))
-    table = table.apply(lambda column: column.str.strip())
-    table.insert(0, "row", np.arange(2, len(table) + 2))
-    blank = (table.drop(columns="row") == "").all(axis=1)
-    table = table.loc[~blank].reset_index(drop=True)
+    table, separator = read_spreadsheet(path)
+    _check_columns(path.name, list(table.columns.drop(["row", "fault"])))
     if table.empty:
         raise ValueError(f"{path.name}: expected one row per frame. Received: a header only.")
     for name in ("grade", "fat_percent"):
         if name not in table.columns:
             table[name] = ""
-    # A table written on Windows names its frames with backslashes.
-    table["path"] = table["path"].str.replace("\\", "/")
+    if separator == ";":
+        table["fat_percent"] = table["fat_percent"].str.replace(",", ".")
+    # A table written on Windows names its frames with backslashes, others begin with "./": one
+    # spelling per file, or a copy of a row would pass as another frame.
+    table["path"] = [
+        posixpath.normpath(name) if name else "" for name in table["path"].str.replace("\\", "/")
+    ]
     return table
 
 
@@ -64,7 +56,9 @@ def check_labels(table: pd.DataFrame) -> dict[int, list[str]]:
     Returns:
         row number -> reasons, for the rows at fault.
     """
-    reasons: dict[int, list[str]] = {}
+    reasons = {
+        row: [fault] for row, fault in zip(table["row"], table["fault"], strict=True) if fault
+    }
 
     def fault(row: int, reason: str) -> None:
         reasons.setdefault(row, []).append(reason)
@@ -88,24 +82,6 @@ def check_labels(table: pd.DataFrame) -> dict[int, list[str]]:
     return reasons
 
 
-def _decoded(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(
-            f"Expected a label table. Received: path={path.name!r} ({error.strerror})."
-        ) from error
-    if not data.strip():
-        raise ValueError(f"{path.name}: expected a CSV with a header. Received: an empty file.")
-    try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path.name}: expected UTF-8 text. Received: byte {data[error.start]:#x} at offset "
-            f"{error.start}. In a spreadsheet, save as 'CSV UTF-8'."
-        ) from error
-
-
 def _check_columns(name: str, columns: list[str]) -> None:
     missing = [column for column in ("path", "patient_id") if column not in columns]
     if missing:
@@ -113,12 +89,11 @@ def _check_columns(name: str, columns: list[str]) -> None:
             f"{name}: expected the columns path, patient_id and grade or fat_percent. "
             f"Received: {', '.join(columns)}; missing: {', '.join(missing)}."
         )
-    twice = sorted({column for column in columns if columns.count(column) > 1})
     taken = [column for column in columns if column in RESERVED]
-    if twice or taken:
+    if taken:
         raise ValueError(
-            f"{name}: expected every column once and none named {', '.join(RESERVED)}. "
-            f"Received: {', '.join(twice + taken)}. Rename them."
+            f"{name}: expected no column named {', '.join(RESERVED)}. "
+            f"Received: {', '.join(taken)}. Rename them."
         )
 
 
@@ -140,10 +115,8 @@ def _grade_and_fat(grade: str, fat: str) -> tuple[str, float, list[str]]:
 
 
 def _check_duplicates(table: pd.DataFrame, fault: Callable[[int, str], None]) -> None:
-    paths = table.loc[table["path"] != ""]
-    for _, group in paths.groupby("path", sort=False):
-        if len(group) == 1:
-            continue
+    copies = table.loc[(table["path"] != "") & table["path"].duplicated(keep=False)]
+    for _, group in copies.groupby("path", sort=False):
         first = int(group["row"].iloc[0])
         # Under two patients nobody can tell which row is right, so none is used.
         contested = group["patient_id"].nunique() > 1
@@ -158,8 +131,8 @@ def _check_duplicates(table: pd.DataFrame, fault: Callable[[int, str], None]) ->
 
 def _check_one_grade_per_patient(table: pd.DataFrame, fault: Callable[[int, str], None]) -> None:
     graded = table.loc[(table["grade"] != "") & (table["patient_id"] != "")]
-    for _, group in graded.groupby("patient_id", sort=False):
+    contested = graded.groupby("patient_id")["grade"].transform("nunique") > 1
+    for _, group in graded.loc[contested].groupby("patient_id", sort=False):
         found = [grade for grade in GRADES if (group["grade"] == grade).any()]
-        if len(found) > 1:
-            for row in group["row"]:
-                fault(row, f"one patient with two grades: {' and '.join(found)}")
+        for row in group["row"]:
+            fault(row, f"one patient with two grades: {' and '.join(found)}")

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.labels import check_labels, read_table
+from steatosis_tf.grades import GRADES
 from steatosis_tf.sources.folder import read_frame
 
 #: First columns of every manifest, in this order; covariates follow.
@@ -55,8 +56,13 @@ def build_manifest(
             `strict`, if any row has a fault. The text lists every fault with its row.
     """
     labels_path, output_path = Path(labels_path), Path(output_path)
-    if output_path.exists() and output_path.samefile(labels_path):
-        raise ValueError("Expected an output other than the label table itself, to keep it whole.")
+    rejected_path = output_path.parent / "rejected.csv"
+    for written in (output_path, rejected_path):
+        if written.exists() and labels_path.exists() and written.samefile(labels_path):
+            raise ValueError(
+                "Expected a label table that is neither the output nor the rejected.csv beside "
+                f"it, to keep it whole. Received: {labels_path.name}. Give another --output folder."
+            )
     table = read_table(labels_path)
     reasons = check_labels(table)
     table["pixels_sha256"] = _hash_frames(table, labels_path.parent, reasons)
@@ -67,8 +73,7 @@ def build_manifest(
     if strict and faulty.any():
         raise ValueError(_fault_report(labels_path.name, rejected))
 
-    accepted = table.loc[~faulty].drop(columns="row")
-    rejected_path = output_path.parent / "rejected.csv"
+    accepted = table.loc[~faulty].drop(columns=["row", "fault"])
     with replacing(rejected_path) as temporary:
         rejected.to_csv(temporary, index=False)
     if accepted.empty:
@@ -91,7 +96,8 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
         there, are nullable integers in px.
 
     Raises:
-        ValueError: if the file is missing, is not a manifest, or holds a frame twice.
+        ValueError: if the file is missing, is not a manifest, holds a frame twice, or a cell
+            that is no grade, patient or number. The text names the row.
     """
     path = Path(path)
     if not path.is_file():
@@ -99,7 +105,13 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
             f"Expected a manifest. Received: path={path.name!r}, which does not exist. "
             "Make one with `steatosis manifest LABELS_CSV --output MANIFEST_CSV`."
         )
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"Expected a manifest. Received: {path.name}, which is not a CSV table ({error}). "
+            "Make it again with `steatosis manifest LABELS_CSV --output MANIFEST_CSV`."
+        ) from error
     missing = [name for name in MANIFEST_COLUMNS if name not in table.columns]
     if missing:
         raise ValueError(
@@ -113,12 +125,11 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
             f"Expected every frame_id once. Received: {path.name} with {len(twice)} repeated, "
             f"first frame_id={twice.iloc[0]} at row {twice.index[0] + 2}. Remove the copies."
         )
-    for name in ("fat_percent", "roi_quality"):
+    _check_cells(path.name, table, "grade", table["grade"].isin(("", *GRADES)), ", ".join(GRADES))
+    _check_cells(path.name, table, "patient_id", table["patient_id"] != "", "a name")
+    for name in ("fat_percent", "roi_quality", *ROI_COLUMNS):
         if name in table.columns:
-            table[name] = pd.to_numeric(table[name].replace("", np.nan))
-    for name in ROI_COLUMNS:
-        if name in table.columns:
-            table[name] = pd.to_numeric(table[name].replace("", np.nan)).astype("Int64")
+            table[name] = _numbers(path.name, table, name)
     return table
 
 
@@ -138,6 +149,15 @@ def frame_path(manifest_path: str | Path, row_path: str) -> Path:
     return Path(manifest_path).parent / row_path
 
 
+def relocate(frame_table: pd.DataFrame, manifest_path: str | Path, folder: Path) -> pd.DataFrame:
+    """The same rows with paths relative to another folder, for a copy of the manifest there."""
+    moved = frame_table.copy()
+    moved["path"] = [
+        _relative(frame_path(manifest_path, path), folder) for path in frame_table["path"]
+    ]
+    return moved
+
+
 def frame_id_of(path: str) -> str:
     """Name of a frame: 16 hex digits of the SHA-256 of its path as the label table has it."""
     return hashlib.sha256(str(PurePosixPath(path)).encode()).hexdigest()[:16]
@@ -148,6 +168,29 @@ def pixels_sha256(frame: np.ndarray) -> str:
     digest = hashlib.sha256(str(frame.shape).encode())
     digest.update(np.ascontiguousarray(frame).data)
     return digest.hexdigest()
+
+
+def _check_cells(
+    file_name: str, table: pd.DataFrame, column: str, good: pd.Series, expected: str
+) -> None:
+    if not good.all():
+        first = int(np.flatnonzero(~good)[0])
+        raise ValueError(
+            f"{file_name}: expected {column} to be {expected}. Received: "
+            f"{table[column].iloc[first]!r} at row {first + 2}. Correct the cell, or make the "
+            "manifest again."
+        )
+
+
+def _numbers(file_name: str, table: pd.DataFrame, column: str) -> pd.Series:
+    numbers = pd.to_numeric(table[column].replace("", np.nan), errors="coerce").astype(float)
+    good = np.isfinite(numbers) | (table[column] == "")
+    if column not in ROI_COLUMNS:
+        _check_cells(file_name, table, column, good, "a number or empty")
+        return numbers
+    good &= (numbers % 1 == 0) | (table[column] == "")
+    _check_cells(file_name, table, column, good, "a whole number of px or empty")
+    return numbers.astype("Int64")
 
 
 def _hash_frames(table: pd.DataFrame, folder: Path, reasons: dict[int, list[str]]) -> list[str]:

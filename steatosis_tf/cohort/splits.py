@@ -4,11 +4,13 @@ The order of patients within a grade comes from a hash of `split_seed` and `pati
 split does not depend on the order of rows, and is the same on every machine.
 """
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 
 import pandas as pd
 
+from steatosis_tf.cohort.group_splits import patients_by_group, temporal_parts
 from steatosis_tf.config import SplitConfig
 from steatosis_tf.grades import GRADES
 
@@ -17,12 +19,19 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Partition:
-    """One assignment of patients to the three parts; cross-validation has one per fold."""
+    """One assignment of patients to the three parts; cross-validation has one per fold.
+
+    `left_out` are graded patients that fit no part, for example one scanned both before and
+    after the cut of a temporal split. `repeat` counts the rounds of a repeated k-fold: there a
+    patient is tested once per repeat, so metrics are taken within a repeat, then averaged.
+    """
 
     name: str
     train: frozenset[str]
     validation: frozenset[str]
     test: frozenset[str]
+    left_out: frozenset[str] = frozenset()
+    repeat: int = 0
 
 
 def make_partitions(frame_table: pd.DataFrame, config: SplitConfig) -> list[Partition]:
@@ -31,43 +40,66 @@ def make_partitions(frame_table: pd.DataFrame, config: SplitConfig) -> list[Part
     Args:
         frame_table: manifest; rows without a grade are left aside. With `config.kind`
             "holdout" an existing `split` column is taken as it is.
-        config: `kind` "holdout" gives one partition, "kfold" one per fold, "lopo" one per
-            patient. In the last two each patient is tested exactly once, and a share
+        config: `kind` "holdout" gives one partition, "kfold" one per repeat and fold, "lopo"
+            one per patient, "logo" one per value of `column`, "temporal" one. In kfold (per
+            repeat) and lopo each patient is tested exactly once; in kfold, lopo and logo a share
             `validation_fraction` of the others validates.
 
     Raises:
-        ValueError: if a grade has too few patients, a patient has two grades, or the `split`
-            column has an unknown value or puts a patient on two sides.
+        ValueError: if a grade is unknown or has too few patients, a patient has two grades, the
+            `split` column has an unknown value or puts a patient on two sides, or `column` is
+            missing, has empty cells, or does not divide the patients as asked.
     """
     graded = frame_table.loc[frame_table["grade"] != ""]
-    patients = _patients_by_grade(graded, config.split_seed)
-    if config.kind == "holdout":
-        if "split" in graded.columns:
-            return [_partition_from_column(graded)]
-        return [_holdout(patients, config)]
+    patients = _patients_by_grade(graded, str(config.split_seed))
     if config.kind == "kfold":
-        return _kfold(patients, config)
-    return _leave_one_patient_out(patients, config)
+        return _repeated_kfold(graded, config)
+    if config.kind == "lopo":
+        return _leave_one_patient_out(patients, config)
+    if config.kind == "logo":
+        return _leave_one_group_out(graded, patients, config)
+    if config.kind == "temporal":
+        train, validation, test, left_out = map(frozenset, temporal_parts(graded, config))
+        return [Partition("temporal", train, validation, test, left_out)]
+    if "split" in graded.columns:
+        return [_partition_from_column(graded)]
+    return [_holdout(patients, config)]
 
 
 def split_column(frame_table: pd.DataFrame, partition: Partition) -> pd.Series:
-    """The `split` of each manifest row: train, validation, test, or "" for ungraded patients."""
+    """The `split` of each manifest row: train, validation, test, or "" for ungraded frames and
+    patients left out."""
     side = {patient: split for split in SPLITS for patient in getattr(partition, split)}
     return frame_table["patient_id"].map(side).fillna("").where(frame_table["grade"] != "", "")
 
 
+def test_column(frame_table: pd.DataFrame, partitions: list[Partition]) -> pd.Series:
+    """The `split` of each row for records: train, validation, test of a single partition, or the
+    name of the partition that tests the patient when there are several."""
+    if len(partitions) == 1:
+        return split_column(frame_table, partitions[0])
+    tested = {patient: partition.name for partition in partitions for patient in partition.test}
+    return frame_table["patient_id"].map(tested).fillna("").where(frame_table["grade"] != "", "")
+
+
 def split_table(partitions: list[Partition]) -> pd.DataFrame:
-    """One row per partition and patient: `fold, patient_id, split`, sorted."""
+    """One row per partition and patient: `fold, patient_id, split, partition`, sorted by fold and
+    split. `fold` counts all partitions from 0, `split` can be `left_out`."""
     rows = [
-        (fold, patient, split)
+        (fold, patient, split, partition.name)
         for fold, partition in enumerate(partitions)
-        for split in SPLITS
+        for split in (*SPLITS, "left_out")
         for patient in sorted(getattr(partition, split))
     ]
-    return pd.DataFrame(rows, columns=["fold", "patient_id", "split"])
+    return pd.DataFrame(rows, columns=["fold", "patient_id", "split", "partition"])
 
 
-def _patients_by_grade(graded: pd.DataFrame, split_seed: int) -> dict[str, list[str]]:
+def _patients_by_grade(graded: pd.DataFrame, salt: str) -> dict[str, list[str]]:
+    unknown = sorted(set(graded["grade"]) - set(GRADES))
+    if unknown:
+        raise ValueError(
+            f"Expected a grade out of {', '.join(GRADES)}. Received: grade={unknown[0]!r}."
+        )
     pairs = graded[["patient_id", "grade"]].drop_duplicates()
     twice = pairs.loc[pairs["patient_id"].duplicated(), "patient_id"]
     if len(twice):
@@ -77,7 +109,7 @@ def _patients_by_grade(graded: pd.DataFrame, split_seed: int) -> dict[str, list[
         )
 
     def order(patient: str) -> str:
-        return hashlib.sha256(f"{split_seed}:{patient}".encode()).hexdigest()
+        return hashlib.sha256(f"{salt}:{patient}".encode()).hexdigest()
 
     return {
         grade: sorted(pairs.loc[pairs["grade"] == grade, "patient_id"], key=order)
@@ -105,28 +137,71 @@ def _holdout(patients: dict[str, list[str]], config: SplitConfig) -> Partition:
         parts["test"].update(ids[:num_test])
         parts["validation"].update(ids[num_test : num_test + num_validation])
         parts["train"].update(ids[num_test + num_validation :])
-    return Partition("holdout", *(frozenset(parts[split]) for split in SPLITS))
+    train, validation, test = (frozenset(parts[split]) for split in SPLITS)
+    return Partition("holdout", train, validation, test)
 
 
 def _share(count: int, fraction: float) -> int:
     return max(1, round(count * fraction))
 
 
-def _kfold(patients: dict[str, list[str]], config: SplitConfig) -> list[Partition]:
-    _need(patients, max(config.folds, 3), f"{config.folds} folds")
-    # Dealing goes on where the grade before stopped, so that fold sizes differ by one at most.
-    dealt = [patient for ids in patients.values() for patient in ids]
-    folds = [set(dealt[fold :: config.folds]) for fold in range(config.folds)]
-    return [_leave_out(patients, test, number, "fold", config) for number, test in enumerate(folds)]
+def _repeated_kfold(graded: pd.DataFrame, config: SplitConfig) -> list[Partition]:
+    partitions = []
+    for repeat in range(config.repeats):
+        # The first repeat is the plain k-fold of the same seed.
+        salt = f"{config.split_seed}.{repeat}" if repeat else str(config.split_seed)
+        patients = _patients_by_grade(graded, salt)
+        _need(patients, max(config.folds, 3), f"{config.folds} folds")
+        # Dealing goes on where the grade before stopped, so that fold sizes differ by one at most.
+        dealt = [patient for ids in patients.values() for patient in ids]
+        for fold in range(config.folds):
+            name = f"fold_{fold}" if config.repeats == 1 else f"repeat_{repeat}_fold_{fold}"
+            test = set(dealt[fold :: config.folds])
+            partition = _leave_out(patients, test, fold, name, config)
+            partitions.append(dataclasses.replace(partition, repeat=repeat))
+    return partitions
 
 
 def _leave_one_patient_out(patients: dict[str, list[str]], config: SplitConfig) -> list[Partition]:
     _need(patients, 3, "leave-one-patient-out")
     everyone = sorted(patient for ids in patients.values() for patient in ids)
     return [
-        _leave_out(patients, {patient}, number, "patient", config)
+        _leave_out(patients, {patient}, number, f"patient_{number}", config)
         for number, patient in enumerate(everyone)
     ]
+
+
+def _leave_one_group_out(
+    graded: pd.DataFrame, patients: dict[str, list[str]], config: SplitConfig
+) -> list[Partition]:
+    partitions = []
+    for number, (value, inside, straddling) in enumerate(patients_by_group(graded, config.column)):
+        rest = {
+            grade: [patient for patient in ids if patient not in straddling]
+            for grade, ids in patients.items()
+        }
+        name = f"{config.column}_{_slug(value)}"
+        gone = [grade for grade, ids in rest.items() if patients[grade] and not set(ids) - inside]
+        if gone or not inside:
+            raise ValueError(
+                f"Expected patients to test and patients of every grade to train on when "
+                f"{config.column}={value!r} is left out. Received: {len(inside)} patients to test"
+                f", none left of grade {', '.join(gone) or '-'}. Leave out another column, or "
+                "merge small groups in the label table."
+            )
+        partition = _leave_out(rest, set(inside), number, name, config)
+        partitions.append(dataclasses.replace(partition, left_out=straddling))
+    names = [partition.name for partition in partitions]
+    return [
+        dataclasses.replace(partition, name=f"{partition.name}_{number}")
+        if names.count(partition.name) > 1
+        else partition
+        for number, partition in enumerate(partitions)
+    ]
+
+
+def _slug(value: str) -> str:
+    return "".join(c if c.isalnum() or c in "-." else "-" for c in value)
 
 
 def _leave_out(
@@ -136,12 +211,12 @@ def _leave_out(
     validation: set[str] = set()
     for ids in patients.values():
         rest = [patient for patient in ids if patient not in test]
-        count = min(_share(len(rest), config.validation_fraction), len(rest) - 1)
+        count = max(0, min(_share(len(rest), config.validation_fraction), len(rest) - 1))
         # Validating patients move on with the fold number, so that no patient always validates.
         chosen = {rest[(number * count + i) % len(rest)] for i in range(count)}
         validation |= chosen
         train |= set(rest) - chosen
-    return Partition(f"{name}_{number}", frozenset(train), frozenset(validation), frozenset(test))
+    return Partition(name, frozenset(train), frozenset(validation), frozenset(test))
 
 
 def _partition_from_column(graded: pd.DataFrame) -> Partition:
@@ -169,4 +244,4 @@ def _partition_from_column(graded: pd.DataFrame) -> Partition:
             f"Expected every patient in one split. Received: {len(both)} in two, first "
             f"patient_id={both[0]}. Split by patient with `steatosis split`."
         )
-    return Partition("holdout", **sides)
+    return Partition("holdout", sides["train"], sides["validation"], sides["test"])

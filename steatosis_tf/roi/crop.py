@@ -8,6 +8,9 @@ import numpy as np
 from steatosis_tf.roi.sector import Sector
 from steatosis_tf.sources.folder import to_grey
 
+#: Side of the square picture the model sees.
+INPUT_SIZE_PX = 224
+
 # The first echoes are skin, fat and muscle: this share of the sector's depth is left out.
 _NEAR_FIELD_FRACTION = 0.15
 # A wider rectangle would be squeezed sideways too much when it is made square.
@@ -90,7 +93,7 @@ def _half_widths(mask: np.ndarray, middle: int) -> np.ndarray:
 
 
 def crop_roi(
-    frame: np.ndarray, sector_mask: np.ndarray, rectangle: Rectangle, size_px: int = 224
+    frame: np.ndarray, sector_mask: np.ndarray, rectangle: Rectangle, size_px: int = INPUT_SIZE_PX
 ) -> np.ndarray:
     """Cut the rectangle out of the frame, with everything outside the sector set to 0.
 

@@ -115,9 +115,8 @@ def _answered(work: Callable[[], Answer]) -> Answer:
         raise HTTPException(422, str(error)) from error
     except OSError as error:  # TimeoutError among them
         reason = error.strerror or str(error)
-        raise HTTPException(
-            503, f"Not saved: the manifest or its journal cannot be used ({reason})."
-        ) from error
+        text = f"Not saved: the manifest or its journal cannot be used ({reason})."
+        raise HTTPException(503, text) from error
 
 
 def _placed(store: DecisionStore, place: Place) -> dict[str, Any]:

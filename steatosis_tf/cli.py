@@ -1,0 +1,77 @@
+"""`steatosis <verb>`: parse, call, print.
+
+Results go to stdout (text, or JSON with --json), progress and errors to stderr. Exit codes: 0 done,
+1 failed with a reason, 2 bad call. Heavy imports happen inside the verbs, so that `info` and
+`--help` answer at once and `predict` never loads TensorFlow.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from steatosis_tf import __version__
+from steatosis_tf.grades import NOTICE
+from steatosis_tf.verbs import VERBS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: arguments without the program's name; those of the process if None.
+
+    Returns:
+        0, or 1 if the verb failed or its check found fault. argparse exits with 2 on a bad call.
+    """
+    args = _parser().parse_args(argv)
+    start = time.monotonic()
+    try:
+        result = args.verb(args)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        _write_report(args, {"error": str(error)}, 1, start)
+        return 1
+    print(json.dumps(result.values, indent=2) if args.json else result.text)
+    _write_report(args, result.values, result.exit_code, start)
+    return result.exit_code
+
+
+def _write_report(
+    args: argparse.Namespace, values: dict[str, Any], exit_code: int, start: float
+) -> None:
+    if not args.report:
+        return
+    from steatosis_tf.atomic import replacing
+
+    summary = {
+        "steatosis_tf": __version__,
+        "verb": args.verb_name,
+        "exit_code": exit_code,
+        "seconds": round(time.monotonic() - start, 3),
+        "notice": NOTICE,
+        "result": values,
+    }
+    with replacing(args.report) as temporary:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="steatosis", description=f"Grade fatty liver. {NOTICE}")
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(required=True, metavar="VERB")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print JSON instead of text")
+    common.add_argument("--report", metavar="FILE", help="also write a JSON summary of the call")
+    for name, verb, add_arguments in VERBS:
+        summary = (verb.__doc__ or "").strip().split("\n")[0]
+        sub = subparsers.add_parser(name, help=summary, description=summary, parents=[common])
+        add_arguments(sub)
+        sub.set_defaults(verb=verb, verb_name=name)
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,119 @@
+"""A trained Keras model as an ONNX file that gives the same numbers."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnx
+import onnxruntime
+import tensorflow as tf
+import tf2onnx
+
+from steatosis_tf import __version__
+from steatosis_tf.atomic import replacing
+from steatosis_tf.cohort.manifest import read_manifest
+from steatosis_tf.grades import GRADES, NOTICE
+from steatosis_tf.model.classifier import OUTPUT_LAYER
+from steatosis_tf.records.builder import cut_roi, usable_rows
+
+#: How far an exported probability may lie from the Keras one.
+MAX_DIFFERENCE = 1e-4
+#: On how many frames the exported file is held against Keras.
+NUM_CHECKED = 64
+
+
+def export_onnx(
+    model: keras.Model,
+    output_path: str | Path,
+    check_rois: np.ndarray,
+    metadata: Mapping[str, str] | None = None,
+) -> float:
+    """Write the model as ONNX and check it against Keras on real ROIs.
+
+    The file has one input `roi` (batch, 224, 224, 1) uint8 and one output `probabilities`
+    (batch, 4) float32, both with a free batch size, and says in its metadata what the grades
+    are, in which order, and what it is not for.
+
+    Args:
+        model: float32 model, as `assemble` gives it.
+        output_path: file to write; left untouched if the check fails.
+        check_rois: `(num_frames, 224, 224, 1)` uint8, at least one.
+        metadata: further texts to keep in the file, for example the run id.
+
+    Returns:
+        largest difference of a probability between ONNX and Keras.
+
+    Raises:
+        RuntimeError: if a probability differs by more than 1e-4 or a grade changes.
+    """
+    size_px = model.input_shape[1]
+    signature = (tf.TensorSpec((None, size_px, size_px, 1), tf.uint8, name="roi"),)
+    proto, _ = tf2onnx.convert.from_keras(model, input_signature=signature, opset=17)
+    _rename_output(proto, OUTPUT_LAYER)
+    texts = {
+        "grades": json.dumps(GRADES),
+        "notice": NOTICE,
+        "steatosis_tf": __version__,
+        **(metadata or {}),
+    }
+    onnx.helper.set_model_props(proto, {f"steatosis.{key}": text for key, text in texts.items()})
+    onnx.checker.check_model(proto)
+    with replacing(output_path) as temporary:
+        onnx.save(proto, str(temporary))
+        return _largest_difference(model, temporary, check_rois)
+
+
+def export_run(run_dir: str | Path, output_path: str | Path) -> float:
+    """Export the model of a run, checked on frames of the run's own manifest.
+
+    Args:
+        run_dir: directory with `model.keras` and `manifest.csv`.
+        output_path: ONNX file to write.
+
+    Returns:
+        largest difference of a probability between ONNX and Keras.
+
+    Raises:
+        ValueError: if the directory is not a run or its frames are gone.
+        RuntimeError: if the exported model differs.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / "model.keras").is_file():
+        raise ValueError(
+            f"Expected a run directory with model.keras. Received: run_dir={run_dir.name!r}."
+        )
+    manifest_path = run_dir / "manifest.csv"
+    rows = usable_rows(read_manifest(manifest_path)).head(NUM_CHECKED)
+    rois = np.stack([cut_roi(row, manifest_path) for row in rows.to_dict("records")])
+    model = keras.models.load_model(run_dir / "model.keras")
+    return export_onnx(model, output_path, rois[..., np.newaxis], {"run_id": run_dir.name})
+
+
+def _rename_output(proto: onnx.ModelProto, name: str) -> None:
+    old = proto.graph.output[0].name
+    for node in proto.graph.node:
+        for index, output in enumerate(node.output):
+            if output == old:
+                node.output[index] = name
+    proto.graph.output[0].name = name
+
+
+def _largest_difference(model: keras.Model, onnx_path: Path, rois: np.ndarray) -> float:
+    session = onnxruntime.InferenceSession(str(onnx_path), providers=["CPUExecutionProvider"])
+    expected = model.predict(rois, batch_size=32, verbose=0)
+    received = np.concatenate(
+        [session.run(None, {"roi": rois[i : i + 32]})[0] for i in range(0, len(rois), 32)]
+    )
+    difference = float(np.abs(received - expected).max())
+    changed = int((received.argmax(axis=1) != expected.argmax(axis=1)).sum())
+    # A tie within float rounding is not a changed model, but nobody should have to judge that
+    # here: any changed grade stops the export.
+    if difference > MAX_DIFFERENCE or changed:
+        raise RuntimeError(
+            f"Expected ONNX probabilities within {MAX_DIFFERENCE} of Keras and the same grades. "
+            f"Received: difference={difference:.2g}, changed grades={changed} of {len(rois)}. "
+            "No file was written."
+        )
+    return difference

@@ -1,0 +1,140 @@
+"""Sets of neighbouring grades that hold the true grade with a stated probability.
+
+Split conformal prediction (Vovk 2005) with ordinal sets (Lu, Angelopoulos and Pomerantz 2022):
+a set starts at the most probable grade and grows by its more probable neighbour. The score of a
+patient is the probability mass gathered before the true grade joins. The promise holds on average
+over new patients who are exchangeable with the validation patients (same hospital, scanner, mix of
+grades), not for each grade, and it is made per patient: frames of one patient are not exchangeable
+draws, so only patient scores are accepted.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from steatosis_tf.evaluation.checks import check_table, checked_probabilities
+from steatosis_tf.evaluation.proportions import wilson_interval
+from steatosis_tf.evaluation.scores import labels_and_probabilities
+from steatosis_tf.grades import GRADES
+
+#: Masses that differ by less are equal: sums of the same probabilities round differently.
+TINY = 1e-9
+
+
+def fit_conformal(validation_scores: pd.DataFrame, coverage: float = 0.9) -> dict[str, Any]:
+    """Threshold on the gathered mass, from patients the model was not trained on.
+
+    Args:
+        validation_scores: patient table of the validation part.
+        coverage: probability that the set holds the true grade, 0 to 1.
+
+    Returns:
+        `coverage`, `threshold` (a grade joins the set when the mass gathered before it is at most
+        this), `num_patients`, `note` (if there are too few patients: the set is then always all
+        four grades).
+
+    Raises:
+        ValueError: a frame table, repeated patients, a bad table, or coverage outside 0..1.
+    """
+    if not 0 < coverage < 1:
+        raise ValueError(f"Expected coverage between 0 and 1. Received: coverage={coverage}.")
+    labels, probabilities = _patients(validation_scores)
+    mass = np.sort(_mass_before(probabilities)[np.arange(len(labels)), labels])
+    # The smallest rank that keeps the promise for the next patient, n + 1 together.
+    rank = int(np.ceil((len(mass) + 1) * coverage - TINY))
+    note, threshold = None, 1.0
+    if rank <= len(mass):
+        threshold = float(mass[rank - 1])
+    else:
+        needed = int(np.ceil(coverage / (1 - coverage) - TINY))
+        note = (
+            f"{len(mass)} validation patients cannot promise {coverage:.0%}: it takes {needed}. "
+            "Every set holds all four grades."
+        )
+    return {
+        "coverage": coverage,
+        "threshold": threshold,
+        "num_patients": len(mass),
+        "note": note,
+    }
+
+
+def grade_sets(conformal: dict[str, Any], probabilities: np.ndarray) -> np.ndarray:
+    """Which grades each patient's set holds, `(N, 4)` bool: never empty, never with a gap.
+
+    Args:
+        conformal: from `fit_conformal`.
+        probabilities: `(N, 4)`, rows sum to 1.
+
+    Raises:
+        ValueError: bad probabilities.
+    """
+    return _mass_before(checked_probabilities(probabilities)) <= conformal["threshold"] + TINY
+
+
+def evaluate_conformal(
+    conformal: dict[str, Any], scores: pd.DataFrame, confidence: float = 0.95
+) -> dict[str, Any]:
+    """Coverage and size of the sets on test patients.
+
+    Returns:
+        `stated_coverage`, `coverage` and `coverage_by_grade` ({value, low, high} with Wilson's
+        interval, None where a grade is absent), `mean_size` (grades), `size_counts`
+        (patients with a set of 1, 2, 3, 4 grades), `single_grade_accuracy` (share right among
+        the sets of one grade), `num_patients`, `note` of the fit.
+
+    Raises:
+        ValueError: a frame table, repeated patients or a bad table.
+    """
+    labels, probabilities = _patients(scores)
+    sets = grade_sets(conformal, probabilities)
+    size, held = sets.sum(axis=1), sets[np.arange(len(labels)), labels]
+    return {
+        "stated_coverage": conformal["coverage"],
+        "coverage": _share(held, confidence),
+        "coverage_by_grade": {
+            grade: _share(held[labels == label], confidence) for label, grade in enumerate(GRADES)
+        },
+        "mean_size": float(size.mean()),
+        "size_counts": {str(k): int((size == k).sum()) for k in range(1, len(GRADES) + 1)},
+        "single_grade_accuracy": _share(held[size == 1], confidence),
+        "num_patients": len(labels),
+        "note": conformal["note"],
+    }
+
+
+def _patients(scores: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    if "frame_id" in scores or "repeat" in scores:
+        raise ValueError(
+            "Expected patient scores, one row per patient. Received: a column "
+            f"{'frame_id' if 'frame_id' in scores else 'repeat'}. Use patient_scores() first."
+        )
+    check_table(scores, "patient_id")
+    return labels_and_probabilities(scores)
+
+
+def _mass_before(probabilities: np.ndarray) -> np.ndarray:
+    """Mass `(N, 4)` gathered before each grade joins the growing set; 0 for the first."""
+    rows = np.arange(len(probabilities))
+    low = probabilities.argmax(axis=1)
+    high = low.copy()
+    gathered = probabilities[rows, low]
+    mass = np.zeros_like(probabilities)
+    # A column of -1 on both sides: the set never grows beyond the grades.
+    padded = np.pad(probabilities, ((0, 0), (1, 1)), constant_values=-1.0)
+    for _ in range(len(GRADES) - 1):
+        below, above = padded[rows, low], padded[rows, high + 2]
+        downwards = below >= above
+        joined = np.where(downwards, low - 1, high + 1)
+        mass[rows, joined] = gathered
+        gathered = gathered + np.where(downwards, below, above)
+        low, high = np.where(downwards, joined, low), np.where(downwards, high, joined)
+    return mass
+
+
+def _share(held: np.ndarray, confidence: float) -> dict[str, Any]:
+    if not len(held):
+        return {"value": None, "low": None, "high": None, "num_patients": 0}
+    low, high = wilson_interval(int(held.sum()), len(held), confidence)
+    return {"value": float(held.mean()), "low": low, "high": high, "num_patients": len(held)}

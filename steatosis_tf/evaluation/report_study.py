@@ -1,0 +1,267 @@
+"""Sections 1 to 7 of a report: for what, on whom, against what, split how, by which method."""
+
+from typing import Any
+
+import pandas as pd
+
+from steatosis_tf.evaluation.document import (
+    Alarm,
+    Block,
+    Lack,
+    Picture,
+    Section,
+    Table,
+    Text,
+    key_value_rows,
+    number,
+    side_by_side,
+    with_interval,
+)
+from steatosis_tf.evaluation.run_analysis import COVARIATES, Analysis
+from steatosis_tf.evaluation.run_record import STUDY_KEYS, RunRecord
+from steatosis_tf.grades import GRADES
+
+_NUMERIC = ("age", "bmi")
+_ABOUT_DATA = ("data_sources", "dates", "devices", "eligibility", "consent", "deidentification")
+
+_PROTOCOLS = {
+    "holdout": "One hold-out split, stratified by grade",
+    "kfold": "Cross-validation in folds, stratified by grade",
+    "lopo": "Leave one patient out",
+    "logo": "Leave one group out",
+    "temporal": "Split by time: earlier patients train, later ones test",
+}
+
+
+def study_sections(run: RunRecord, analysis: Analysis) -> list[Section]:
+    """Sections 1 to 7."""
+    return [
+        Section("use", "Intended use and limits of use", _use(run)),
+        Section("data", "Data", stated(run, *_ABOUT_DATA)),
+        Section("reference", "Reference standard", _reference(run)),
+        Section("flow", "Flow of patients and frames", _flow(run)),
+        Section("split", "Split and leak audit", _split(run)),
+        Section("method", "Preprocessing, model and computation", _method(run)),
+        Section("size", "Sample size", _size(run, analysis)),
+    ]
+
+
+def stated(run: RunRecord, *keys: str) -> list[Block]:
+    """The author's words, and one list of what the author has not stated."""
+    blocks: list[Block] = [
+        Text(f"{_name(key)}: {run.study[key]}") for key in keys if key in run.study
+    ]
+    missing = [f"{_name(key)}: {STUDY_KEYS[key]}" for key in keys if key not in run.study]
+    if missing:
+        blocks.append(Lack("Needs the author (study.json):", missing))
+    return blocks
+
+
+def _name(key: str) -> str:
+    return key.replace("_", " ").capitalize()
+
+
+def _use(run: RunRecord) -> list[Block]:
+    return [
+        Text(
+            "The model reads one region of interest of a B-mode frame that shows liver and gives "
+            "the probabilities of four grades of hepatic steatosis; frames of one patient are "
+            "joined into one grade. It is meant to support a qualified reader who sees the frames "
+            "and the probabilities beside the grade."
+        ),
+        Text(
+            "Not meant for: a decision without a clinician; other organs, other modalities "
+            "(elastography, Doppler, contrast) or pictures of a screen; children; fibrosis or "
+            "focal lesions, which it does not see; scanners and populations unlike those below."
+        ),
+        *stated(run, "intended_use", "users", "population"),
+    ]
+
+
+def _reference(run: RunRecord) -> list[Block]:
+    blocks: list[Block] = [
+        Text(
+            "Where a fat percentage is known, grades follow from it: Normal under 5 %, Mild 5 to "
+            "33 %, Moderate over 33 to 66 %, Severe over 66 % of hepatocytes."
+        )
+    ]
+    if run.manifest is not None:
+        graded = run.manifest[run.manifest["grade"] != ""].drop_duplicates("patient_id")
+        with_fat = int(graded["fat_percent"].notna().sum())
+        blocks.append(
+            Text(f"{len(graded):,} graded patients, {with_fat:,} of them with a fat percentage.")
+        )
+    return blocks + stated(run, "reference_standard", "readers", "missing_data")
+
+
+def _flow(run: RunRecord) -> list[Block]:
+    if run.manifest is None:
+        return [Lack("Not done: manifest.csv is absent or damaged.")]
+    blocks: list[Block] = [Picture(path, "Flow of patients and frames")
+                           for name, path in run.figures.items() if "flow" in name]  # fmt: skip
+    rows = [_flow_row("In the manifest", run.manifest)]
+    graded = run.manifest[run.manifest["grade"] != ""]
+    rows.append(_flow_row("Without a grade, left aside", run.manifest[run.manifest["grade"] == ""]))
+    if run.rejected is not None and {"frame_id", "reason"} <= set(run.rejected.columns):
+        for reason, part in run.rejected.groupby("reason"):
+            rows.append(_flow_row(f"Rejected: {reason}", part))
+    for name, part in _partitions(run, graded).items():
+        rows.append(_flow_row(name, part))
+    blocks.append(Table(("Step", "Patients", "Frames"), rows, "Who entered, who left, and why."))
+    return [*blocks, _characteristics(run, graded)]
+
+
+def _flow_row(name: str, part: pd.DataFrame) -> tuple[str, str, str]:
+    return name, number(int(part["patient_id"].nunique())), number(len(part))
+
+
+def _partitions(run: RunRecord, graded: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Graded frames of each part; one part "tested out of fold" for cross-validation."""
+    if run.split is None:
+        return {}
+    if run.num_folds > 1:
+        tested = set(run.split.loc[run.split["split"] == "test", "patient_id"])
+        name = f"Tested out of fold, once each, in {run.num_folds} folds"
+        return {name: graded[graded["patient_id"].isin(tested)]}
+    return {
+        str(side).replace("_", " ").capitalize(): graded[
+            graded["patient_id"].isin(set(part["patient_id"]))
+        ]
+        for side, part in run.split.groupby("split", sort=False)
+    }
+
+
+def _characteristics(run: RunRecord, graded: pd.DataFrame) -> Block:
+    parts = _partitions(run, graded) or {"All graded": graded}
+    patients = {name: part.drop_duplicates("patient_id") for name, part in parts.items()}
+    rows = [["Patients", *(number(len(part)) for part in patients.values())]]
+    rows.append(["Frames", *(number(len(part)) for part in parts.values())])
+    for grade in GRADES:
+        rows.append([grade, *(_share(part["grade"] == grade) for part in patients.values())])
+    for column in COVARIATES:
+        if column not in graded.columns:
+            continue
+        if column in _NUMERIC:
+            rows.append([column, *(_spread(part[column]) for part in patients.values())])
+            continue
+        for value in sorted(set(graded[column].astype(str))):
+            name = f"{column}: {value or 'unknown'}"
+            rows.append([name, *(_share(part[column].astype(str) == value)
+                                 for part in patients.values())])  # fmt: skip
+    absent = [name for name in ("sex", "age", "bmi", "scanner", "site") if name not in graded]
+    caption = "Patients of each part. Number (share), or median (range)."
+    if absent:
+        caption += f" Not in the manifest: {', '.join(absent)}."
+    return Table(("", *parts), rows, caption)
+
+
+def _share(mask: pd.Series) -> str:
+    return f"{int(mask.sum()):,} ({100 * mask.mean():.0f} %)" if len(mask) else "0"
+
+
+def _spread(values: pd.Series) -> str:
+    numbers = pd.to_numeric(values, errors="coerce")
+    known = numbers.dropna()
+    if known.empty:
+        return "unknown"
+    text = f"{known.median():g} ({known.min():g} to {known.max():g})"
+    missing = len(numbers) - len(known)
+    return f"{text}, {missing} unknown" if missing else text
+
+
+def _split(run: RunRecord) -> list[Block]:
+    blocks: list[Block] = []
+    config = (run.config or {}).get("split")
+    if config:
+        blocks.append(
+            Text(
+                f"{_PROTOCOLS.get(run.protocol, run.protocol)}; whole patients, frozen by "
+                f"split_seed {config.get('split_seed')}; {run.num_folds} partition(s)."
+            )
+        )
+    else:
+        blocks.append(Lack("Not known: config.json is absent or damaged."))
+    if run.split is None:
+        blocks.append(Lack("Not known: split.csv is absent or damaged."))
+    if run.leak_gate is None:
+        blocks.append(
+            Lack(
+                "Leak audit (patient, exact copy, near copy, label conflict): not done; "
+                "leak_gate.json is absent. Results may be too good."
+            )
+        )
+    else:
+        if run.leak_gate.get("passed") is False:
+            blocks.append(Alarm("The leak gate did not pass: results are not to be believed."))
+        blocks.append(Table(("Leak audit", ""), key_value_rows(run.leak_gate), "leak_gate.json"))
+    rows = [(name, digest) for name, digest in run.hashes.items()]
+    return [*blocks, Table(("File", "SHA-256"), rows, "What was measured, by content.")]
+
+
+def _method(run: RunRecord) -> list[Block]:
+    blocks: list[Block] = [
+        Text(
+            "Pixels outside the ultrasound sector are set to 0, the region of interest is cropped "
+            "and resized to 224 x 224 px grey by area interpolation. A frozen ResNet-50 gives "
+            "features, a dense head four probabilities."
+        )
+    ]
+    blocks.extend(_roi_blocks(run.manifest))
+    if run.config is None:
+        blocks.append(Lack("Configuration not known: config.json is absent or damaged."))
+    else:
+        caption = "Every setting (config.json)."
+        header = ("Setting", "Value", "Setting", "Value")
+        blocks.append(Table(header, side_by_side(key_value_rows(run.config)), caption))
+    curves = [path for name, path in run.figures.items() if name.startswith("training")]
+    if curves:
+        of = f", first of {len(curves)}" if len(curves) > 1 else ""
+        blocks.append(Picture(curves[0], f"Training curves{of}."))
+    if run.environment is None:
+        blocks.append(Lack("Versions, hardware and run time not known: no environment.json."))
+    else:
+        caption = "Versions, hardware, run time (environment.json)."
+        header = ("", "Value", "", "Value")
+        blocks.append(Table(header, side_by_side(key_value_rows(run.environment)), caption))
+    return blocks
+
+
+def _roi_blocks(manifest: pd.DataFrame | None) -> list[Block]:
+    if manifest is None or "roi_height" not in manifest.columns:
+        return [Lack("ROI failure rate not known: no ROI columns in manifest.csv.")]
+    failed = int(manifest["roi_height"].isna().sum())
+    text = (
+        f"No ROI could be proposed on {failed:,} of {len(manifest):,} frames "
+        f"({100 * failed / len(manifest):.1f} %); these are not scored."
+    )
+    if "roi_source" in manifest.columns:
+        sources = manifest.loc[manifest["roi_height"].notna(), "roi_source"].value_counts()
+        counts = ", ".join(f"{int(count):,} {name or 'unknown'}" for name, count in sources.items())
+        text += f" Source of the ROI: {counts}."
+    return [Text(text)]
+
+
+def _size(run: RunRecord, analysis: Analysis) -> list[Block]:
+    found: dict[str, Any] = analysis.metrics.get("patient", {})
+    if not found:
+        return [Lack("Not known: no patient scores.")]
+    support = found["support"]
+    entry = analysis.intervals["patient"]
+    rows = [(grade, number(support[grade])) for grade in GRADES]
+    blocks: list[Block] = [Table(("Tested patients", "n"), rows)]
+    for name, words in (("accuracy", "accuracy"), ("ordinal.quadratic_kappa", "quadratic kappa")):
+        one = entry[name]
+        if one["low"] is not None:
+            width = one["high"] - one["low"]
+            blocks.append(
+                Text(f"Width of the interval of {words}: {width:.3f}, {with_interval(one)}.")
+            )
+    few = [grade for grade in GRADES if support[grade] < 10]
+    if few:
+        blocks.append(
+            Alarm(
+                f"Fewer than 10 tested patients with grade {', '.join(few)}: values of "
+                f"{'this grade' if len(few) == 1 else 'these grades'} can hardly be read."
+            )
+        )
+    return blocks + stated(run, "sample_size")

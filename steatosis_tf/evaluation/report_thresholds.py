@@ -1,0 +1,179 @@
+"""Sections 11 to 13 of a report: operating points, calibration and grade sets, decision curves."""
+
+from typing import Any
+
+import numpy as np
+
+from steatosis_tf.evaluation.curves import decision_curve_figure, reliability_figure
+from steatosis_tf.evaluation.document import (
+    Alarm,
+    Block,
+    Lack,
+    Picture,
+    Table,
+    Text,
+    number,
+    with_interval,
+)
+from steatosis_tf.evaluation.run_analysis import Analysis
+from steatosis_tf.evaluation.run_record import RunRecord
+from steatosis_tf.evaluation.scores import labels_and_probabilities
+from steatosis_tf.grades import SCORE_COLUMNS, TASKS
+
+_RULES = {
+    "youden": "Youden",
+    "sensitivity": "Fixed sensitivity",
+    "specificity": "Fixed specificity",
+    "cost": "Least cost",
+}
+_RATES = {"sensitivity": "Sensitivity", "specificity": "Specificity", "ppv": "PPV", "npv": "NPV"}
+
+
+def operating_blocks(analysis: Analysis) -> list[Block]:
+    """Locked cut-offs on the test patients, and predictive values at stated prevalences."""
+    found = analysis.thresholds
+    if found.operating is None:
+        return [Lack(f"Not done: {found.notes.get('operating', 'not known why')}.")]
+    rates, predictive, notes = [], [], []
+    for task, rules in found.operating.items():
+        for rule, entry in rules.items():
+            name = f"{TASKS[task][0][1]}: {_RULES.get(rule, rule).lower()}"
+            if entry["note"]:
+                notes.append(f"{name}: {entry['note']}")
+            if "sensitivity" not in entry:
+                rates.append([name, "none", *["undefined"] * len(_RATES)])
+                continue
+            cells = [with_interval(entry[rate], 2) for rate in _RATES]
+            rates.append([name, _cuts(entry["thresholds"]), *cells])
+            for one in entry["at_prevalence"]:
+                share = f"{100 * one['prevalence']:.0f} %"
+                predictive.append(
+                    [name, share, with_interval(one["ppv"], 2), with_interval(one["npv"], 2)]
+                )
+    blocks: list[Block] = [
+        Text(
+            f"Cut-offs from {found.points_source}, fixed before the test patients were looked at "
+            "and never moved. Intervals as computed for these patients; where a fold has too few "
+            "validation patients a cut-off is coarse, see the notes."
+        ),
+        Table(("Test patients", "Cut-off", *_RATES.values()), rates, "Value (95 % interval)."),
+    ]
+    if predictive:
+        header = ("At another prevalence", "Prevalence", "PPV", "NPV")
+        caption = "Screening for fatty liver: 25 %; India: 9 to 32 %."
+        blocks.append(Table(header, predictive, caption))
+    return blocks + [Alarm(note) for note in dict.fromkeys(notes)]
+
+
+def _cuts(thresholds: dict[str, float | None]) -> str:
+    known = [value for value in thresholds.values() if value is not None]
+    if not known:
+        return "none"
+    if len(known) == 1:
+        return f"{known[0]:.3f}"
+    return f"{min(known):.3f} to {max(known):.3f} ({len(known)} folds)"
+
+
+def calibration_blocks(run: RunRecord, analysis: Analysis) -> list[Block]:
+    """Calibration before and after the temperature, and conformal grade sets."""
+    found = analysis.thresholds
+    if run.patient_scores is None or found.before is None:
+        return [Lack(f"Not done: {found.notes.get('temperature', 'no patient scores')}.")]
+    labels, scores = labels_and_probabilities(run.patient_scores)
+    drawn = {"as scored": scores}
+    columns = {"As scored": found.before}
+    if found.calibrated is not None and found.after is not None:
+        drawn["after temperature"] = found.calibrated[list(SCORE_COLUMNS)].to_numpy()
+        columns["After temperature"] = found.after
+    path = run.run_dir / "figures" / "reliability_patients.png"
+    reliability_figure(labels, drawn, path)
+    blocks: list[Block] = [
+        _calibration_table(columns),
+        Picture(path, "Reliability of the patients' predicted grade."),
+    ]
+    if found.temperatures is None:
+        why = found.notes.get("temperature", "not known why")
+        blocks.append(Lack(f"Temperature scaling on validation: not done, {why}."))
+    else:
+        blocks.append(_temperature_text(found.temperatures))
+        notes = {str(fit["note"]) for fit in found.temperatures.values() if fit["note"]}
+        blocks += [Alarm(note) for note in sorted(notes)]
+    return blocks + _conformal_blocks(found.conformal, found.notes.get("conformal", ""))
+
+
+def _calibration_table(columns: dict[str, dict[str, Any]]) -> Table:
+    rows = [
+        ["Brier score (sum over grades, 0 to 2)", *(number(c["brier"]) for c in columns.values())],
+        ["Negative log-likelihood (nats)", *(number(c["nll"]) for c in columns.values())],
+    ]
+    for part, words in (
+        ("confidence", "predicted grade"),
+        *((task, TASKS[task][0][1]) for task in ("at_least_mild", "at_least_moderate", "severe")),
+    ):
+        for binning in ("equal_width", "equal_mass"):
+            name = f"ECE, {words}, {binning.replace('_', ' ')} bins"
+            rows.append([name, *(number(c[part][f"ece_{binning}"]) for c in columns.values())])
+    num_bins = next(iter(columns.values()))["num_bins"]
+    caption = f"Test patients; {num_bins} bins. With few patients ECE is above 0 by chance."
+    return Table(("", *columns), rows, caption)
+
+
+def _temperature_text(temperatures: dict[str, dict[str, Any]]) -> Text:
+    values = [fit["temperature"] for fit in temperatures.values()]
+    rows = sum(fit["num_rows"] for fit in temperatures.values())
+    if len(values) == 1:
+        return Text(f"Temperature {values[0]:.2f}, fitted on {rows:,} validation patients.")
+    return Text(
+        f"Temperature fitted for each of {len(values)} folds on its own validation patients: "
+        f"median {np.median(values):.2f} ({min(values):.2f} to {max(values):.2f})."
+    )
+
+
+def _conformal_blocks(found: dict[str, Any] | None, why: str) -> list[Block]:
+    if found is None:
+        return [Lack(f"Grade sets with a stated coverage: not done, {why}.")]
+    sizes = ", ".join(f"{count} with {size}" for size, count in found["size_counts"].items())
+    promise = f"{100 * found['stated_coverage']:.0f} %"
+    blocks: list[Block] = [
+        Text(
+            f"Grade sets that promise to hold the true grade of {promise} of patients hold it for "
+            f"a share of {with_interval(found['coverage'])} of "
+            f"{found['num_patients']:,} test patients; mean size {found['mean_size']:.2f} grades "
+            f"(patients by number of grades: {sizes})."
+        )
+    ]
+    return [*blocks, Alarm(found["note"])] if found["note"] else blocks
+
+
+def decision_blocks(run: RunRecord, analysis: Analysis) -> list[Block]:
+    """Net benefit of the model against treating all and none, per task."""
+    found = analysis.thresholds
+    if not found.decisions:
+        return [Lack("Not done: no task with patients on both sides.")]
+    blocks: list[Block] = []
+    for task, curve in found.decisions.items():
+        words = TASKS[task][0][1]
+        names = {name: name.replace("_", " ") for name in curve["net_benefit"]}
+        benefit = {names[name]: np.array(v["value"]) for name, v in curve["net_benefit"].items()}
+        model = curve["net_benefit"]["model"]
+        path = run.run_dir / "figures" / f"decision_{task}.png"
+        decision_curve_figure(
+            np.array(curve["thresholds"]),
+            benefit,
+            path,
+            subtitle=f"n = {curve['num_patients']:,} patients, "
+            f"{100 * curve['prevalence']:.0f} % with it; band: 95 % over patients",
+            task=words,
+            bands={"model": (np.array(model["low"]), np.array(model["high"]))},
+        )
+        blocks.append(Picture(path, f"Decision curve, {words}."))
+    how = "at the fitted temperature" if found.calibrated is not None else "as scored"
+    blocks.append(
+        Text(
+            f"Probabilities {how}. Net benefit is on the scale of this sample's share of "
+            "positives; a sample enriched with disease overstates it for a clinic."
+        )
+    )
+    if not any("hepatorenal" in str(name) for name in run.parts.get("comparators.json", {})):
+        blocks.append(Lack("Against the hepatorenal index: not done (no comparators.json)."))
+    return blocks

@@ -1,0 +1,102 @@
+"""Robustness of a run's own model on its own test frames, cropped anew from the full frames."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from steatosis_tf.atomic import replacing
+from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path
+from steatosis_tf.evaluation.robustness import robustness_curves
+from steatosis_tf.evaluation.run_record import RunRecord, read_run
+from steatosis_tf.grades import GRADES
+from steatosis_tf.roi.crop import INPUT_SIZE_PX, Rectangle, crop_roi
+from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.sources.folder import read_frame, to_grey
+
+
+def write_robustness(
+    run_dir: str | Path,
+    predict: Callable[[np.ndarray], np.ndarray],
+    *,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Path:
+    """Disturb the test frames of a hold-out run, grade them, and write `robustness.csv`.
+
+    Shifts of the ROI are real ones: the box is moved in the full frame and cropped again.
+
+    Args:
+        run_dir: run directory whose manifest still leads to the frames.
+        predict: the run's model, `(n, 224, 224, 1)` uint8 -> `(n, 4)` probabilities.
+        num_resamples: bootstrap resamples of each interval.
+        seed: of the random perturbations and the bootstrap.
+
+    Returns:
+        path of `robustness.csv`, the table of `robustness.robustness_curves`.
+
+    Raises:
+        ValueError: if the run is cross-validated (its exported model has learned from every
+            patient, so no frame of the run can test it), if a file of the run is absent, or if a
+            frame cannot be read.
+    """
+    run = read_run(run_dir)
+    rows = _test_rows(run)
+    frames = [_Source(run.run_dir / "manifest.csv", row) for _, row in rows.iterrows()]
+
+    def shifted(down_px: float, right_px: float) -> np.ndarray:
+        return np.stack([frame.roi(down_px, right_px) for frame in frames])[..., None]
+
+    table = robustness_curves(
+        predict,
+        shifted(0, 0),
+        rows["grade"].map(GRADES.index).to_numpy(),
+        rows["patient_id"].to_numpy(),
+        shifted=shifted,
+        rule=(run.config or {}).get("evaluation", {}).get("aggregation", "mean"),
+        num_resamples=num_resamples,
+        seed=seed,
+    )
+    path = run.run_dir / "robustness.csv"
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+    return path
+
+
+def _test_rows(run: RunRecord) -> pd.DataFrame:
+    if run.num_folds != 1:
+        raise ValueError(
+            f"Expected a hold-out run. Received: {run.num_folds} folds in split.csv. The exported "
+            "model of a cross-validated run has learned from every patient; disturb the test "
+            "frames of a hold-out run instead."
+        )
+    if run.manifest is None or run.frame_scores is None:
+        raise ValueError(
+            f"Expected manifest.csv and frame_scores.csv in the run. Received: "
+            f"{'; '.join(run.faults) or 'one of them is absent'}."
+        )
+    scored = run.manifest["frame_id"].isin(run.frame_scores["frame_id"])
+    rows = run.manifest[scored & run.manifest["roi_height"].notna()]
+    if rows.empty:
+        raise ValueError("Expected scored frames with a ROI in manifest.csv. Received: none.")
+    return rows
+
+
+class _Source:
+    """One frame, kept grey and masked, from which its ROI is cropped at any place."""
+
+    def __init__(self, manifest_path: Path, row: pd.Series) -> None:
+        self._frame = to_grey(read_frame(frame_path(manifest_path, row["path"])))
+        self._mask = find_sector(self._frame).mask
+        self._box = Rectangle(*(int(row[name]) for name in ROI_COLUMNS))
+
+    def roi(self, down_px: float, right_px: float) -> np.ndarray:
+        """The ROI `(224, 224)` with its box moved by px of the ROI, held inside the frame."""
+        height, width = self._frame.shape
+        down = round(down_px * self._box.height / INPUT_SIZE_PX)
+        right = round(right_px * self._box.width / INPUT_SIZE_PX)
+        top = min(max(self._box.top + down, 0), height - self._box.height)
+        left = min(max(self._box.left + right, 0), width - self._box.width)
+        moved = Rectangle(top, left, self._box.height, self._box.width)
+        return crop_roi(self._frame, self._mask, moved)

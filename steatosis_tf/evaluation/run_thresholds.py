@@ -1,0 +1,152 @@
+"""What the validation scores of a run fix, applied once to its test patients.
+
+Temperature, operating points and grade sets; decision curves of the calibrated probabilities.
+
+Each fold has its own model, so its own temperature and cut-offs, from its own validation patients.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from steatosis_tf.evaluation.calibration import (
+    apply_temperature,
+    calibration_metrics,
+    fit_temperature,
+)
+from steatosis_tf.evaluation.conformal import evaluate_conformal, fit_conformal
+from steatosis_tf.evaluation.decision_curve import decision_curve
+from steatosis_tf.evaluation.operating_points import (
+    apply_operating_points,
+    choose_operating_points,
+)
+from steatosis_tf.evaluation.ordinal import CUMULATIVE_TASKS
+from steatosis_tf.evaluation.run_record import RunRecord
+from steatosis_tf.evaluation.scores import labels_and_probabilities, patient_scores
+from steatosis_tf.grades import SCORE_COLUMNS
+
+_COVERAGE = 0.9
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Results that need validation scores; a part that could not be made is None, `notes` say why.
+
+    Attributes:
+        temperatures: fold -> result of `calibration.fit_temperature`.
+        calibrated: test patients with probabilities at the temperature of their fold.
+        before: `calibration.calibration_metrics` of the test patients as scored.
+        after: the same at the fitted temperature.
+        points_source: "operating_points.json" or "validation_scores.csv".
+        operating: of `operating_points.apply_operating_points`.
+        conformal: of `conformal.evaluate_conformal`; hold-out runs only.
+        decisions: task -> result of `decision_curve.decision_curve`.
+        notes: part -> why it is None.
+    """
+
+    temperatures: dict[str, dict[str, Any]] | None
+    calibrated: pd.DataFrame | None
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    points_source: str
+    operating: dict[str, Any] | None
+    conformal: dict[str, Any] | None
+    decisions: dict[str, dict[str, Any]]
+    notes: dict[str, str]
+
+
+def apply_validation(run: RunRecord, num_resamples: int = 2000) -> Thresholds:
+    """Fit on validation patients, apply to test patients.
+
+    Args:
+        run: of `run_record.read_run`.
+        num_resamples: bootstrap resamples of the decision curves' bands.
+    """
+    test = run.patient_scores
+    notes: dict[str, str] = {}
+    validation = _validation_patients(run, notes)
+    if test is None or "repeat" in test:
+        why = "no patient scores" if test is None else "repeated cross-validation"
+        parts = ("temperature", "operating", "conformal", "decision")
+        return Thresholds(None, None, None, None, "", None, None, {}, dict.fromkeys(parts, why))
+    labels, scores = labels_and_probabilities(test)
+    temperatures, calibrated = _temperatures(validation, test, notes)
+    after = None
+    if calibrated is not None:
+        after = calibration_metrics(labels, calibrated[list(SCORE_COLUMNS)].to_numpy())
+    source, operating = _operating(run, validation, test, notes)
+    judged = test if calibrated is None else calibrated
+    return Thresholds(
+        temperatures=temperatures,
+        calibrated=calibrated,
+        before=calibration_metrics(labels, scores),
+        after=after,
+        points_source=source,
+        operating=operating,
+        conformal=_conformal(run, validation, test, notes),
+        decisions={
+            task: decision_curve(judged, task, num_resamples=num_resamples)
+            for task, first in CUMULATIVE_TASKS.items()
+            if 0 < (labels >= first).sum() < len(labels)
+        },
+        notes=notes,
+    )
+
+
+def _validation_patients(run: RunRecord, notes: dict[str, str]) -> pd.DataFrame | None:
+    if run.validation_scores is None:
+        for part in ("temperature", "operating", "conformal"):
+            notes[part] = "no validation scores (validation_scores.csv)"
+        return None
+    rule = (run.config or {}).get("evaluation", {}).get("aggregation", "mean")
+    return patient_scores(run.validation_scores, rule, validation=True)
+
+
+def _temperatures(
+    validation: pd.DataFrame | None, test: pd.DataFrame, notes: dict[str, str]
+) -> tuple[dict[str, dict[str, Any]] | None, pd.DataFrame | None]:
+    if validation is None:
+        return None, None
+    folds = sorted(set(test["fold"]))
+    lacking = [fold for fold in folds if not (validation["fold"] == fold).any()]
+    if lacking:
+        notes["temperature"] = f"fold {lacking[0]} has no validation patients"
+        return None, None
+    found = {}
+    calibrated = test.astype(dict.fromkeys(SCORE_COLUMNS, np.float64))
+    for fold in folds:
+        part = validation[validation["fold"] == fold]
+        fit = fit_temperature(*labels_and_probabilities(part, validation=True))
+        rows = calibrated["fold"] == fold
+        scores = calibrated.loc[rows, list(SCORE_COLUMNS)].to_numpy()
+        calibrated.loc[rows, list(SCORE_COLUMNS)] = apply_temperature(scores, fit["temperature"])
+        found[str(fold)] = fit
+    return found, calibrated
+
+
+def _operating(
+    run: RunRecord, validation: pd.DataFrame | None, test: pd.DataFrame, notes: dict[str, str]
+) -> tuple[str, dict[str, Any] | None]:
+    locked = run.parts.get("operating_points.json")
+    source = "validation_scores.csv" if locked is None else "operating_points.json"
+    if locked is None and validation is None:
+        return source, None
+    try:
+        points = choose_operating_points(validation) if locked is None else locked
+        return source, apply_operating_points(points, test)
+    except (ValueError, KeyError, TypeError) as error:
+        notes["operating"] = f"{source} cannot be used: {error}"
+        return source, None
+
+
+def _conformal(
+    run: RunRecord, validation: pd.DataFrame | None, test: pd.DataFrame, notes: dict[str, str]
+) -> dict[str, Any] | None:
+    if validation is None:
+        return None
+    if run.num_folds > 1:
+        notes["conformal"] = "a promise for one model; this run has one model per fold"
+        return None
+    return evaluate_conformal(fit_conformal(validation, _COVERAGE), test)

@@ -1,0 +1,133 @@
+"""The geometry of an echo sector: a fan of beams, or the rectangle of a linear probe."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import cv2
+import numpy as np
+
+Kind = Literal["convex", "phased", "linear"]
+
+_ARC_POINTS = 64
+# cv2.fillPoly takes fixed-point coordinates with this many fractional bits.
+_FIXED_POINT_BITS = 6
+
+
+@dataclass(frozen=True)
+class Fan:
+    """Where the beams of one frame run; all lengths in px of that frame.
+
+    A pixel (x, y) belongs to the fan when its distance from the apex lies between the two radii,
+    its angle lies between the two opening angles, and no cut excludes it.  A linear probe has
+    parallel beams: its apex lies at infinity (`apex_y_px` is -inf, `apex_x_px` the middle), both
+    angles are 0, the radii are the rows of its upper and lower border, and `cut_left_px` and
+    `cut_right_px` are its sides.
+
+    Attributes:
+        kind: `convex` (curved array), `phased` (beams start at a point) or `linear`.
+        apex_x_px: column where the beams meet; may lie outside the frame.
+        apex_y_px: row where the beams meet; may be negative.
+        left_deg: angle of the leftmost beam from straight down; negative to the left.
+        right_deg: angle of the rightmost beam from straight down.
+        near_px: radius of the near arc, the face of the probe.
+        far_px: radius of the far arc.
+        cut_left_px: columns left of it are cut off; None where nothing is cut.
+        cut_right_px: columns right of it are cut off, or None.
+        cut_bottom_px: rows below it are cut off, or None.
+        row_stretch: rows that are as long as one column; 16/15 in frames grabbed from 576-line
+            video, 1 where pixels are square. Radii and depths are in columns.
+    """
+
+    kind: Kind
+    apex_x_px: float
+    apex_y_px: float
+    left_deg: float
+    right_deg: float
+    near_px: float
+    far_px: float
+    cut_left_px: float | None = None
+    cut_right_px: float | None = None
+    cut_bottom_px: float | None = None
+    row_stretch: float = 1.0
+
+    def scaled(self, factor: float) -> "Fan":
+        """The same fan on a frame resized by `factor` (pixel centres stay pixel centres)."""
+        changes = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not field.name.endswith("_px") or value is None:
+                continue
+            is_length = field.name in ("near_px", "far_px") and self.kind != "linear"
+            changes[field.name] = value * factor + (0.0 if is_length else (factor - 1) / 2)
+        return replace(self, **changes)
+
+    def mask(self, shape: tuple[int, int]) -> np.ndarray:
+        """Draw the fan.
+
+        Args:
+            shape: height and width of the frame in px.
+
+        Returns:
+            `(height, width)` bool, True inside the fan.
+        """
+        canvas = np.zeros(shape, np.uint8)
+        outline = np.round(self.outline() * (1 << _FIXED_POINT_BITS)).astype(np.int32)
+        cv2.fillPoly(canvas, [outline], 1, cv2.LINE_8, _FIXED_POINT_BITS)
+        if self.cut_left_px is not None:
+            canvas[:, : max(0, int(np.ceil(self.cut_left_px)))] = 0
+        if self.cut_right_px is not None:
+            canvas[:, max(0, int(np.floor(self.cut_right_px)) + 1) :] = 0
+        if self.cut_bottom_px is not None:
+            canvas[max(0, int(np.floor(self.cut_bottom_px)) + 1) :] = 0
+        return canvas.view(bool)
+
+    def outline(self) -> np.ndarray:
+        """The border before the cuts: `(num_points, 2)` float64, x and y in px."""
+        if self.kind == "linear":
+            if self.cut_left_px is None or self.cut_right_px is None:
+                raise ValueError("a linear sector needs cut_left_px and cut_right_px: its sides")
+            left, right, top, bottom = (
+                self.cut_left_px,
+                self.cut_right_px,
+                self.near_px,
+                self.far_px,
+            )
+            return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+        angle = np.radians(np.linspace(self.left_deg, self.right_deg, _ARC_POINTS))
+        arc = np.stack([np.sin(angle), self.row_stretch * np.cos(angle)], axis=1)
+        apex = np.array([self.apex_x_px, self.apex_y_px])
+        return np.concatenate([apex + self.near_px * arc, apex + self.far_px * arc[::-1]])
+
+    def depth_px(self, shape: tuple[int, int]) -> np.ndarray:
+        """Distance from the probe's face along the beam.
+
+        Args:
+            shape: height and width of the frame in px.
+
+        Returns:
+            `(height, width)` float32, px; negative above the near arc. Pixels outside the fan
+            carry the value their beam would have.
+        """
+        rows = np.arange(shape[0], dtype=np.float32)[:, None]
+        if self.kind == "linear":
+            return np.broadcast_to(rows - np.float32(self.near_px), shape).copy()
+        columns = np.arange(shape[1], dtype=np.float32)[None, :]
+        across = columns - np.float32(self.apex_x_px)
+        down = (rows - np.float32(self.apex_y_px)) / np.float32(self.row_stretch)
+        return np.sqrt(across**2 + down**2) - np.float32(self.near_px)
+
+    def angle_deg(self, shape: tuple[int, int]) -> np.ndarray:
+        """Angle of the beam through each pixel.
+
+        Args:
+            shape: height and width of the frame in px.
+
+        Returns:
+            `(height, width)` float32, degrees from straight down, negative to the left; 0
+            everywhere for a linear probe.
+        """
+        if self.kind == "linear":
+            return np.zeros(shape, np.float32)
+        rows = np.arange(shape[0], dtype=np.float32)[:, None] - np.float32(self.apex_y_px)
+        columns = np.arange(shape[1], dtype=np.float32)[None, :] - np.float32(self.apex_x_px)
+        return np.degrees(np.arctan2(columns, rows / np.float32(self.row_stretch)))

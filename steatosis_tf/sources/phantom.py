@@ -1,0 +1,243 @@
+"""Simulated B-mode frames of liver and right kidney, with the truth behind every frame.
+
+For tests, the offline demo and for checking that a physics feature finds what was put in; never
+evidence about patients. Every frame has SIMULATED burned in, every row `simulated` = True.
+
+The chain is that of a scanner: complex Gaussian scatterers on a (depth x angle) grid, weighted by
+the tissue's echogenicity; point-spread function, separable, lateral width growing away from the
+focus; attenuation integrated along the beam; electronic noise; time gain compensation (TGC);
+envelope; log compression; scan conversion to a convex sector. Scatterers are at baseband: a
+scatterer's random phase stands for its place within a wavelength, so no carrier is sampled.
+
+Fat (0 to 100 percent of hepatocytes) acts in three ways, each with scatter between patients: echo
+of liver over renal cortex, attenuation, and blur of vessel walls and diaphragm. The trend of each
+is qualitative, after the signs radiologists grade by; the numbers are this file's own. Gain is set
+the way a sonographer does, until the picture looks well lit, so mean brightness says little.
+"""
+
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from steatosis_tf.sources.phantom_scanner import (
+    OTHER,
+    Scanner,
+    Scene,
+    acquire,
+    draw_marks,
+    draw_scanner,
+    echoes_of,
+    scan_conversion,
+    usual_gain_db,
+)
+from steatosis_tf.sources.phantom_scene import draw_scene, draw_tissue
+from steatosis_tf.sources.phantom_truth import PhantomTruth, find_boxes, truth_of
+
+# Scanners compound: independent looks at the same tissue, averaged as power, soften the speckle.
+NUM_LOOKS = 2
+MIN_SIZE_PX = (160, 200)
+
+#: Share of patients per grade: like a referral clinic, but no grade so rare that a stratified
+#: 80/10/10 split of 60 patients would lack it; and the whole percents each grade spans.
+GRADE_MIX = (0.30, 0.34, 0.19, 0.17)
+FAT_RANGES = ((0, 4), (5, 33), (34, 66), (67, 95))
+
+
+def simulate_patient(
+    fat_percent: float,
+    *,
+    num_frames: int,
+    generator: np.random.Generator,
+    size_px: tuple[int, int] = (434, 636),
+    gain_offset_db: float = 0.0,
+) -> tuple[np.ndarray, PhantomTruth]:
+    """Simulate the frames of one patient.
+
+    Frames share anatomy and, slightly moved and mixed with others, scatterers; electronic noise
+    is new in each. The same generator state gives the same pixels.
+
+    Args:
+        fat_percent: share of hepatocytes with fat, 0 to 100 percent.
+        num_frames: 1 or more.
+        generator: source of all randomness; it is advanced.
+        size_px: `(height, width)` of a frame.
+        gain_offset_db: added to the gain; everything else stays as it is.
+
+    Returns:
+        Frames `(num_frames, height, width)` uint8, 0 to 255, black outside the sector but for
+        burned-in marks, and the truth.
+
+    Raises:
+        ValueError: if fat_percent, num_frames or size_px is out of range.
+    """
+    _check_request(fat_percent, num_frames, size_px)
+    scanner = draw_scanner(generator, size_px)
+    tissue = draw_tissue(generator, fat_percent, scanner)
+    scene = draw_scene(generator, tissue, scanner)
+    looks = _looks(generator, scene, scanner)
+    gain_db = usual_gain_db(looks[0][0], scanner) + gain_offset_db
+    frames = np.empty((num_frames, *size_px), np.uint8)
+    _fill_frames(frames, generator, looks, scanner, gain_db)
+    columns, rows, inside = scan_conversion(scanner, size_px)
+    labels = cv2.remap(scene.labels, columns, rows, cv2.INTER_NEAREST)
+    boxes = find_boxes(np.where(inside, labels, OTHER), scanner)
+    return frames, truth_of(tissue, scanner, gain_db, boxes)
+
+
+def write_phantoms(
+    output_dir: str | Path, *, num_patients: int = 60, frames_per_patient: int = 2, seed: int = 0
+) -> Path:
+    """Write a simulated study: `images/`, `labels.csv`, `truth.csv`.
+
+    The folder appears whole or not at all. A phantom folder of an earlier call is replaced; a
+    folder that holds anything else is left alone. A bar on stderr shows progress.
+
+    Args:
+        output_dir: folder to create.
+        num_patients: 4 or more; from 20 on every grade has at least 15 percent of them.
+        frames_per_patient: 1 to 100.
+        seed: the same seed gives the same tables and pixels.
+
+    Returns:
+        Path of `labels.csv`: `path, patient_id, fat_percent, simulated, frame_index, scanner,
+        depth_mm`. `truth.csv` has `path, patient_id` and the columns of `PhantomTruth`.
+
+    Raises:
+        ValueError: if a count is out of range.
+        FileExistsError: if output_dir exists and is not a phantom folder.
+    """
+    if num_patients < 4 or not 1 <= frames_per_patient <= 100:
+        raise ValueError(
+            "Expected at least 4 patients (one per grade) and 1 to 100 frames each. "
+            f"Received: num_patients={num_patients} frames_per_patient={frames_per_patient}."
+        )
+    output_dir = Path(output_dir).resolve()
+    _refuse_foreign_folder(output_dir)
+    partial = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.partial")
+    (partial / "images").mkdir(parents=True)
+    try:
+        _write_study(partial, num_patients, frames_per_patient, seed)
+        _move_into_place(partial, output_dir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return output_dir / "labels.csv"
+
+
+def _check_request(fat_percent: float, num_frames: int, size_px: tuple[int, int]) -> None:
+    if not 0 <= fat_percent <= 100:  # also catches NaN
+        raise ValueError(
+            f"Expected fat_percent from 0 to 100. Received: fat_percent={fat_percent}. "
+            "Give percent of hepatocytes, not a fraction."
+        )
+    if num_frames < 1:
+        raise ValueError(f"Expected num_frames of at least 1. Received: num_frames={num_frames}.")
+    if size_px[0] < MIN_SIZE_PX[0] or size_px[1] < MIN_SIZE_PX[1]:
+        raise ValueError(
+            f"Expected size_px (height, width) of at least {MIN_SIZE_PX}, so that every tissue "
+            f"has pixels. Received: size_px={tuple(size_px)}."
+        )
+
+
+def _looks(
+    generator: np.random.Generator, scene: Scene, scanner: Scanner
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Echoes of the plane, and of other tissue that motion brings into it, for every look."""
+    unmirrored = replace(scene, mirror=np.zeros_like(scene.mirror))
+    return [
+        (echoes_of(generator, scene, scanner), echoes_of(generator, unmirrored, scanner))
+        for _ in range(NUM_LOOKS)
+    ]
+
+
+def _fill_frames(
+    frames: np.ndarray,
+    generator: np.random.Generator,
+    looks: list[tuple[np.ndarray, np.ndarray]],
+    scanner: Scanner,
+    gain_db: float,
+) -> None:
+    size_px = frames.shape[1], frames.shape[2]
+    columns, rows, inside = scan_conversion(scanner, size_px)
+    marks = np.where(inside, 0, draw_marks(generator, scanner, size_px)).astype(np.uint8)
+    for frame in frames:
+        echo_db = acquire(generator, looks, scanner)
+        grey = (echo_db + np.float32(gain_db)) * np.float32(255 / scanner.dynamic_range_db)
+        picture = cv2.remap(np.clip(grey, 0, 255), columns, rows, cv2.INTER_LINEAR)
+        np.maximum(np.where(inside, np.rint(picture), 0).astype(np.uint8), marks, out=frame)
+
+
+def _write_study(folder: Path, num_patients: int, frames_per_patient: int, seed: int) -> None:
+    study_seed, *patient_seeds = np.random.SeedSequence(seed).spawn(num_patients + 1)
+    fat_percents = _draw_fat_percents(np.random.default_rng(study_seed), num_patients)
+    label_rows, truth_rows = [], []
+    patients = zip(fat_percents, patient_seeds, strict=True)
+    progress = tqdm(patients, "phantoms", num_patients, file=sys.stderr, unit="patient")
+    for number, (fat_percent, patient_seed) in enumerate(progress, start=1):
+        patient_id = f"SIM{number:0{max(3, len(str(num_patients)))}d}"
+        frames, truth = simulate_patient(
+            fat_percent,
+            num_frames=frames_per_patient,
+            generator=np.random.default_rng(patient_seed),
+        )
+        for index, frame in enumerate(frames):
+            path = f"images/{patient_id}_F{index:02d}.png"
+            _, png = cv2.imencode(".png", frame, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+            (folder / path).write_bytes(png.tobytes())
+            label_rows.append(
+                {
+                    "path": path,
+                    "patient_id": patient_id,
+                    "fat_percent": fat_percent,
+                    "simulated": True,
+                    "frame_index": index,
+                    "scanner": "phantom-convex",
+                    "depth_mm": round(truth.depth_mm),
+                }
+            )
+            truth_rows.append({"path": path, "patient_id": patient_id, **truth.as_row()})
+    pd.DataFrame(truth_rows).to_csv(folder / "truth.csv", index=False)
+    pd.DataFrame(label_rows).to_csv(folder / "labels.csv", index=False)
+
+
+def _draw_fat_percents(generator: np.random.Generator, num_patients: int) -> list[int]:
+    """Whole percents, grades by `GRADE_MIX` (largest remainder), in an order that hides them."""
+    wanted = np.array(GRADE_MIX) * num_patients
+    counts = np.maximum(np.floor(wanted).astype(int), 1)
+    while counts.sum() < num_patients:
+        counts[np.argmax(wanted - counts)] += 1
+    while counts.sum() > num_patients:
+        counts[np.argmax(counts)] -= 1
+    groups = [
+        generator.integers(low, high, size=count, endpoint=True)
+        for (low, high), count in zip(FAT_RANGES, counts, strict=True)
+    ]
+    return [int(percent) for percent in generator.permutation(np.concatenate(groups))]
+
+
+def _refuse_foreign_folder(folder: Path) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    phantom_names = {"images", "labels.csv", "truth.csv"}
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} != phantom_names:
+        raise FileExistsError(
+            "Expected a new folder, an empty one or one written by this command, which would be "
+            f"replaced. Received: output_dir={folder.name!r}, which holds something else. Choose "
+            "another name, or move what is there."
+        )
+
+
+def _move_into_place(partial: Path, folder: Path) -> None:
+    if not folder.exists():
+        partial.rename(folder)
+        return
+    former = partial.with_suffix(".former")
+    folder.rename(former)
+    partial.rename(folder)
+    shutil.rmtree(former)

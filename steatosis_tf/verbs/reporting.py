@@ -1,0 +1,50 @@
+"""Verbs that judge what is claimed: report, check-tables."""
+
+import dataclasses
+import json
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from steatosis_tf.verbs.result import Result
+
+
+def report(args: Namespace) -> Result:
+    """Write report.html, report.md, the model card and the checklists of a run."""
+    from steatosis_tf.evaluation.report import write_report
+
+    path = write_report(args.run_dir, num_resamples=args.resamples)
+    return Result({"report": str(path)}, f"report: {path}")
+
+
+def _report_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR")
+    parser.add_argument("--resamples", type=int, default=2000, metavar="N")
+
+
+def check_tables(args: Namespace) -> Result:
+    """Say whether published tables agree with their own confusion matrix; exit 1 if not."""
+    from steatosis_tf.evaluation.consistency import check_tables as check
+
+    path = Path(args.file)
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"Expected a JSON file of tables. Received: {path.name} ({error})."
+        ) from error
+    findings = check(table)
+    values = {"consistent": not findings, "findings": [dataclasses.asdict(f) for f in findings]}
+    if not findings:
+        return Result(values, f"{path.name}: every number that is given follows from the others")
+    lines = [f"{path.name}: {len(findings)} numbers do not agree"]
+    return Result(values, "\n".join(lines + [f"  {finding}" for finding in findings]), exit_code=1)
+
+
+VERBS = (
+    ("report", report, _report_arguments),
+    (
+        "check-tables",
+        check_tables,
+        lambda parser: parser.add_argument("file", metavar="TABLES_JSON"),
+    ),
+)

@@ -1,0 +1,75 @@
+"""The command line: exit codes, streams, and what it must not import."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from steatosis_tf import __version__, cli
+
+
+def test_info_names_versions_and_is_quick(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["steatosis_tf"] == __version__
+    assert values["grades"] == ["Normal", "Mild", "Moderate", "Severe"]
+    assert "not a medical device" in values["notice"]
+
+
+@pytest.mark.parametrize("words", ["info", "--help", "predict --help"])
+def test_cheap_calls_import_nothing_heavy(words: str) -> None:
+    code = (
+        "import sys\nfrom steatosis_tf import cli\n"
+        "try:\n    cli.main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('tensorflow', 'mlflow', 'cv2', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("words", [[], ["no-such-verb"], ["manifest"], ["predict", "m.onnx"]])
+def test_bad_calls_exit_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_failure_exits_with_1_and_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "report.json"
+    missing = tmp_path / "labels.csv"
+    code = cli.main(
+        ["manifest", str(missing), "--output", str(tmp_path / "m.csv"), "--report", str(report)]
+    )
+    captured = capsys.readouterr()
+    assert code == 1
+    assert captured.out == ""
+    assert "error: " in captured.err
+    assert "labels.csv" in captured.err
+    assert json.loads(report.read_text())["exit_code"] == 1
+
+
+def test_check_tables_exits_with_1_on_the_source_paper(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = {
+        "grades": ["Normal", "Mild", "Moderate", "Severe"],
+        "confusion_matrix": [[272, 8, 0, 0], [7, 225, 18, 0], [0, 11, 244, 5], [0, 0, 3, 204]],
+        "n": 1000,
+        "accuracy": 0.945,
+    }
+    file = tmp_path / "paper.json"
+    file.write_text(json.dumps(tables))
+    assert cli.main(["check-tables", str(file), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["consistent"] is False
+    assert any("997" in finding["recomputed"] for finding in found["findings"])
+    tables |= {"n": 997, "accuracy": 945 / 997}
+    file.write_text(json.dumps(tables))
+    assert cli.main(["check-tables", str(file)]) == 0
