@@ -65,9 +65,13 @@ class DecisionStore:
         """Name of the frame in a row."""
         return str(self._table["frame_id"].iat[position])
 
+    def manifest_path_of(self, position: int) -> str:
+        """Path of the frame in a row, as the manifest has it."""
+        return str(self._table["path"].iat[position])
+
     def frame_path(self, position: int) -> Path:
         """File of the frame in a row."""
-        return self.path.parent / str(self._table["path"].iat[position])
+        return self.path.parent / self.manifest_path_of(position)
 
     def cells(self, position: int) -> RoiCells:
         """ROI cells of a row, with all decisions known here; `refresh` fetches those of others."""
@@ -122,10 +126,6 @@ class DecisionStore:
                 self.refresh()
         self._wake.set()
         return outcomes
-
-    def queue_counts(self) -> dict[str, int]:
-        """Number of rows behind every filter."""
-        return self.queue.counts()
 
     def fold(self) -> None:
         """Write the decisions that are only in the journal into the manifest.

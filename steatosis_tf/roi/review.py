@@ -60,6 +60,8 @@ def review(
             dark=True,
             tailwind=False,
             reload=False,
+            # A busy machine may answer late; a page that reloads in between would only be slower.
+            reconnect_timeout=60,
             show=open_browser,
             show_welcome_message=False,
         )

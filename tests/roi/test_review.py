@@ -408,10 +408,8 @@ def test_the_next_frame_is_there_before_it_is_asked_for(server, open_page):
     page = open_page(server, 11)
     pictures: list[str] = []
     page.on("request", lambda request: pictures.append(request.url))
-    fetched = (
-        "performance.getEntriesByType('resource').filter(e => e.name.includes('picture')).length"
-    )
-    page.wait_for_function(f"{fetched} >= 3")
+    entries = "performance.getEntriesByType('resource')"
+    page.wait_for_function(f"{entries}.filter(e => e.name.includes('picture')).length >= 3")
     page.wait_for_timeout(300)  # decoding
     pictures.clear()
     took_ms = page.evaluate(
