@@ -67,6 +67,16 @@ class SplitConfig:
 
 
 @dataclass(frozen=True)
+class RoiConfig:
+    """What the model sees. `method` liver: the best rectangle of parenchyma; sector: the middle of
+    the sector below the near field. `sector_fallback` takes the second where the first finds
+    nothing; without it such a frame is rejected with its reason."""
+
+    method: Literal["liver", "sector"] = "liver"
+    sector_fallback: bool = False
+
+
+@dataclass(frozen=True)
 class AugmentConfig:
     """Random changes of training frames. Never a vertical flip: the near field stays on top."""
 
@@ -141,6 +151,7 @@ class Config:
     """All stages of one run."""
 
     split: SplitConfig = field(default_factory=SplitConfig)
+    roi: RoiConfig = field(default_factory=RoiConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -25,7 +25,7 @@ from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.splits import Partition, make_partitions, split_table, test_column
 from steatosis_tf.config import Config, flatten, override, save_config
-from steatosis_tf.deploy.export import NUM_CHECKED, export_onnx
+from steatosis_tf.deploy.export import NUM_CHECKED, export_onnx, roi_metadata
 from steatosis_tf.environment import describe_environment
 from steatosis_tf.evaluation.evaluate import evaluate_run, metrics_text
 from steatosis_tf.evaluation.metrics import compute_metrics
@@ -146,7 +146,7 @@ def run(
         model = _train_and_score(data, partitions, config, run_dir)
         model.save(run_dir / "model.keras")
         metrics = evaluate_run(run_dir)
-        difference = _export(model, data, run_dir, tracked.run_id)
+        difference = _export(model, data, config, run_dir, tracked.run_id)
         seconds = time.monotonic() - start
         environment = describe_environment() | {"seconds": round(seconds, 1)}
         _write_json(environment, run_dir / "environment.json")
@@ -160,7 +160,7 @@ def _prepare(
     """Complete the manifest in the run directory and see that its records exist."""
     table = read_manifest(manifest_path)
     partitions = make_partitions(table, config.split)
-    table = add_roi_columns(table, manifest_path)
+    table = add_roi_columns(table, manifest_path, config.roi)
     table = relocate(table, manifest_path, run_dir)
     table["split"] = test_column(table, partitions)
     write_manifest(table, run_dir / "manifest.csv")
@@ -293,9 +293,10 @@ def _scores(head: keras.Model, data: _Data, patient_ids: frozenset[str], fold: i
     return table.sort_values("frame_id")
 
 
-def _export(model: keras.Model, data: _Data, run_dir: Path, run_id: str) -> float:
+def _export(model: keras.Model, data: _Data, config: Config, run_dir: Path, run_id: str) -> float:
     rois = _check_rois(read_records(data.records_dir))
-    return export_onnx(model, run_dir / "model.onnx", rois, {"run_id": run_id})
+    texts = {"run_id": run_id} | roi_metadata(config.roi)
+    return export_onnx(model, run_dir / "model.onnx", rois, texts)
 
 
 def _track(run_dir: Path, metrics: dict[str, Any], seconds: float, difference: float) -> None:

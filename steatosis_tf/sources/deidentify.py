@@ -109,7 +109,7 @@ def sector_mask(frames: np.ndarray) -> np.ndarray:
         sector = find_sector(frames)
     except ValueError as error:
         raise Rejection("no_sector") from error
-    if sector.gain < _MIN_SECTOR_SCORE:
+    if sector.score < _MIN_SECTOR_SCORE:
         for frame in frames:
             _refuse_colours(frame[sector.mask])  # often the true reason for the doubt
         raise Rejection("doubtful_sector")

@@ -95,17 +95,27 @@ def _split_arguments(parser: ArgumentParser) -> None:
 
 def roi(args: Namespace) -> Result:
     """Propose a region of interest for every frame that has none; a person's box is kept."""
-    from steatosis_tf.cohort.manifest import read_manifest, write_manifest
-    from steatosis_tf.roi.columns import add_roi_columns
+    from steatosis_tf.config import Config, override
+    from steatosis_tf.roi.columns import fill_manifest
 
-    table = add_roi_columns(read_manifest(args.manifest), args.manifest)
-    write_manifest(table, args.manifest)
+    config = override(Config(), args.settings)
+    table = fill_manifest(args.manifest, config.roi, again=args.again)
     without = table.loc[table["roi_height"].isna()]
     reasons = {str(k): int(v) for k, v in without["roi_reason"].value_counts().items()}
     values = {"num_frames": len(table), "num_without_roi": len(without), "reasons": reasons}
     lines = [f"{len(table) - len(without)} of {len(table)} frames have a ROI"]
     lines += [f"{count:6} without: {reason}" for reason, count in reasons.items()]
     return Result(values, "\n".join(lines))
+
+
+def _roi_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("manifest", metavar="MANIFEST_CSV")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], dest="settings",
+        metavar="roi.NAME=VALUE", help="for example roi.method=sector",
+    )  # fmt: skip
+    parser.add_argument("--again", action="store_true", help="replace earlier proposals, never a "
+                        "person's box")  # fmt: skip
 
 
 def records(args: Namespace) -> Result:
@@ -125,6 +135,6 @@ VERBS = (
     ("phantom", phantom, _phantom_arguments),
     ("manifest", manifest, _manifest_arguments),
     ("split", split, _split_arguments),
-    ("roi", roi, lambda parser: parser.add_argument("manifest", metavar="MANIFEST_CSV")),
+    ("roi", roi, _roi_arguments),
     ("records", records, _records_arguments),
 )
