@@ -162,10 +162,19 @@ def usable_rows(frame_table: pd.DataFrame) -> pd.DataFrame:
 
 
 def cut_roi(row: dict[str, Any], manifest_path: str | Path) -> np.ndarray:
-    """The ROI of a manifest row as the model sees it: `(224, 224)` uint8, 0 outside the sector."""
-    frame = read_frame(frame_path(manifest_path, row["path"]))
-    rectangle = Rectangle(*(int(row[name]) for name in ROI_COLUMNS))
-    return crop_roi(frame, find_sector(frame).mask, rectangle)
+    """The ROI of a manifest row as the model sees it: `(224, 224)` uint8, 0 outside the sector.
+
+    Raises:
+        ValueError: if the frame is gone, has no sector, or does not hold the rectangle. The text
+            names the frame.
+    """
+    path = frame_path(manifest_path, row["path"])
+    try:
+        frame = read_frame(path)
+        rectangle = Rectangle(*(int(row[name]) for name in ROI_COLUMNS))
+        return crop_roi(frame, find_sector(frame).mask, rectangle)
+    except ValueError as error:
+        raise ValueError(f"{path.name} (frame_id={row['frame_id']}): {error}") from error
 
 
 def _pass_gate(
