@@ -118,8 +118,25 @@ def liver_probability(frame: np.ndarray, sector: Sector) -> np.ndarray:
         ValueError: if the sector is empty or not of the frame's size.
     """
     crop, placement = network_input(frame, sector.mask)
-    (logit,) = liver_session().run(["liver_logit"], {"crop": crop[np.newaxis]})
-    return _back_in_frame(logit[0, :, :, 0], placement, sector.mask)
+    return back_in_frame(liver_logit(liver_session(), crop), placement, sector.mask)
+
+
+def liver_logit(session: onnxruntime.InferenceSession, crop: np.ndarray) -> np.ndarray:
+    """The network's answer, as the mean over the picture and its mirror image.
+
+    Left and right mean nothing to it, so the mean only takes away chance: half a point of Dice for
+    twice the time of the forward pass.
+
+    Args:
+        session: the shipped network, or another of the same making.
+        crop: `(160, 224, 2)` float32, from `network_input`.
+
+    Returns:
+        `(80, 112)` float32.
+    """
+    both = np.stack([crop, crop[:, ::-1]])
+    (logits,) = session.run(["liver_logit"], {"crop": both})
+    return (logits[0, :, :, 0] + logits[1, :, ::-1, 0]) / 2
 
 
 def liver_mask(
@@ -212,14 +229,25 @@ def _placement(frame: np.ndarray, sector_mask: np.ndarray) -> Placement:
     )
 
 
-def _back_in_frame(logit: np.ndarray, placement: Placement, sector_mask: np.ndarray) -> np.ndarray:
-    """Probability over the full frame from the network's half-resolution logits."""
-    full = cv2.resize(logit, (INPUT_WIDTH_PX, INPUT_HEIGHT_PX), interpolation=cv2.INTER_LINEAR)
+def back_in_frame(logit: np.ndarray, placement: Placement, sector_mask: np.ndarray) -> np.ndarray:
+    """Probability over the full frame from the network's answer.
+
+    Args:
+        logit: `(80, 112)` float32.
+        placement: from `network_input`.
+        sector_mask: `(height, width)` bool.
+
+    Returns:
+        `(height, width)` float32, 0 to 1; 0 outside the sector.
+    """
+    size = (INPUT_WIDTH_PX, INPUT_HEIGHT_PX)
+    # Exponentials are slow: taken here, on 36 thousand pixels instead of the frame's million.
+    small = 1.0 / (1.0 + np.exp(-cv2.resize(logit, size, interpolation=cv2.INTER_LINEAR)))
     boxed = cv2.resize(
-        full[placement.input_box],
+        small[placement.input_box],
         (placement.width, placement.height),
         interpolation=cv2.INTER_LINEAR,
     )
     probability = np.zeros(sector_mask.shape, np.float32)
-    probability[placement.box] = sector_mask[placement.box] / (1.0 + np.exp(-boxed))
+    probability[placement.box] = boxed * sector_mask[placement.box]
     return probability
