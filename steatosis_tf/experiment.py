@@ -51,6 +51,7 @@ from steatosis_tf.records.pipeline import (
     training_batches,
 )
 from steatosis_tf.roi.columns import add_roi_columns
+from steatosis_tf.roi.fold import fold_decisions
 
 _REFIT_FOLD = -1  # `fold` of the final model of a cross-validated run in history.csv
 
@@ -158,6 +159,7 @@ def _prepare(
     manifest_path: Path, run_dir: Path, runs_dir: Path, config: Config
 ) -> tuple[list[Partition], Path]:
     """Complete the manifest in the run directory and see that its records exist."""
+    fold_decisions(manifest_path)  # a review page that was killed leaves its last ones aside
     table = read_manifest(manifest_path)
     partitions = make_partitions(table, config.split)
     table = add_roi_columns(table, manifest_path, config.roi)

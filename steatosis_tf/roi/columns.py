@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, read_manifest, write_manifest
+from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, read_manifest
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.roi.crop import Rectangle, central_rectangle
+from steatosis_tf.roi.fold import fold_decisions, write_automatic_boxes
 from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.overlays import find_overlays
 from steatosis_tf.roi.proposal import propose_rectangle
@@ -78,6 +79,7 @@ def fill_manifest(
     Returns:
         the completed table.
     """
+    fold_decisions(manifest_path)
     table = with_roi_columns(read_manifest(manifest_path))
     automatic = table["roi_source"] != "person"
     if again:
@@ -88,7 +90,7 @@ def fill_manifest(
     with tqdm(total=len(wanted), desc="ROI", unit="frame") as bar:
         for start in range(0, len(wanted), step):
             _propose(table, wanted[start : start + step], Path(manifest_path), config, bar)
-            write_manifest(table, manifest_path)
+            write_automatic_boxes(manifest_path, table)
     return table
 
 
