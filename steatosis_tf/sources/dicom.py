@@ -31,7 +31,14 @@ from steatosis_tf.sources.pseudonym import pseudonym, read_key
 from steatosis_tf.sources.rejection import Rejection
 
 LABEL_COLUMNS = ("path", "patient_id", "study_id", "source_id", "frame_index", *KEPT_FIELDS)
-REJECTED_COLUMNS = ("source_id", "file_number", "frame_index", "reason")
+REJECTED_COLUMNS = (
+    "source_id",
+    "file_number",
+    "frame_index",
+    "patient_id",
+    "study_id",
+    "reason",
+)
 LOG_COLUMNS = (
     "source_id",
     "num_frames",
@@ -227,6 +234,8 @@ def _rejected_rows(scan: Scan, result: ClipResult) -> list[dict[str, object]]:
             "source_id": scan.source_id,
             "file_number": scan.file.number,
             "frame_index": "" if index < 0 else index,
+            "patient_id": scan.patient_id,
+            "study_id": scan.study_id,
             "reason": reason,
         }
         for index, reason in result.rejected

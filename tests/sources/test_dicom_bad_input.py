@@ -318,7 +318,7 @@ def test_a_copy_of_an_object_is_used_once(source, key, tmp_path):
     found = reasons_by_file(tmp_path / "out", key)
     assert found["a"] == []
     assert found["b"] == [
-        "copy of file 1 (same SOPInstanceUID, same pixels); the first one is used"
+        "copy of another file (same SOPInstanceUID, same pixels), of which the first is used"
     ]
 
 
