@@ -1,6 +1,7 @@
 """Training the head on each partition of a study and scoring the part it has not seen."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from steatosis_tf.records.pipeline import (
 
 #: `fold` of the final model of a cross-validated run in history.csv.
 REFIT_FOLD = -1
+
+Scorer = Callable[[frozenset[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -87,17 +90,22 @@ def train_and_score(
     for fold, partition in enumerate(partitions):
         head, history = _tracked_fold(data, partition, config, nested=len(partitions) > 1)
         histories.append(history.assign(fold=fold))
-        tested.append(_scores(head, data, partition.test, fold))
-        validated.append(_scores(head, data, partition.validation, fold))
+        tested.append(_scores(data, partition.test, fold, _by_head(head, data)))
+        validated.append(_scores(data, partition.validation, fold, _by_head(head, data)))
     if len(partitions) > 1:
         head, history = _fit_head(data, _without_test(partitions[0]), config, None)
         histories.append(history.assign(fold=REFIT_FOLD))
+    model = assemble(data.backbone, head, config.model)
+    if len(partitions) == 1:
+        # What is claimed of a hold-out run is claimed of the very model that is exported, in
+        # float32, whatever engine computed the features its head was trained on.
+        tested = [_scores(data, partitions[0].test, 0, _by_model(model, data))]
     with replacing(run_dir / "history.csv") as temporary:
         pd.concat(histories).to_csv(temporary, index=False)
     write_scores(pd.concat(tested), run_dir / "frame_scores.csv")
     with replacing(run_dir / "validation_scores.csv") as temporary:
         pd.concat(validated).to_csv(temporary, index=False)
-    return assemble(data.backbone, head, config.model)
+    return model
 
 
 def _tracked_fold(
@@ -110,7 +118,7 @@ def _tracked_fold(
     with tracking.start_run(experiment, partition.name, nested=True):
         head, history = _fit_head(data, partition, config, None)
         tracking.log_history(history)
-        scores = _scores(head, data, partition.test, 0)
+        scores = _scores(data, partition.test, 0, _by_head(head, data))
         tracking.log_metrics({"test": compute_metrics(*labels_and_probabilities(scores))})
     return head, history
 
@@ -159,12 +167,31 @@ def _rows_of(data: StudyData, patient_ids: frozenset[str]) -> np.ndarray:
     return np.flatnonzero(data.index["patient_id"].isin(patient_ids))
 
 
+def _by_head(head: keras.Model, data: StudyData) -> Scorer:
+    """Probabilities of a patient group from the stored plain features."""
+
+    def score(patient_ids: frozenset[str]) -> np.ndarray:
+        return np.asarray(head(data.views[0, _rows_of(data, patient_ids)], training=False))
+
+    return score
+
+
+def _by_model(model: keras.Model, data: StudyData) -> Scorer:
+    """Probabilities of a patient group from the pixels."""
+
+    def score(patient_ids: frozenset[str]) -> np.ndarray:
+        examples = keep_patients(read_records(data.records_dir), patient_ids)
+        batches = pixel_batches(examples).as_numpy_iterator()
+        return np.concatenate([model.predict_on_batch(rois) for rois, _ in batches])
+
+    return score
+
+
 def _scores(
-    head: keras.Model, data: StudyData, patient_ids: frozenset[str], fold: int
+    data: StudyData, patient_ids: frozenset[str], fold: int, scorer: Scorer
 ) -> pd.DataFrame:
-    rows = _rows_of(data, patient_ids)
-    probabilities = np.asarray(head(data.views[0, rows], training=False))
-    index = data.index.iloc[rows]
+    index = data.index.iloc[_rows_of(data, patient_ids)]
+    probabilities = scorer(patient_ids)
     table = index[["frame_id", "patient_id"]].assign(
         fold=fold, grade=[GRADES[label] for label in index["label"]],
         fat_percent=index["fat_percent"],
