@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process if None.
 
     Returns:
-        0, or 1 if the verb failed or its check found fault. argparse itself exits with 2 on a bad call.
+        0, or 1 if the verb failed or its check found fault. argparse exits with 2 on a bad call.
     """
     args = _parser().parse_args(argv)
     start = time.monotonic()

@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -17,13 +18,14 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 
 from steatosis_tf import tracking
 from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.splits import Partition, make_partitions, split_table, test_column
 from steatosis_tf.config import Config, flatten, override, save_config
-from steatosis_tf.deploy.export import NUM_CHECKED, export_onnx
+from steatosis_tf.deploy.export import NUM_CHECKED, export_onnx, roi_metadata
 from steatosis_tf.environment import describe_environment
 from steatosis_tf.evaluation.evaluate import evaluate_run, metrics_text
 from steatosis_tf.evaluation.metrics import compute_metrics
@@ -31,6 +33,7 @@ from steatosis_tf.evaluation.scores import labels_and_probabilities, write_score
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.classifier import assemble, build_head, copy_weights
+from steatosis_tf.model.engines import choose_engine
 from steatosis_tf.model.features import stored_features
 from steatosis_tf.model.train import (
     EpochCallback,
@@ -48,6 +51,7 @@ from steatosis_tf.records.pipeline import (
     training_batches,
 )
 from steatosis_tf.roi.columns import add_roi_columns
+from steatosis_tf.roi.fold import fold_decisions
 
 _REFIT_FOLD = -1  # `fold` of the final model of a cross-validated run in history.csv
 
@@ -143,7 +147,7 @@ def run(
         model = _train_and_score(data, partitions, config, run_dir)
         model.save(run_dir / "model.keras")
         metrics = evaluate_run(run_dir)
-        difference = _export(model, data, run_dir, tracked.run_id)
+        difference = _export(model, data, config, run_dir, tracked.run_id)
         seconds = time.monotonic() - start
         environment = describe_environment() | {"seconds": round(seconds, 1)}
         _write_json(environment, run_dir / "environment.json")
@@ -155,9 +159,10 @@ def _prepare(
     manifest_path: Path, run_dir: Path, runs_dir: Path, config: Config
 ) -> tuple[list[Partition], Path]:
     """Complete the manifest in the run directory and see that its records exist."""
+    fold_decisions(manifest_path)  # a review page that was killed leaves its last ones aside
     table = read_manifest(manifest_path)
     partitions = make_partitions(table, config.split)
-    table = add_roi_columns(table, manifest_path)
+    table = add_roi_columns(table, manifest_path, config.roi)
     table = relocate(table, manifest_path, run_dir)
     table["split"] = test_column(table, partitions)
     write_manifest(table, run_dir / "manifest.csv")
@@ -166,7 +171,10 @@ def _prepare(
     _write_rejected(table, run_dir / "rejected.csv")
     fingerprint = records_fingerprint(usable_rows(table))
     records_dir = runs_dir / "cache" / "records" / fingerprint[:16]
-    write_records(run_dir / "manifest.csv", records_dir)
+    write_records(
+        run_dir / "manifest.csv", records_dir, partitions, time_column=config.split.time_column
+    )
+    shutil.copy(records_dir / "leak_gate.json", run_dir)
     return partitions, records_dir
 
 
@@ -180,10 +188,19 @@ def _write_rejected(table: pd.DataFrame, path: Path) -> None:
 
 def _load(records_dir: Path, features_dir: Path, config: Config) -> _Data:
     backbone = build_backbone(config.model)
+    examples = read_records(records_dir)
+    engine = choose_engine(config.model.engine, backbone, _check_rois(examples), features_dir)
+    tracking.log_tags({"engine": f"{engine.name} {engine.precision}"})
+    tracking.log_metrics({"engine_min_cosine": engine.min_cosine})
     views = stored_features(
-        read_records(records_dir), features_dir, backbone, config.augment, config.train.views
+        examples, features_dir, backbone, engine, config.augment, config.train.views
     )
     return _Data(records_dir, read_index(records_dir), views, backbone)
+
+
+def _check_rois(examples: tf.data.Dataset) -> np.ndarray:
+    """The first frames of the study, on which engines and exports are held against Keras."""
+    return np.stack([e["roi"] for e in examples.take(NUM_CHECKED).as_numpy_iterator()])
 
 
 def _train_and_score(
@@ -278,10 +295,10 @@ def _scores(head: keras.Model, data: _Data, patient_ids: frozenset[str], fold: i
     return table.sort_values("frame_id")
 
 
-def _export(model: keras.Model, data: _Data, run_dir: Path, run_id: str) -> float:
-    examples = read_records(data.records_dir).take(NUM_CHECKED)
-    rois = np.stack([example["roi"] for example in examples.as_numpy_iterator()])
-    return export_onnx(model, run_dir / "model.onnx", rois, {"run_id": run_id})
+def _export(model: keras.Model, data: _Data, config: Config, run_dir: Path, run_id: str) -> float:
+    rois = _check_rois(read_records(data.records_dir))
+    texts = {"run_id": run_id} | roi_metadata(config.roi)
+    return export_onnx(model, run_dir / "model.onnx", rois, texts)
 
 
 def _track(run_dir: Path, metrics: dict[str, Any], seconds: float, difference: float) -> None:
@@ -296,7 +313,7 @@ def _track(run_dir: Path, metrics: dict[str, Any], seconds: float, difference: f
     )
     for name in ("config.json", "environment.json", "metrics.json", "history.csv", "split.csv",
                  "frame_scores.csv", "patient_scores.csv", "validation_scores.csv",
-                 "rejected.csv", "manifest.csv"):  # fmt: skip
+                 "rejected.csv", "manifest.csv", "leak_gate.json"):  # fmt: skip
         tracking.log_artifacts(run_dir / name)
     tracking.log_artifacts(run_dir / "figures", "figures")
     tracking.log_onnx_model(run_dir / "model.onnx", size_px=224, num_grades=len(GRADES))

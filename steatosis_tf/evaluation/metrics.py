@@ -21,7 +21,8 @@ from numpy.typing import ArrayLike
 from sklearn import metrics as sk
 
 from steatosis_tf.evaluation.checks import checked_labels, checked_matrix, checked_probabilities
-from steatosis_tf.evaluation.ordinal import fat_correlation, ordinal_scores
+from steatosis_tf.evaluation.ordinal import cumulative_aucs, fat_correlation
+from steatosis_tf.evaluation.proper_scores import proper_score_terms
 from steatosis_tf.evaluation.ranking import auc_or_none, average_precision_or_none, number_or_none
 from steatosis_tf.grades import GRADES
 
@@ -44,10 +45,9 @@ def compute_metrics(
     Returns:
         Nested, ready for JSON: everything of `metrics_from_confusion_matrix`, and per class
         `auc` (one against the rest) and `average_precision`; `auc_macro`, `auc_micro`,
-        `average_precision_macro`; in `ordinal` the `ranked_probability_score` (mean over rows
-        of the squared distances of the cumulative probabilities, divided by 3: 0 is perfect,
-        1 the worst; Epstein 1969) and `auc_at_least_mild`, `auc_at_least_moderate`,
-        `auc_severe`; `notes` with one sentence per undefined number.
+        `average_precision_macro`; `brier`, `nll` and in `ordinal` the
+        `ranked_probability_score` (see `proper_scores.py`), `auc_at_least_mild`,
+        `auc_at_least_moderate`, `auc_severe`; `notes` with one sentence per undefined number.
 
     Raises:
         ValueError: wrong shape, no row, a label that is NaN, not whole or not 0..3, or
@@ -63,7 +63,11 @@ def compute_metrics(
     result = metrics_from_confusion_matrix(matrix)
     notes = result.pop("notes")
     _add_ranking(result, labels, scores, notes)
-    result["ordinal"] |= ordinal_scores(labels, scores, notes)
+    terms = {name: float(term.mean()) for name, term in proper_score_terms(labels, scores).items()}
+    result |= {"brier": terms["brier"], "nll": terms["nll"]}
+    score = terms["ordinal.ranked_probability_score"]
+    result["ordinal"] |= {"ranked_probability_score": score}
+    result["ordinal"] |= cumulative_aucs(labels, scores, notes)
     if fat_percent is not None:
         result["ordinal"] |= fat_correlation(scores, fat_percent, notes)
     return {**result, "notes": notes}

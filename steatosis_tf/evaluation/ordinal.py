@@ -33,20 +33,11 @@ def _without_rounding_noise(sums: np.ndarray) -> np.ndarray:
     return np.ldexp(np.round(mantissa * 2.0**40) / 2.0**40, exponent)
 
 
-def ranked_probability_terms(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Ranked probability score of each row, `(N,)`, 0 to 1 (Epstein 1969, divided by 3)."""
-    reached = labels[:, None] >= np.asarray(list(CUMULATIVE_TASKS.values()))
-    cumulative = np.stack(list(cumulative_scores(scores).values()), axis=1)
-    return ((cumulative - reached) ** 2).mean(axis=1)
-
-
-def ordinal_scores(
+def cumulative_aucs(
     labels: np.ndarray, scores: np.ndarray, notes: list[str]
 ) -> dict[str, float | None]:
-    """Ranked probability score and the AUC of each cumulative task."""
-    result: dict[str, float | None] = {
-        "ranked_probability_score": float(ranked_probability_terms(labels, scores).mean())
-    }
+    """The AUC of each cumulative task."""
+    result: dict[str, float | None] = {}
     for task, score in cumulative_scores(scores).items():
         positive = labels >= CUMULATIVE_TASKS[task]
         result[f"auc_{task}"] = auc_or_none(positive, score, f"task {task}", notes)

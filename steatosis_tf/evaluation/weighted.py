@@ -15,8 +15,8 @@ from steatosis_tf.evaluation.ordinal import (
     CUMULATIVE_TASKS,
     cumulative_scores,
     expected_grades,
-    ranked_probability_terms,
 )
+from steatosis_tf.evaluation.proper_scores import proper_score_terms
 from steatosis_tf.grades import GRADES
 
 #: Weightings worked on at once: bounds memory to some rows x 64 arrays of float64.
@@ -53,7 +53,7 @@ class WeightedTable:
     """Scores made ready for weighting; see `prepare`."""
 
     confusion: np.ndarray  # (P, 16) counts of each patient
-    ranked_probability: np.ndarray  # (P,) sums of each patient
+    sums: dict[str, np.ndarray]  # name -> (P,) sum over each patient's rows of a mean's terms
     tasks: dict[str, RankedTask]
     fat: tuple[np.ndarray, RankedValues, RankedValues] | None
 
@@ -77,10 +77,13 @@ def prepare(
     cell = labels * len(GRADES) + probabilities.argmax(axis=1)
     confusion = np.zeros((num_patients, len(GRADES) ** 2))
     np.add.at(confusion, (patient, cell), 1.0)
-    terms = ranked_probability_terms(labels, probabilities)
+    terms = proper_score_terms(labels, probabilities)
     return WeightedTable(
         confusion=confusion,
-        ranked_probability=np.bincount(patient, weights=terms, minlength=num_patients),
+        sums={
+            name: np.bincount(patient, weights=term, minlength=num_patients)
+            for name, term in terms.items()
+        },
         tasks=_tasks(labels, probabilities, patient),
         fat=_ranked_fat(probabilities, fat_percent, patient),
     )
@@ -154,7 +157,7 @@ def _chunk_metrics(table: WeightedTable, weights: np.ndarray) -> dict[str, np.nd
     counts = (table.confusion.T @ weights).T.reshape(-1, len(GRADES), len(GRADES))
     result = _matrix_metrics(counts)
     total = counts.sum(axis=(1, 2))
-    result["ordinal.ranked_probability_score"] = table.ranked_probability @ weights / total
+    result |= {name: sums @ weights / total for name, sums in table.sums.items()}
     for name, task in table.tasks.items():
         per_class = name.startswith("per_class.")
         auc, average_precision = _rank_metrics(task, weights, per_class)

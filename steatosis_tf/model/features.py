@@ -20,10 +20,10 @@ from tqdm import tqdm
 from steatosis_tf.atomic import replacing
 from steatosis_tf.config import AugmentConfig
 from steatosis_tf.model.backbone import weights_sha256
+from steatosis_tf.model.engines import BATCH, Engine, padded
 from steatosis_tf.records.augment import augment, view_seed
 
 _SHARD_ROWS = 2048
-_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ def stored_features(
     examples: tf.data.Dataset,
     store_dir: str | Path,
     backbone: keras.Model,
+    engine: Engine,
     config: AugmentConfig,
     num_views: int,
 ) -> np.ndarray:
@@ -46,7 +47,8 @@ def stored_features(
     Args:
         examples: as `read_records` gives them, in a fixed order.
         store_dir: folder of the store, shared by all runs.
-        backbone: as `build_backbone` gives it.
+        backbone: as `build_backbone` gives it; names the store by its weights.
+        engine: runs the backbone, see `engines.choose_engine`.
         config: augmentation of the views.
         num_views: augmented views per frame, 0 or more.
 
@@ -54,8 +56,8 @@ def stored_features(
         `(1 + num_views, num_frames, 2048)` float32; view 0 is the frame as it is.
     """
     rows = _row_names(examples)
-    engine_dir = Path(store_dir) / f"resnet50-{weights_sha256(backbone)[:16]}-keras-float32"
-    forward = tf.function(lambda roi: backbone(roi, training=False))
+    name = f"resnet50-{weights_sha256(backbone)[:16]}-{engine.name}-{engine.precision}"
+    engine_dir = Path(store_dir) / name
     views = []
     for number in range(num_views + 1):
         view = _View(number, engine_dir / _view_name(number, config))
@@ -63,7 +65,7 @@ def stored_features(
         missing = [row not in known for row in rows]
         if any(missing):
             new_rows = [row for row, needed in zip(rows, missing, strict=True) if needed]
-            computed = _compute(_selected(examples, missing), view, config, forward, new_rows)
+            computed = _compute(_selected(examples, missing), view, config, engine, new_rows)
             known |= computed
         views.append(np.stack([known[row] for row in rows]))
     return np.stack(views)
@@ -98,7 +100,7 @@ def _compute(
     examples: tf.data.Dataset,
     view: _View,
     config: AugmentConfig,
-    forward: tf.types.experimental.PolymorphicFunction,
+    engine: Engine,
     rows: list[str],
 ) -> dict[str, np.ndarray]:
     """Run the backbone over the examples and keep each shard as soon as it is full."""
@@ -111,17 +113,19 @@ def _compute(
 
     batches = (
         examples.map(pixels, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .batch(_BATCH)
-        .prefetch(2)
+        .batch(BATCH)
+        .prefetch(4)
     )
     computed: dict[str, np.ndarray] = {}
     shard: list[np.ndarray] = []
     names = iter(rows)
+    remaining = len(rows)
     with tqdm(total=len(rows), desc=f"features, view {view.number}", unit="frame") as bar:
-        for batch in batches:
-            values = forward(batch).numpy()
-            shard.extend(values)
-            bar.update(len(values))
+        for values in engine.forward(padded(batch) for batch in batches.as_numpy_iterator()):
+            count = min(BATCH, remaining)  # the last batch is filled up
+            shard.extend(values[:count])
+            remaining -= count
+            bar.update(count)
             if len(shard) >= _SHARD_ROWS:
                 computed |= _keep_shard(view.folder, names, shard)
                 shard = []

@@ -17,6 +17,8 @@ _COLOUR_STEP = 48
 _STROKE_CORE, _STROKE_BODY = 120, 60
 _STROKE_LEVEL = 170
 _MIN_STROKE_PX = 6
+# Over-sharpened speckle has specks of core far apart.
+_MIN_CORE_SHARE = 0.09
 # A ruled line of one grey level: least length in px at 600 rows, flatness and contrast in levels.
 _LINE_PX = 25
 _LINE_FLATNESS = 3
@@ -54,9 +56,9 @@ def find_overlays(frame: np.ndarray, sector: Sector) -> np.ndarray:
     if part.ndim == 3:
         marks |= _coloured(part, grey, inside)
     # The sector's own border is a sharp edge too.
-    marks &= cv2.erode(inside, np.ones((5, 5), np.uint8), borderValue=0)
+    core = cv2.erode(inside, np.ones((5, 5), np.uint8), borderValue=0)
     found = np.zeros(frame.shape[:2], bool)
-    found[window] = (cv2.dilate(marks, np.ones((3, 3), np.uint8)) & inside).astype(bool)
+    found[window] = (cv2.dilate(marks * core, np.ones((3, 3), np.uint8)) * inside).astype(bool)
     return found
 
 
@@ -87,10 +89,17 @@ def _strokes(grey: np.ndarray) -> np.ndarray:
     core = (rise >= _STROKE_CORE) & (grey >= _STROKE_LEVEL)
     if not core.any():
         return np.zeros_like(grey)
-    num, labels = cv2.connectedComponents(body, connectivity=8, ltype=cv2.CV_16U)
-    keep = np.bincount(labels[core], minlength=num) >= _MIN_STROKE_PX
+    # Dots of a dotted line are one mark.
+    joined = cv2.dilate(body, np.ones((5, 5), np.uint8))
+    num, labels = cv2.connectedComponents(joined, connectivity=8, ltype=cv2.CV_16U)
+    num_core = np.bincount(labels[core], minlength=num)
+    size = np.bincount(labels[joined > 0], minlength=num)
+    keep = (num_core >= _MIN_STROKE_PX) & (num_core >= _MIN_CORE_SHARE * size)
     keep[0] = False
-    return keep.astype(np.uint8)[labels]
+    strokes = keep.astype(np.uint8)[labels] * body
+    # Crossings and corners have no dark flank; they are as bright as the strokes they join.
+    filled = cv2.morphologyEx(strokes, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
+    return filled * (grey >= _STROKE_LEVEL)
 
 
 def _ruled_lines(grey: np.ndarray, scale: float) -> np.ndarray:
@@ -107,14 +116,11 @@ def _ruled_lines(grey: np.ndarray, scale: float) -> np.ndarray:
         flank = cv2.max(
             cv2.erode(level, side, anchor=(4, 0)), cv2.erode(level, side, anchor=(0, 0))
         )
-        drawn = (
-            cv2.compare(spread, _LINE_FLATNESS, cv2.CMP_LE)
-            & cv2.inRange(level, _LINE_LEVEL, _CLIPPED - 1)
-            & cv2.compare(cv2.subtract(level, flank), _LINE_CONTRAST, cv2.CMP_GE)
-        )
-        if cv2.countNonZero(drawn):
-            drawn = cv2.dilate(drawn, line)
-            found |= (cv2.transpose(drawn) if turned else drawn) & 1
+        drawn = (spread <= _LINE_FLATNESS) & (level >= _LINE_LEVEL) & (level < _CLIPPED)
+        drawn &= cv2.subtract(level, flank) >= _LINE_CONTRAST
+        if drawn.any():
+            grown = cv2.dilate(drawn.astype(np.uint8), line)
+            found |= cv2.transpose(grown) if turned else grown
     return found
 
 
@@ -126,4 +132,4 @@ def _coloured(part: np.ndarray, grey: np.ndarray, inside: np.ndarray) -> np.ndar
     lit = (inside[::4, ::4] > 0) & (grey[::4, ::4] > 40)
     tint = float(np.median(chroma[::4, ::4][lit] / grey[::4, ::4][lit])) if lit.any() else 0.0
     expected = cv2.convertScaleAbs(grey, alpha=tint, beta=_COLOUR_STEP)
-    return cv2.medianBlur(cv2.compare(chroma, expected, cv2.CMP_GT) & 1, 3)
+    return cv2.medianBlur((chroma > expected).astype(np.uint8), 3)

@@ -1,0 +1,67 @@
+"""How far readers agree, with intervals over patients."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from steatosis_tf.grades import GRADES
+
+
+@dataclass(frozen=True)
+class KappaInterval:
+    """A kappa with its 95 % bootstrap interval; NaN where it is not defined."""
+
+    estimate: float
+    low: float
+    high: float
+    num_patients: int
+
+
+def fleiss_kappa(labels: np.ndarray) -> float:
+    """Agreement of several readers beyond chance (Fleiss 1971, doi 10.1037/h0031619).
+
+    Args:
+        labels: `(num_patients, num_readers)` int, 0 to 3; every reader graded every patient.
+
+    Returns:
+        kappa, at most 1; NaN with no patients, one reader, or a single grade throughout.
+    """
+    num_patients, num_readers = labels.shape
+    if not num_patients or num_readers < 2:
+        return float("nan")
+    counts = (labels[:, :, None] == np.arange(len(GRADES))).sum(axis=1)
+    observed = ((counts**2).sum(axis=1) - num_readers) / (num_readers * (num_readers - 1))
+    expected = float(((counts.sum(axis=0) / counts.sum()) ** 2).sum())
+    return (float(observed.mean()) - expected) / (1 - expected) if expected < 1 else float("nan")
+
+
+def weighted_kappa(one: np.ndarray, other: np.ndarray, seed: int = 0) -> KappaInterval:
+    """Quadratic-weighted kappa of two readers (Cohen 1968, doi 10.1037/h0026256).
+
+    Args:
+        one, other: `(num_patients,)` int, 0 to 3; one grade per patient and reader.
+        seed: of the bootstrap, 2,000 draws of patients.
+    """
+    num = len(one)
+    if not num:
+        return KappaInterval(float("nan"), float("nan"), float("nan"), 0)
+    cells = len(GRADES) ** 2
+    table = np.bincount(one * len(GRADES) + other, minlength=cells)
+    # Drawing patients with replacement is drawing cells of their joint table.
+    draws = np.random.default_rng(seed).multinomial(num, table / num, size=2000)
+    estimates = _quadratic_kappa(draws)
+    defined = estimates[np.isfinite(estimates)]
+    low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (np.nan, np.nan)
+    return KappaInterval(float(_quadratic_kappa(table[None])[0]), float(low), float(high), num)
+
+
+def _quadratic_kappa(tables: np.ndarray) -> np.ndarray:
+    joint = tables.reshape(-1, len(GRADES), len(GRADES)).astype(float)
+    labels = np.arange(len(GRADES))
+    weights = (labels[:, None] - labels[None]) ** 2
+    by_chance = joint.sum(axis=2)[:, :, None] * joint.sum(axis=1)[:, None, :]
+    by_chance /= joint.sum(axis=(1, 2))[:, None, None]
+    disagreement = (weights * by_chance).sum(axis=(1, 2))
+    observed = (weights * joint).sum(axis=(1, 2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(disagreement > 0, 1 - observed / disagreement, np.nan)

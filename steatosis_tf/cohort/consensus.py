@@ -1,0 +1,218 @@
+"""Several readers, one grade per patient, and no grade where they are too far apart.
+
+A label table with the columns `reader_1 .. reader_n` becomes a label table with `grade`. What
+the rule cannot settle goes to `adjudicate.csv` beside the output and stays without a grade until
+the team has filled its column `adjudicated`; the next run takes it from there.
+"""
+
+import re
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from steatosis_tf.atomic import replacing
+from steatosis_tf.cohort.adjudication import contested_row, read_settled, write_contested
+from steatosis_tf.cohort.agreement import KappaInterval, fleiss_kappa, weighted_kappa
+from steatosis_tf.cohort.labels import read_table
+from steatosis_tf.grades import GRADES
+
+Rule = Literal["majority", "median", "unanimous"]
+RULES = ("majority", "median", "unanimous")
+UNREAD = -1  # label of a patient whom a reader has not graded
+
+
+@dataclass(frozen=True)
+class ConsensusSummary:
+    """How the readers agreed and what came of it; all counts are patients."""
+
+    rule: str
+    readers: tuple[str, ...]
+    num_patients: int
+    num_by_rule: int
+    num_adjudicated: int
+    num_pending: int
+    num_unread: int
+    patients_per_grade: dict[str, int]
+    fleiss_kappa: float
+    fleiss_num_patients: int
+    pairwise_kappa: dict[str, KappaInterval]
+    adjudicate_path: str
+
+    def metrics(self) -> dict[str, float]:
+        """Flat numbers for MLflow; what is not defined is left out."""
+        flat = {
+            name: float(value)
+            for name, value in asdict(self).items()
+            if isinstance(value, int | float)
+        }
+        for pair, kappa in self.pairwise_kappa.items():
+            for name, value in asdict(kappa).items():
+                flat[f"kappa.{pair}.{name}"] = float(value)
+        return {name: value for name, value in flat.items() if np.isfinite(value)}
+
+
+def build_consensus(
+    labels_path: str | Path, output_path: str | Path, rule: Rule = "majority"
+) -> ConsensusSummary:
+    """Turn readers' grades into one grade per patient.
+
+    A reader's grade belongs to the patient: it may stand on one or on all of the patient's rows.
+
+    Args:
+        labels_path: label table with `path, patient_id, reader_1 .. reader_n`, grade names or
+            empty cells.
+        output_path: label table with `grade` to write, in the same folder, because `path` is
+            relative to it. `adjudicate.csv` is written beside it, and read if it is there.
+        rule: "majority" the grade most readers gave; "median" the middle one; "unanimous" only
+            where all agree. Ties, spreads over one grade, and patients whom one reader alone has
+            graded, are left to adjudication under every rule.
+
+    Raises:
+        ValueError: for an unknown rule, fewer than two reader columns, an unknown grade, or
+            labels that have grades already. All faulty cells are listed; nothing is written.
+    """
+    labels_path, output_path = Path(labels_path), Path(output_path)
+    if rule not in RULES:
+        raise ValueError(f"Expected a rule out of {', '.join(RULES)}. Received: rule={rule!r}.")
+    adjudicate_path = output_path.parent / "adjudicate.csv"
+    _check_places(labels_path, output_path, adjudicate_path)
+    table = read_table(labels_path)
+    readers = _readers(labels_path.name, table)
+    readings, doubts = _readings(table, readers)
+    settled = read_settled(adjudicate_path)
+
+    outcomes: dict[str, tuple[str, str]] = {}
+    contested: list[dict[str, str]] = []
+    for patient, labels in readings.items():
+        grade, reason = _by_rule(labels, rule, doubts.get(patient, ""))
+        outcomes[patient] = grade, "by_rule" if grade else "unread"
+        if reason:
+            names = [GRADES[label] if label != UNREAD else "" for label in labels]
+            read = dict(zip(readers, names, strict=True))
+            contested.append(contested_row(patient, read, reason, settled.pop(patient, None)))
+            grade = contested[-1]["adjudicated"]
+            outcomes[patient] = grade, "adjudicated" if grade else "pending"
+    # Settled once and gone from this table: a decision of the team is not thrown away.
+    contested += [row for patient, row in settled.items() if patient not in readings]
+
+    table["grade"] = table["patient_id"].map({p: grade for p, (grade, _) in outcomes.items()})
+    with replacing(output_path) as temporary:
+        table.drop(columns=["row", "fault", "fat_percent"]).to_csv(temporary, index=False)
+    write_contested(adjudicate_path, readers, contested)
+    matrix = np.array(list(readings.values()), dtype=int).reshape(len(readings), len(readers))
+    return _summary(rule, readers, list(outcomes.values()), matrix, adjudicate_path)
+
+
+def _check_places(labels_path: Path, output_path: Path, adjudicate_path: Path) -> None:
+    if output_path.resolve().parent != labels_path.resolve().parent:
+        raise ValueError(
+            "Expected the output in the folder of the label table, because its paths are relative "
+            f"to it. Received: {output_path.name} in another folder."
+        )
+    if labels_path.resolve() in (output_path.resolve(), adjudicate_path.resolve()):
+        raise ValueError(
+            "Expected an output other than the label table, to keep the readings. Received: "
+            f"{labels_path.name}."
+        )
+
+
+def _readers(name: str, table: pd.DataFrame) -> list[str]:
+    readers = [column for column in table.columns if re.fullmatch(r"reader_\d+", column)]
+    if len(readers) < 2:
+        raise ValueError(
+            f"{name}: expected at least two columns reader_1, reader_2, ... Received: "
+            f"{', '.join(readers) or 'none'}."
+        )
+    for column in ("grade", "fat_percent"):
+        if (table[column] != "").any():
+            raise ValueError(
+                f"{name}: expected readers' grades to be the only ones. Received: a filled column "
+                f"{column}. Rename it, for example to biopsy_{column}; it is carried along."
+            )
+    return sorted(readers, key=lambda column: int(column.removeprefix("reader_")))
+
+
+def _readings(
+    table: pd.DataFrame, readers: list[str]
+) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """Label of each patient by each reader, and who contradicted themselves."""
+    numbers = {grade.lower(): number for number, grade in enumerate(GRADES)} | {"": UNREAD}
+    faults = [f"row {row}: {fault}" for row, fault in zip(table["row"], table["fault"], strict=True)
+              if fault]  # fmt: skip
+    faults += [
+        f"row {row}: empty patient_id" for row in table.loc[table["patient_id"] == "", "row"]
+    ]
+    for reader in readers:
+        unknown = table.loc[~table[reader].str.lower().isin(list(numbers))]
+        faults += [f"row {row}: {reader} has {cell!r}"
+                   for row, cell in zip(unknown["row"], unknown[reader], strict=True)]  # fmt: skip
+    if faults:
+        raise ValueError(
+            f"Expected grades out of {', '.join(GRADES)}, or empty cells. Received:\n"
+            + "\n".join(f"  {fault}" for fault in faults)
+        )
+    readings: dict[str, list[int]] = {}
+    doubts: dict[str, str] = {}
+    for patient, group in table.groupby("patient_id", sort=False):
+        found = [set(group[reader].str.lower().map(numbers)) - {UNREAD} for reader in readers]
+        twice = [reader for reader, labels in zip(readers, found, strict=True) if len(labels) > 1]
+        readings[str(patient)] = [labels.pop() if len(labels) == 1 else UNREAD for labels in found]
+        if twice:
+            doubts[str(patient)] = f"{' and '.join(twice)} gave more than one grade"
+    return readings, doubts
+
+
+def _by_rule(labels: list[int], rule: str, doubt: str) -> tuple[str, str]:
+    """The grade, or why there is none yet; both empty if nobody has read the patient."""
+    given = sorted(label for label in labels if label != UNREAD)
+    if doubt or not given:
+        return "", doubt
+    if len(given) == 1:
+        return "", "one reader only"
+    if given[-1] - given[0] > 1:
+        return "", f"readers differ by {given[-1] - given[0]} grades"
+    if rule == "unanimous":
+        return (GRADES[given[0]], "") if given[0] == given[-1] else ("", "not unanimous")
+    # Within a spread of one grade at most two grades occur, so majority and median are the same
+    # choice, and both tie where half the readers stand on either side.
+    low, high = given.count(given[0]), given.count(given[-1])
+    if given[0] != given[-1] and low == high:
+        return "", "tie"
+    return GRADES[given[0] if low > high else given[-1]], ""
+
+
+def _pairwise(labels: np.ndarray, readers: list[str]) -> dict[str, KappaInterval]:
+    kappas = {}
+    for one, other in combinations(range(len(readers)), 2):
+        both = labels[(labels[:, one] != UNREAD) & (labels[:, other] != UNREAD)]
+        kappas[f"{readers[one]}-{readers[other]}"] = weighted_kappa(both[:, one], both[:, other])
+    return kappas
+
+
+def _summary(
+    rule: str,
+    readers: list[str],
+    outcomes: list[tuple[str, str]],
+    labels: np.ndarray,
+    adjudicate_path: Path,
+) -> ConsensusSummary:
+    grades, ways = [grade for grade, _ in outcomes], [way for _, way in outcomes]
+    complete = labels[(labels != UNREAD).all(axis=1)]
+    return ConsensusSummary(
+        rule=rule,
+        readers=tuple(readers),
+        num_patients=len(outcomes),
+        num_by_rule=ways.count("by_rule"),
+        num_adjudicated=ways.count("adjudicated"),
+        num_pending=ways.count("pending"),
+        num_unread=ways.count("unread"),
+        patients_per_grade={name: grades.count(name) for name in GRADES},
+        fleiss_kappa=fleiss_kappa(complete),
+        fleiss_num_patients=len(complete),
+        pairwise_kappa=_pairwise(labels, readers),
+        adjudicate_path=str(adjudicate_path),
+    )

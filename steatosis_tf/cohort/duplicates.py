@@ -1,0 +1,223 @@
+"""Copies of a frame that no longer have its bytes: re-saved, resized, trimmed, brightened.
+
+Every frame gets two 256-bit hashes, one of the middle of the picture as it is, one of a window
+laid out by where the echoes are, which finds a copy with other margins. A bit says whether a
+point is brighter than its surroundings (difference of Gaussians on 64 x 64 px), so neither gain
+nor burned-in text at the rim matters. How far apart copies and strangers lie is measured by
+`benchmarks/near_duplicates.py`; `docs/data.md` holds the figures behind `NEAR_DISTANCE`.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from steatosis_tf.atomic import replacing
+from steatosis_tf.cohort.manifest import frame_path, pixels_sha256
+from steatosis_tf.sources.folder import read_frame, to_grey
+
+#: Frames at most so many of 256 bits apart, in either hash, are one picture.
+NEAR_DISTANCE = 32
+
+HASH_BITS = 256
+HASH_BYTES = 2 * HASH_BITS // 8
+
+#: Column of the cache; another way to hash needs another name, so that old caches are not used.
+HASH_NAME = "difference_of_gaussians_2x256_v1"
+
+#: More pairs than this are no accident but a splash screen under every patient.
+MAX_PAIRS = 2_000_000
+
+_SIDE_PX = 64  # both hashes are taken on squares of this size
+_BLOCK = 4096  # rows compared at a time: 64 MB of float32
+
+
+def perceptual_hash(frame: np.ndarray) -> np.ndarray:
+    """Hash a frame by what it shows.
+
+    Args:
+        frame: `(height, width)` or `(height, width, 3)` RGB, uint8, 0 to 255.
+
+    Returns:
+        `(64,)` uint8: 256 bits of the middle, then 256 bits of the echo window; all zero for a
+        picture without texture, which resembles nothing.
+    """
+    grey = to_grey(frame)
+    return np.concatenate([_bits(_middle(grey)), _bits(_echo_window(grey))])
+
+
+def hash_frames(
+    frame_table: pd.DataFrame, manifest_path: str | Path, cache_path: str | Path | None = None
+) -> np.ndarray:
+    """Hash every frame of a manifest.
+
+    Args:
+        frame_table: manifest.
+        manifest_path: where the manifest lies; `path` is relative to its folder.
+        cache_path: CSV that keeps hashes by `pixels_sha256`, so that the next call decodes only
+            new frames. None keeps nothing.
+
+    Returns:
+        `(num_frames, 64)` uint8, rows as in `frame_table`.
+
+    Raises:
+        ValueError: if frames are unreadable or are no longer those the manifest was made from.
+            The text lists all of them.
+    """
+    known = _read_cache(cache_path)
+    todo = frame_table.loc[~frame_table["pixels_sha256"].isin(list(known))]
+    todo = todo.drop_duplicates("pixels_sha256")
+    faults: list[str] = []
+
+    def work(row_path: str, expected_sha256: str) -> tuple[str, np.ndarray | None]:
+        try:
+            frame = read_frame(frame_path(manifest_path, row_path))
+        except ValueError as error:
+            return str(error), None
+        if pixels_sha256(frame) != expected_sha256:
+            return "the pixels are not those the manifest was made from", None
+        return "", perceptual_hash(frame)
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        results = tqdm(
+            pool.map(work, todo["path"], todo["pixels_sha256"]),
+            total=len(todo), desc="hashes", unit="frame", disable=not len(todo),
+        )  # fmt: skip
+        for frame_id, digest, (fault, found) in zip(
+            todo["frame_id"], todo["pixels_sha256"], results, strict=True
+        ):
+            if found is None:
+                faults.append(f"  frame_id={frame_id}: {fault}")
+            else:
+                known[digest] = found
+    if faults:
+        raise ValueError(
+            f"Expected every frame as the manifest has it. Received: {len(faults)} others. Put the "
+            "files back or make the manifest again.\n" + "\n".join(faults)
+        )
+    if cache_path is not None and len(todo):
+        _write_cache(cache_path, known)
+    hashes = [known[digest] for digest in frame_table["pixels_sha256"]]
+    return np.array(hashes, dtype=np.uint8).reshape(len(frame_table), HASH_BYTES)
+
+
+def near_pairs(
+    hashes: np.ndarray, groups: np.ndarray, distance: int = NEAR_DISTANCE
+) -> list[tuple[int, int, int]]:
+    """Find all pairs of near-identical frames that belong to different groups.
+
+    Exact: each pair is compared, as a matrix product of bits written -1 and +1, in blocks.
+    100,000 frames are five thousand million pairs.
+
+    Args:
+        hashes: `(num_frames, 64)` uint8, from `perceptual_hash`.
+        groups: `(num_frames,)` of anything comparable, the patient of each frame.
+        distance: largest number of differing bits, 0 to 255, in the nearer of the two hashes.
+
+    Returns:
+        `(row, later row, bits apart)`, sorted.
+
+    Raises:
+        ValueError: if there are more than `MAX_PAIRS` of them.
+    """
+    codes = np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int32)
+    rows = np.flatnonzero(hashes.any(axis=1))
+    codes = codes[rows]
+    signs = [_signs(part) for part in np.split(hashes[rows], 2, axis=1)]
+    # bits apart = (256 - product) / 2
+    least = HASH_BITS - 2 * distance
+    found: list[tuple[int, int, int]] = []
+    for top in range(0, len(rows), _BLOCK):
+        for left in range(top, len(rows), _BLOCK):
+            product = signs[0][top : top + _BLOCK] @ signs[0][left : left + _BLOCK].T
+            np.maximum(
+                product, signs[1][top : top + _BLOCK] @ signs[1][left : left + _BLOCK].T,
+                out=product,
+            )  # fmt: skip
+            if product.max() < least:
+                continue
+            upper, lower = np.nonzero(product >= least)
+            keep = (codes[top + upper] != codes[left + lower]) & (top + upper < left + lower)
+            apart = (HASH_BITS - product[upper[keep], lower[keep]]) / 2
+            found += zip(
+                rows[top + upper[keep]].tolist(),
+                rows[left + lower[keep]].tolist(),
+                apart.astype(int).tolist(),
+                strict=True,
+            )
+            if len(found) > MAX_PAIRS:
+                raise ValueError(
+                    f"Expected frames that differ between patients. Received: over {MAX_PAIRS} "
+                    f"pairs that look alike, for example rows {found[-1][0]} and {found[-1][1]}. "
+                    "Take splash screens and test images out of the label table."
+                )
+    return sorted(found)
+
+
+def _signs(packed: np.ndarray) -> np.ndarray:
+    return np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1
+
+
+def _middle(grey: np.ndarray) -> np.ndarray:
+    # The middle 60 x 70 % lies inside the sector of every scanner seen; text stands at the rim.
+    height, width = grey.shape
+    middle = grey[int(0.15 * height) : int(0.85 * height), int(0.2 * width) : int(0.8 * width)]
+    return cv2.resize(middle, (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_AREA)
+
+
+def _echo_window(grey: np.ndarray) -> np.ndarray:
+    """The window that holds a fixed share of the echoes: shares move with the picture, not with
+    its margins, and hardly with gain."""
+    coarse = cv2.resize(grey, (160, 120), interpolation=cv2.INTER_AREA)
+    background = int(np.bincount(coarse.ravel(), minlength=256).argmax())
+    if background > 40:  # most of the frame is echoes
+        background = 0
+    echoes = np.sqrt(np.maximum(coarse.astype(np.float32) - background - 3, 0))
+    if not echoes.any():
+        return np.zeros((_SIDE_PX, _SIDE_PX), np.uint8)
+    left, right = _shares(echoes.sum(axis=0), (0.10, 0.90)) * grey.shape[1] / 160
+    top, bottom = _shares(echoes.sum(axis=1), (0.05, 0.85)) * grey.shape[0] / 120
+    step_x, step_y = max(right - left, 1) / _SIDE_PX, max(bottom - top, 1) / _SIDE_PX
+    smooth = cv2.blur(grey, (max(1, round(step_x)), max(1, round(step_y))))
+    # warpAffine samples between pixels, so the window moves smoothly.
+    place = np.array([[step_x, 0, left], [0, step_y, top]], np.float32)
+    return cv2.warpAffine(
+        smooth, place, (_SIDE_PX, _SIDE_PX), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    )
+
+
+def _shares(profile: np.ndarray, shares: tuple[float, float]) -> np.ndarray:
+    cumulative = np.cumsum(profile, dtype=np.float64)
+    return np.interp(shares, cumulative / cumulative[-1], np.arange(1, len(profile) + 1))
+
+
+def _bits(square: np.ndarray) -> np.ndarray:
+    values = square.astype(np.float32)
+    detail = cv2.GaussianBlur(values, (0, 0), 1) - cv2.GaussianBlur(values, (0, 0), 4)
+    if np.ptp(detail) < 2:  # grey levels; a flat picture would hash to rounding noise
+        return np.zeros(HASH_BITS // 8, np.uint8)
+    return np.packbits(detail[2::4, 2::4] > 0)
+
+
+def _read_cache(cache_path: str | Path | None) -> dict[str, np.ndarray]:
+    if cache_path is None or not Path(cache_path).is_file():
+        return {}
+    table = pd.read_csv(cache_path, dtype=str, keep_default_na=False)
+    if list(table.columns) != ["pixels_sha256", HASH_NAME]:
+        return {}  # of another version: hashed anew and replaced
+    return {
+        digest: np.frombuffer(bytes.fromhex(text), np.uint8)
+        for digest, text in table.itertuples(index=False)
+    }
+
+
+def _write_cache(cache_path: str | Path, known: dict[str, np.ndarray]) -> None:
+    rows = [(digest, known[digest].tobytes().hex()) for digest in sorted(known)]
+    with replacing(cache_path) as temporary:
+        pd.DataFrame(rows, columns=["pixels_sha256", HASH_NAME]).to_csv(
+            temporary, index=False, lineterminator="\n"
+        )

@@ -1,0 +1,202 @@
+"""Boxes and outlines from other tools into a study, and back: COCO JSON and Label Studio JSON."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from steatosis_tf.atomic import replacing
+from steatosis_tf.cohort.manifest import read_manifest
+from steatosis_tf.roi.annotated_frame import (
+    AnnotatedFrame,
+    LabelledBox,
+    polygons_of,
+)
+from steatosis_tf.roi.annotation_match import MASK_LABELS, frame_size, gathered_from
+from steatosis_tf.roi.coco import from_coco, to_coco
+from steatosis_tf.roi.decisions import DecisionStore
+from steatosis_tf.roi.fold import fold_decisions
+from steatosis_tf.roi.label_studio import from_label_studio, to_label_studio
+from steatosis_tf.roi.roi_cells import RoiCells
+from steatosis_tf.sources.folder import read_frame
+
+FORMATS = ("coco", "label_studio")
+ROI_LABEL = "roi"
+
+
+@dataclass(frozen=True)
+class ImportSummary:
+    """What became of an annotation file.
+
+    Attributes:
+        num_boxes: boxes that are in the manifest now.
+        num_masks: mask files written.
+        rejected: `(path, reason)` of what was left out; also in `rejected_path`.
+        rejected_path: CSV beside the manifest; written even when it is empty.
+    """
+
+    num_boxes: int
+    num_masks: int
+    rejected: tuple[tuple[str, str], ...]
+    rejected_path: str
+
+
+def read_annotations(path: str | Path) -> tuple[list[AnnotatedFrame], list[tuple[str, str]]]:
+    """Read COCO JSON or Label Studio JSON; which of them is seen from the content.
+
+    Returns:
+        frames, and `(path, reason)` of what is left out.
+
+    Raises:
+        ValueError: if the file is missing, not JSON, or neither format.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ValueError(
+            f"Expected an annotation file. Received: {path.name} ({error.strerror})."
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"Expected JSON. Received: {path.name}, {error}.") from error
+    if isinstance(content, dict) and "images" in content:
+        return from_coco(content)
+    if isinstance(content, list) and all(isinstance(task, dict) for task in content):
+        return from_label_studio(content)
+    raise ValueError(
+        f"Expected COCO JSON (an object with images, annotations, categories) or Label Studio "
+        f"JSON (a list of tasks). Received: {path.name} with neither."
+    )
+
+
+def write_annotations(frames: list[AnnotatedFrame], path: str | Path, *, file_format: str) -> None:
+    """Write frames as one JSON file, whole or not at all.
+
+    Args:
+        frames: paths are written as they are; Label Studio's get its local-files prefix.
+        path: file to write or replace.
+        file_format: one of `FORMATS`.
+
+    Raises:
+        ValueError: if the format is unknown.
+    """
+    if file_format not in FORMATS:
+        raise ValueError(
+            f"Expected a format out of {', '.join(FORMATS)}. Received: file_format={file_format!r}."
+        )
+    content: Any = to_coco(frames) if file_format == "coco" else to_label_studio(frames)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def export_annotations(
+    manifest_path: str | Path,
+    output_path: str | Path,
+    *,
+    file_format: str,
+    masks_dir: str | Path | None = None,
+) -> int:
+    """Write the boxes of a manifest, and outlines from mask files, for another tool.
+
+    Args:
+        manifest_path: with ROI columns.
+        output_path: JSON file to write or replace.
+        file_format: one of `FORMATS`.
+        masks_dir: folder with `<frame file stem>_sector.png` and `<stem>_liver.png`.
+
+    Returns:
+        number of frames written; frames without a box and an outline are left out.
+
+    Raises:
+        ValueError: if the manifest, the format or a frame is faulty.
+    """
+    fold_decisions(manifest_path)
+    frames = []
+    for row in read_manifest(manifest_path).to_dict("records"):
+        cells = RoiCells.from_row(row)
+        masks = list(_mask_files(masks_dir, row["path"]))
+        if cells.rectangle is None and not masks:
+            continue
+        height, width = frame_size(manifest_path, row["path"])
+        frame = AnnotatedFrame(row["path"], height, width)
+        if cells.rectangle is not None:
+            # A proposal that a person accepted is a person's box for whoever learns from it.
+            source = "person" if cells.state else cells.source or "auto"
+            box = LabelledBox(ROI_LABEL, cells.rectangle, source, cells.quality)
+            frame = replace(frame, boxes=(box,))
+        for label, path in masks:
+            polygons = polygons_of(_read_mask(path, height, width), label)
+            frame = replace(frame, polygons=(*frame.polygons, *polygons))
+        frames.append(frame)
+    write_annotations(frames, output_path, file_format=file_format)
+    return len(frames)
+
+
+def import_annotations(
+    annotations_path: str | Path,
+    manifest_path: str | Path,
+    *,
+    reviewer: str,
+    roi_label: str = ROI_LABEL,
+    masks_dir: str | Path | None = None,
+) -> ImportSummary:
+    """Take boxes into a manifest as a person's, and outlines as mask files.
+
+    A frame that a person has decided about already keeps that decision. Boxes that a tool only
+    predicted are left out. Frames are found by their path, or by the end of it if that is unique.
+
+    Args:
+        annotations_path: COCO JSON or Label Studio JSON.
+        manifest_path: manifest of the same frames.
+        reviewer: goes into `roi_reviewer`.
+        roi_label: label of the boxes that are the ROI; case does not matter.
+        masks_dir: where outlines labelled `sector` and `liver` go, as
+            `<frame file stem>_<label>.png`, 0 and 255; None leaves outlines out.
+
+    Raises:
+        ValueError: if a file cannot be read, or nothing in it has a label that is wanted.
+    """
+    frames, skipped = read_annotations(annotations_path)
+    wanted = {roi_label.lower(), *(MASK_LABELS if masks_dir else ())}
+    labels = {shape.label for frame in frames for shape in frame.shapes}
+    if labels and not wanted & {label.lower() for label in labels}:
+        raise ValueError(
+            f"Expected shapes labelled {', '.join(sorted(wanted))}. Received: "
+            f"{Path(annotations_path).name} with the labels {', '.join(sorted(labels))}."
+        )
+    fold_decisions(manifest_path)
+    store = DecisionStore(manifest_path)
+    gathered = gathered_from(frames, store, roi_label, Path(masks_dir) if masks_dir else None)
+    for path, mask in gathered.masks:
+        with replacing(path) as temporary:
+            cv2.imwrite(str(temporary), mask.astype(np.uint8) * 255)
+    outcomes = store.decide_all(gathered.decisions, reviewer=reviewer)
+    store.close()
+    rejected = (*skipped, *gathered.rejected)
+    rejected_path = Path(manifest_path).with_name("annotations_rejected.csv")
+    with replacing(rejected_path) as temporary:
+        pd.DataFrame(list(rejected), columns=["path", "reason"]).to_csv(temporary, index=False)
+    num_boxes = sum(outcome.saved for outcome in outcomes)
+    return ImportSummary(num_boxes, len(gathered.masks), rejected, str(rejected_path))
+
+
+def _mask_files(masks_dir: str | Path | None, path: str) -> Iterator[tuple[str, Path]]:
+    for label in MASK_LABELS if masks_dir else ():
+        file = Path(masks_dir or "") / f"{PurePosixPath(path).stem}_{label}.png"
+        if file.is_file():
+            yield label, file
+
+
+def _read_mask(path: Path, height: int, width: int) -> np.ndarray:
+    mask = read_frame(path)
+    if mask.shape != (height, width):
+        raise ValueError(
+            f"Expected a grey mask of {width} x {height} px, as its frame. "
+            f"Received: {path.name} with shape={mask.shape}."
+        )
+    return mask > 127

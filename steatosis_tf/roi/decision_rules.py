@@ -1,0 +1,124 @@
+"""What a person may decide about the ROI of a frame, and what the manifest row becomes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from steatosis_tf.roi.crop import Rectangle
+from steatosis_tf.roi.roi_cells import RoiCells
+
+ACTIONS = ("accept", "correct", "reject", "undo", "reopen")
+MAX_REASON_CHARACTERS = 200
+MAX_REVIEWER_CHARACTERS = 40
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One thing that a person wants.
+
+    Attributes:
+        frame_id: of which frame.
+        revision: `RoiCells.revision` of the row that the person saw.
+        action: one of `ACTIONS`. "undo" takes back the frame's last decision, "reopen" all of
+            them, so that the automatic proposal stands again.
+        rectangle: the person's, px of the full frame; for "correct" only.
+        reason: needed for "reject", optional for "correct".
+    """
+
+    frame_id: str
+    revision: str
+    action: str
+    rectangle: Rectangle | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`saved` is False if somebody else changed the row meanwhile; `cells` is the row as it is."""
+
+    saved: bool
+    cells: RoiCells
+
+
+def decided(
+    before: RoiCells, stack: Sequence[RoiCells], decision: Decision, reviewer: str
+) -> RoiCells:
+    """What a decision makes of a row.
+
+    Args:
+        before: the row as it is.
+        stack: the row before each decision that still stands, oldest first.
+        decision: what the person wants.
+        reviewer: who that is.
+
+    Raises:
+        ValueError: if the action is unknown or impossible, or a reason is missing or too long.
+    """
+    if decision.action not in ACTIONS:
+        raise ValueError(
+            f"Expected an action out of {', '.join(ACTIONS)}. Received: action={decision.action!r}."
+        )
+    if decision.action in ("undo", "reopen"):
+        if not stack:
+            raise ValueError("There is no decision to take back on this frame.")
+        return stack[-1 if decision.action == "undo" else 0]
+    signed = replace(before, reviewer=checked_reviewer(reviewer), reviewed_at=_now())
+    if decision.action == "accept":
+        if before.rectangle is None:
+            raise ValueError("There is no box to accept: draw one, or reject the frame.")
+        return replace(signed, state="accepted")
+    # From here on the row is a person's, whatever the proposer thought of it.
+    signed = replace(signed, source="person", reason=_checked_reason(decision))
+    if decision.action == "correct":
+        if decision.rectangle is None:
+            raise ValueError("Expected the corrected box. Received: rectangle=None.")
+        return replace(signed, rectangle=decision.rectangle, state="corrected")
+    # Without its box a rejected frame cannot slip into training through code that looks at the
+    # rectangle only. The journal keeps the box for undo.
+    return replace(signed, rectangle=None, state="rejected")
+
+
+def checked_reviewer(name: str) -> str:
+    """A reviewer's name, without spaces around it.
+
+    Raises:
+        ValueError: if it is empty, longer than 40 characters or has a line break.
+    """
+    stripped = name.strip()
+    if not stripped or len(stripped) > MAX_REVIEWER_CHARACTERS or not stripped.isprintable():
+        raise ValueError(
+            f"Expected a reviewer of 1 to {MAX_REVIEWER_CHARACTERS} characters on one line, for "
+            f"example initials. Received: reviewer={name!r}."
+        )
+    return stripped
+
+
+def _checked_reason(decision: Decision) -> str:
+    reason = " ".join(decision.reason.split())
+    if len(reason) > MAX_REASON_CHARACTERS:
+        raise ValueError(
+            f"Expected a reason of at most {MAX_REASON_CHARACTERS} characters. "
+            f"Received: {len(reason)} characters."
+        )
+    if decision.action == "reject" and not reason:
+        raise ValueError("Expected a reason for the rejection. Received: reason=''.")
+    return reason
+
+
+def journal_entry(
+    decision: Decision, before: RoiCells, after: RoiCells, who: str
+) -> dict[str, Any]:
+    """The line of the journal that keeps a decision."""
+    return {
+        "frame_id": decision.frame_id,
+        "at": _now(),
+        "by": who,
+        "action": decision.action,
+        "before": before.as_dict(),
+        "after": after.as_dict(),
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

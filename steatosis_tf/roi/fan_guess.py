@@ -1,0 +1,194 @@
+"""First guesses of a fan from the outermost bright pixels of a small frame.
+
+The border of a fan is made of two straight lines that meet in the apex, and of arcs around that
+apex, and it is the same to the left and to the right.  Shadows hide parts of it and marks stick out
+of it, so each line is completed to a whole fan by symmetry; `fan_fit` picks among the guesses.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from steatosis_tf.roi.geometry import Fan
+
+INLIER_PX = 1.5
+_MIN_SIDE_DEG, _MAX_SIDE_DEG = 12.0, 65.0
+# Half angles of convex probes, tried where neither side can be seen.
+_SIDE_ANGLES_DEG = (28.0, 33.0, 38.0)
+# Two side lines that differ by less are one fan drawn twice.
+_MIN_SKEW_DEG = 2.0
+_MIN_LINEAR_SHARE = 0.6
+
+# Slope (px outwards per row) and offset (px outwards at row 0) of a side of the fan.
+_Line = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Border:
+    """Outermost bright pixels: `left` and `right` one x per row, `top` and `bottom` one y per
+    column; float32, with the rows and columns they belong to."""
+
+    rows: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    columns: np.ndarray
+    top: np.ndarray
+    bottom: np.ndarray
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """`symmetric` fans, `skewed` ones (a different angle on each side), and `linear` ones."""
+
+    symmetric: list[Fan]
+    skewed: list[Fan]
+    linear: list[Fan]
+
+
+def find_border(bright: np.ndarray) -> Border:
+    height, width = bright.shape
+    rows = np.flatnonzero(bright.any(axis=1))
+    columns = np.flatnonzero(bright.any(axis=0))
+    by_row, by_column = bright[rows], bright[:, columns]
+    return Border(
+        rows=rows.astype(np.float32),
+        left=by_row.argmax(axis=1).astype(np.float32),
+        right=(width - 1 - by_row[:, ::-1].argmax(axis=1)).astype(np.float32),
+        columns=columns.astype(np.float32),
+        top=by_column.argmax(axis=0).astype(np.float32),
+        bottom=(height - 1 - by_column[::-1].argmax(axis=0)).astype(np.float32),
+    )
+
+
+def guess_fans(border: Border, shape: tuple[int, int]) -> Guesses:
+    """Complete the visible parts of a border to whole fans.
+
+    Args:
+        border: as `find_border` returns it.
+        shape: height and width of the small frame, px.
+    """
+    left = _side_line(border.rows, -border.left)
+    right = _side_line(border.rows, border.right)
+    return Guesses(
+        symmetric=[_with_radii(fan, border) for fan in _symmetric_fans(border, left, right)],
+        skewed=[_with_radii(fan, border) for fan in _skewed(left, right)],
+        linear=list(_rectangle(border, shape)),
+    )
+
+
+def _symmetric_fans(border: Border, left: _Line | None, right: _Line | None) -> Iterator[Fan]:
+    """Fans without radii yet: from each side line by symmetry, from both, and from the corners."""
+    corners = _near_corners(border)
+    middle = float(corners[:, 0].mean())
+    if left is not None:
+        yield _symmetric(middle, (-middle - left[1]) / left[0], np.degrees(np.arctan(left[0])))
+    if right is not None:
+        yield _symmetric(middle, (middle - right[1]) / right[0], np.degrees(np.arctan(right[0])))
+    if left is not None and right is not None:
+        apex_y = -(left[1] + right[1]) / (left[0] + right[0])
+        apex_x = right[0] * apex_y + right[1]
+        half = np.degrees(np.arctan([left[0], right[0]]).mean())
+        yield _symmetric(apex_x, apex_y, half)
+    half_width = float(np.diff(corners[:, 0])[0]) / 2
+    for angle in _SIDE_ANGLES_DEG:
+        apex_y = float(corners[:, 1].mean()) - half_width / np.tan(np.radians(angle))
+        yield _symmetric(middle, apex_y, angle)
+
+
+def _skewed(left: _Line | None, right: _Line | None) -> Iterator[Fan]:
+    """The fan between the two side lines as they are, each with its own angle."""
+    if left is None or right is None:
+        return
+    left_deg, right_deg = np.degrees(np.arctan([left[0], right[0]]))
+    if abs(left_deg - right_deg) >= _MIN_SKEW_DEG:
+        apex_y = -(left[1] + right[1]) / (left[0] + right[0])
+        fan = _symmetric(right[0] * apex_y + right[1], apex_y, right_deg)
+        yield replace(fan, left_deg=-float(left_deg))
+
+
+def _symmetric(apex_x: float, apex_y: float, half_deg: float) -> Fan:
+    return Fan("convex", float(apex_x), float(apex_y), -float(half_deg), float(half_deg), 1.0, 2.0)
+
+
+def _near_corners(border: Border) -> np.ndarray:
+    """Where the probe's face ends: `(2, 2)` float, left and right, x and y in px."""
+    left = (0.6 * border.left + 0.8 * border.rows).argmin()
+    right = (-0.6 * border.right + 0.8 * border.rows).argmin()
+    return np.array(
+        [[border.left[left], border.rows[left]], [border.right[right], border.rows[right]]]
+    )
+
+
+def _side_line(rows: np.ndarray, reach: np.ndarray) -> _Line | None:
+    """The straight line that bounds the bright area on one side.
+
+    Args:
+        rows: `(n,)` float32.
+        reach: `(n,)` float32, how far out the bright area goes in that row, px; grows outwards.
+
+    Returns:
+        The line, or None if no straight run is steep enough.
+    """
+    count = len(rows)
+    pairs = [
+        (np.arange(0, count - gap, max(1, (count - gap) // 40)), gap)
+        for gap in (count // 5, count // 3, count // 2)
+        if gap >= 4
+    ]
+    if not pairs:
+        return None
+    first = np.concatenate([start for start, _ in pairs])
+    second = np.concatenate([start + gap for start, gap in pairs])
+    slope = (reach[second] - reach[first]) / (rows[second] - rows[first])
+    low, high = np.tan(np.radians([_MIN_SIDE_DEG, _MAX_SIDE_DEG]))
+    usable = (slope >= low) & (slope <= high)
+    if not usable.any():
+        return None
+    slope, first = slope[usable], first[usable]
+    offset = reach[first] - slope * rows[first]
+    residual = reach - (slope[:, None] * rows + offset[:, None])
+    tolerance = INLIER_PX * np.sqrt(1 + slope[:, None] ** 2)
+    support = (np.abs(residual) < tolerance).sum(axis=1) - (residual > 2 * tolerance).sum(axis=1)
+    best = int(support.argmax())
+    close = np.abs(residual[best]) < tolerance[best]
+    slope_fit, offset_fit = np.polyfit(rows[close], reach[close], 1)
+    return float(slope_fit), float(offset_fit)
+
+
+def _with_radii(fan: Fan, border: Border) -> Fan:
+    """Near and far radius from the outermost bright pixels of each column."""
+    across = border.columns - fan.apex_x_px
+    near = np.hypot(across, border.top - fan.apex_y_px)
+    far = np.hypot(across, border.bottom - fan.apex_y_px)
+    edge = np.radians(0.95 * fan.right_deg)
+    near_px = -envelope(-near[np.abs(np.arctan2(across, border.top - fan.apex_y_px)) < edge])
+    far_px = envelope(far[np.abs(np.arctan2(across, border.bottom - fan.apex_y_px)) < edge])
+    return replace(fan, near_px=max(0.5, near_px), far_px=max(far_px, near_px + 2, 2.0))
+
+
+def envelope(reach: np.ndarray) -> float:
+    """The value most of the samples agree on and few exceed; 0 if there are none."""
+    if len(reach) == 0:
+        return 0.0
+    levels = np.arange(np.floor(reach.min()), reach.max() + 1.0, 0.5)
+    ordered = np.sort(reach)
+    close = np.searchsorted(ordered, levels + INLIER_PX) - np.searchsorted(
+        ordered, levels - INLIER_PX
+    )
+    beyond = len(ordered) - np.searchsorted(ordered, levels + 2 * INLIER_PX)
+    agreed = close - beyond
+    return float(levels[agreed == agreed.max()].mean())
+
+
+def _rectangle(border: Border, shape: tuple[int, int]) -> Iterator[Fan]:
+    """The upright rectangle a linear probe shows, if the bright area is one."""
+    left, right = -envelope(-border.left), envelope(border.right)
+    top, bottom = -envelope(-border.top), envelope(border.bottom)
+    for reach, edge in ((border.left, left), (border.right, right)):
+        if (np.abs(reach - edge) < INLIER_PX).mean() < _MIN_LINEAR_SHARE:
+            return
+    fan = Fan("linear", (left + right) / 2, -np.inf, 0.0, 0.0, top, bottom, left, right)
+    # Without dark to its left and right it may be any picture.
+    if 1 < left < right - 2 and right < shape[1] - 2 and top < bottom - 2:
+        yield fan

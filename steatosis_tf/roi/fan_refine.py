@@ -1,0 +1,173 @@
+"""Move the border of a guessed fan to where bright turns dark."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+
+from steatosis_tf.roi.fan_guess import INLIER_PX, Border, envelope
+from steatosis_tf.roi.geometry import Fan
+
+_REACH_PX = 6
+_STEPS = 4
+_NUM_SIDE_SAMPLES, _NUM_ARC_SAMPLES = 40, 48
+NUM_SAMPLES = 2 * (_NUM_SIDE_SAMPLES + _NUM_ARC_SAMPLES)
+_ALIGNED_PX = 1.2
+_BEYOND_FRAME = 2
+# Bright inside the guess is less of a fault than bright outside it: shadows eat the border.
+_INWARD_WEIGHT = 0.5
+# Weighting the outside pushes the border out; measured on drawn fans.
+_BORDER_BIAS_PX = -0.2
+# Keeps what the visible border does not tell (apex x, y, angles, radii, row stretch) in place.
+_RIDGE = (0.5, 0.5, 250.0, 250.0, 0.5, 0.5, 10.0)
+# A row stretch of 1.03 weighs as much as 4 border samples that are half a px off.
+_STRETCH_PRIOR = 1000.0
+_STRETCH_RANGE = (0.85, 1.2)
+_ANGLE_RANGE_DEG = (6.0, 70.0)
+_PHASED_MAX_RATIO = 0.12
+# A cut is a straight run of this share of the rows (columns), and takes a small dark part away.
+_MIN_SIDE_RUN, _MIN_BOTTOM_RUN = 0.06, 0.3
+_STRAIGHT_PX = 0.8
+_MAX_CUT_SHARE = 0.12
+_MAX_CUT_BRIGHT = 0.03
+
+
+def refine(fan: Fan, bright: np.ndarray, symmetry: float) -> Fan:
+    """Move the fan's border to where bright turns dark along its normals.
+
+    Args:
+        fan: a first guess, at most 6 px off where the border can be seen.
+        bright: `(height, width)` uint8, 0 or 1.
+        symmetry: how much a difference between the two side angles costs, px^2 per rad^2.
+
+    Returns:
+        The fan after a few steps of weighted least squares.
+    """
+    for step in range(_STEPS):
+        design, shift = _border_shifts(fan, bright)
+        if len(shift) < 20:
+            return fan
+        spread = _REACH_PX / (1 + step)
+        weight = 1 / (1 + (shift / spread) ** 2) ** 2
+        weight[shift < 0] *= _INWARD_WEIGHT
+        normal = (design * weight[:, None]).T @ design + np.diag(_RIDGE)
+        pull = (design * weight[:, None]).T @ shift
+        tilt = np.radians(-fan.left_deg - fan.right_deg)
+        normal[2:4, 2:4] += symmetry * np.array([[1, -1], [-1, 1]])
+        pull[2:4] -= symmetry * tilt * np.array([1, -1])
+        normal[6, 6] += _STRETCH_PRIOR
+        pull[6] -= _STRETCH_PRIOR * (fan.row_stretch - 1)
+        fan = _moved(fan, np.linalg.solve(normal, pull))
+    return fan
+
+
+def _moved(fan: Fan, change: np.ndarray) -> Fan:
+    left = np.degrees(change[2]) - fan.left_deg
+    right = np.degrees(change[3]) + fan.right_deg
+    near = max(0.5, fan.near_px + change[4])
+    return replace(
+        fan,
+        apex_x_px=float(fan.apex_x_px + change[0]),
+        apex_y_px=float(fan.apex_y_px + change[1]),
+        left_deg=-float(np.clip(left, *_ANGLE_RANGE_DEG)),
+        right_deg=float(np.clip(right, *_ANGLE_RANGE_DEG)),
+        near_px=float(near),
+        far_px=float(max(near + 2, fan.far_px + change[5])),
+        row_stretch=float(np.clip(fan.row_stretch + change[6], *_STRETCH_RANGE)),
+    )
+
+
+def num_aligned(fan: Fan, bright: np.ndarray) -> int:
+    """How many samples of the border lie where bright turns dark."""
+    if fan.kind == "linear":
+        return NUM_SAMPLES
+    _, shift = _border_shifts(fan, bright)
+    return int((np.abs(shift) < _ALIGNED_PX).sum())
+
+
+def with_cuts(fan: Fan, border: Border, bright: np.ndarray) -> Fan:
+    """Cut the fan off where the bright area ends in a straight upright or level line."""
+    if fan.kind == "linear":
+        return fan
+    if fan.near_px < _PHASED_MAX_RATIO * fan.far_px:
+        fan = replace(fan, kind="phased")
+    for reach, sign, least, cut_at in (
+        (-border.left, -1, _MIN_SIDE_RUN, lambda fan, at: replace(fan, cut_left_px=at)),
+        (border.right, 1, _MIN_SIDE_RUN, lambda fan, at: replace(fan, cut_right_px=at)),
+        (border.bottom, 1, _MIN_BOTTOM_RUN, lambda fan, at: replace(fan, cut_bottom_px=at)),
+    ):
+        edge = envelope(np.sort(reach)[len(reach) // 2 :])
+        edge = float(np.median(reach[np.abs(reach - edge) <= INLIER_PX]))
+        if (np.abs(reach - edge) < _STRAIGHT_PX).mean() < least:
+            continue
+        cut = cut_at(fan, sign * (edge + 0.5))
+        kept = cut.mask(bright.shape)
+        removed = fan.mask(bright.shape) & ~kept
+        is_small = 0 < removed.sum() < _MAX_CUT_SHARE * kept.sum()
+        if is_small and bright[removed].mean() < _MAX_CUT_BRIGHT:
+            fan = cut
+    return fan
+
+
+def _border_shifts(fan: Fan, bright: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How far outwards the bright area's border lies from the fan's, where it can be seen.
+
+    Returns:
+        Design matrix `(n, 7)`: px of outward shift per px of apex x and y, per radian of left and
+        right angle, per px of near and far radius, per unit of row stretch; and the shifts seen,
+        `(n,)` px.
+    """
+    left, right = np.radians([fan.left_deg, fan.right_deg])
+    along = np.linspace(fan.near_px, fan.far_px, _NUM_SIDE_SAMPLES + 2)[1:-1]
+    turn = np.linspace(left, right, _NUM_ARC_SAMPLES + 2)[1:-1]
+    lengths = [len(along), len(along), len(turn), len(turn)]
+    angle = np.concatenate([np.full(len(along), left), np.full(len(along), right), turn, turn])
+    radius = np.repeat([0, 0, fan.near_px, fan.far_px], lengths)
+    radius[: 2 * len(along)] = np.concatenate([along, along])
+    is_left, is_right, is_near, is_far = np.repeat(np.eye(4), lengths, axis=1)
+    sine, cosine, stretch = np.sin(angle), np.cos(angle), fan.row_stretch
+    side, arc = is_right - is_left, is_far - is_near
+    normal = np.stack(
+        [
+            stretch * (side * cosine + arc * sine),
+            -side * sine + arc * cosine,
+        ],
+        axis=1,
+    )
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+    per_radian = radius * (cosine * normal[:, 0] - stretch * sine * normal[:, 1])
+    per_radius = sine * normal[:, 0] + stretch * cosine * normal[:, 1]
+    design = np.column_stack(
+        [
+            normal,
+            -per_radian * is_left,
+            per_radian * is_right,
+            per_radius * is_near,
+            per_radius * is_far,
+            radius * cosine * normal[:, 1],
+        ]
+    )
+    points = np.stack(
+        [fan.apex_x_px + radius * sine, fan.apex_y_px + stretch * radius * cosine], axis=1
+    )
+    shift = _outermost_bright(points, normal, bright)
+    seen = np.isfinite(shift)
+    return design[seen], shift[seen]
+
+
+def _outermost_bright(points: np.ndarray, normals: np.ndarray, bright: np.ndarray) -> np.ndarray:
+    """Along each normal, the shift to where bright turns dark; NaN where nothing is bright."""
+    steps = np.arange(-_REACH_PX, _REACH_PX + 1)
+    samples = (points[:, None, :] + steps[None, :, None] * normals[:, None, :]).astype(np.float32)
+    lit = cv2.remap(
+        bright,
+        samples[..., 0],
+        samples[..., 1],
+        cv2.INTER_NEAREST,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=_BEYOND_FRAME,
+    )
+    outermost = lit.shape[1] - 1 - (lit[:, ::-1] == 1).argmax(axis=1)
+    # Nothing bright: shadow.  Bright to the end, or the frame's end: no border to be seen.
+    unseen = (lit.max(axis=1) != 1) | (outermost == lit.shape[1] - 1)
+    return np.where(unseen, np.nan, steps[outermost] + _BORDER_BIAS_PX)

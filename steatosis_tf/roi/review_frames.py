@@ -1,0 +1,122 @@
+"""Frames and outlines as a browser can show them."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from steatosis_tf.roi.liver import liver_mask
+from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.sources.folder import read_frame
+
+# No screen shows more, and a browser's canvas may refuse more.
+_MAX_SHOWN_PX = 4096
+# Outlines are drawn one or two screen pixels wide; more vertices than this tolerance needs are
+# bytes that nobody sees.
+_TOLERANCE_PX = 0.75
+
+Polygon = list[list[int]]
+
+
+@dataclass(frozen=True)
+class ShownFrame:
+    """A frame ready for the browser.
+
+    Attributes:
+        png: lossless, so that speckle is judged as the model gets it.
+        height: of the file, px; boxes are in these, whatever the PNG's size is.
+        width: of the file, px.
+        notice: what a reviewer should know about the frame; "" if nothing.
+    """
+
+    png: bytes
+    height: int
+    width: int
+    notice: str
+
+
+def frame_masks(frame: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks whose outlines the page can show; one that cannot be found is left out.
+
+    Args:
+        frame: `(height, width)` or `(height, width, 3)` RGB, uint8.
+
+    Returns:
+        name ("sector", "liver") to `(height, width)` bool.
+    """
+    try:
+        sector = find_sector(frame)
+    except ValueError:
+        return {}  # without a sector there is no place for a liver, and the page shows neither
+    return {"sector": sector.mask, "liver": liver_mask(frame, sector)}
+
+
+def shown_frame(path: Path) -> ShownFrame:
+    """Read a frame and encode it for the browser.
+
+    Raises:
+        ValueError: if the frame cannot be read, with the reason.
+    """
+    return _shown_frame(path, _version(path))
+
+
+def frame_outlines(path: Path) -> dict[str, list[Polygon]]:
+    """Outlines of a frame: name to polygons of `[x, y]` in px of the file.
+
+    Raises:
+        ValueError: if the frame cannot be read, with the reason.
+    """
+    return _frame_outlines(path, _version(path))
+
+
+def _version(path: Path) -> int:
+    """So that a frame that was copied again is read again."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0  # the reader says what is wrong with it
+
+
+# Two pages with their look-ahead ask for a dozen frames; decoded ones are shared by the picture
+# and the outlines of the same frame, which are asked for at the same time.
+@functools.lru_cache(maxsize=4)
+def _decoded(path: Path, version: int) -> np.ndarray:
+    return read_frame(path)
+
+
+@functools.lru_cache(maxsize=24)
+def _shown_frame(path: Path, version: int) -> ShownFrame:
+    frame = _decoded(path, version)
+    height, width = frame.shape[:2]
+    scale = min(1.0, _MAX_SHOWN_PX / max(height, width))
+    notice = ""
+    if scale < 1:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+        notice = (
+            f"{width} × {height} px is far more than an ultrasound frame has. Shown at "
+            f"{scale:.0%}; the box is still in px of the file."
+        )
+    shown = frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+    # Level 1: five times as fast as the default, and the bytes stay on this machine.
+    _, data = cv2.imencode(".png", shown, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    return ShownFrame(data.tobytes(), height, width, notice)
+
+
+@functools.lru_cache(maxsize=256)
+def _frame_outlines(path: Path, version: int) -> dict[str, list[Polygon]]:
+    masks = frame_masks(_decoded(path, version))
+    return {name: _polygons(mask) for name, mask in masks.items()}
+
+
+def _polygons(mask: np.ndarray) -> list[Polygon]:
+    contours, _ = cv2.findContours(
+        mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+    )
+    return [
+        cv2.approxPolyDP(contour, _TOLERANCE_PX, True)[:, 0].tolist()
+        for contour in contours
+        if len(contour) > 2
+    ]

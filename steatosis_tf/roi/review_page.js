@@ -1,0 +1,493 @@
+// The review page: what is shown, what keys and buttons do, what is saved.
+
+import { drag, same, typed } from "./review_box.js";
+import { Frames, decide, go, session } from "./review_server.js";
+import { Stage } from "./review_stage.js";
+
+const REASONS = [
+  "No liver in view", "Too little liver parenchyma", "Shadow or poor contact",
+  "Vessels or a lesion leave no room", "Text or marks burned into the liver",
+  "Frame unreadable or not an ultrasound",
+];
+const STATE_NAMES = { "": "To review", accepted: "Accepted", corrected: "Corrected", rejected: "Rejected" };
+const KEPT_UNDOS = 200;
+
+const at = (id) => document.getElementById(id);
+const frames = new Frames();
+let stage;
+let leastPx;
+
+const now = {
+  row: null, // the row as the server has it
+  edit: null, // a box that is not saved yet
+  steps: [], // boxes before each change since the last save
+  undos: [], // [frame_id, revision after it] of every decision in this tab
+  filter: "to_review",
+  order: "file",
+  ready: false, // the frame is drawn and can be judged
+  busy: false,
+  ticket: 0,
+};
+
+const box = () => now.edit ?? now.row?.box ?? null;
+const place = (more) => ({ filter_by: now.filter, order: now.order, ...more });
+
+// ---- what is kept in the tab, so that a reload or a restarted server loses no work -------------
+
+function remember() {
+  const { row, edit, undos, filter, order } = now;
+  const draft = row && edit ? { revision: row.revision, edit } : null;
+  const kept = { frame_id: row?.frame_id ?? "", draft, undos: undos.slice(-KEPT_UNDOS), filter, order };
+  sessionStorage.setItem("review", JSON.stringify(kept));
+}
+
+// ---- showing -----------------------------------------------------------------------------------
+
+async function show(answer) {
+  progress(answer);
+  const { row } = answer;
+  now.row = row;
+  now.edit = null;
+  now.steps = [];
+  now.ready = false;
+  stage.drawing = false;
+  stage.part = "whole";
+  const ticket = ++now.ticket;
+  remember();
+  if (!row) return showEnd(answer);
+  const shown = await draw(row, ticket);
+  if (ticket === now.ticket) {
+    panel();
+    frames.prefetch([...answer.ahead.slice(0, 1), ...answer.behind, ...answer.ahead.slice(1)]);
+  }
+  return shown;
+}
+
+async function draw(row, ticket) {
+  let frame;
+  try {
+    frame = await frames.get(row.frame_id);
+  } catch (error) {
+    if (ticket !== now.ticket) return;
+    stage.clear();
+    setOutlines({});
+    message("This frame cannot be shown", error.message, "R rejects it, N goes on to the next one.");
+    at("stage").dataset.frame = row.frame_id;
+    return;
+  }
+  if (ticket !== now.ticket) return;
+  now.ready = true;
+  message();
+  if (frame.notice) notice(frame.notice);
+  stage.show(frame.bitmap, frame);
+  stage.setBox(row.box, null);
+  at("stage").dataset.frame = row.frame_id;
+  frame.outlines.then((outlines) => ticket === now.ticket && setOutlines(outlines), () => {});
+}
+
+function setOutlines(outlines) {
+  stage.setOutlines(outlines);
+  at("showSector").hidden = !outlines.sector;
+  at("showLiver").hidden = !outlines.liver;
+}
+
+function showEnd(answer) {
+  stage.clear();
+  setOutlines({});
+  delete at("stage").dataset.frame;
+  const chosen = at("filter").selectedOptions[0].textContent;
+  const isDone = now.filter === "to_review" && answer.counts.to_review === 0;
+  message(isDone ? "Every frame is reviewed" : `No frame under “${chosen}”`,
+    isDone ? "All decisions are in the manifest." : "F shows the next filter.",
+    now.undos.length ? "U takes the last decision back." : "");
+  panel();
+}
+
+function message(title = "", ...lines) {
+  at("message").hidden = !title;
+  at("message").replaceChildren(...[title, ...lines].filter(Boolean).map((text, index) => {
+    const line = document.createElement(index ? "p" : "h2");
+    line.textContent = text;
+    return line;
+  }));
+}
+
+function notice(text = "", kind = "") {
+  at("notice").hidden = !text;
+  at("notice").textContent = text;
+  at("notice").className = `notice ${kind}`;
+}
+
+function progress({ counts, fold_error: foldError }) {
+  const done = counts.all - counts.to_review;
+  at("progress").textContent = `${done} of ${counts.all} reviewed`;
+  at("meter").setAttribute("aria-valuenow", done);
+  at("meter").setAttribute("aria-valuemax", counts.all);
+  for (const name of ["accepted", "corrected", "rejected"])
+    at("meter").querySelector(`.${name}`).style.width = `${100 * counts[name] / counts.all}%`;
+  for (const option of at("filter").options) {
+    option.dataset.name ??= option.textContent.trim();
+    option.textContent = `${option.dataset.name} (${counts[option.value]})`;
+  }
+  if (foldError) notice(`Decisions are safe in the journal, but the manifest lags: ${foldError}`, "bad");
+}
+
+function panel() {
+  const { row, edit, ready, busy } = now;
+  const current = box();
+  const decided = Boolean(row?.state);
+  if (document.activeElement !== at("number")) at("number").value = row ? row.rank + 1 : "";
+  at("total").textContent = row ? `of ${row.total}` : "";
+  at("state").textContent = row ? (edit ? "Unsaved change" : STATE_NAMES[row.state]) : "";
+  at("state").className = `state ${edit ? "changed" : row?.state ?? ""}`;
+  at("id").textContent = row?.frame_id ?? "";
+  at("signed").textContent = decided ? `by ${row.reviewer}, ${when(row.reviewed_at)}` : "";
+  at("quality").textContent = row ? row.quality?.toFixed(2) ?? "–" : "";
+  at("qualityBar").style.width = `${100 * (row?.quality ?? 0)}%`;
+  at("reason").textContent = row?.reason || (row && !row.box && !decided ? "No proposal" : "");
+  for (const input of at("numbers").querySelectorAll("input")) {
+    if (document.activeElement !== input) input.value = current?.[input.dataset.side] ?? "";
+    input.disabled = !ready;
+    input.removeAttribute("aria-invalid");
+  }
+  const can = {
+    accept: ready && !edit && current && row.state !== "accepted",
+    correct: ready && edit,
+    reject: row,
+    undo: now.steps.length || now.undos.length || (row && row.num_decisions > 0),
+    reopen: row && row.num_decisions > 0,
+    previous: row,
+    next: row,
+  };
+  for (const [name, possible] of Object.entries(can)) at(name).disabled = busy || !possible;
+  at("hint").hidden = !ready || Boolean(current && !stage.drawing) || row.state === "rejected";
+  at("memo").hidden = !edit;
+  at("accept").classList.toggle("lit", !edit && !at("accept").disabled);
+  at("correct").classList.toggle("lit", Boolean(edit));
+  at("worst").setAttribute("aria-pressed", now.order === "worst");
+  at("review").setAttribute("aria-busy", busy);
+}
+
+function when(iso) {
+  const date = new Date(iso);
+  const isToday = date.toDateString() === new Date().toDateString();
+  return isToday ? date.toLocaleTimeString() : date.toLocaleString();
+}
+
+// ---- going -------------------------------------------------------------------------------------
+
+/** Do one thing; a failure is shown and changes nothing. */
+async function run(work) {
+  now.busy = true;
+  at("review").setAttribute("aria-busy", true);
+  notice();
+  try {
+    await work();
+  } catch (error) {
+    notice(error.message, "bad");
+  } finally {
+    now.busy = false;
+    panel();
+  }
+}
+
+let working = Promise.resolve();
+
+/** Do it now or not at all: a key pressed before the frame is there was not meant for it. */
+function alone(work) {
+  if (!now.busy) working = run(work);
+  return working;
+}
+
+/** Do it as soon as what is under way is done: a choice of the reviewer must not get lost. */
+function inTurn(work) {
+  working = working.then(() => run(work));
+  return working;
+}
+
+const move = (step) => alone(async () => {
+  if (now.edit) return notice("The changed box is not saved: C saves it, Esc drops it.", "bad");
+  const before = now.row;
+  const answer = await go(place({ frame_id: before?.frame_id ?? "", step }));
+  if (!answer.row && before) return notice("No other frame under this filter.");
+  await show(answer);
+  const isAround = before && (answer.row.rank - before.rank) * step < 0;
+  if (isAround && now.ready && !at("notice").textContent) notice(step > 0 ? "Began again at the start." : "Went on from the end.");
+});
+
+/** Show the first frame that is still there to see under the filter and order chosen. */
+const restart = () => inTurn(async () => show(await go(place({ frame_id: "" }))));
+
+function setFilter(name) {
+  now.filter = at("filter").value = name;
+  restart();
+}
+
+function toggleWorst() {
+  now.order = now.order === "worst" ? "file" : "worst";
+  if (now.order === "file" && now.row) return inTurn(async () => show(await go(place({ frame_id: now.row.frame_id }))));
+  restart();
+}
+
+// ---- editing -----------------------------------------------------------------------------------
+
+function edit(changed, isFinal = true) {
+  if (isFinal && same(changed, now.row.box)) now.edit = null;
+  else now.edit = changed;
+  stage.setBox(box(), now.edit ? now.row.box : null);
+  panel();
+  if (isFinal) remember();
+}
+
+/** Change the box as one step that undo takes back. */
+function step(changed) {
+  if (same(changed, box())) return;
+  now.steps.push(now.edit);
+  edit(changed);
+}
+
+function nudge(down, right) {
+  if (box() && now.ready) step(drag(box(), stage.part, down, right, stage.frame, leastPx));
+}
+
+function drop() {
+  stage.drawing = false;
+  now.edit = null;
+  now.steps = [];
+  stage.setBox(box(), null);
+  notice();
+  panel();
+  remember();
+}
+
+function typedBox() {
+  const inputs = [...at("numbers").querySelectorAll("input")];
+  const changed = typed(inputs.map((input) => input.value), stage.frame, leastPx);
+  for (const input of inputs) input.toggleAttribute("aria-invalid", !changed);
+  if (changed) step(changed);
+}
+
+// ---- deciding ----------------------------------------------------------------------------------
+
+const save = (action, more = {}) => alone(async () => {
+  const { row, edit: changed } = now;
+  const wanted = { frame_id: row.frame_id, revision: row.revision, action, ...more };
+  const answer = await decide(wanted);
+  progress(answer);
+  if (!answer.saved) return conflict(answer.row, changed);
+  now.undos.push([row.frame_id, answer.row.revision]);
+  now.row = { ...answer.row, rank: row.rank };
+  now.edit = null;
+  at("memo").value = "";
+  at("saved").textContent = `✓ ${STATE_NAMES[answer.row.state]}, saved ${new Date().toLocaleTimeString()}`;
+  await show(await go(place({ frame_id: row.frame_id, step: 1 })));
+});
+
+/** Somebody else was quicker: show theirs, keep mine as an unsaved change. */
+function conflict(theirs, mine) {
+  now.row = { ...theirs, rank: now.row.rank };
+  now.edit = mine && now.ready && !same(mine, theirs.box) ? mine : null;
+  stage.setBox(box(), now.edit ? theirs.box : null);
+  remember();
+  const who = theirs.state ? `${theirs.reviewer} ${theirs.state} this frame` : "This frame was reopened";
+  notice(`${who} meanwhile. Nothing was overwritten. ${now.edit
+    ? "Theirs is dashed: Esc keeps it, C saves yours instead." : "What you see now is theirs."}`, "bad");
+}
+
+function accept() {
+  if (now.edit) return notice("The box was changed: C saves the correction, Esc drops it.", "bad");
+  if (!at("accept").disabled) save("accept");
+}
+
+function correct() {
+  if (now.edit) return save("correct", { box: now.edit, reason: at("memo").value });
+  if (now.ready) notice(box() ? "Move or resize the box first: drag it, or use the arrow keys." : "Draw a box first: drag on the frame.");
+}
+
+function askReason() {
+  if (!now.row || now.busy) return;
+  at("otherReason").value = "";
+  at("reasons").showModal();
+  at("reasonList").querySelector("button").focus();
+}
+
+function reject(reason) {
+  if (!reason.trim()) return at("otherReason").focus();
+  at("reasons").close();
+  save("reject", { reason });
+}
+
+function undo() {
+  if (now.steps.length) return edit(now.steps.pop() ?? now.row.box);
+  if (now.undos.length) return undoLast();
+  if (now.row?.num_decisions) return takeBack("undo");
+  notice("Nothing to undo.");
+}
+
+/** Go back to the frame decided last in this tab, and take that decision back. */
+const undoLast = () => alone(async () => {
+  const [frameId, revision] = now.undos.pop();
+  const answer = await decide({ frame_id: frameId, revision, action: "undo" });
+  await show(await go(place({ frame_id: frameId })));
+  if (!answer.saved) return notice(`${answer.row.reviewer} changed this frame since: not undone.`, "bad");
+  at("saved").textContent = `↶ Undone, saved ${new Date().toLocaleTimeString()}`;
+});
+
+const takeBack = (action) => alone(async () => {
+  const { frame_id: frameId, revision } = now.row;
+  const answer = await decide({ frame_id: frameId, revision, action });
+  if (!answer.saved) return conflict(answer.row, null);
+  now.undos = now.undos.filter(([id]) => id !== frameId);
+  await show(await go(place({ frame_id: frameId })));
+  at("saved").textContent = `↶ Back to ${now.row.state || "the proposal"}, saved ${new Date().toLocaleTimeString()}`;
+});
+
+// ---- keys and buttons --------------------------------------------------------------------------
+
+const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+
+function toggle(name) {
+  const button = at(`show${name[0].toUpperCase()}${name.slice(1)}`);
+  stage.layers[name] = !stage.layers[name];
+  button.setAttribute("aria-pressed", stage.layers[name]);
+  stage.render();
+}
+
+const KEYS = {
+  a: accept, c: correct, r: askReason, u: undo, n: () => move(1), p: () => move(-1),
+  PageDown: () => move(1), PageUp: () => move(-1), Escape: drop, w: toggleWorst,
+  Enter: () => (now.edit ? correct() : accept()),
+  o: () => now.row?.num_decisions && takeBack("reopen"),
+  f: () => setFilter(at("filter").options[(at("filter").selectedIndex + 1) % at("filter").length].value),
+  g: () => at("number").select(), m: () => now.edit && at("memo").focus(),
+  h: () => stage.nextPart(), d: startDrawing,
+  b: () => toggle("box"), s: () => toggle("sector"), l: () => toggle("liver"),
+  z: () => stage.toggleFull(), "+": () => stage.zoom(1.25), "=": () => stage.zoom(1.25), "-": () => stage.zoom(0.8),
+  "[": () => stage.brighten(-1), "]": () => stage.brighten(1), "?": () => at("helpSheet").showModal(),
+  " ": () => bare(true),
+};
+
+function startDrawing() {
+  if (!now.ready) return;
+  stage.drawing = !stage.drawing;
+  stage.render();
+  panel();
+}
+
+function bare(isBare) {
+  stage.bare = isBare;
+  stage.render();
+}
+
+function onKey(event) {
+  if (document.querySelector("dialog[open]") || event.isComposing) return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (event.target.matches("input, select")) {
+    if (key === "Escape" || (key === "Enter" && event.target.id !== "number")) {
+      event.preventDefault();
+      if (key === "Enter" && event.target.id === "memo") correct();
+      event.target.blur();
+    }
+    return;
+  }
+  if ((event.ctrlKey || event.metaKey) && key === "z") {
+    event.preventDefault();
+    return undo();
+  }
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const isOnButton = event.target.matches("button") && (key === "Enter" || key === " ");
+  if (isOnButton || (event.repeat && !ARROWS[key] && !"+-=np".includes(key) && !key.startsWith("Page"))) {
+    if (key === " " && !isOnButton) event.preventDefault();
+    return;
+  }
+  const arrow = ARROWS[key];
+  if (!arrow && !KEYS[key]) return;
+  event.preventDefault();
+  if (arrow) nudge(...arrow.map((one) => one * (event.shiftKey ? 10 : 1)));
+  else KEYS[key]();
+}
+
+function connect() {
+  const clicks = {
+    accept, correct, reject: askReason, undo, reopen: KEYS.o, next: KEYS.n, previous: KEYS.p,
+    worst: toggleWorst, help: KEYS["?"], showBox: KEYS.b, showSector: KEYS.s, showLiver: KEYS.l,
+  };
+  for (const [id, work] of Object.entries(clicks)) {
+    at(id).addEventListener("click", (event) => {
+      // After a mouse click the keys act on the frame; a keyboard user keeps the focus.
+      if (event.detail) at(id).blur();
+      work();
+    });
+  }
+  at("filter").addEventListener("change", () => { at("filter").blur(); setFilter(at("filter").value); });
+  at("goto").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const rank = Number.parseInt(at("number").value, 10) - 1;
+    at("number").blur();
+    if (rank >= 0 && !now.edit) inTurn(async () => show(await go(place({ rank }))));
+    else panel();
+  });
+  at("numbers").addEventListener("change", typedBox);
+  at("reasonList").replaceChildren(...REASONS.map((reason, index) => {
+    const item = document.createElement("li");
+    const button = Object.assign(document.createElement("button"), { type: "button" });
+    button.innerHTML = `<kbd>${index + 1}</kbd> `;
+    button.append(reason);
+    button.addEventListener("click", () => reject(reason));
+    item.append(button);
+    return item;
+  }));
+  at("reasons").addEventListener("keydown", (event) => {
+    const reason = REASONS[Number(event.key) - 1];
+    if (reason && event.target.id !== "otherReason") { event.preventDefault(); reject(reason); }
+    if (/^[a-z]$/i.test(event.key) && event.target.id !== "otherReason") at("otherReason").focus();
+  });
+  at("reasons").querySelector("form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    reject(at("otherReason").value);
+  });
+  at("reasonCancel").addEventListener("click", () => at("reasons").close());
+  document.addEventListener("keydown", onKey);
+  document.addEventListener("keyup", (event) => event.key === " " && bare(false));
+  window.addEventListener("blur", () => bare(false));
+}
+
+// ---- beginning ---------------------------------------------------------------------------------
+
+async function start() {
+  const about = await session();
+  leastPx = about.min_box_px;
+  at("manifest").textContent = about.manifest;
+  at("reviewer").textContent = about.reviewer;
+  let before = null;
+  stage = new Stage(at("stage"), {
+    leastPx,
+    mayEdit: () => now.ready,
+    onEdit: (changed, isFinal) => {
+      if (!isFinal) { before ??= [now.edit]; return edit(changed, false); }
+      if (before) now.steps.push(before[0]);
+      before = null;
+      edit(changed);
+    },
+  });
+  connect();
+  const kept = JSON.parse(sessionStorage.getItem("review") ?? "{}");
+  now.undos = kept.undos ?? [];
+  now.filter = at("filter").value = kept.filter ?? "to_review";
+  now.order = kept.order ?? "file";
+  await alone(async () => {
+    const answer = await go(place({ frame_id: kept.frame_id ?? "" })).catch(() => go(place({ frame_id: "" })));
+    await show(answer);
+    if (kept.draft && kept.draft.revision === now.row?.revision && now.ready) {
+      step(kept.draft.edit);
+      notice("Your unsaved change is back.");
+    }
+  });
+}
+
+// NiceGUI puts the page's HTML in place a moment after this script has run.
+const waiting = setInterval(() => {
+  if (!at("review")) return;
+  clearInterval(waiting);
+  start().catch((error) => { at("message").hidden = false; message("The page could not start", error.message); });
+}, 10);

@@ -1,0 +1,233 @@
+// The frame, its outlines and its box: drawing, zooming, dragging. Knows no server and no keys.
+
+import { PARTS, drag, spanned } from "./review_box.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+const MARGIN_PX = 12;
+const HANDLE_PX = 9;
+const GRASP_PX = 22;
+const EDGE_HANDLES_FROM_PX = 64;
+const LEVELS = [0.6, 0.8, 1, 1.3, 1.7, 2.2, 3];
+
+export class Stage {
+  /** `onEdit(box, isFinal)` is called while and after the box is dragged or drawn. */
+  constructor(root, { leastPx, onEdit, mayEdit }) {
+    this.root = root;
+    this.canvas = root.querySelector("canvas");
+    this.svg = root.querySelector("svg");
+    this.leastPx = leastPx;
+    this.onEdit = onEdit;
+    this.mayEdit = mayEdit;
+    this.layers = { box: true, sector: true, liver: true };
+    this.bare = false;
+    this.drawing = false;
+    this.part = "whole";
+    this.level = LEVELS.indexOf(1);
+    this.clear();
+    this.#addHandles();
+    new ResizeObserver(() => (this.fitted ? this.fit() : this.render())).observe(root);
+    this.svg.addEventListener("pointerdown", (event) => this.#grasp(event));
+    root.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      this.zoom(event.deltaY < 0 ? 1.2 : 1 / 1.2, [event.offsetX, event.offsetY]);
+    }, { passive: false });
+  }
+
+  clear() {
+    this.frame = null;
+    this.box = this.before = null;
+    this.outlines = {};
+    this.canvas.hidden = true;
+    this.fitted = true;
+    this.render();
+  }
+
+  /** Show a bitmap of a frame of `frame.height` x `frame.width` px; the zoom stays for its like. */
+  show(bitmap, frame) {
+    const alike = this.frame?.height === frame.height && this.frame?.width === frame.width;
+    this.frame = frame;
+    this.outlines = {};
+    this.canvas.width = bitmap.width;
+    this.canvas.height = bitmap.height;
+    this.canvas.getContext("2d").drawImage(bitmap, 0, 0);
+    this.canvas.hidden = false;
+    if (alike && !this.fitted) this.render();
+    else this.fit();
+  }
+
+  setBox(box, before) {
+    this.box = box;
+    this.before = before;
+    this.render();
+  }
+
+  setOutlines(outlines) {
+    this.outlines = outlines;
+    this.render();
+  }
+
+  fit() {
+    this.fitted = true;
+    if (!this.frame) return;
+    const { clientWidth, clientHeight } = this.root;
+    const room = Math.min((clientWidth - 2 * MARGIN_PX) / this.frame.width,
+      (clientHeight - 2 * MARGIN_PX) / this.frame.height);
+    this.#look(Math.min(room, 3));
+  }
+
+  /** One px of the frame to one px of the screen, or back to the whole frame. */
+  toggleFull() {
+    if (!this.frame) return;
+    if (!this.fitted) return this.fit();
+    this.fitted = false;
+    const centre = this.box && [this.box[1] + this.box[3] / 2, this.box[0] + this.box[2] / 2];
+    this.#look(1, centre);
+  }
+
+  zoom(factor, at = [this.root.clientWidth / 2, this.root.clientHeight / 2]) {
+    if (!this.frame) return;
+    this.fitted = false;
+    const scale = Math.min(Math.max(this.scale * factor, 0.05), 16);
+    this.x = at[0] - (at[0] - this.x) * scale / this.scale;
+    this.y = at[1] - (at[1] - this.y) * scale / this.scale;
+    this.scale = scale;
+    this.render();
+  }
+
+  brighten(step) {
+    this.level = Math.min(Math.max(this.level + step, 0), LEVELS.length - 1);
+    this.canvas.style.filter = LEVELS[this.level] === 1 ? "" : `brightness(${LEVELS[this.level]})`;
+    this.render();
+  }
+
+  /** The next corner for the arrow keys; after the last one, the whole box again. */
+  nextPart() {
+    const parts = ["whole", "nw", "ne", "se", "sw"];
+    this.part = parts[(parts.indexOf(this.part) + 1) % parts.length];
+    this.render();
+  }
+
+  #look(scale, centre = [this.frame.width / 2, this.frame.height / 2]) {
+    this.scale = scale;
+    this.x = Math.round(this.root.clientWidth / 2 - centre[0] * scale);
+    this.y = Math.round(this.root.clientHeight / 2 - centre[1] * scale);
+    this.render();
+  }
+
+  #addHandles() {
+    for (const part of Object.keys(PARTS).filter((name) => name !== "whole")) {
+      const group = document.createElementNS(SVG, "g");
+      group.dataset.part = part;
+      for (const side of [GRASP_PX, HANDLE_PX]) {
+        const rect = document.createElementNS(SVG, "rect");
+        for (const [name, value] of [["x", -side / 2], ["y", -side / 2], ["width", side], ["height", side]])
+          rect.setAttribute(name, value);
+        rect.setAttribute("class", side === GRASP_PX ? "grasp" : "handle");
+        group.append(rect);
+      }
+      this.svg.querySelector("#handles").append(group);
+    }
+    this.svg.querySelector(".box").dataset.part = "whole";
+  }
+
+  render() {
+    const { frame, svg } = this;
+    svg.style.display = frame ? "" : "none";
+    this.root.querySelector("#scale").textContent = frame ? `${Math.round(this.scale * 100)} %` : "";
+    this.root.querySelector("#size").textContent = frame ? `${frame.width} × ${frame.height} px` : "";
+    this.root.querySelector("#level").textContent =
+      frame && LEVELS[this.level] !== 1 ? `brightness × ${LEVELS[this.level]}` : "";
+    if (!frame) return;
+    const zoom = this.scale * frame.width / this.canvas.width;
+    this.canvas.style.transform = `translate(${this.x}px, ${this.y}px) scale(${zoom})`;
+    this.canvas.classList.toggle("pixels", zoom > 3);
+    svg.classList.toggle("bare", this.bare);
+    svg.classList.toggle("drawing", this.drawing || (!this.box && this.mayEdit()));
+    this.#renderOutlines();
+    this.#renderBox();
+  }
+
+  #renderOutlines() {
+    for (const name of ["sector", "liver"]) {
+      const path = this.svg.querySelector(`path.${name}`);
+      const polygons = this.layers[name] ? this.outlines[name] ?? [] : [];
+      path.setAttribute("d", polygons.map((points) => `M${points.map(([x, y]) =>
+        `${((x + 0.5) * this.scale + this.x).toFixed(1)} ${((y + 0.5) * this.scale + this.y).toFixed(1)}`
+      ).join("L")}Z`).join(""));
+    }
+  }
+
+  #renderBox() {
+    const shown = this.layers.box ? this.box : null;
+    for (const name of ["box", "halo"]) this.#place(this.svg.querySelector(`.${name}`), shown);
+    this.#place(this.svg.querySelector(".before"), this.layers.box ? this.before : null);
+    for (const group of this.svg.querySelectorAll("#handles g")) {
+      const [vertical, horizontal] = PARTS[group.dataset.part];
+      // On a box that is small on the screen, handles on the edges would hide what is inside.
+      const isEdge = !vertical || !horizontal;
+      const along = shown && (vertical ? shown[3] : shown[2]) * this.scale;
+      const isShown = shown && this.mayEdit() && !(isEdge && along < EDGE_HANDLES_FROM_PX);
+      group.style.display = isShown ? "" : "none";
+      group.classList.toggle("active", group.dataset.part === this.part);
+      if (!isShown) continue;
+      const x = this.x + (shown[1] + shown[3] * (horizontal + 1) / 2) * this.scale;
+      const y = this.y + (shown[0] + shown[2] * (vertical + 1) / 2) * this.scale;
+      group.setAttribute("transform", `translate(${x} ${y})`);
+    }
+  }
+
+  #place(rect, box) {
+    rect.style.display = box ? "" : "none";
+    if (!box) return;
+    rect.setAttribute("x", this.x + box[1] * this.scale);
+    rect.setAttribute("y", this.y + box[0] * this.scale);
+    rect.setAttribute("width", box[3] * this.scale);
+    rect.setAttribute("height", box[2] * this.scale);
+  }
+
+  #grasp(event) {
+    if (!this.frame || event.button > 1) return;
+    event.preventDefault();
+    const from = [event.clientX, event.clientY];
+    const start = { box: this.box, x: this.x, y: this.y, point: this.#pointOf(event) };
+    const part = event.target.closest("[data-part]")?.dataset.part;
+    const draws = this.mayEdit() && event.button === 0 && (this.drawing || !this.box);
+    const drags = this.mayEdit() && event.button === 0 && !draws && part && this.layers.box;
+    let moved = false;
+    const move = (now) => {
+      const right = now.clientX - from[0];
+      const down = now.clientY - from[1];
+      moved ||= Math.hypot(right, down) > 3; // a click is not a drag of a px or two
+      if (!moved) return;
+      if (draws) this.onEdit(spanned(start.point, this.#pointOf(now), this.frame, this.leastPx), false);
+      else if (drags) {
+        const { scale, frame, leastPx } = this;
+        this.onEdit(drag(start.box, part, down / scale, right / scale, frame, leastPx), false);
+      } else {
+        this.fitted = false;
+        [this.x, this.y] = [start.x + right, start.y + down];
+        this.render();
+      }
+    };
+    const end = () => {
+      this.svg.removeEventListener("pointermove", move);
+      this.svg.removeEventListener("pointerup", end);
+      this.svg.removeEventListener("pointercancel", end);
+      if (drags) this.part = part;
+      if (moved && (draws || drags)) {
+        this.drawing = false;
+        this.onEdit(this.box, true);
+      }
+      this.render();
+    };
+    this.svg.setPointerCapture(event.pointerId);
+    this.svg.addEventListener("pointermove", move);
+    this.svg.addEventListener("pointerup", end);
+    this.svg.addEventListener("pointercancel", end);
+  }
+
+  #pointOf(event) {
+    const { left, top } = this.root.getBoundingClientRect();
+    return [(event.clientX - left - this.x) / this.scale, (event.clientY - top - this.y) / this.scale];
+  }
+}

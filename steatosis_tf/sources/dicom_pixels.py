@@ -1,0 +1,229 @@
+"""Frames of one DICOM file as 8-bit grey or RGB, one at a time.
+
+Each frame is cut out and decoded by itself, so that a broken one does not take its neighbours
+along. The decoder of every transfer syntax is fixed: two JPEG decoders differ by up to three grey
+levels, and pixels have to hash alike on every machine.
+"""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from pydicom import uid
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels import pixel_array
+from pydicom.pixels.processing import convert_color_space
+
+from steatosis_tf.sources.dicom_display import GREY, PALETTE, displayed
+from steatosis_tf.sources.dicom_header import DICOM_ERRORS, number_of, text_of
+from steatosis_tf.sources.folder import MAX_SIDE_PX, MIN_SIDE_PX
+from steatosis_tf.sources.rejection import Rejection
+
+MAX_FRAMES = 100_000
+
+_NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
+_LOSSLESS_JPEG = (uid.JPEGLossless, uid.JPEGLosslessSV1)
+_JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000)
+_DECODERS = {
+    **dict.fromkeys(_NATIVE, ""),
+    uid.RLELossless: "pydicom",
+    **dict.fromkeys((uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, *_JPEG_2000), "pillow"),
+    **dict.fromkeys(_LOSSLESS_JPEG, "own"),
+}
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shape of the frames of a file, checked.
+
+    Attributes:
+        rows, columns: px.
+        num_frames: frames the header states.
+        bits_allocated: 8 or 16.
+        photometric: PhotometricInterpretation.
+    """
+
+    rows: int
+    columns: int
+    num_frames: int
+    bits_allocated: int
+    photometric: str
+
+
+def read_layout(dataset: Dataset) -> Layout:
+    """Check the image part of a header.
+
+    Raises:
+        Rejection: if a number is missing or impossible, or the frames are of a kind not read.
+    """
+    rows, columns = _count(dataset, "Rows"), _count(dataset, "Columns")
+    num_frames = _count(dataset, "NumberOfFrames", absent=1)
+    bits = _count(dataset, "BitsAllocated")
+    if num_frames > MAX_FRAMES:
+        raise Rejection("damaged_image_header")
+    if min(rows, columns) < MIN_SIDE_PX or max(rows, columns) > MAX_SIDE_PX:
+        raise Rejection("image_size", low=MIN_SIDE_PX, high=MAX_SIDE_PX, rows=rows, columns=columns)
+    if bits not in (8, 16):
+        raise Rejection("bit_depth", bits=bits)
+    if not 0 < _count(dataset, "BitsStored", absent=bits) <= bits:
+        raise Rejection("damaged_image_header")
+    photometric = text_of(dataset, "PhotometricInterpretation").upper()
+    if photometric not in (*GREY, *_COLOUR, PALETTE):
+        raise Rejection("photometric")
+    samples = _count(dataset, "SamplesPerPixel", absent=1)
+    if samples != (3 if photometric in _COLOUR else 1):
+        raise Rejection("damaged_image_header")
+    if dataset.file_meta.TransferSyntaxUID not in _DECODERS:
+        raise Rejection("codec")
+    return Layout(rows, columns, num_frames, bits, photometric)
+
+
+def _count(dataset: Dataset, keyword: str, absent: int | None = None) -> int:
+    if absent is not None and text_of(dataset, keyword) == "":
+        return absent
+    number = number_of(dataset, keyword)
+    if number is None or number < 1 or number != int(number):
+        raise Rejection("damaged_image_header")
+    return int(number)
+
+
+def pixel_bytes(dataset: Dataset) -> bytes:
+    """The pixel data of a file as they are stored.
+
+    Raises:
+        Rejection: if they are missing, empty or unreadable, as in a file that was cut.
+    """
+    try:
+        data = dataset.PixelData
+    except DICOM_ERRORS as error:
+        raise Rejection("truncated") from error
+    if not isinstance(data, bytes) or not data:
+        raise Rejection("truncated")
+    return data
+
+
+class FrameReader:
+    """Decodes the frames of a file one by one.
+
+    Args:
+        dataset: a file read with its pixel data.
+        layout: of `read_layout`.
+
+    Raises:
+        Rejection: if there are no pixel data, or not one whole frame of them.
+    """
+
+    def __init__(self, dataset: FileDataset, layout: Layout):
+        data = pixel_bytes(dataset)
+        self._dataset = dataset
+        self._layout = layout
+        try:
+            self._one = _image_header(dataset)
+        except DICOM_ERRORS as error:
+            raise Rejection("damaged_image_header") from error
+        self._syntax = dataset.file_meta.TransferSyntaxUID
+        self._frames = (
+            _plain_frames(data, layout)
+            if self._syntax in _NATIVE
+            else _encoded_frames(data, dataset, layout)
+        )
+        if not self._frames:
+            raise Rejection("truncated")
+
+    def read(self, index: int) -> np.ndarray:
+        """Decode one frame.
+
+        Args:
+            index: 0 for the first frame.
+
+        Returns:
+            `(rows, columns)` grey or `(rows, columns, 3)` RGB, uint8, 0 to 255. MONOCHROME1 is
+            inverted, a palette applied; 16-bit grey goes through the file's window (PS3.3
+            C.11.2.1.2), or through the full range of its stored bits if it has none.
+
+        Raises:
+            Rejection: if this frame is missing or broken.
+        """
+        if index >= len(self._frames):
+            raise Rejection("missing_frame")
+        layout = self._layout
+        try:
+            if self._syntax in _LOSSLESS_JPEG:
+                stored = _lossless_jpeg(self._frames[index], layout)
+            else:
+                stored = pixel_array(self._single(index), decoding_plugin=_DECODERS[self._syntax])
+            frame = displayed(stored, self._dataset, layout.photometric, layout.bits_allocated)
+        except (*DICOM_ERRORS, Image.DecompressionBombError) as error:
+            raise Rejection("broken_frame") from error
+        shape = (layout.rows, layout.columns)
+        if frame.shape != (shape if layout.photometric in GREY else (*shape, 3)):
+            raise Rejection("broken_frame")
+        return np.ascontiguousarray(frame)
+
+    def _single(self, index: int) -> FileDataset:
+        """The image part of the header with the pixel data of one frame only."""
+        data = self._frames[index]
+        if self._syntax in _NATIVE:
+            self._one.PixelData = data + b"\0" * (len(data) % 2)
+            self._one["PixelData"].VR = self._dataset["PixelData"].VR  # order of big endian bytes
+        else:
+            self._one.PixelData = encapsulate([data])
+            self._one["PixelData"].VR = "OB"
+            self._one["PixelData"].is_undefined_length = True
+        return self._one
+
+
+def _image_header(dataset: FileDataset) -> FileDataset:
+    """The elements that describe the picture, for one frame."""
+    single = FileDataset("", {}, file_meta=dataset.file_meta)
+    single.set_original_encoding(*dataset.original_encoding)
+    for element in dataset.group_dataset(0x0028):
+        if element.keyword != "NumberOfFrames":  # elements are shared, this one must not be
+            single.add(element)
+    single.NumberOfFrames = 1
+    return single
+
+
+def _plain_frames(data: bytes, layout: Layout) -> list[bytes]:
+    """The whole frames of uncompressed pixel data; a cut one at the end is left out."""
+    size = _frame_bytes(layout)
+    num_whole = min(layout.num_frames, len(data) // size)
+    return [data[index * size : (index + 1) * size] for index in range(num_whole)]
+
+
+def _encoded_frames(data: bytes, dataset: FileDataset, layout: Layout) -> list[bytes]:
+    """The code streams of compressed pixel data, as far as they can be told apart."""
+    frames: list[bytes] = []
+    try:
+        offsets = (
+            (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
+            if "ExtendedOffsetTable" in dataset
+            else None
+        )
+        for frame in generate_frames(
+            data, number_of_frames=layout.num_frames, extended_offsets=offsets
+        ):
+            frames.append(frame)
+    except DICOM_ERRORS:
+        return frames  # the missing ones are reported one by one when they are asked for
+    return frames
+
+
+def _frame_bytes(layout: Layout) -> int:
+    samples = {"YBR_FULL_422": 2, **dict.fromkeys(_COLOUR[:2] + _COLOUR[3:], 3)}
+    per_pixel = samples.get(layout.photometric, 1)
+    return layout.rows * layout.columns * per_pixel * layout.bits_allocated // 8
+
+
+def _lossless_jpeg(data: bytes, layout: Layout) -> np.ndarray:
+    """8-bit lossless JPEG by Pillow, whose libjpeg-turbo 3 reads it; pydicom does not know yet."""
+    image = Image.open(io.BytesIO(data))
+    if image.format != "JPEG" or image.size != (layout.columns, layout.rows):
+        raise ValueError("expected a JPEG frame of the size the header states")
+    stored = np.asarray(image)
+    if layout.photometric.startswith("YBR") and "jfif" not in image.info:
+        stored = convert_color_space(stored, "YBR_FULL", "RGB")
+    return stored

@@ -1,0 +1,144 @@
+"""Find personal values again in any text."""
+
+import re
+from collections.abc import Iterable
+
+from steatosis_tf import grades
+from steatosis_tf.sources.personal_values import PersonalValue, runs_of
+from steatosis_tf.sources.rejection import REASONS
+
+_HASH = re.compile(r"(?<![0-9a-zA-Z])[0-9a-f]{16,64}(?![0-9a-zA-Z])")
+_OWN_NAME = re.compile(
+    r"(?<![0-9a-zA-Z])[0-9a-f]{16}_\d{5}(?=\.(?:png|part)(?![0-9a-zA-Z]))|-\d{5}-of-\d{5}(?!\d)"
+)
+_NUMBER = re.compile(r"[+-]?(\d+)(?:\.(\d+))?(?:[eE][+-]?\d+)?")
+_MIN_WORD, _MIN_PART_OF_WORD, _MIN_DIGITS = 3, 4, 5
+_MAX_WORD = 40
+
+#: Words of our own fixed texts: a patient called Frame cannot be told from the word.
+VOCABULARY = frozenset(
+    run
+    for text in (
+        *REASONS.values(), *grades.GRADES, *grades.TASKS, grades.NOTICE,
+        "path patient_id study_id source_id frame_index manufacturer model sex age days_since",
+        "first transducer_frequency_mhz pixel_height_width_mm file_number reason num_frames_chosen",
+        "written fields_kept num_elements_dropped kept_by_top_left_percent_box burned_in",
+        "annotation finding patient_ids num_files what_to_do format key_id choice allow",
+        "train validation test images labels rejected deidentification patient findings manifest "
+        "split auto person region sector yes no male female other nan none true false steatosis",
+    )
+    for run in re.findall(r"[a-z]+", text.casefold())
+)  # fmt: skip
+
+
+def source_name_value(name: bytes) -> set[PersonalValue]:
+    """The name of a source file itself: exports are often named after patients.
+
+    Args:
+        name: path relative to the source.
+    """
+    runs = runs_of(name.decode("utf-8", "replace").rsplit("/", 1)[-1].rsplit(".", 1)[0])
+    # IM000001 or 0001 is a counter, and would be found in any list of frames.
+    words = [run for run in runs if not run.isdigit() and run not in VOCABULARY]
+    return {PersonalValue("source file name", "text", runs)} if len(words) > 1 else set()
+
+
+def own_names_removed(text: str) -> str:
+    """A text without the names this package gives to frames and shards, which hold counters."""
+    return _OWN_NAME.sub(" ", text)
+
+
+class Finder:
+    """Looks for personal values in texts.
+
+    Args:
+        values: what to look for; values too short to be told from chance are left out.
+    """
+
+    def __init__(self, values: Iterable[PersonalValue]):
+        self._single: dict[str, PersonalValue] = {}
+        self._sequences: dict[str, dict[tuple[str, ...], PersonalValue]] = {}
+        self._longest_word = 0
+        for value in sorted(values, key=lambda value: (value.kind, value.tag, value.runs)):
+            if len(value.runs) > 1:
+                found = self._sequences.setdefault(value.runs[0], {})
+                found.setdefault(value.runs, value)
+            elif not _ordinary(value.runs[0]):
+                self._single.setdefault(value.runs[0], value)
+                self._longest_word = max(self._longest_word, len(value.runs[0]))
+        self._parts: dict[str, frozenset[PersonalValue]] = {}
+
+    def in_text(
+        self, text: str, *, known_words: frozenset[str] = frozenset()
+    ) -> set[PersonalValue]:
+        """Values that occur in a text.
+
+        Args:
+            text: any text; 16 to 64 hexadecimal digits on their own count as one of our hashes.
+            known_words: words that are no finding here.
+        """
+        whole = runs_of(text)
+        rest = runs_of(_HASH.sub(" ", text))
+        found = {value for run in rest for value in self._in_run(run, known_words)}
+        for position, run in enumerate(rest):
+            for runs, value in self._sequences.get(run, {}).items():
+                if rest[position : position + len(runs)] == runs and _distinct(runs, whole):
+                    found.add(value)
+        # As the whole text even short ids count, and ids that look like one of our hashes.
+        if len(whole) == 1 and whole[0] in self._single:
+            found.add(self._single[whole[0]])
+        elif whole and whole in self._sequences.get(whole[0], {}):
+            found.add(self._sequences[whole[0]][whole])
+        return found - {value for value in found if known_words.issuperset(value.runs)}
+
+    def in_number(self, text: str, *, is_measure: bool) -> set[PersonalValue]:
+        """Values that a number equals as a whole.
+
+        Args:
+            text: a numeric cell such as "20160503" or "204.0".
+            is_measure: the column holds counts or measurements, where a short id can occur by
+                chance; ids and dates of five digits and more are still looked for.
+        """
+        match = _NUMBER.fullmatch(text.strip())
+        if match is None or (match.group(2) or "0").strip("0"):
+            return set()
+        digits = match.group(1)
+        if is_measure and len(digits) < _MIN_DIGITS:
+            return set()
+        return {self._single[digits]} if digits in self._single else set()
+
+    def _in_run(self, run: str, known_words: frozenset[str]) -> frozenset[PersonalValue]:
+        if run.isdigit():
+            value = self._single.get(run) if len(run) >= _MIN_DIGITS else None
+            return frozenset((value,)) if value else frozenset()
+        if run in VOCABULARY or run in known_words:
+            return frozenset()
+        if run not in self._parts:
+            shortest = _MIN_PART_OF_WORD if run.isascii() else 2
+            pieces = {run} | {
+                run[start : start + size]
+                for start in range(len(run))
+                for size in range(shortest, min(self._longest_word, len(run) - start) + 1)
+            }
+            self._parts[run] = frozenset(
+                self._single[piece] for piece in pieces if piece in self._single
+            )
+        return self._parts[run]
+
+
+def is_number(text: str) -> bool:
+    """Whether a cell is a plain decimal number."""
+    return _NUMBER.fullmatch(text.strip()) is not None
+
+
+def _ordinary(run: str) -> bool:
+    """Whether a single run is too short, too common or too long to be looked for."""
+    if run.isdigit():
+        return len(run) < 3
+    too_short = len(run) < _MIN_WORD if run.isascii() else len(run) < 2
+    return too_short or len(run) > _MAX_WORD or run in VOCABULARY
+
+
+def _distinct(runs: tuple[str, ...], whole: tuple[str, ...]) -> bool:
+    """A sequence such as ("a", "1") is a finding only where it is the whole text."""
+    return runs == whole or sum(map(len, runs)) >= 4

@@ -1,0 +1,530 @@
+"""The review page in a real browser, with the server in a process of its own."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from steatosis_tf.cohort.manifest import frame_id_of, read_manifest
+from steatosis_tf.roi.review import review
+
+pytest.importorskip("nicegui", reason="the review page needs nicegui (extra `page`)")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="browser tests need playwright (extra `dev`)"
+)
+
+HEIGHT, WIDTH = 300, 400
+PROPOSAL = (120, 150, 100, 120)  # top, left, height, width
+BAD_FRAMES = {
+    "f/corrupt.png": "truncated PNG",
+    "f/deep.png": "expected 8-bit pixels. Received: uint16",
+    "f/line.png": "Received: height=1 width=300",
+    "f/missing.png": "missing or unreadable file",
+}
+NUM_FRAMES = 16
+HEADER = (
+    "frame_id,path,patient_id,grade,fat_percent,pixels_sha256,"
+    "roi_top,roi_left,roi_height,roi_width,roi_source,roi_quality,roi_reason"
+)
+
+
+def drawn_frame(seed: int) -> np.ndarray:
+    """A fan of noise on black, grey, (300, 400) uint8."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    radius = np.hypot(rows + 30, columns - WIDTH / 2)
+    angle = np.abs(np.arctan2(columns - WIDTH / 2, rows + 30))
+    noise = np.random.default_rng(seed).integers(60, 160, (HEIGHT, WIDTH))
+    return np.where((radius > 60) & (radius < 310) & (angle < 0.6), noise, 0).astype(np.uint8)
+
+
+def make_study(folder: Path, num_frames: int, extra: tuple[str, ...] = ()) -> Path:
+    """Drawn frames and a manifest with a proposal for each; quality falls from frame to frame."""
+    (folder / "f").mkdir(parents=True)
+    lines = [HEADER]
+    paths = [f"f/{at:02}.png" for at in range(num_frames)]
+    for at, path in enumerate(paths):
+        cv2.imwrite(str(folder / path), drawn_frame(at))
+    for at, path in enumerate([*paths, *extra]):
+        box = ",".join(map(str, PROPOSAL))
+        quality = round(0.95 - 0.02 * at, 2)
+        lines.append(f"{frame_id_of(path)},{path},p{at},Severe,70,x,{box},auto,{quality},")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return folder / "manifest.csv"
+
+
+def add_bad_frames(folder: Path) -> None:
+    (folder / "f/corrupt.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    cv2.imwrite(str(folder / "f/deep.png"), np.full((100, 100), 999, np.uint16))
+    cv2.imwrite(str(folder / "f/line.png"), np.full((1, 300), 99, np.uint8))
+    cv2.imwrite(str(folder / "f/wide.png"), cv2.resize(drawn_frame(0), (8000, 300)))
+
+
+class Server:
+    """`review` in a process of its own, on a port of its own."""
+
+    def __init__(self, manifest: Path, reviewer: str = "AB", port: int | None = None) -> None:
+        self.manifest = manifest
+        self.port = port or _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        program = (
+            "import sys; from steatosis_tf.roi.review import review; "
+            "review(sys.argv[1], port=int(sys.argv[2]), reviewer=sys.argv[3], open_browser=False)"
+        )
+        # NiceGUI behaves differently inside pytest, and would take a child for a part of it.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program, str(manifest), str(self.port), reviewer],
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        eventually(self._answers, seconds=30)
+
+    def _answers(self) -> bool:
+        if self.process.poll() is not None:
+            raise RuntimeError(self.process.stderr.read())
+        try:
+            urllib.request.urlopen(f"{self.url}/review/session", timeout=5).read()
+        except OSError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> str:
+        """End it as Ctrl+C does; returns what it wrote to stderr."""
+        self.process.send_signal(signal.SIGINT)
+        try:
+            return self.process.communicate(timeout=15)[1]
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def eventually(condition: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def row(manifest: Path, number: int) -> dict:
+    """Manifest row by the number that the page shows (from 1)."""
+    return read_manifest(manifest).iloc[number - 1].to_dict()
+
+
+def state(manifest: Path, number: int) -> str:
+    return row(manifest, number).get("roi_state", "")
+
+
+def box(manifest: Path, number: int) -> tuple:
+    cells = row(manifest, number)
+    return tuple(cells[f"roi_{side}"] for side in ("top", "left", "height", "width"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["playwright.Browser"]:
+    """Debian's Chromium without a window."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not found:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(
+            executable_path=found,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def server(browser, tmp_path_factory) -> Iterator[Server]:
+    """One study for the tests that each use frames of their own in it."""
+    folder = tmp_path_factory.mktemp("study")
+    manifest = make_study(folder, NUM_FRAMES, (*BAD_FRAMES, "f/wide.png"))
+    text = manifest.read_text().splitlines()
+    cells = text[NUM_FRAMES].split(",")  # the last drawn frame has no proposal
+    cells[6:10] = [""] * 4
+    cells[12] = "no liver found"
+    text[NUM_FRAMES] = ",".join(cells)
+    manifest.write_text("\n".join(text) + "\n")
+    add_bad_frames(folder)
+    running = Server(manifest)
+    yield running
+    assert running.stop() == ""
+
+
+@pytest.fixture
+def open_page(browser) -> Iterator[Callable[..., "playwright.Page"]]:
+    """Open the page of a server in a tab of its own, at a frame, all frames shown."""
+    contexts = []
+
+    def opened(server: Server, number: int | None = None) -> "playwright.Page":
+        contexts.append(browser.new_context(viewport={"width": 1280, "height": 720}))
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: page_errors.append(str(error)))
+        page.set_default_timeout(10_000)
+        page.goto(server.url)
+        page.wait_for_selector("#stage[data-frame], #message:not([hidden])")
+        if number is not None:
+            page.select_option("#filter", "all")
+            go_to(page, number)
+        return page
+
+    page_errors: list[str] = []
+    yield opened
+    for context in contexts:
+        context.close()
+    assert page_errors == []
+
+
+def go_to(page, number: int) -> None:
+    page.wait_for_selector("#review[aria-busy=false]")
+    page.evaluate("delete document.querySelector('#stage').dataset.frame")
+    page.fill("#number", str(number))
+    page.press("#number", "Enter")
+    at_number(page, number)
+
+
+def at_number(page, number: int) -> None:
+    """Wait until the page shows a frame, by its number."""
+    page.wait_for_function(
+        "n => document.querySelector('#number').value === n"
+        " && document.querySelector('#stage').dataset.frame"
+        " && document.querySelector('#review').getAttribute('aria-busy') === 'false'",
+        arg=str(number),
+    )
+
+
+def drag_part(page, part: str, right_px: int, down_px: int) -> None:
+    """Drag a handle, or the whole box, by px of the frame."""
+    scale = page.evaluate("parseFloat(document.querySelector('#scale').textContent) / 100")
+    handle = page.locator(f"[data-part={part}]").last.bounding_box()
+    x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + right_px * scale / 2, y + down_px * scale / 2)
+    page.mouse.move(x + right_px * scale, y + down_px * scale)
+    page.mouse.up()
+
+
+def shown_box(page) -> tuple[int, ...]:
+    fields = page.locator("#numbers input").all()
+    return tuple(int(field.input_value() or -1) for field in fields)
+
+
+def test_accept_goes_on_and_reaches_the_manifest(server, open_page):
+    page = open_page(server, 1)
+    page.keyboard.press("a")
+    at_number(page, 2)
+    eventually(lambda: state(server.manifest, 1) == "accepted")
+    assert (row(server.manifest, 1)["roi_source"], box(server.manifest, 1)) == ("auto", PROPOSAL)
+    assert row(server.manifest, 1)["roi_reviewer"] == "AB"
+    assert re.fullmatch(r"20\d\d-.*T.*Z", row(server.manifest, 1)["roi_reviewed_at"])
+
+
+def test_drag_save_and_undo(server, open_page):
+    page = open_page(server, 3)
+    drag_part(page, "se", 40, 25)
+    top, left, height, width = shown_box(page)
+    assert (top, left) == (120, 150)
+    assert (height, width) == (pytest.approx(125, abs=1), pytest.approx(160, abs=1))
+    drag_part(page, "whole", -30, 10)
+    moved = shown_box(page)
+    assert moved[:2] == (pytest.approx(130, abs=1), pytest.approx(120, abs=1))
+    assert moved[2:] == (height, width)
+    page.keyboard.press("u")  # takes the move back, keeps the resize
+    assert shown_box(page) == (top, left, height, width)
+    page.keyboard.press("c")
+    at_number(page, 4)
+    eventually(lambda: box(server.manifest, 3) == (top, left, height, width))
+    assert row(server.manifest, 3)["roi_source"] == "person"
+
+    page.keyboard.press("u")  # takes the saved decision back: the automatic box stands again
+    at_number(page, 3)
+    assert shown_box(page) == PROPOSAL
+    eventually(lambda: box(server.manifest, 3) == PROPOSAL)
+    assert (row(server.manifest, 3)["roi_source"], state(server.manifest, 3)) == ("auto", "")
+
+
+def test_reject_with_a_reason_from_the_list_and_one_of_ones_own(server, open_page):
+    page = open_page(server, 4)
+    page.keyboard.press("r")
+    page.keyboard.press("3")
+    at_number(page, 5)
+    page.keyboard.press("r")
+    page.keyboard.type("Probe lifted")
+    page.keyboard.press("Enter")
+    at_number(page, 6)
+    eventually(lambda: state(server.manifest, 5) == "rejected")
+    assert row(server.manifest, 4)["roi_reason"] == "Shadow or poor contact"
+    assert row(server.manifest, 5)["roi_reason"] == "Probe lifted"
+
+    page.keyboard.press("r")
+    page.keyboard.press("Escape")  # thought better of it
+    page.wait_for_selector("#reasons:not([open])", state="attached")
+    assert state(server.manifest, 6) == ""
+
+
+def test_a_reload_keeps_place_decision_unsaved_box_and_undo(server, open_page):
+    page = open_page(server, 6)
+    page.keyboard.press("a")
+    at_number(page, 7)
+    page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("ArrowUp")
+    assert shown_box(page) == (119, 160, 100, 120)
+    page.reload()
+    at_number(page, 7)
+    page.wait_for_function("document.querySelector('#notice').textContent.includes('is back')")
+    assert shown_box(page) == (119, 160, 100, 120)
+    page.keyboard.press("Escape")
+    assert shown_box(page) == PROPOSAL
+    page.keyboard.press("Control+z")
+    at_number(page, 6)
+    assert page.inner_text("#state") == "To review"
+
+
+def test_everything_by_keyboard(server, open_page):
+    page = open_page(server, 8)
+    page.keyboard.press("h")  # the top left corner
+    page.keyboard.press("Shift+ArrowUp")
+    page.keyboard.press("ArrowLeft")
+    assert shown_box(page) == (110, 149, 110, 121)
+    page.keyboard.press("n")  # refuses to leave an unsaved box behind
+    page.wait_for_function("document.querySelector('#notice').textContent.includes('not saved')")
+    page.keyboard.press("m")
+    page.keyboard.type("vessel")
+    page.keyboard.press("Enter")
+    at_number(page, 9)
+    eventually(lambda: row(server.manifest, 8).get("roi_reason") == "vessel")
+    assert box(server.manifest, 8) == (110, 149, 110, 121)
+    page.keyboard.press("p")
+    at_number(page, 8)
+    page.keyboard.press("o")  # reopen
+    page.wait_for_function("document.querySelector('#state').textContent === 'To review'")
+    assert shown_box(page) == PROPOSAL
+
+    page.keyboard.press("?")
+    page.wait_for_selector("#helpSheet[open]")
+    page.keyboard.press("Escape")
+    page.keyboard.press("s")
+    assert page.get_attribute("#showSector", "aria-pressed") == "false"
+    page.keyboard.press("g")
+    page.keyboard.type("2")
+    page.keyboard.press("Enter")
+    at_number(page, 2)
+
+
+def test_focus_is_visible(server, open_page):
+    page = open_page(server, 2)
+    page.focus("#next")
+    page.keyboard.press("Tab")
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
+    assert page.evaluate("document.activeElement.closest('#review') !== null")
+    assert outline == "2px"
+
+
+def test_worst_first_begins_with_the_frame_without_a_proposal(server, open_page):
+    page = open_page(server)
+    page.keyboard.press("w")
+    at_number(page, 1)
+    assert page.inner_text("#reason") == "no liver found"
+    assert page.inner_text("#hint") == "Drag on the frame to draw a box"
+    stage = page.locator("#stage").bounding_box()
+    page.mouse.move(stage["x"] + 400, stage["y"] + 300)
+    page.mouse.down()
+    page.mouse.move(stage["x"] + 600, stage["y"] + 450, steps=3)
+    page.mouse.up()
+    drawn = shown_box(page)
+    page.keyboard.press("Enter")
+    eventually(lambda: state(server.manifest, NUM_FRAMES) == "corrected")
+    assert box(server.manifest, NUM_FRAMES) == drawn
+    page.select_option("#filter", "corrected")
+    page.wait_for_function("document.querySelector('#state').textContent === 'Corrected'")
+
+
+@pytest.mark.parametrize("path", BAD_FRAMES)
+def test_a_bad_frame_shows_a_message_and_can_only_be_rejected(server, open_page, path):
+    number = NUM_FRAMES + 1 + list(BAD_FRAMES).index(path)
+    page = open_page(server, number)
+    assert page.inner_text("#message h2") == "This frame cannot be shown"
+    assert BAD_FRAMES[path] in page.inner_text("#message")
+    assert "Traceback" not in page.content()
+    assert str(server.manifest.parent) not in page.content()
+    assert page.is_disabled("#accept")
+    page.keyboard.press("r")
+    page.keyboard.press("6")
+    eventually(lambda: state(server.manifest, number) == "rejected")
+
+
+def test_a_frame_8000_px_wide_is_shown_small_with_a_message(server, open_page):
+    page = open_page(server, NUM_FRAMES + len(BAD_FRAMES) + 1)
+    assert "8000 × 300 px is far more than an ultrasound frame has" in page.inner_text("#notice")
+    assert page.evaluate("document.querySelector('#picture').width") == 4096
+    page.keyboard.press("ArrowRight")
+    assert shown_box(page) == (120, 151, 100, 120)  # still px of the file
+
+
+def test_two_tabs_do_not_overwrite_each_other(server, open_page):
+    first, second = open_page(server, 10), open_page(server, 10)
+    first.keyboard.press("Shift+ArrowLeft")
+    first.keyboard.press("c")
+    at_number(first, 11)
+    second.keyboard.press("Shift+ArrowDown")
+    second.keyboard.press("c")
+    second.wait_for_selector("#notice:not([hidden])")
+    assert "AB corrected this frame meanwhile. Nothing was overwritten" in second.inner_text(
+        "#notice"
+    )
+    eventually(lambda: state(server.manifest, 10) == "corrected")
+    assert box(server.manifest, 10) == (120, 140, 100, 120)
+    second.keyboard.press("c")  # having seen it, the second insists
+    at_number(second, 11)
+    eventually(lambda: box(server.manifest, 10) == (130, 150, 100, 120))
+
+
+def test_the_next_frame_is_there_before_it_is_asked_for(server, open_page):
+    page = open_page(server, 11)
+    pictures: list[str] = []
+    page.on("request", lambda request: pictures.append(request.url))
+    entries = "performance.getEntriesByType('resource')"
+    page.wait_for_function(f"{entries}.filter(e => e.name.includes('picture')).length >= 3")
+    page.wait_for_timeout(300)  # decoding
+    pictures.clear()
+    took_ms = page.evaluate(
+        """() => new Promise((resolve, reject) => {
+            setTimeout(() => reject(new Error('no new frame')), 5000);
+            const begin = performance.now();
+            const done = () => requestAnimationFrame(() => resolve(performance.now() - begin));
+            new MutationObserver(done).observe(document.querySelector('#stage'),
+                {attributeFilter: ['data-frame']});
+            document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'n', bubbles: true}));
+        })"""
+    )
+    following = frame_id_of("f/11.png")
+    assert page.get_attribute("#stage", "data-frame") == following
+    assert not [url for url in pictures if f"{following}/picture" in url]
+    assert took_ms < 100
+
+
+def test_the_page_is_blind_and_stays_on_this_machine(server, browser):
+    page = browser.new_page()
+    urls: list[str] = []
+    page.on("request", lambda request: urls.append(request.url))
+    page.goto(server.url)
+    page.wait_for_selector("#stage[data-frame]")
+    answers = page.evaluate("fetch('/review/go?filter_by=all').then(answer => answer.text())")
+    text = page.inner_text("body") + answers
+    assert "Severe" not in text
+    assert "f/00.png" not in text
+    assert [url for url in urls if not url.startswith((server.url, "data:", "blob:"))] == []
+    page.close()
+
+
+def test_other_sites_are_refused(server):
+    def status(headers: dict[str, str]) -> int:
+        request = urllib.request.Request(
+            f"{server.url}/review/decisions",
+            data=b"{}",
+            headers={"Content-Type": "application/json", **headers},
+        )
+        try:
+            return urllib.request.urlopen(request).status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert status({"Origin": "http://elsewhere.example"}) == 403
+    assert status({"Host": "elsewhere.example"}) == 400
+    assert status({"Origin": server.url}) == 422  # let in, but {} is no decision
+
+
+def test_two_servers_on_one_manifest(browser, open_page, tmp_path):
+    manifest = make_study(tmp_path / "study", 4)
+    servers = [Server(manifest, "AB"), Server(manifest, "CD")]
+    first, second = (open_page(server, 1) for server in servers)
+    first.keyboard.press("a")
+    at_number(first, 2)
+    second.keyboard.press("r")
+    second.keyboard.press("1")
+    second.wait_for_selector("#notice:not([hidden])")
+    assert "AB accepted this frame meanwhile" in second.inner_text("#notice")
+    second.keyboard.press("n")
+    at_number(second, 2)
+    second.keyboard.press("a")
+    at_number(second, 3)
+    assert second.inner_text("#progress") == "2 of 4 reviewed"
+    for server in servers:
+        server.stop()
+    assert [state(manifest, number) for number in (1, 2, 3)] == ["accepted", "accepted", ""]
+    assert [row(manifest, number)["roi_reviewer"] for number in (1, 2)] == ["AB", "CD"]
+
+
+def test_kill_9_and_restart(browser, open_page, tmp_path):
+    manifest = make_study(tmp_path / "study", 6)
+    server = Server(manifest)
+    page = open_page(server, 1)
+    for number in (1, 2):
+        page.keyboard.press("a")
+        at_number(page, number + 1)
+    page.keyboard.press("Shift+ArrowLeft")
+    page.keyboard.press("c")
+    at_number(page, 4)
+    server.kill()  # the manifest may or may not have been rewritten by now
+
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("c")
+    page.wait_for_function("document.querySelector('#notice').textContent.includes('not answer')")
+    assert shown_box(page) == (119, 150, 100, 120)  # the unsaved change stays on the screen
+
+    again = Server(manifest, port=server.port)
+    page.reload()
+    at_number(page, 4)
+    page.wait_for_function("document.querySelector('#notice').textContent.includes('is back')")
+    assert page.inner_text("#progress") == "3 of 6 reviewed"
+    page.keyboard.press("c")
+    at_number(page, 5)
+    again.stop()
+    assert read_manifest(manifest)["roi_state"].tolist() == [
+        "accepted",
+        "accepted",
+        "corrected",
+        "corrected",
+        "",
+        "",
+    ]
+    assert box(manifest, 3) == (120, 140, 100, 120)
+    assert box(manifest, 4) == (119, 150, 100, 120)
+
+
+def test_a_taken_port_an_empty_name_and_a_missing_manifest_are_named(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port={port}, which cannot be used"):
+            review(tmp_path / "manifest.csv", port=port, reviewer="AB", open_browser=False)
+    with pytest.raises(ValueError, match="reviewer=' '"):
+        review(tmp_path / "manifest.csv", reviewer=" ", open_browser=False)
+    with pytest.raises(ValueError, match=r"path='manifest\.csv', which does not exist"):
+        review(tmp_path / "manifest.csv", port=_free_port(), reviewer="AB", open_browser=False)

@@ -1,0 +1,361 @@
+"""`audit_phi` finds what was planted and nothing in our own output."""
+
+import csv
+import gzip
+import re
+import shutil
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_dicom import UID_ROOT, made_frame, write_made
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+
+from steatosis_tf.sources.audit_phi import Finding, audit_phi
+from steatosis_tf.sources.dicom import ingest_dicom
+from steatosis_tf.sources.pseudonym import create_key
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory) -> tuple[Path, Path, Path]:
+    """(source, output, key) of an export of three patients and their four studies."""
+    folder = tmp_path_factory.mktemp("export")
+    source = folder / "source"
+    clip = np.stack([made_frame(seed) for seed in range(3)])
+    write_made(source / "DOE_JOHN_1.dcm", clip, number=1)
+    write_made(
+        source / "DOE_JOHN_2.dcm",
+        number=2,
+        StudyDate="20211105",
+        StudyInstanceUID=f"{UID_ROOT}.1.2",
+    )
+    request = Dataset()
+    request.RequestingPhysician = "Strangelove^Merkwürdig"
+    write_made(
+        source / "second" / "IM1",
+        number=3,
+        PatientName="Wójcik^Agnieszka=ヴイチク^アグニエシュカ",
+        PatientID="204",
+        PatientBirthDate="19880229",
+        RequestAttributesSequence=Sequence([request]),
+    )
+    write_made(
+        source / "third" / "IM1",
+        number=4,
+        PatientName="TEST^FRAME",
+        PatientID="19",
+        PatientComments="Normal",
+        PatientAge="093Y",
+    )
+    key = create_key(folder / "study.key")
+    ingest_dicom(source, folder / "out", key_path=key)
+    return source, folder / "out", key
+
+
+@pytest.fixture
+def out(export, tmp_path) -> Path:
+    """A copy of the output to plant things in."""
+    return Path(shutil.copytree(export[1], tmp_path / "out"))
+
+
+def rows(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.reader(stream))
+
+
+def set_cell(path: Path, column: str, value: str) -> None:
+    content = rows(path)
+    content[1][content[0].index(column)] = value
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows(content)
+
+
+def add_column(path: Path, column: str, value: str) -> None:
+    content = rows(path)
+    content[0].append(column)
+    for row in content[1:]:
+        row.append(value)
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows(content)
+
+
+def add_chunk(path: Path, kind: bytes, body: bytes) -> None:
+    data = path.read_bytes()
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    path.write_bytes(data[:33] + chunk + data[33:])  # after the IHDR chunk
+
+
+def first_image(out: Path) -> Path:
+    return sorted((out / "images").iterdir())[0]
+
+
+def test_our_own_output_is_clean(export):
+    source, output, _ = export
+    assert len(list((output / "images").iterdir())) == 6
+    assert audit_phi(output, source) == []
+
+
+def test_the_output_of_later_steps_is_clean(export, out):
+    """Merged grades, a split and a region of interest bring words and small numbers."""
+    for column, value in (
+        ("grade", "Normal"),
+        ("split", "test"),
+        ("roi_top", "204"),
+        ("bmi", "19"),
+    ):
+        add_column(out / "labels.csv", column, value)
+    (out / "steatosis-train.tfrecord-00000-of-00204").write_bytes(b"")
+    assert audit_phi(out, export[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("planted", "tag"),
+    [
+        ("DOE^JOHN", "PatientName"),
+        ("john doe", "PatientName"),
+        ("JohnDoe1950", "PatientName"),
+        ("Wojcik", "PatientName"),
+        ("WÓJCIK", "PatientName"),
+        ("アグニエシュカ", "PatientName"),
+        ("Dr. Welby", "ReferringPhysicianName"),
+        ("merkwuerdig strangelove", "RequestingPhysician"),
+        ("MRN-0012345", "PatientID"),
+        ("mrn0012345", "PatientID"),
+        ("204", "PatientID"),
+        ("ACC7788123", "AccessionNumber"),
+        ("SN4433221", "DeviceSerialNumber"),
+        ("saint elsewhere hospital", "InstitutionName"),
+        ("12 Elm Street, Springfield", "PatientAddress"),
+        (f"{UID_ROOT}.1.2", "StudyInstanceUID"),
+        (f"{UID_ROOT}.9.1".replace(".", "_"), "SOPInstanceUID"),
+        ("19500704", "PatientBirthDate"),
+        ("1950-07-04", "PatientBirthDate"),
+        ("4.7.1950", "PatientBirthDate"),
+        ("07/04/1950", "PatientBirthDate"),
+        ("4 July 1950", "PatientBirthDate"),
+        ("Feb 29, 1988", "PatientBirthDate"),
+        ("05-Nov-2021", "StudyDate"),
+        ("DOE_JOHN_1", "source file name"),
+    ],
+)
+def test_a_value_planted_in_a_table(export, out, planted, tag):
+    set_cell(out / "labels.csv", "study_id", planted)
+    findings = audit_phi(out, export[0])
+    assert tag in {finding.tag for finding in findings}
+    assert {(finding.file, finding.place) for finding in findings} == {
+        ("labels.csv", "row 1, column 3")
+    }
+
+
+@pytest.mark.parametrize("column", ["frame_index", "days_since_first_study", "age", "model"])
+def test_a_date_planted_in_a_column_of_numbers_or_text(export, out, column):
+    set_cell(out / "labels.csv", column, "20211105")
+    findings = audit_phi(out, export[0])
+    assert ("labels.csv", "date") in {(finding.file, finding.kind) for finding in findings}
+
+
+def test_a_name_in_a_column_header_and_in_the_reasons(export, out):
+    add_column(out / "labels.csv", "wojcik", "1")
+    with (out / "rejected.csv").open("a") as stream:
+        stream.write("0123456789abcdef,1,,Ratched could not export it\n")
+    tags = {(finding.file, finding.tag) for finding in audit_phi(out, export[0])}
+    assert tags == {("labels.csv", "PatientName"), ("rejected.csv", "OperatorsName")}
+
+
+def test_an_age_over_the_cap(export, out):
+    assert sorted(row[-2] for row in rows(out / "labels.csv"))[-2:] == ["89", "age"]
+    set_cell(out / "labels.csv", "age", "93")
+    assert Finding("labels.csv", "row 1, column 12", "PatientAge", "age") in audit_phi(
+        out, export[0]
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["DOE_JOHN.png", "john-doe.png", "20211105_0001.png", "scan 204/a.txt", "204.png"]
+)
+def test_a_planted_file_name_is_found_and_not_repeated(export, out, name):
+    path = out / "images" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(first_image(out).read_bytes())
+    findings = audit_phi(out, export[0])
+    if name.startswith("scan"):  # a short id among other words cannot be told from a count
+        assert findings == []
+        return
+    assert [finding.place for finding in findings if finding.place != "file name"] == []
+    assert findings
+    assert not any(
+        "doe" in finding.file.casefold() or "2021" in finding.file for finding in findings
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (b"tEXt", b"Comment\0John Doe"),
+        (b"zTXt", b"Comment\0\0" + zlib.compress(b"PatientID=MRN 0012345")),
+        (b"iTXt", b"Title\0\0\0\0\0" + "Wójcik".encode()),
+        (b"iTXt", b"Title\0\1\0\0\0" + zlib.compress("Wójcik".encode())),
+        (b"tIME", struct.pack(">HBBBBB", 2021, 11, 5, 12, 0, 0)),
+        (b"eXIf", b"II*\0" + b"\x03\x01" * 9 + b"2020:03:10 12:00:00\0"),
+        (b"prIv", b"\0\1\2" + b"SN4433221" + b"\xff\xfe"),
+    ],
+)
+def test_png_metadata(export, out, kind, body):
+    path = first_image(out)
+    add_chunk(path, kind, body)
+    findings = audit_phi(out, export[0])
+    assert {(finding.file, finding.place) for finding in findings} == {
+        (f"images/{path.name}", f"PNG chunk {kind.decode()}")
+    }
+
+
+def test_bytes_after_the_end_of_a_png(export, out):
+    path = first_image(out)
+    path.write_bytes(path.read_bytes() + b"\0\0ACC7788123\0")
+    assert [finding.tag for finding in audit_phi(out, export[0])] == ["AccessionNumber"]
+
+
+def test_any_other_file(export, out):
+    (out / "notes.json").write_text('{"from": "Doe, John"}')
+    (out / "weights.bin").write_bytes(b"\x80\xff" * 50 + b"MRN 0012345" + b"\x80\xff" * 50)
+    (out / "wide.bin").write_bytes(b"\x80\xff" + "Springfield Wojcik".encode("utf-16-le"))
+    files = {finding.file for finding in audit_phi(out, export[0])}
+    assert files == {"notes.json", "weights.bin", "wide.bin"}
+
+
+def test_archives_and_large_files(export, out):
+    np.savez_compressed(out / "a.npz", names=np.array(["Wojcik Agnieszka"]))
+    with zipfile.ZipFile(out / "model.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", '{"institution": "Saint Elsewhere Hospital"}')
+    # Across the border of two blocks of 4 MiB.
+    (out / "large.txt").write_bytes(b". " * (2 << 20) + b"x Agnieszka Wojcik")
+    content = bytearray((out / "large.txt").read_bytes())
+    content[(4 << 20) - 8 : (4 << 20) + 10] = b"  Agnieszka Wojcik"
+    (out / "large.txt").write_bytes(content[: (4 << 20) + 10])
+    found = {(finding.file, finding.tag) for finding in audit_phi(out, export[0])}
+    assert found == {
+        ("a.npz", "PatientName"),
+        ("model.keras", "InstitutionName"),
+        ("large.txt", "PatientName"),
+    }
+
+
+def test_random_bytes_are_no_finding(export, out):
+    (out / "weights.bin").write_bytes(np.random.default_rng(0).bytes(8 << 20))
+    assert audit_phi(out, export[0]) == []
+
+
+def test_a_table_with_semicolons(export, out):
+    (out / "excel.csv").write_bytes("\ufeffid;age;site\r\n204;60;A\r\n".encode())
+    (finding,) = audit_phi(out, export[0])
+    assert (finding.place, finding.tag) == ("row 1, column 1", "PatientID")
+
+
+def test_a_patient_called_like_a_column_is_no_finding_by_that_word(tmp_path):
+    """Every word of our own tables and settings; the full name is still looked for."""
+    write_made(tmp_path / "source" / "a", PatientName="DOE^JOHN", OperatorsName="X^Y")
+    key = create_key(tmp_path / "study.key")
+    ingest_dicom(tmp_path / "source", tmp_path / "out", key_path=key)
+    headers = [rows(path)[0] for path in (tmp_path / "out").glob("*.csv")]
+    words = {word for header in headers for name in header for word in name.split("_")}
+    words |= set(re.findall("[a-z]+", (tmp_path / "out" / "ingest.json").read_text()))
+    assert len(headers) == 4
+    (tmp_path / "source" / "a").unlink()
+    for number, word in enumerate(sorted(words)):
+        write_made(tmp_path / "source" / f"b{number}", number=number, PatientName=f"{word}^zoe")
+    assert audit_phi(tmp_path / "out", tmp_path / "source") == []
+    (tmp_path / "out" / "a.txt").write_text("Zoe Format")
+    assert audit_phi(tmp_path / "out", tmp_path / "source") != []
+
+
+def test_a_key_in_the_output(export, out):
+    shutil.copy(export[2], out / "study.key")
+    assert audit_phi(out, export[0]) == [Finding("study.key", "content", "key file", "key")]
+
+
+def write_records(path: Path, records: list[bytes]) -> None:
+    """TFRecord framing; the checksums are not what the audit reads."""
+    framed = b"".join(struct.pack("<QI", len(data), 0) + data + bytes(4) for data in records)
+    path.write_bytes(gzip.compress(framed) if path.suffix == ".gz" else framed)
+
+
+def example(**features) -> bytes:
+    import tensorflow as tf
+
+    def feature(value):
+        if isinstance(value, int):
+            return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+    made = {name: feature(value) for name, value in features.items()}
+    return tf.train.Example(features=tf.train.Features(feature=made)).SerializeToString()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_records(export, out, suffix):
+    image = first_image(out).read_bytes()
+    clean = example(patient_id=b"0123456789abcdef", label=2, roi=image, frame_index=204)
+    write_records(out / f"clean.tfrecord{suffix}", [clean] * 3)
+    assert audit_phi(out, export[0]) == []
+    planted = [
+        clean,
+        example(patient_id=b"204"),
+        example(study=b"Doe^John"),
+        example(day=20211105),
+        example(wojcik=1),
+    ]
+    write_records(out / f"planted.tfrecord{suffix}", planted)
+    findings = audit_phi(out, export[0])
+    assert {(finding.place, finding.tag) for finding in findings} == {
+        ("record 1, feature 1", "PatientID"),
+        ("record 2, feature 1", "PatientName"),
+        ("record 3, feature 1", "StudyDate"),
+        ("record 4, feature 1 name", "PatientName"),
+    }
+
+
+def test_png_inside_a_record(export, out):
+    path = first_image(out)
+    add_chunk(path, b"tEXt", b"Comment\0Springfield Wojcik")
+    write_records(out / "a.tfrecord", [example(roi=path.read_bytes())])
+    path.unlink()
+    (finding,) = audit_phi(out, export[0])
+    assert finding.place == "record 0, feature 1, PNG chunk tEXt"
+
+
+def test_a_damaged_record_file_is_searched_all_the_same(export, out):
+    write_records(out / "a.tfrecord", [example(study=b"Doe^John")])
+    data = (out / "a.tfrecord").read_bytes()
+    (out / "a.tfrecord").write_bytes(data[:-6])
+    assert "PatientName" in {finding.tag for finding in audit_phi(out, export[0])}
+
+
+def test_a_name_typed_into_a_technical_field_does_not_leave(tmp_path):
+    write_made(tmp_path / "source" / "a", ManufacturerModelName="DOE JOHN 12345")
+    key = create_key(tmp_path / "study.key")
+    ingest_dicom(tmp_path / "source", tmp_path / "out", key_path=key)
+    assert rows(tmp_path / "out" / "labels.csv")[1][6] == ""
+    assert audit_phi(tmp_path / "out", tmp_path / "source") == []
+
+
+def test_a_station_called_like_its_scanner_keeps_the_model(tmp_path):
+    write_made(tmp_path / "source" / "a", StationName="LOGIQE9", ManufacturerModelName="LOGIQE9")
+    key = create_key(tmp_path / "study.key")
+    ingest_dicom(tmp_path / "source", tmp_path / "out", key_path=key)
+    assert rows(tmp_path / "out" / "labels.csv")[1][6] == "LOGIQE9"
+    assert audit_phi(tmp_path / "out", tmp_path / "source") == []
+
+
+def test_a_source_that_proves_nothing_is_refused(export, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="without a readable DICOM file"):
+        audit_phi(export[1], tmp_path / "empty")
+
+
+def test_a_missing_output_is_refused(export, tmp_path):
+    with pytest.raises(ValueError, match="Received: no such folder"):
+        audit_phi(tmp_path / "absent", export[0])

@@ -1,0 +1,355 @@
+"""`ingest_dicom` from the outside: tables, identity, resuming, refusals."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import filelock
+import numpy as np
+import pandas as pd
+import pytest
+from made_dicom import UID_ROOT, made_frame, region, write_made
+from pydicom.data import get_testdata_file
+from pydicom.sequence import Sequence
+
+from steatosis_tf.cohort.manifest import build_manifest, read_manifest
+from steatosis_tf.grades import GRADES
+from steatosis_tf.sources.dicom import ingest_dicom
+from steatosis_tf.sources.pseudonym import create_key
+
+
+@pytest.fixture
+def key(tmp_path) -> Path:
+    return create_key(tmp_path / "study.key")
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return folder
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_the_row_of_a_file(source, key, tmp_path):
+    write_made(source / "DOE_JOHN.dcm")
+    ingest_dicom(source, tmp_path / "out", key_path=key)
+    (row,) = table(tmp_path / "out" / "labels.csv")
+    assert (tmp_path / "out" / row["path"]).is_file()
+    assert row["frame_index"] == "0"
+    assert row["manufacturer"] == "GE Healthcare"
+    assert row["model"] == "LOGIQ E9"
+    assert row["transducer_frequency_mhz"] == "3.5"
+    assert row["pixel_width_mm"] == "0.2"
+    assert row["pixel_height_mm"] == "0.3"
+    assert row["sex"] == "M"
+    assert row["age"] == "69"
+    assert row["days_since_first_study"] == "0"
+    (log,) = table(tmp_path / "out" / "deidentification.csv")
+    assert log["source_id"] == row["source_id"]
+    assert log["kept_by"] == "region"
+    box = [log[name] for name in ("kept_top", "kept_left", "kept_height", "kept_width")]
+    assert box == ["24", "20", "88", "120"]
+    assert log["kept_percent"] == "55.0"  # 88 x 120 of 120 x 160 px
+    assert log["fields_kept"].split() == [
+        "manufacturer", "model", "transducer_frequency_mhz", "pixel_height_mm", "pixel_width_mm",
+        "sex", "age",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("age", "birth", "expected"),
+    [
+        ("092Y", "19280101", "89"),
+        ("089Y", None, "89"),
+        ("018M", None, "1"),
+        (None, "19500311", "69"),  # the day before the 70th birthday
+        (None, "19500310", "70"),
+        (None, "18990101", "89"),
+        (None, None, ""),
+        ("old", "unknown", ""),
+    ],
+)
+def test_age_is_in_years_and_capped_at_89(source, key, tmp_path, age, birth, expected):
+    write_made(source / "a", PatientAge=age, PatientBirthDate=birth)
+    ingest_dicom(source, tmp_path / "out", key_path=key)
+    assert table(tmp_path / "out" / "labels.csv")[0]["age"] == expected
+
+
+def test_days_count_from_the_first_study_even_if_its_picture_is_rejected(source, key, tmp_path):
+    m_mode = Sequence([region(spatial=2)])
+    write_made(source / "a", number=1, StudyDate="20191231", SequenceOfUltrasoundRegions=m_mode)
+    write_made(source / "b", number=2, StudyDate="20200301", StudyInstanceUID=f"{UID_ROOT}.1.2")
+    write_made(source / "c", number=3, StudyDate="20200302", PatientID="other")
+    ingest_dicom(source, tmp_path / "out", key_path=key)
+    days = sorted(row["days_since_first_study"] for row in table(tmp_path / "out" / "labels.csv"))
+    assert days == ["0", "61"]  # 31 December to 1 March of a leap year
+
+
+def test_two_spellings_are_one_patient(source, key, tmp_path):
+    write_made(source / "a", number=1, PatientID="MRN 0012345", PatientName="DOE^JOHN")
+    write_made(source / "b", number=2, PatientID="mrn0012345 ", PatientName="Doe^John ")
+    summary = ingest_dicom(source, tmp_path / "out", key_path=key)
+    assert summary.num_patients == 1
+    (finding,) = table(tmp_path / "out" / "patient_findings.csv")
+    assert finding["finding"] == "one id in several spellings"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "finding", "num_patients"),
+    [
+        ({}, {"PatientName": "Roe^Jane"}, "one id with several names or birth dates", 1),
+        ({}, {"PatientID": "77"}, "one name and birth date under several ids", 2),
+        (
+            {"PatientID": "0077", "PatientName": "A^B"},
+            {"PatientID": "77"},
+            "ids that differ by leading zeros only",
+            2,
+        ),
+        ({}, {"PatientID": "X1", "PatientName": "A^B"}, "one study under several patients", 2),
+    ],
+)
+def test_doubtful_identities_are_reported(
+    source, key, tmp_path, first, second, finding, num_patients
+):
+    write_made(source / "a", number=1, **first)
+    write_made(source / "b", number=2, **second)
+    summary = ingest_dicom(source, tmp_path / "out", key_path=key)
+    findings = table(tmp_path / "out" / "patient_findings.csv")
+    assert finding in [row["finding"] for row in findings]
+    assert summary.num_findings == len(findings)
+    assert summary.num_patients == num_patients
+
+
+def test_without_an_id_name_and_birth_date_stand_in(source, key, tmp_path):
+    write_made(source / "a", number=1, PatientID="", PatientName="DOE^JOHN")
+    write_made(source / "b", number=2, PatientID=None, PatientName="Doe^John ")
+    write_made(source / "c", number=3, PatientID="", PatientBirthDate="")
+    summary = ingest_dicom(source, tmp_path / "out", key_path=key)
+    assert (summary.num_files_used, summary.num_patients) == (2, 1)
+    assert [reason for reason in summary.reasons if "patient unknown" in reason]
+
+
+def test_the_table_beside_the_key_leads_back_to_the_files(source, key, tmp_path):
+    write_made(source / "ward 3" / "Müller.dcm", number=1)
+    (source / "notes.txt").write_text("x")
+    summary = ingest_dicom(source, tmp_path / "out", key_path=key)
+    assert summary.private_path.parent == key.parent
+    assert summary.private_path.stat().st_mode & 0o777 == 0o600
+    rows = {row["file"]: row for row in table(summary.private_path)}
+    (label,) = table(tmp_path / "out" / "labels.csv")
+    (rejected,) = table(tmp_path / "out" / "rejected.csv")
+    assert rows["ward 3/Müller.dcm"]["source_id"] == label["source_id"]
+    assert rows["ward 3/Müller.dcm"]["patient_id"] == label["patient_id"]
+    assert rows["ward 3/Müller.dcm"]["original_patient_id"] == "MRN 0012345"
+    assert rows["notes.txt"]["source_id"] == rejected["source_id"]
+    other = tmp_path / "other"
+    write_made(other / "z")
+    ingest_dicom(other, tmp_path / "out2", key_path=key)
+    assert {row["file"] for row in table(summary.private_path)} == {*rows, "z"}
+
+
+def test_pseudonyms_need_the_key_and_stay_the_same_with_it(source, key, tmp_path):
+    write_made(source / "a")
+    other_key = create_key(tmp_path / "other.key")
+    ids = []
+    for number, path in enumerate((key, key, other_key)):
+        ingest_dicom(source, tmp_path / f"out{number}", key_path=path)
+        ids.append(table(tmp_path / f"out{number}" / "labels.csv")[0]["patient_id"])
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_zip_gives_the_same_as_its_folder(source, key, tmp_path):
+    for number in (1, 2, 3):
+        write_made(source / f"P{number}" / "IM1", number=number, PatientID=f"P{number}")
+    with zipfile.ZipFile(tmp_path / "export.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(source.rglob("IM1")):
+            archive.write(path, path.relative_to(source))
+    ingest_dicom(source, tmp_path / "out1", key_path=key)
+    ingest_dicom(tmp_path / "export.zip", tmp_path / "out2", key_path=key)
+    first, second = contents(tmp_path / "out1"), contents(tmp_path / "out2")
+    del first["ingest_journal.jsonl"], second["ingest_journal.jsonl"]  # stamps differ
+    assert first == second
+
+
+def test_running_twice_changes_no_byte(source, key, tmp_path):
+    for number in range(4):
+        write_made(source / f"{number}", number=number, PatientID=f"P{number % 2}")
+    (source / "bad").write_bytes(b"")
+    ingest_dicom(source, tmp_path / "out", key_path=key)
+    first = contents(tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "images").iterdir()}
+    ingest_dicom(source, tmp_path / "out", key_path=key)
+    assert contents(tmp_path / "out") == first
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing decoded again
+
+
+def test_a_damaged_image_is_written_again(source, key, tmp_path):
+    write_made(source / "a")
+    ingest_dicom(source, tmp_path / "out", key_path=key)
+    first = contents(tmp_path / "out")
+    (image,) = (tmp_path / "out" / "images").iterdir()
+    image.write_bytes(image.read_bytes()[:40])
+    ingest_dicom(source, tmp_path / "out", key_path=key)
+    assert contents(tmp_path / "out") == first
+
+
+def test_other_frames_replace_the_earlier_ones(source, key, tmp_path):
+    clip = np.stack([made_frame(seed) for seed in range(6)])
+    write_made(source / "a", clip)
+    ingest_dicom(source, tmp_path / "out", key_path=key)
+    ingest_dicom(source, tmp_path / "out", key_path=key, frame_choice="every:3")
+    rows = table(tmp_path / "out" / "labels.csv")
+    assert [row["frame_index"] for row in rows] == ["0", "3"]
+    images = {f"images/{path.name}" for path in (tmp_path / "out" / "images").iterdir()}
+    assert images == {row["path"] for row in rows}
+
+
+def test_a_killed_ingest_ends_like_an_undisturbed_one(source, key, tmp_path):
+    """kill -9 at three different moments, then one run to the end."""
+    clip = np.stack([np.tile(made_frame(seed), (4, 4)) for seed in range(8)])
+    for number in range(10):
+        write_made(source / f"IM{number}", clip, number=number, PatientID=f"P{number % 3}")
+    ingest_dicom(source, tmp_path / "calm", key_path=key)
+    script = (
+        "import sys; from steatosis_tf.sources.dicom import ingest_dicom; "
+        "ingest_dicom(sys.argv[1], sys.argv[2], key_path=sys.argv[3])"
+    )
+    images = tmp_path / "killed" / "images"
+    endings = []
+    for num_images in (3, 20, 45):
+        run = subprocess.Popen(
+            [sys.executable, "-c", script, str(source), str(tmp_path / "killed"), str(key)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        deadline = time.monotonic() + 60
+        while run.poll() is None and time.monotonic() < deadline:
+            if images.is_dir() and len(list(images.iterdir())) >= num_images:
+                run.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.001)
+        endings.append(run.wait())
+    # On a machine that stalls, a later run may be done before it is looked at.
+    assert endings[0] == -signal.SIGKILL
+    assert set(endings) <= {-signal.SIGKILL, 0}
+    with (tmp_path / "killed" / "ingest_journal.jsonl").open("a") as journal:
+        journal.write('{"file": "half a li')  # a kill within the write itself
+    ingest_dicom(source, tmp_path / "killed", key_path=key)
+    calm, killed = contents(tmp_path / "calm"), contents(tmp_path / "killed")
+    assert calm == killed
+    assert len(calm) == 80 + 7
+
+
+@pytest.mark.parametrize("choice", ["", "some", "every:0", "every:-1", "evenly:", "all:3"])
+def test_an_unknown_frame_choice_is_refused(source, key, tmp_path, choice):
+    with pytest.raises(ValueError, match="Expected frames as all, every:N"):
+        ingest_dicom(source, tmp_path / "out", key_path=key, frame_choice=choice)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_key_is_refused_before_anything_is_written(source, tmp_path):
+    write_made(source / "a")
+    with pytest.raises(ValueError, match="Expected a readable key file"):
+        ingest_dicom(source, tmp_path / "out", key_path=tmp_path / "absent.key")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_key_is_refused_for_the_same_output(source, key, tmp_path):
+    write_made(source / "a")
+    ingest_dicom(source, tmp_path / "out", key_path=key)
+    before = contents(tmp_path / "out")
+    with pytest.raises(ValueError, match="Expected the key that this output was begun with"):
+        ingest_dicom(source, tmp_path / "out", key_path=create_key(tmp_path / "other.key"))
+    assert contents(tmp_path / "out") == before
+
+
+def test_an_output_folder_with_other_files_is_refused(source, key, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.doc").write_text("x")
+    with pytest.raises(ValueError, match="Expected an output folder that is empty"):
+        ingest_dicom(source, tmp_path / "out", key_path=key)
+
+
+def test_two_ingests_do_not_write_one_output(source, key, tmp_path):
+    write_made(source / "a")
+    (tmp_path / "out").mkdir()
+    with (
+        filelock.FileLock(tmp_path / "out" / "ingest.lock"),
+        pytest.raises(ValueError, match="no other ingest is writing"),
+    ):
+        ingest_dicom(source, tmp_path / "out", key_path=key)
+
+
+@pytest.mark.parametrize("role", ["output", "source"])
+def test_a_key_inside_a_data_folder_is_refused(source, tmp_path, role):
+    folder = source if role == "source" else tmp_path / "out"
+    folder.mkdir(exist_ok=True)
+    key = create_key(folder / "study.key")
+    with pytest.raises(ValueError, match=f"outside the {role}"):
+        ingest_dicom(source, tmp_path / "out", key_path=key)
+
+
+def test_output_inside_the_source_is_refused(source, key):
+    with pytest.raises(ValueError, match="apart from each other"):
+        ingest_dicom(source, source / "out", key_path=key)
+
+
+def test_a_missing_source_is_refused(tmp_path, key):
+    with pytest.raises(ValueError, match="Expected a folder or a zip archive"):
+        ingest_dicom(tmp_path / "absent", tmp_path / "out", key_path=key)
+
+
+def test_an_empty_folder_gives_empty_tables(source, key, tmp_path):
+    summary = ingest_dicom(source, tmp_path / "out", key_path=key)
+    assert (summary.num_files, summary.num_frames) == (0, 0)
+    assert (tmp_path / "out" / "labels.csv").read_text().startswith("path,patient_id,study_id,")
+
+
+def test_the_cine_loop_of_pydicom(source, key, tmp_path):
+    """Its stated region reaches beyond the picture, so the sector is found instead."""
+    name = "examples_ybr_color.dcm"
+    (source / name).write_bytes(Path(get_testdata_file(name, download=False)).read_bytes())
+    summary = ingest_dicom(source, tmp_path / "out", key_path=key, frame_choice="evenly:5")
+    assert summary.num_frames == 5
+    rows = table(tmp_path / "out" / "labels.csv")
+    assert [row["frame_index"] for row in rows] == ["3", "9", "15", "21", "27"]
+    assert {row["manufacturer"] for row in rows} == {"SonoSite, Inc."}
+    (log,) = table(tmp_path / "out" / "deidentification.csv")
+    assert log["kept_by"] == "sector"
+    assert 15 < float(log["kept_percent"]) < 45
+
+
+def test_the_labels_make_a_manifest_without_a_fault(source, key, tmp_path):
+    """The table is what the next step of the line reads; grades are joined in between."""
+    for number in range(6):
+        write_made(source / f"{number}", number=number, PatientID=f"P{number // 2}")
+    ingest_dicom(source, tmp_path / "cohort", key_path=key)
+    labels = pd.read_csv(tmp_path / "cohort" / "labels.csv", dtype=str)
+    grades = dict(zip(sorted(labels["patient_id"].unique()), GRADES, strict=False))
+    labels.assign(grade=labels["patient_id"].map(grades)).to_csv(
+        tmp_path / "cohort" / "labels.csv", index=False
+    )
+    manifest_path = tmp_path / "study" / "manifest.csv"
+    manifest_path.parent.mkdir()
+    build_manifest(tmp_path / "cohort" / "labels.csv", manifest_path, strict=True)
+    manifest = read_manifest(manifest_path)
+    assert len(manifest) == 6
+    assert manifest["grade"].nunique() == 3
+    assert set(manifest["model"]) == {"LOGIQ E9"}

@@ -1,0 +1,257 @@
+"""Pixels: every encoding comes out as it went in, and nothing outside the region leaves."""
+
+import cv2
+import numpy as np
+import pytest
+from made_dicom import (
+    HEIGHT,
+    REGION,
+    WIDTH,
+    compress,
+    encoded,
+    file_bytes,
+    made_dataset,
+    made_frame,
+    region,
+)
+from pydicom import dcmread, uid
+from pydicom.data import get_testdata_file
+from pydicom.pixels.processing import convert_color_space
+from pydicom.sequence import Sequence
+
+from steatosis_tf.sources.dicom import ingest_dicom
+from steatosis_tf.sources.dicom_pixels import FrameReader, read_layout
+from steatosis_tf.sources.pseudonym import create_key
+
+INSIDE = np.zeros((HEIGHT, WIDTH), bool)
+INSIDE[REGION[1] : REGION[3] + 1, REGION[0] : REGION[2] + 1] = True
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Ingests data sets as one export and returns the frames written, in frame order."""
+
+    def run(dataset, **options) -> list[np.ndarray]:
+        source = tmp_path / "source"
+        source.mkdir()
+        (source / "a.dcm").write_bytes(file_bytes(dataset))
+        key = create_key(tmp_path / "study.key")
+        summary = ingest_dicom(source, tmp_path / "out", key_path=key, **options)
+        assert not summary.reasons, summary.reasons
+        paths = sorted((tmp_path / "out" / "images").iterdir())
+        return [
+            cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[..., ::-1]
+            if _is_colour(path)
+            else cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            for path in paths
+        ]
+
+    return run
+
+
+def _is_colour(path) -> bool:
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED).ndim == 3
+
+
+def expected(frame: np.ndarray) -> np.ndarray:
+    return np.where(INSIDE if frame.ndim == 2 else INSIDE[..., None], frame, 0)
+
+
+def tinted(frame: np.ndarray) -> np.ndarray:
+    """A grey map with a slight tint, so that channel order shows."""
+    return np.stack([frame, frame - frame // 16, frame - frame // 8], axis=-1)
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian],
+)
+def test_plain_grey(pictures, syntax):
+    dataset = made_dataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    (picture,) = pictures(dataset)
+    assert np.array_equal(picture, expected(made_frame(1)))
+
+
+def test_monochrome1_is_inverted(pictures):
+    dataset = made_dataset(255 - made_frame(1), PhotometricInterpretation="MONOCHROME1")
+    (picture,) = pictures(dataset)
+    assert np.array_equal(picture, expected(made_frame(1)))
+
+
+@pytest.mark.parametrize("planar", [0, 1])
+def test_rgb_in_both_plane_orders(pictures, planar):
+    frame = tinted(made_frame(1))
+    dataset = made_dataset(frame, PlanarConfiguration=planar)
+    if planar:
+        dataset.PixelData = frame.transpose(2, 0, 1).tobytes()
+    (picture,) = pictures(dataset)
+    assert np.array_equal(picture, expected(frame))
+
+
+def test_grey_stored_as_rgb_is_written_as_one_channel(pictures):
+    frame = made_frame(1)
+    (picture,) = pictures(made_dataset(np.stack([frame] * 3, axis=-1)))
+    assert np.array_equal(picture, expected(frame))
+
+
+def test_ybr_full(pictures):
+    frame = tinted(made_frame(1))
+    ybr = convert_color_space(frame, "RGB", "YBR_FULL")
+    (picture,) = pictures(made_dataset(ybr, PhotometricInterpretation="YBR_FULL"))
+    assert np.abs(picture.astype(int) - expected(frame)).max() <= 2  # rounding there and back
+
+
+def test_ybr_full_422_uncompressed(pictures):
+    """Two pixels share one colour pair; with a neutral one the luminance is the picture."""
+    frame = made_frame(1)
+    pairs = np.full((HEIGHT, WIDTH // 2, 4), 128, np.uint8)
+    pairs[..., 0], pairs[..., 1] = frame[:, ::2], frame[:, 1::2]
+    dataset = made_dataset(np.stack([frame] * 3, -1), PhotometricInterpretation="YBR_FULL_422")
+    dataset.PixelData = pairs.tobytes()
+    (picture,) = pictures(dataset)
+    assert np.array_equal(picture, expected(frame))
+
+
+@pytest.mark.parametrize(("bits", "scale"), [(16, 256), (16, 1), (8, 1)])
+def test_palette(pictures, bits, scale):
+    """16-bit entries, 16-bit entries of which a scanner filled 8 only, and 8-bit entries."""
+    frame = made_frame(1)
+    dataset = made_dataset(frame, PhotometricInterpretation="PALETTE COLOR")
+    ramp = np.arange(256)
+    for name, values in (("Red", ramp), ("Green", ramp - ramp // 16), ("Blue", ramp - ramp // 8)):
+        entries = (values * scale).astype("<u2" if bits == 16 else "u1")
+        setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [256, 0, bits])
+        setattr(dataset, f"{name}PaletteColorLookupTableData", entries.tobytes())
+    (picture,) = pictures(dataset)
+    assert np.array_equal(picture, expected(tinted(frame)))
+
+
+def test_16_bit_over_the_full_range_of_its_stored_bits(pictures):
+    frame = made_frame(1)
+    dataset = made_dataset(frame.astype(np.uint16) * 16, BitsStored=12, HighBit=11)
+    (picture,) = pictures(dataset)
+    assert np.array_equal(
+        picture, expected(np.round(frame.astype(int) * 16 / 4095 * 255).astype(np.uint8))
+    )
+
+
+def test_16_bit_through_its_window(pictures):
+    """PS3.3 C.11.2.1.2.1: center 2048, width 4096 maps 0..4095 to the full range."""
+    frame = made_frame(1).astype(np.uint16) * 16
+    dataset = made_dataset(
+        frame, BitsStored=16, WindowCenter=["2048", "40"], WindowWidth=["4096", "400"]
+    )
+    (picture,) = pictures(dataset)
+    share = np.clip((frame - 2047.5) / 4095 + 0.5, 0, 1)
+    assert np.array_equal(picture, expected(np.round(share * 255).astype(np.uint8)))
+
+
+def test_signed_16_bit_with_a_slope(pictures):
+    frame = made_frame(1).astype(np.int16) * 8 - 1024
+    dataset = made_dataset(frame, RescaleSlope=2, RescaleIntercept=100, BitsStored=12, HighBit=11)
+    (picture,) = pictures(dataset)
+    share = (frame.astype(float) + 2048) / 4095
+    assert np.array_equal(picture, expected(np.round(share * 255).astype(np.uint8)))
+
+
+def test_rle(pictures):
+    frames = np.stack([tinted(made_frame(seed)) for seed in (1, 2, 3)])
+    dataset = made_dataset(frames)
+    dataset.compress(uid.RLELossless, generate_instance_uid=False)
+    for picture, frame in zip(pictures(dataset), frames, strict=True):
+        assert np.array_equal(picture, expected(frame))
+
+
+def test_jpeg_baseline_grey(pictures):
+    frame = made_frame(1)
+    dataset = made_dataset()
+    compress(dataset, [encoded(frame, "JPEG", quality=95)], uid.JPEGBaseline8Bit, "MONOCHROME2")
+    (picture,) = pictures(dataset)
+    assert np.abs(picture.astype(int) - expected(frame)).mean() < 2
+
+
+def test_jpeg_baseline_ybr_clip(pictures):
+    frames = [tinted(made_frame(seed)) for seed in (1, 2)]
+    dataset = made_dataset(np.stack(frames))
+    stream = [encoded(frame, "JPEG", quality=95) for frame in frames]
+    compress(dataset, stream, uid.JPEGBaseline8Bit, "YBR_FULL_422")
+    for picture, frame in zip(pictures(dataset), frames, strict=True):
+        assert np.abs(picture.astype(int) - expected(frame)).mean() < 3
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_jpeg_2000_lossless(pictures, colour):
+    frame = tinted(made_frame(1)) if colour else made_frame(1)
+    dataset = made_dataset(frame)
+    stream = [encoded(frame, "JPEG2000", no_jp2=True, irreversible=False, mct=int(colour))]
+    compress(dataset, stream, uid.JPEG2000Lossless, "YBR_RCT" if colour else "MONOCHROME2")
+    (picture,) = pictures(dataset)
+    assert np.array_equal(picture, expected(frame))
+
+
+def test_lossless_jpeg_equals_its_rle_twin():
+    """pydicom ships one picture in both encodings; libjpeg-turbo 3 in Pillow reads the first."""
+    pair = [
+        dcmread(get_testdata_file(name, download=False))
+        for name in ("SC_rgb_jpeg_gdcm.dcm", "SC_rgb_rle.dcm")
+    ]
+    first, second = (FrameReader(dataset, read_layout(dataset)).read(0) for dataset in pair)
+    assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "name", ["examples_ybr_color.dcm", "examples_rgb_color.dcm", "examples_jpeg2k.dcm"]
+)
+def test_ultrasound_examples_of_pydicom_equal_its_own_decoding(name):
+    dataset = dcmread(get_testdata_file(name, download=False))
+    layout = read_layout(dataset)
+    reference = dataset.pixel_array.reshape(-1, layout.rows, layout.columns, 3)
+    for index in (0, layout.num_frames - 1):
+        frame = FrameReader(dataset, layout).read(index)
+        # pydicom may take another JPEG decoder, which rounds differently.
+        assert np.abs(frame.astype(int) - reference[index]).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("choice", "frames"),
+    [
+        ("all", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        ("every:4", [0, 4, 8]),
+        ("every:99", [0]),
+        ("evenly:1", [5]),
+        ("evenly:3", [1, 5, 8]),
+        ("evenly:99", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+    ],
+)
+def test_frame_choice(pictures, choice, frames):
+    clip = np.stack([made_frame(seed) for seed in range(10)])
+    written = pictures(made_dataset(clip), frame_choice=choice)
+    assert len(written) == len(frames)
+    for picture, index in zip(written, frames, strict=True):
+        assert np.array_equal(picture, expected(clip[index]))
+
+
+def test_without_a_region_the_sector_is_kept_and_the_banner_blanked(pictures):
+    frame = made_frame(1)
+    (picture,) = pictures(made_dataset(SequenceOfUltrasoundRegions=None))
+    assert not picture[:18].any()
+    fan = frame.copy()
+    fan[:20] = 0
+    # The sector finder works to about a pixel of a 256 px copy; hardly any echo may be lost.
+    assert np.count_nonzero(picture) > 0.95 * np.count_nonzero(fan)
+
+
+def test_a_region_that_leaves_the_picture_is_not_believed(pictures):
+    """A picture rescaled after the scan keeps the regions of its first size."""
+    big = Sequence([region((40, 48, 279, 223))])
+    (picture,) = pictures(made_dataset(SequenceOfUltrasoundRegions=big))
+    assert not picture[:18].any()
+    assert picture.any()
+
+
+def test_a_region_as_large_as_the_screen_does_not_keep_the_banner(pictures):
+    whole = Sequence([region((0, 0, WIDTH - 1, HEIGHT - 1))])
+    (picture,) = pictures(made_dataset(SequenceOfUltrasoundRegions=whole))
+    assert not picture[:18].any()
+    assert picture.any()
