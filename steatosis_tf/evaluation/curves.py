@@ -228,7 +228,8 @@ def robustness_figure(
 
 def _robustness_panel(axes: Axes, rows: pd.DataFrame, name: str) -> None:
     unit = str(rows["unit"].iloc[0]) if len(rows) else ""
-    style_axes(axes, f"{name.replace('_', ' ')} ({unit})" if unit else name, "")
+    words = name.replace("_", " ").replace("roi", "ROI").replace("jpeg", "JPEG")
+    style_axes(axes, f"{words} ({unit})" if unit else words, "")
     if rows.empty:
         axes.text(0.5, 0.5, "no value", ha="center", color=FAINT, transform=axes.transAxes)
         return

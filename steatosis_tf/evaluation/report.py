@@ -6,6 +6,7 @@ report calls itself consistent only if every self-check was made and passed.
 """
 
 import base64
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,7 @@ def _html(content: dict[str, Any], sections: list[Section]) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["unbroken"] = _unbroken
     template = environment.from_string(_TEMPLATE_PATH.read_text(encoding="utf-8"))
     paths = [
         block.path for section in sections for block in section.blocks if isinstance(block, Picture)
@@ -137,6 +139,11 @@ def _html(content: dict[str, Any], sections: list[Section]) -> str:
     return template.render(
         **content, sections=sections, images=_images(paths), count=count_statuses
     )
+
+
+def _unbroken(cell: str) -> str:
+    """An interval stays on one line: its spaces become no-break spaces."""
+    return re.sub(r"\(\S+ to \S+\)", lambda found: found[0].replace(" ", "\xa0"), cell)
 
 
 def _images(paths: list[Path]) -> dict[Path, _Image]:
