@@ -60,6 +60,21 @@ class SplitConfig:
             kind=self.kind,
         )
 
+    @property
+    def time_column(self) -> str:
+        """The column whose order a temporal split must keep, "" for other kinds."""
+        return self.column if self.kind == "temporal" else ""
+
+
+@dataclass(frozen=True)
+class RoiConfig:
+    """What the model sees. `method` liver: the best rectangle of parenchyma; sector: the middle of
+    the sector below the near field. `sector_fallback` takes the second where the first finds
+    nothing; without it such a frame is rejected with its reason."""
+
+    method: Literal["liver", "sector"] = "liver"
+    sector_fallback: bool = False
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -136,6 +151,7 @@ class Config:
     """All stages of one run."""
 
     split: SplitConfig = field(default_factory=SplitConfig)
+    roi: RoiConfig = field(default_factory=RoiConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

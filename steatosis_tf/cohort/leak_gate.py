@@ -6,13 +6,14 @@ listed at once; a repair is only made when it is asked for (`leak_repair.py`).
 
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from steatosis_tf.cohort.duplicates import hash_frames, near_pairs
 from steatosis_tf.cohort.group_splits import days_of
-from steatosis_tf.cohort.leak_findings import Finding, leak_report
+from steatosis_tf.cohort.leak_findings import Finding, gate_summary, leak_report
 from steatosis_tf.cohort.spelling import spelling_key
 from steatosis_tf.cohort.splits import SPLITS, Partition
 
@@ -59,8 +60,11 @@ def refuse_leaks(
     *,
     time_column: str = "",
     cache_path: str | Path | None = None,
-) -> None:
+) -> dict[str, Any]:
     """The hard gate: `check_leaks`, and an error if it finds anything.
+
+    Returns:
+        what was checked, for `leak_gate.json`.
 
     Raises:
         ValueError: that lists all findings and the ways to repair them.
@@ -70,6 +74,7 @@ def refuse_leaks(
     )
     if findings:
         raise ValueError(leak_report(findings))
+    return gate_summary(frame_table, partitions, findings)
 
 
 class _Sides:

@@ -82,6 +82,30 @@ def test_column(frame_table: pd.DataFrame, partitions: list[Partition]) -> pd.Se
     return frame_table["patient_id"].map(tested).fillna("").where(frame_table["grade"] != "", "")
 
 
+def partitions_of_column(frame_table: pd.DataFrame) -> list[Partition]:
+    """The partitions that the `split` column of a manifest stands for: one for train, validation
+    and test, or one per fold, each fold tested by models that know all others.
+
+    A patient on two sides stays on both, for the leak gate to find with everything else.
+    """
+    graded = frame_table.loc[(frame_table["grade"] != "") & (frame_table["split"] != "")]
+    names = sorted(set(graded["split"]))
+    if set(names) & set(SPLITS):
+        train, validation, test = (
+            frozenset(graded.loc[graded["split"] == side, "patient_id"]) for side in SPLITS
+        )
+        return [Partition("holdout", train, validation, test)]
+    return [
+        Partition(
+            name,
+            train=frozenset(graded.loc[graded["split"] != name, "patient_id"]),
+            validation=frozenset(),
+            test=frozenset(graded.loc[graded["split"] == name, "patient_id"]),
+        )
+        for name in names
+    ]
+
+
 def split_table(partitions: list[Partition]) -> pd.DataFrame:
     """One row per partition and patient: `fold, patient_id, split, partition`, sorted by fold and
     split. `fold` counts all partitions from 0, `split` can be `left_out`."""

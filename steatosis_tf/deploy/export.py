@@ -1,5 +1,6 @@
 """A trained Keras model as an ONNX file that gives the same numbers."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import tf2onnx
 from steatosis_tf import __version__
 from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import read_manifest
+from steatosis_tf.config import RoiConfig, load_config
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.classifier import OUTPUT_LAYER
 from steatosis_tf.records.builder import cut_roi, usable_rows
@@ -88,7 +90,13 @@ def export_run(run_dir: str | Path, output_path: str | Path) -> float:
     rows = usable_rows(read_manifest(manifest_path)).head(NUM_CHECKED)
     rois = np.stack([cut_roi(row, manifest_path) for row in rows.to_dict("records")])
     model = keras.models.load_model(run_dir / "model.keras")
-    return export_onnx(model, output_path, rois[..., np.newaxis], {"run_id": run_dir.name})
+    texts = {"run_id": run_dir.name} | roi_metadata(load_config(run_dir / "config.json").roi)
+    return export_onnx(model, output_path, rois[..., np.newaxis], texts)
+
+
+def roi_metadata(config: RoiConfig) -> dict[str, str]:
+    """How frames were cut for this model, so that prediction cuts them the same way."""
+    return {"roi": json.dumps(dataclasses.asdict(config))}
 
 
 def _rename_output(proto: onnx.ModelProto, name: str) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from steatosis_tf.atomic import replacing
+from steatosis_tf.config import RoiConfig
 from steatosis_tf.grades import GRADES, NOTICE, SCORE_COLUMNS
 from steatosis_tf.roi.columns import propose_roi
 from steatosis_tf.roi.crop import INPUT_SIZE_PX, crop_roi
@@ -35,12 +36,13 @@ def predict_frames(model_path: str | Path, paths: Iterable[str | Path]) -> pd.Da
         ValueError: if the model is not one of ours, or there is no frame at the paths.
     """
     session = load_model(model_path)
+    roi_config = RoiConfig(**json.loads(_texts(session)["steatosis.roi"]))
     files = list(_frame_files(paths))
     rows: list[dict] = []
     with tqdm(total=len(files), desc="predict", unit="frame") as bar:
         remaining = iter(files)
         while batch := list(islice(remaining, _BATCH)):
-            rows += _predict_batch(session, batch)
+            rows += _predict_batch(session, roi_config, batch)
             bar.update(len(batch))
     return pd.DataFrame(rows)
 
@@ -67,16 +69,24 @@ def load_model(model_path: str | Path) -> onnxruntime.InferenceSession:
             f"Expected an ONNX file. Received: model={path.name!r}, which onnxruntime refuses. "
             "Was it copied whole?"
         ) from error
-    texts = session.get_modelmeta().custom_metadata_map
+    texts = _texts(session)
     grades = json.loads(texts.get("steatosis.grades", "[]"))
     shape = session.get_inputs()[0].shape[1:]
-    if tuple(grades) != GRADES or shape != [INPUT_SIZE_PX, INPUT_SIZE_PX, 1]:
+    if (
+        "steatosis.roi" not in texts
+        or tuple(grades) != GRADES
+        or shape != [INPUT_SIZE_PX, INPUT_SIZE_PX, 1]
+    ):
         raise ValueError(
             f"Expected a model of steatosis_tf with the grades {', '.join(GRADES)} and input "
             f"{INPUT_SIZE_PX} x {INPUT_SIZE_PX} x 1. Received: model={path.name!r} with "
             f"grades={grades} input={shape}. Export it with `steatosis export RUN_DIR`."
         )
     return session
+
+
+def _texts(session: onnxruntime.InferenceSession) -> dict[str, str]:
+    return dict(session.get_modelmeta().custom_metadata_map)
 
 
 def _frame_files(paths: Iterable[str | Path]) -> Iterator[Path]:
@@ -95,15 +105,17 @@ def _frame_files(paths: Iterable[str | Path]) -> Iterator[Path]:
         )
 
 
-def _predict_batch(session: onnxruntime.InferenceSession, files: list[Path]) -> list[dict]:
+def _predict_batch(
+    session: onnxruntime.InferenceSession, roi_config: RoiConfig, files: list[Path]
+) -> list[dict]:
     rows, rois = [], []
     for path in files:
         row = {"path": path.as_posix(), "grade": "", **dict.fromkeys(SCORE_COLUMNS, np.nan)}
         try:
             frame = read_frame(path)
-            proposal = propose_roi(frame)
-            rois.append(crop_roi(frame, proposal.sector.mask, proposal.rectangle))
-            box = proposal.rectangle
+            roi = propose_roi(frame, roi_config)
+            rois.append(crop_roi(frame, roi.sector.mask, roi.rectangle))
+            box = roi.rectangle
             row |= {"roi_top": box.top, "roi_left": box.left, "roi_height": box.height,
                     "roi_width": box.width, "reason": ""}  # fmt: skip
         except ValueError as error:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
+from sklearn.linear_model import LogisticRegression
 
 from steatosis_tf.evaluation.checks import checked_labels, checked_probabilities
 from steatosis_tf.evaluation.ordinal import CUMULATIVE_TASKS, cumulative_scores
@@ -85,8 +86,11 @@ def calibration_metrics(
         `nll` (nats, mean over rows; probabilities below 1e-12 count as 1e-12), `brier` (mean over
         rows of the sum over grades of squared errors, 0 to 2), `confidence` (the probability of
         the predicted grade against how often it is right) and one entry per cumulative task,
-        each with `brier` (0 to 1, binary), `ece_equal_mass`, `ece_equal_width` and the
-        `reliability` tables behind them; `num_bins`, `num_rows`.
+        each with `brier` (0 to 1, binary), `mean_probability` and `observed` (calibration in the
+        large), `slope` and `intercept` of a logistic fit to the logit of the probability (1 and 0
+        is perfect, a slope below 1 is over-confidence; Cox 1958; None with a `note` where the fit
+        does not exist), `ece_equal_mass`, `ece_equal_width` and the `reliability` tables behind
+        them; `num_bins`, `num_rows`.
 
         The expected calibration error is the mean over rows of |observed - mean probability| of
         the row's bin. Equal-mass bins have edges at the quantiles, equal-width bins at
@@ -177,10 +181,32 @@ def _nll(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def _binary(happened: np.ndarray, probability: np.ndarray, num_bins: int) -> dict[str, Any]:
-    result: dict[str, Any] = {"brier": float(((probability - happened) ** 2).mean())}
+    result: dict[str, Any] = {
+        "brier": float(((probability - happened) ** 2).mean()),
+        "mean_probability": float(probability.mean()),
+        "observed": float(happened.mean()),
+    }
+    result |= _logistic_recalibration(happened, probability)
     for binning in BINNINGS:
         table = reliability_table(happened, probability, num_bins, binning)
         gaps = [row["num_rows"] * abs(row["observed"] - row["mean_probability"]) for row in table]
         result[f"ece_{binning}"] = sum(gaps) / len(happened)
         result.setdefault("reliability", {})[binning] = table
     return result
+
+
+def _logistic_recalibration(happened: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
+    nothing: dict[str, Any] = {"slope": None, "intercept": None}
+    if happened.all() or not happened.any():
+        return nothing | {"note": "No calibration slope: all outcomes are alike."}
+    yes, no = probability[happened], probability[~happened]
+    # Overlap is what makes the likelihood have a maximum (Albert and Anderson 1984).
+    if yes.min() >= no.max() or yes.max() <= no.min():
+        return nothing | {"note": "No calibration slope: the scores separate the outcomes."}
+    logit = special.logit(np.clip(probability, SMALLEST, 1 - SMALLEST))
+    fit = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(logit[:, None], happened)
+    return {
+        "slope": float(fit.coef_[0, 0]),
+        "intercept": float(fit.intercept_[0]),
+        "note": None,
+    }

@@ -72,6 +72,7 @@ def reliability_figure(
         lower.bar(centres, counts, width=width, color=COLOURS[3 * place % 7])
     unit_square(upper)
     upper.set_aspect("auto")
+    upper.set(ylim=(-0.02, 1.06 + 0.08 * len(checked)), yticks=np.linspace(0, 1, 6))
     style_axes(upper, "", "Share right (bars: 95 % Wilson)")
     style_axes(lower, "Probability stated for the predicted grade", unit.capitalize())
     add_legend(upper, "upper left")

@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle as Box
 
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, read_manifest
 from steatosis_tf.evaluation.canvas import COLOURS, FAINT, INK, cohort_line, new_sheet, save_sheet
+from steatosis_tf.evaluation.scores import read_scores
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.folder import read_frame, to_grey
@@ -85,6 +86,27 @@ def _without_surround(frame: np.ndarray, roi: tuple[int, int, int, int] | None) 
         keep = np.zeros(frame.shape[:2], bool)
         keep[top : top + height, left : left + width] = True
     return np.where(keep, to_grey(frame), np.uint8(0))
+
+
+def draw_run_gallery(run_dir: str | Path, max_frames: int = 12) -> Path | None:
+    """Draw `figures/gallery.png` of a run whose manifest still leads to the frames.
+
+    Args:
+        run_dir: run directory with `frame_scores.csv` and `manifest.csv`.
+        max_frames: tiles at most.
+
+    Returns:
+        path of the figure, or None if every frame was graded right.
+
+    Raises:
+        ValueError: if a file of the run is missing or damaged, or a frame cannot be read.
+    """
+    run_dir = Path(run_dir)
+    errors = worst_errors(read_scores(run_dir / "frame_scores.csv"), max_frames)
+    if errors.empty:
+        return None
+    pictures = sector_pictures(errors, run_dir / "manifest.csv")
+    return gallery_figure(errors, pictures, run_dir / "figures" / "gallery.png")
 
 
 def gallery_figure(

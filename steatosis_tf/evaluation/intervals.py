@@ -33,6 +33,9 @@ METHODS = ("bca", "percentile")
 #: the lucky ones, so there is none.
 MAX_UNDEFINED_SHARE = 0.05
 
+#: With fewer patients of a grade every interval gets a note: resamples of four hold little.
+FEW_PATIENTS = 5
+
 #: The statistics literature asks for this many resamples before tails of 2.5 % are stable.
 DEFAULT_RESAMPLES = 2000
 
@@ -84,7 +87,7 @@ def bootstrap_intervals(
             entry["num_patients"] = table.num_patients
             entries[name] = _proportion_instead(name, entry, table)
     _add_fold_notes(entries, table)
-    _add_lone_patient_notes(entries, table)
+    _add_few_patients_notes(entries, table)
     return entries
 
 
@@ -104,13 +107,18 @@ def _add_fold_notes(entries: dict[str, dict[str, Any]], table: PatientTable) -> 
             entries[name]["note"] = " ".join(filter(None, (lacking, entries[name]["note"])))
 
 
-def _add_lone_patient_notes(entries: dict[str, dict[str, Any]], table: PatientTable) -> None:
-    lone = [grade for label, grade in enumerate(GRADES) if (table.grade == label).sum() == 1]
-    if not lone or table.num_patients == 1:
+def _add_few_patients_notes(entries: dict[str, dict[str, Any]], table: PatientTable) -> None:
+    counts = np.bincount(table.grade, minlength=len(GRADES))
+    few = {grade: n for grade, n in zip(GRADES, counts, strict=True) if 0 < n < FEW_PATIENTS}
+    if not few or table.num_patients == 1:
         return
-    note = f"{', '.join(lone)}: one patient, who is in every resample; the interval is too narrow."
+    listed = ", ".join(f"{n} {grade}" for grade, n in few.items())
+    note = f"Few patients ({listed}): the interval is rough."
+    if 1 in few.values():
+        note += " A lone patient of a grade is in every resample, which makes it too narrow."
     for entry in entries.values():
-        entry["note"] = " ".join(filter(None, (entry["note"], note)))
+        if entry["method"]:
+            entry["note"] = " ".join(filter(None, (entry["note"], note)))
 
 
 def percentile_interval(replicates: np.ndarray, confidence: float = 0.95) -> list[float]:

@@ -62,7 +62,7 @@ def result_sections(run: RunRecord, analysis: Analysis) -> list[Section]:
         Section("levels", "Unit of inference and intervals", _levels(run, analysis)),
         Section("results", "Confusion matrix and per-class results", _results(run, analysis)),
         Section("ordinal", "Ordinal results and areas under curves", _ordinal(run, analysis)),
-        Section("operating", "Operating points", operating_blocks(analysis)),
+        Section("operating", "Operating points", operating_blocks(run, analysis)),
         Section("calibration", "Calibration and grade sets", calibration_blocks(run, analysis)),
         Section("decision", "Decision curves", decision_blocks(run, analysis)),
         Section("comparators", "Comparators", _comparators(run)),

@@ -22,14 +22,14 @@ from steatosis_tf.grades import SCORE_COLUMNS, TASKS
 
 _RULES = {
     "youden": "Youden",
-    "sensitivity": "Fixed sensitivity",
-    "specificity": "Fixed specificity",
-    "cost": "Least cost",
+    "sensitivity": "fixed sensitivity",
+    "specificity": "fixed specificity",
+    "cost": "least cost",
 }
 _RATES = {"sensitivity": "Sensitivity", "specificity": "Specificity", "ppv": "PPV", "npv": "NPV"}
 
 
-def operating_blocks(analysis: Analysis) -> list[Block]:
+def operating_blocks(run: RunRecord, analysis: Analysis) -> list[Block]:
     """Locked cut-offs on the test patients, and predictive values at stated prevalences."""
     found = analysis.thresholds
     if found.operating is None:
@@ -37,32 +37,40 @@ def operating_blocks(analysis: Analysis) -> list[Block]:
     rates, predictive, notes = [], [], []
     for task, rules in found.operating.items():
         for rule, entry in rules.items():
-            name = f"{TASKS[task][0][1]}: {_RULES.get(rule, rule).lower()}"
+            name = f"{TASKS[task][0][1]}: {_RULES.get(rule, rule)}"
             if entry["note"]:
-                notes.append(f"{name}: {entry['note']}")
+                notes.append((name, entry["note"]))
             if "sensitivity" not in entry:
                 rates.append([name, "none", *["undefined"] * len(_RATES)])
                 continue
             cells = [with_interval(entry[rate], 2) for rate in _RATES]
             rates.append([name, _cuts(entry["thresholds"]), *cells])
-            for one in entry["at_prevalence"]:
-                share = f"{100 * one['prevalence']:.0f} %"
-                predictive.append(
-                    [name, share, with_interval(one["ppv"], 2), with_interval(one["npv"], 2)]
-                )
+            # The stated prevalences are those of fatty liver of any grade.
+            if task == "at_least_mild":
+                predictive.extend(_predictive_rows(name, entry["at_prevalence"]))
+    folds = f"; cut-offs of {run.num_folds} folds" if run.num_folds > 1 else ""
     blocks: list[Block] = [
         Text(
-            f"Cut-offs from {found.points_source}, fixed before the test patients were looked at "
-            "and never moved. Intervals as computed for these patients; where a fold has too few "
-            "validation patients a cut-off is coarse, see the notes."
+            f"Cut-offs from {found.points_source}: chosen on validation patients and never moved. "
+            "A patient at or above the cut-off is called positive."
         ),
-        Table(("Test patients", "Cut-off", *_RATES.values()), rates, "Value (95 % interval)."),
+        Table(("Test patients", "Cut-off", *_RATES.values()), rates, f"95 % intervals{folds}."),
     ]
     if predictive:
         header = ("At another prevalence", "Prevalence", "PPV", "NPV")
-        caption = "Screening for fatty liver: 25 %; India: 9 to 32 %."
+        caption = "Prevalence of fatty liver: 25 % in screening, 9 to 32 % reported for India."
         blocks.append(Table(header, predictive, caption))
-    return blocks + [Alarm(note) for note in dict.fromkeys(notes)]
+    if notes:
+        blocks.append(Table(("Cut-off", "Note"), notes, "Where validation patients are too few."))
+    return blocks
+
+
+def _predictive_rows(name: str, entries: list[dict[str, Any]]) -> list[list[str]]:
+    return [
+        [name, f"{100 * one['prevalence']:.0f} %", with_interval(one["ppv"], 2),
+         with_interval(one["npv"], 2)]
+        for one in entries
+    ]  # fmt: skip
 
 
 def _cuts(thresholds: dict[str, float | None]) -> str:
@@ -71,7 +79,7 @@ def _cuts(thresholds: dict[str, float | None]) -> str:
         return "none"
     if len(known) == 1:
         return f"{known[0]:.3f}"
-    return f"{min(known):.3f} to {max(known):.3f} ({len(known)} folds)"
+    return f"{min(known):.2f} to {max(known):.2f}"
 
 
 def calibration_blocks(run: RunRecord, analysis: Analysis) -> list[Block]:

@@ -88,6 +88,8 @@ def patient_scores(
     table = frame_scores.assign(
         fold=frame_scores.get("fold", 0), fat_percent=frame_scores.get("fat_percent", np.nan)
     )
+    # Sums of the same frames in another order round differently.
+    table = table.sort_values("frame_id", kind="stable")
     groups = table.groupby(id_key(table, "patient_id", validation), sort=True)
     patients = groups.agg(
         **({} if validation else {"fold": ("fold", "first")}),
@@ -140,7 +142,9 @@ def read_scores(path: str | Path, *, validation: bool = False) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"Expected a score CSV. Received: {path.name}: {error}") from error
+        # An OSError prints the whole path, and a folder can be named after a patient.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"Expected a score CSV. Received: {path.name}: {reason}") from error
     try:
         for column in ("fat_percent", *SCORE_COLUMNS):
             if column in table:

@@ -16,7 +16,9 @@ import pandas as pd
 import tensorflow_datasets as tfds
 
 from steatosis_tf.atomic import replacing
+from steatosis_tf.cohort.leak_gate import refuse_leaks
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, read_manifest
+from steatosis_tf.cohort.splits import Partition, partitions_of_column
 from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.roi.crop import INPUT_SIZE_PX, Rectangle, crop_roi
 from steatosis_tf.roi.sector import find_sector
@@ -75,23 +77,32 @@ class SteatosisRecords(tfds.core.GeneratorBasedBuilder):
                 yield from pool.map(example, rows.iloc[start : start + _CHUNK].to_dict("records"))
 
 
-def write_records(manifest_path: str | Path, records_dir: str | Path) -> Path:
-    """Write the records of a manifest, unless the same ones are there already.
+def write_records(
+    manifest_path: str | Path,
+    records_dir: str | Path,
+    partitions: list[Partition] | None = None,
+    *,
+    time_column: str = "",
+) -> Path:
+    """Pass the leak gate, then write the records of a manifest unless the same ones are there.
 
     Args:
         manifest_path: manifest with `split` and ROI columns.
-        records_dir: folder for the records; `records.json` in it says what they were made of.
+        records_dir: folder for the records; `records.json` in it says what they were made of,
+            `leak_gate.json` what the gate looked at.
+        partitions: who trains, validates and tests; what the `split` column says if None.
+        time_column: date column of a temporal split.
 
     Returns:
         the folder tensorflow-datasets reads (`records_dir/steatosis_records/1.0.0`).
 
     Raises:
-        ValueError: if the manifest has no split or ROI columns or no usable row, if a patient
-            is in two splits, or if the folder holds records of something else.
+        ValueError: if the manifest has no split or ROI columns or no usable row, if the gate
+            finds a leak (the text lists every one), or if the folder holds other records.
     """
     records_dir = Path(records_dir)
     rows = usable_rows(read_manifest(manifest_path))
-    _check_one_split_per_patient(rows)
+    _pass_gate(rows, partitions, Path(manifest_path), records_dir, time_column)
     fingerprint = records_fingerprint(rows)
     note_path = records_dir / "records.json"
     if note_path.is_file():
@@ -151,17 +162,29 @@ def usable_rows(frame_table: pd.DataFrame) -> pd.DataFrame:
 
 
 def cut_roi(row: dict[str, Any], manifest_path: str | Path) -> np.ndarray:
-    """The ROI of a manifest row as the model sees it: `(224, 224)` uint8, 0 outside the sector."""
-    frame = read_frame(frame_path(manifest_path, row["path"]))
-    rectangle = Rectangle(*(int(row[name]) for name in ROI_COLUMNS))
-    return crop_roi(frame, find_sector(frame).mask, rectangle)
+    """The ROI of a manifest row as the model sees it: `(224, 224)` uint8, 0 outside the sector.
+
+    Raises:
+        ValueError: if the frame is gone, has no sector, or does not hold the rectangle. The text
+            names the frame.
+    """
+    path = frame_path(manifest_path, row["path"])
+    try:
+        frame = read_frame(path)
+        rectangle = Rectangle(*(int(row[name]) for name in ROI_COLUMNS))
+        return crop_roi(frame, find_sector(frame).mask, rectangle)
+    except ValueError as error:
+        raise ValueError(f"{path.name} (frame_id={row['frame_id']}): {error}") from error
 
 
-def _check_one_split_per_patient(rows: pd.DataFrame) -> None:
-    sides = rows.groupby("patient_id")["split"].nunique()
-    both = sides.index[sides > 1]
-    if len(both):
-        raise ValueError(
-            f"Expected every patient in one split. Received: {len(both)} in two or more, first "
-            f"patient_id={both[0]}. Split by patient with `steatosis split MANIFEST_CSV`."
-        )
+def _pass_gate(
+    rows: pd.DataFrame,
+    partitions: list[Partition] | None,
+    manifest_path: Path,
+    records_dir: Path,
+    time_column: str,
+) -> None:
+    partitions = partitions or partitions_of_column(rows)
+    summary = refuse_leaks(rows, partitions, manifest_path, time_column=time_column)
+    with replacing(records_dir / "leak_gate.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")

@@ -20,7 +20,15 @@ _MIN_BLOCK_PX = 60
 
 
 def moving_area(small: list[np.ndarray]) -> np.ndarray | None:
-    """Where the frames of a clip differ; uint8 0 or 1, or None for a single frame."""
+    """Where the frames of a clip differ.
+
+    Args:
+        small: `(height, width)` uint8 each, small copies of the frames.
+
+    Returns:
+        `(height, width)` uint8, 1 where they differ by more than coding noise; None for a single
+        frame.
+    """
     if len(small) == 1:
         return None
     change = cv2.subtract(np.max(small, axis=0), np.min(small, axis=0))
@@ -28,8 +36,20 @@ def moving_area(small: list[np.ndarray]) -> np.ndarray | None:
     return cv2.morphologyEx(moving, cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8))
 
 
-def bright_area(small: np.ndarray, moving: np.ndarray | None = None) -> np.ndarray:
-    """Pixels brighter than the surround, thin marks and text removed; uint8 0 or 1."""
+def bright_areas(small: np.ndarray, moving: np.ndarray | None = None) -> list[np.ndarray]:
+    """Pixels brighter than the surround, thin marks and text removed.
+
+    Args:
+        small: `(height, width)` uint8, a frame or the median of a clip, about 256 px wide.
+        moving: `(height, width)` uint8 0 or 1, as `moving_area` returns it, or None.
+
+    Returns:
+        One reading, `(height, width)` uint8 0 or 1, or two where the frame seems to have a halo:
+        first without the halo, then with it.
+
+    Raises:
+        ValueError: if nothing larger than marks and text stands out.
+    """
     edge = np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]])
     floor = float(np.median(edge))
     shown = (small > floor + _ECHO_STEP).astype(np.uint8)
@@ -38,19 +58,26 @@ def bright_area(small: np.ndarray, moving: np.ndarray | None = None) -> np.ndarr
             "no sector: the frame is blank or nearly so "
             f"({100 * shown.mean():.1f} % of it is brighter than its surround)"
         )
+    readings = [shown]
     # A still clip (the same frame again and again) says nothing about what is echo.
     if moving is not None and (moving & shown).sum() > 0.5 * shown.sum():
-        shown &= moving
+        readings = [shown & moving]
     else:
         halo = _halo_level(small, shown, floor)
         if halo is not None:
-            shown = (small > halo + _HALO_WIDTH).astype(np.uint8)
-    shown[_solid_blocks(small, floor) > 0] = 0
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
-    opened = cv2.morphologyEx(cv2.medianBlur(shown, 3), cv2.MORPH_OPEN, kernel)
-    _remove_bars(opened)
-    if opened.mean() < MIN_SECTOR_FRACTION:
+            readings = [(small > halo + _HALO_WIDTH).astype(np.uint8), shown]
+    blocks = _solid_blocks(small, floor)
+    readings = [_cleaned(reading & ~blocks) for reading in readings]
+    readings = [reading for reading in readings if reading.mean() >= MIN_SECTOR_FRACTION]
+    if not readings:
         raise ValueError("no sector: only thin marks, text or noise stand out from the surround")
+    return readings
+
+
+def _cleaned(bright: np.ndarray) -> np.ndarray:
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
+    opened = cv2.morphologyEx(cv2.medianBlur(bright, 3), cv2.MORPH_OPEN, kernel)
+    _remove_bars(opened)
     return opened
 
 

@@ -10,71 +10,150 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path
+from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, read_manifest
+from steatosis_tf.config import RoiConfig
 from steatosis_tf.roi.crop import Rectangle, central_rectangle
+from steatosis_tf.roi.fold import fold_decisions, write_automatic_boxes
+from steatosis_tf.roi.liver import liver_mask
+from steatosis_tf.roi.overlays import find_overlays
+from steatosis_tf.roi.proposal import propose_rectangle
 from steatosis_tf.roi.sector import Sector, find_sector
 from steatosis_tf.sources.folder import read_frame
 
+# A killed run loses at most this many proposals, or a twentieth of a large study, because the
+# whole manifest is written each time.
+_CHECKPOINT_ROWS = 500
+
 
 @dataclass(frozen=True)
-class Proposal:
-    """What the model would see of a frame."""
+class Roi:
+    """What the model would see of a frame.
+
+    Attributes:
+        sector: of the frame.
+        rectangle: in px of the frame.
+        quality: of the liver proposal, 0 to 1; 0 for the sector's rectangle.
+        reason: why the sector's rectangle had to do, if it had.
+    """
 
     sector: Sector
     rectangle: Rectangle
+    quality: float = 0.0
+    reason: str = ""
 
 
-def propose_roi(frame: np.ndarray) -> Proposal:
+def propose_roi(frame: np.ndarray, config: RoiConfig) -> Roi:
     """The ROI of a frame, for training and for prediction alike.
 
     Args:
         frame: `(height, width)` or `(height, width, 3)` RGB, uint8.
+        config: `method` "liver" looks for parenchyma, "sector" takes the sector's middle.
 
     Raises:
         ValueError: if no ROI can be proposed; the text is the reason.
     """
     sector = find_sector(frame)
-    return Proposal(sector, central_rectangle(sector))
+    if config.method == "sector":
+        return Roi(sector, central_rectangle(sector))
+    overlays = find_overlays(frame, sector)
+    proposal = propose_rectangle(frame, sector, liver_mask(frame, sector), overlays)
+    if proposal.rectangle is not None:
+        return Roi(sector, proposal.rectangle, proposal.quality)
+    if not config.sector_fallback:
+        raise ValueError(proposal.reason)
+    return Roi(sector, central_rectangle(sector), proposal.quality, proposal.reason)
 
 
-def add_roi_columns(frame_table: pd.DataFrame, manifest_path: str | Path) -> pd.DataFrame:
-    """Propose a ROI for every frame that has none.
+def fill_manifest(
+    manifest_path: str | Path, config: RoiConfig, *, again: bool = False
+) -> pd.DataFrame:
+    """Propose a ROI for every frame of a manifest that has none, and write them into it.
+
+    Written in steps, so that a killed run goes on where it stopped.
 
     Args:
-        frame_table: manifest rows. Rows with a ROI, a person's above all, are left as they are.
+        manifest_path: manifest to complete in place.
+        config: how to propose.
+        again: propose anew where an earlier proposal stands. A person's box is never touched.
+
+    Returns:
+        the completed table.
+    """
+    fold_decisions(manifest_path)
+    table = with_roi_columns(read_manifest(manifest_path))
+    automatic = table["roi_source"] != "person"
+    if again:
+        table.loc[automatic, list(ROI_COLUMNS)] = pd.NA
+        table.loc[automatic, "roi_source"] = ""
+    wanted = table.index[table["roi_source"] == ""]
+    step = max(_CHECKPOINT_ROWS, len(table) // 20)
+    with tqdm(total=len(wanted), desc="ROI", unit="frame") as bar:
+        for start in range(0, len(wanted), step):
+            _propose(table, wanted[start : start + step], Path(manifest_path), config, bar)
+            write_automatic_boxes(manifest_path, table)
+    return table
+
+
+def add_roi_columns(
+    frame_table: pd.DataFrame, manifest_path: str | Path, config: RoiConfig
+) -> pd.DataFrame:
+    """Propose a ROI for every frame of a table that has none, leaving the manifest alone.
+
+    Args:
+        frame_table: manifest rows. Rows with a ROI, a person's above all, stay as they are.
         manifest_path: where the manifest lies; frame paths are relative to it.
+        config: how to propose.
 
     Returns:
         the table with `roi_top, roi_left, roi_height, roi_width` (px of the full frame, empty
-        where there is no proposal), `roi_source` and `roi_reason` (why there is none).
+        where there is no proposal), `roi_source`, `roi_quality` and `roi_reason`.
     """
+    table = with_roi_columns(frame_table)
+    wanted = table.index[table["roi_source"] == ""]
+    with tqdm(total=len(wanted), desc="ROI", unit="frame") as bar:
+        _propose(table, wanted, Path(manifest_path), config, bar)
+    return table
+
+
+def with_roi_columns(frame_table: pd.DataFrame) -> pd.DataFrame:
+    """A copy of the table with all ROI columns; `roi_source` is "" where nobody has looked."""
     table = frame_table.copy()
     for name in ROI_COLUMNS:
         if name not in table.columns:
             table[name] = pd.array([pd.NA] * len(table), dtype="Int64")
-    for name in ("roi_source", "roi_reason"):
-        if name not in table.columns:
-            table[name] = ""
-    wanted = table.index[table["roi_height"].isna() & (table["roi_source"] != "person")]
+    if "roi_source" not in table.columns:
+        table["roi_source"] = np.where(table["roi_height"].notna(), "person", "")
+    if "roi_quality" not in table.columns:
+        table["roi_quality"] = np.nan
+    if "roi_reason" not in table.columns:
+        table["roi_reason"] = ""
+    return table
 
-    def work(index: Any) -> tuple[Rectangle | None, str]:
+
+def _propose(
+    table: pd.DataFrame, wanted: pd.Index, manifest_path: Path, config: RoiConfig, bar: tqdm
+) -> None:
+    """Fill the rows named, in place."""
+
+    def work(index: Any) -> tuple[Roi | None, str]:
         try:
             frame = read_frame(frame_path(manifest_path, table.at[index, "path"]))
-            return propose_roi(frame).rectangle, ""
+            roi = propose_roi(frame, config)
+            return roi, roi.reason
         except ValueError as error:
             return None, str(error)
 
-    # OpenCV releases Python's lock, so threads use every core and share the decoded frames.
+    # OpenCV and onnxruntime release Python's lock, so threads use every core.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        found = list(tqdm(pool.map(work, wanted), total=len(wanted), desc="ROI", unit="frame"))
-    for index, (rectangle, reason) in zip(wanted, found, strict=True):
+        results = []
+        for index, result in zip(wanted, pool.map(work, wanted), strict=True):
+            roi, reason = result
+            box = roi.rectangle if roi else None
+            results.append((index, box, roi.quality if roi else np.nan, reason))
+            bar.update()
+    for index, box, quality, reason in results:
+        if box is not None:
+            table.loc[index, list(ROI_COLUMNS)] = [box.top, box.left, box.height, box.width]
         table.at[index, "roi_source"] = "auto"
+        table.at[index, "roi_quality"] = quality
         table.at[index, "roi_reason"] = reason
-        if rectangle is not None:
-            table.loc[index, list(ROI_COLUMNS)] = [
-                rectangle.top,
-                rectangle.left,
-                rectangle.height,
-                rectangle.width,
-            ]
-    return table

@@ -20,8 +20,8 @@ _INWARD_WEIGHT = 0.5
 _BORDER_BIAS_PX = -0.2
 # Keeps what the visible border does not tell (apex x, y, angles, radii, row stretch) in place.
 _RIDGE = (0.5, 0.5, 250.0, 250.0, 0.5, 0.5, 10.0)
-# A row stretch of 1.03 weighs as much as 20 border samples that are half a px off.
-_STRETCH_PRIOR = 5000.0
+# A row stretch of 1.03 weighs as much as 4 border samples that are half a px off.
+_STRETCH_PRIOR = 1000.0
 _STRETCH_RANGE = (0.85, 1.2)
 _ANGLE_RANGE_DEG = (6.0, 70.0)
 _PHASED_MAX_RATIO = 0.12

@@ -61,6 +61,23 @@ class Fan:
             changes[field.name] = value * factor + (0.0 if is_length else (factor - 1) / 2)
         return replace(self, **changes)
 
+    def moved(self, right_px: float, down_px: float) -> "Fan":
+        """The same fan on a frame whose origin lies elsewhere, as after a crop."""
+        changes: dict[str, float] = {"apex_x_px": self.apex_x_px + right_px}
+        changes["apex_y_px"] = self.apex_y_px + down_px
+        for name, shift in (
+            ("cut_left_px", right_px),
+            ("cut_right_px", right_px),
+            ("cut_bottom_px", down_px),
+        ):
+            value = getattr(self, name)
+            if value is not None:
+                changes[name] = value + shift
+        if self.kind == "linear":
+            changes["near_px"] = self.near_px + down_px
+            changes["far_px"] = self.far_px + down_px
+        return replace(self, **changes)  # type: ignore[arg-type]
+
     def mask(self, shape: tuple[int, int]) -> np.ndarray:
         """Draw the fan.
 

@@ -17,6 +17,8 @@ _COLOUR_STEP = 48
 _STROKE_CORE, _STROKE_BODY = 120, 60
 _STROKE_LEVEL = 170
 _MIN_STROKE_PX = 6
+# Over-sharpened speckle has specks of core far apart.
+_MIN_CORE_SHARE = 0.09
 # A ruled line of one grey level: least length in px at 600 rows, flatness and contrast in levels.
 _LINE_PX = 25
 _LINE_FLATNESS = 3
@@ -87,10 +89,17 @@ def _strokes(grey: np.ndarray) -> np.ndarray:
     core = (rise >= _STROKE_CORE) & (grey >= _STROKE_LEVEL)
     if not core.any():
         return np.zeros_like(grey)
-    num, labels = cv2.connectedComponents(body, connectivity=8, ltype=cv2.CV_16U)
-    keep = np.bincount(labels[core], minlength=num) >= _MIN_STROKE_PX
+    # Dots of a dotted line are one mark.
+    joined = cv2.dilate(body, np.ones((5, 5), np.uint8))
+    num, labels = cv2.connectedComponents(joined, connectivity=8, ltype=cv2.CV_16U)
+    num_core = np.bincount(labels[core], minlength=num)
+    size = np.bincount(labels[joined > 0], minlength=num)
+    keep = (num_core >= _MIN_STROKE_PX) & (num_core >= _MIN_CORE_SHARE * size)
     keep[0] = False
-    return keep.astype(np.uint8)[labels]
+    strokes = keep.astype(np.uint8)[labels] * body
+    # Crossings and corners have no dark flank; they are as bright as the strokes they join.
+    filled = cv2.morphologyEx(strokes, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
+    return filled * (grey >= _STROKE_LEVEL)
 
 
 def _ruled_lines(grey: np.ndarray, scale: float) -> np.ndarray:

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.folder import read_frame
 
@@ -45,12 +46,11 @@ def frame_masks(frame: np.ndarray) -> dict[str, np.ndarray]:
     Returns:
         name ("sector", "liver") to `(height, width)` bool.
     """
-    masks = {}
     try:
-        masks["sector"] = find_sector(frame).mask
+        sector = find_sector(frame)
     except ValueError:
-        return masks  # without a sector there is no place for a liver, and the page shows neither
-    return masks
+        return {}  # without a sector there is no place for a liver, and the page shows neither
+    return {"sector": sector.mask, "liver": liver_mask(frame, sector)}
 
 
 def shown_frame(path: Path) -> ShownFrame:

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from steatosis_tf.roi.bright import MIN_SECTOR_FRACTION, bright_area, moving_area
+from steatosis_tf.roi.bright import MIN_SECTOR_FRACTION, bright_areas, moving_area
 from steatosis_tf.roi.fan_fit import fit_fan
 from steatosis_tf.roi.geometry import Fan
-from steatosis_tf.sources.folder import to_grey
+from steatosis_tf.sources.folder import MIN_SIDE_PX, to_grey
 
 # The search runs on a copy whose longer side is this many px: a border known to half a px of it
 # is known to two px of a 1024 px frame, less than the hand-drawn outlines scatter.
 _WORK_SIDE_PX = 256
 _MAX_SECTOR_FRACTION = 0.97
-_MIN_GAIN = 0.4
+_MIN_SCORE = 0.4
 _MIN_BORDER_SEEN = 0.25
+_CLEAR_BORDER_SEEN = 0.35
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,14 @@ class Sector:
     Attributes:
         mask: `(height, width)` bool, True on echo pixels.
         fan: the fitted geometry, in px of the frame.
-        gain: how well the fan divides bright from dark, in nats per pixel of the fan (at most
+        score: how well the fan divides bright from dark, in nats per pixel of the fan (at most
             3.6); low means much shadow or a doubtful fit.
         border_seen: share of the fan's border, 0 to 1, that lies where bright turns dark.
     """
 
     mask: np.ndarray
     fan: Fan
-    gain: float
+    score: float
     border_seen: float
 
 
@@ -54,17 +55,28 @@ def find_sector(frame: np.ndarray) -> Sector:
     """
     frames = _as_frames(frame)
     height, width = frames[0].shape[:2]
+    if min(height, width) < MIN_SIDE_PX:
+        raise ValueError(f"no sector: the frame has only {height} x {width} px (height x width)")
     scale = min(1.0, _WORK_SIDE_PX / max(height, width))
     small = [
         cv2.resize(to_grey(one), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         for one in frames
     ]
     still = small[0] if len(small) == 1 else np.median(small, axis=0).astype(np.uint8)
-    bright = bright_area(still, moving_area(small))
-    fan, gain, border_seen = fit_fan(bright)
-    _check(fan, gain, border_seen, bright.shape)
+    fan, score, border_seen = _best_fit(bright_areas(still, moving_area(small)))
+    _check(fan, score, border_seen, still.shape)
     fan = fan.scaled(1 / scale)
-    return Sector(mask=fan.mask((height, width)), fan=fan, gain=gain, border_seen=border_seen)
+    return Sector(mask=fan.mask((height, width)), fan=fan, score=score, border_seen=border_seen)
+
+
+def _best_fit(readings: list[np.ndarray]) -> tuple[Fan, float, float]:
+    """The first reading whose border is clear, or else the one with the clearest border."""
+    fits = []
+    for bright in readings:
+        fits.append(fit_fan(bright))
+        if fits[-1][2] >= _CLEAR_BORDER_SEEN:
+            break
+    return max(fits, key=lambda fit: min(fit[2], _CLEAR_BORDER_SEEN))
 
 
 def _as_frames(frame: np.ndarray) -> list[np.ndarray]:
@@ -78,14 +90,14 @@ def _as_frames(frame: np.ndarray) -> list[np.ndarray]:
     return [frame] if is_frame else list(frame)
 
 
-def _check(fan: Fan, gain: float, border_seen: float, shape: tuple[int, int]) -> None:
+def _check(fan: Fan, score: float, border_seen: float, shape: tuple[int, int]) -> None:
     fraction = fan.mask(shape).mean()
     if fraction > _MAX_SECTOR_FRACTION:
         raise ValueError(
             "no sector: the picture fills the frame without a dark surround, "
             "as a photo or noise does"
         )
-    if gain < _MIN_GAIN or border_seen < _MIN_BORDER_SEEN:
+    if score < _MIN_SCORE or border_seen < _MIN_BORDER_SEEN:
         raise ValueError("no sector: the bright area is scattered or has no fan's border")
     if fraction < MIN_SECTOR_FRACTION:
         raise ValueError("no sector: what stands out is smaller than 3 % of the frame")

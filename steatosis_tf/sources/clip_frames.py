@@ -18,6 +18,8 @@ from steatosis_tf.sources.rejection import Rejection
 
 #: Frames of a clip looked at to find its sector.
 _NUM_SECTOR_FRAMES = 8
+# Some systems state the whole screen, banner and all, as the region.
+_MAX_REGION_SHARE = 0.9
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 4]
 _CHOICE = re.compile(r"(every|evenly):([1-9]\d{0,5})")
 
@@ -114,7 +116,7 @@ def write_clip(
     return ClipResult(
         tuple(frames),
         tuple(rejected),
-        "sector" if region is None else "region",
+        "sector" if _says_nothing(region, layout) else "region",
         tuple(
             int(number) for number in (rows[0], columns[0], np.ptp(rows) + 1, np.ptp(columns) + 1)
         ),
@@ -123,7 +125,7 @@ def write_clip(
 
 
 def _kept_pixels(reader: FrameReader, layout: Layout, region: Region | None) -> np.ndarray:
-    if region is not None:
+    if region is not None and not _says_nothing(region, layout):
         return region_mask(region, layout.rows, layout.columns)
     # One mask for the clip, from frames all over it: what never moves is no echo. It does not
     # depend on the frames chosen, or every:2 and every:3 would blank one frame differently.
@@ -136,7 +138,16 @@ def _kept_pixels(reader: FrameReader, layout: Layout, region: Region | None) -> 
             first_rejection = first_rejection or rejection
     if first_rejection is not None and not frames:
         raise first_rejection
-    return sector_mask(np.stack(frames))
+    mask = sector_mask(np.stack(frames))
+    return mask if region is None else mask & region_mask(region, layout.rows, layout.columns)
+
+
+def _says_nothing(region: Region | None, layout: Layout) -> bool:
+    """Whether the banner with the patient's name would stay inside the stated region."""
+    if region is None:
+        return True
+    share = region.height * region.width / (layout.rows * layout.columns)
+    return share > _MAX_REGION_SHARE
 
 
 def _write_png(path: Path, frame: np.ndarray) -> str:

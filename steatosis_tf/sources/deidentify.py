@@ -109,7 +109,7 @@ def sector_mask(frames: np.ndarray) -> np.ndarray:
         sector = find_sector(frames)
     except ValueError as error:
         raise Rejection("no_sector") from error
-    if sector.gain < _MIN_SECTOR_SCORE:
+    if sector.score < _MIN_SECTOR_SCORE:
         for frame in frames:
             _refuse_colours(frame[sector.mask])  # often the true reason for the doubt
         raise Rejection("doubtful_sector")
@@ -147,4 +147,4 @@ def _refuse_colours(inside: np.ndarray) -> None:
     bright = inside.max(axis=1) > _BRIGHT
     grey_share = float((spread[bright] < _GREY_SPREAD).mean()) if bright.any() else 0.0
     if coloured > _MAX_COLOUR_SHARE and grey_share > _MIN_GREY_SHARE:
-        raise Rejection("colour_pixels", percent=round(100 * coloured, 1))
+        raise Rejection("colour_pixels")

@@ -121,7 +121,7 @@ def read_dataset(stream: BinaryIO, *, with_pixels: bool) -> FileDataset:
         syntax = dataset.file_meta.get("TransferSyntaxUID", "")
     except (*DICOM_ERRORS, RecursionError) as error:
         raise Rejection("damaged_header") from error
-    if not syntax:
+    if not syntax or not isinstance(syntax, str):  # damage can make a list of it
         raise Rejection("no_transfer_syntax")
     return dataset
 

@@ -60,7 +60,9 @@ def read_layout(dataset: Dataset) -> Layout:
         Rejection: if a number is missing or impossible, or the frames are of a kind not read.
     """
     rows, columns = _count(dataset, "Rows"), _count(dataset, "Columns")
-    num_frames = _count(dataset, "NumberOfFrames", absent=1)
+    # Some scanners write 0 for a single frame.
+    is_zero = number_of(dataset, "NumberOfFrames") == 0
+    num_frames = 1 if is_zero else _count(dataset, "NumberOfFrames", absent=1)
     bits = _count(dataset, "BitsAllocated")
     if num_frames > MAX_FRAMES:
         raise Rejection("damaged_image_header")
@@ -90,6 +92,21 @@ def _count(dataset: Dataset, keyword: str, absent: int | None = None) -> int:
     return int(number)
 
 
+def pixel_bytes(dataset: Dataset) -> bytes:
+    """The pixel data of a file as they are stored.
+
+    Raises:
+        Rejection: if they are missing, empty or unreadable, as in a file that was cut.
+    """
+    try:
+        data = dataset.PixelData
+    except DICOM_ERRORS as error:
+        raise Rejection("truncated") from error
+    if not isinstance(data, bytes) or not data:
+        raise Rejection("truncated")
+    return data
+
+
 class FrameReader:
     """Decodes the frames of a file one by one.
 
@@ -102,8 +119,7 @@ class FrameReader:
     """
 
     def __init__(self, dataset: FileDataset, layout: Layout):
-        if "PixelData" not in dataset:
-            raise Rejection("truncated")
+        data = pixel_bytes(dataset)
         self._dataset = dataset
         self._layout = layout
         try:
@@ -112,9 +128,9 @@ class FrameReader:
             raise Rejection("damaged_image_header") from error
         self._syntax = dataset.file_meta.TransferSyntaxUID
         self._frames = (
-            _plain_frames(dataset, layout)
+            _plain_frames(data, layout)
             if self._syntax in _NATIVE
-            else _encoded_frames(dataset, layout)
+            else _encoded_frames(data, dataset, layout)
         )
         if not self._frames:
             raise Rejection("truncated")
@@ -170,18 +186,26 @@ def _image_header(dataset: FileDataset) -> FileDataset:
         if element.keyword != "NumberOfFrames":  # elements are shared, this one must not be
             single.add(element)
     single.NumberOfFrames = 1
+    # Required, and left out all the same by older converters; pydicom does not guess.
+    for keyword, usual in (
+        ("SamplesPerPixel", 1),
+        ("PlanarConfiguration", 0),
+        ("PixelRepresentation", 0),
+        ("BitsStored", text_of(dataset, "BitsAllocated")),
+    ):
+        if text_of(single, keyword) == "":
+            setattr(single, keyword, int(usual))
     return single
 
 
-def _plain_frames(dataset: FileDataset, layout: Layout) -> list[bytes]:
+def _plain_frames(data: bytes, layout: Layout) -> list[bytes]:
     """The whole frames of uncompressed pixel data; a cut one at the end is left out."""
-    data: bytes = dataset.PixelData
     size = _frame_bytes(layout)
     num_whole = min(layout.num_frames, len(data) // size)
     return [data[index * size : (index + 1) * size] for index in range(num_whole)]
 
 
-def _encoded_frames(dataset: FileDataset, layout: Layout) -> list[bytes]:
+def _encoded_frames(data: bytes, dataset: FileDataset, layout: Layout) -> list[bytes]:
     """The code streams of compressed pixel data, as far as they can be told apart."""
     frames: list[bytes] = []
     try:
@@ -191,7 +215,7 @@ def _encoded_frames(dataset: FileDataset, layout: Layout) -> list[bytes]:
             else None
         )
         for frame in generate_frames(
-            dataset.PixelData, number_of_frames=layout.num_frames, extended_offsets=offsets
+            data, number_of_frames=layout.num_frames, extended_offsets=offsets
         ):
             frames.append(frame)
     except DICOM_ERRORS:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from steatosis_tf.sources.deidentify import KEPT_FIELDS, kept_fields
 from steatosis_tf.sources.dicom_files import Source, SourceFile
 from steatosis_tf.sources.dicom_header import Header, read_dataset, read_header
-from steatosis_tf.sources.dicom_pixels import Layout, read_layout
+from steatosis_tf.sources.dicom_pixels import Layout, pixel_bytes, read_layout
 from steatosis_tf.sources.dicom_regions import Region, find_region
 from steatosis_tf.sources.pseudonym import pseudonym
 from steatosis_tf.sources.rejection import Rejection
@@ -127,16 +127,11 @@ def _repeats(source: Source, group: Sequence[Scan]) -> dict[str, Rejection]:
         by_content.setdefault((scan.patient_id, scan.study_id, pixels), []).append(scan)
     for scans in by_content.values():
         for scan in scans if len(by_content) > 1 else scans[1:]:
-            refused[scan.source_id] = (
-                Rejection("uid_conflict")
-                if len(by_content) > 1
-                else Rejection("copy", first=scans[0].file.number)
-            )
+            code = "uid_conflict" if len(by_content) > 1 else "copy"
+            refused[scan.source_id] = Rejection(code)
     return refused
 
 
 def _pixel_hash(source: Source, file: SourceFile) -> str:
     dataset = read_dataset(io.BytesIO(source.read(file)), with_pixels=True)
-    if "PixelData" not in dataset:
-        raise Rejection("truncated")
-    return hashlib.sha256(dataset.PixelData).hexdigest()
+    return hashlib.sha256(pixel_bytes(dataset)).hexdigest()

@@ -23,8 +23,8 @@ def read_frame(path: str | Path) -> np.ndarray:
 
     Raises:
         ValueError: if the file is missing, empty, not an image, truncated, not 8-bit, or of a
-            size no ultrasound frame has. The text names the file by its name only, because a
-            folder can be named after a patient.
+            size no ultrasound frame has. The text is the reason alone; naming the frame is the
+            caller's, because a folder can be named after a patient.
     """
     path = Path(path)
     try:
@@ -33,7 +33,8 @@ def read_frame(path: str | Path) -> np.ndarray:
         raise ValueError(f"missing or unreadable file ({error.strerror})") from error
     if not data:
         raise ValueError("empty file (0 bytes)")
-    if data.startswith(b"\x89PNG") and not data.rstrip(b"\0").endswith(b"IEND\xaeB`\x82"):
+    # Searched for everywhere: archives add bytes behind the end, and viewers do not mind.
+    if data.startswith(b"\x89PNG") and b"IEND\xaeB`\x82" not in data:
         raise ValueError("truncated PNG: the closing IEND chunk is missing; copy the file again")
     if data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-1024:]:
         raise ValueError("truncated JPEG: the end-of-image marker is missing; copy the file again")

@@ -57,14 +57,16 @@ class Output:
         self.folder = folder
         self.images_dir = folder / IMAGES_DIR
         mark = folder / OUTPUT_MARK
+        # What a kill right at the start may have left; images come only after the mark.
+        first_files = {_LOCK, f"{OUTPUT_MARK}.part"}
         if mark.is_file():
             _check_mark(mark, key_id)
-        elif folder.is_dir() and any(path.name != _LOCK for path in folder.iterdir()):
+        elif folder.is_dir() and any(path.name not in first_files for path in folder.iterdir()):
             raise ValueError(
                 "Expected an output folder that is empty, absent, or written by an earlier "
                 "ingest. Received: a folder with other files. Choose another folder."
             )
-        self.images_dir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self._lock = filelock.FileLock(folder / _LOCK, timeout=0)
         try:
             self._lock.acquire()
@@ -73,6 +75,7 @@ class Output:
                 "Expected an output folder that no other ingest is writing. Wait for it to end."
             ) from error
         write_text(mark, json.dumps({"format": _FORMAT, "key_id": key_id, **settings}) + "\n")
+        self.images_dir.mkdir(exist_ok=True)
         self._done = self._read_journal()
 
     def __enter__(self) -> "Output":

@@ -4,6 +4,13 @@ Each entry is (name, function, function that adds its arguments). The modules im
 at the top: the work is imported inside the verb that does it.
 """
 
-from steatosis_tf.verbs import cohort, general, reporting, results
+from steatosis_tf.verbs import cohort, general, regions, reporting, results, sources
 
-VERBS = (*general.VERBS, *cohort.VERBS, *results.VERBS, *reporting.VERBS)
+VERBS = (
+    *general.VERBS,
+    *sources.VERBS,
+    *cohort.VERBS,
+    *regions.VERBS,
+    *results.VERBS,
+    *reporting.VERBS,
+)

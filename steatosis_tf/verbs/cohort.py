@@ -1,4 +1,4 @@
-"""Verbs from frames to records: phantom, manifest, split, roi, records."""
+"""Verbs from frames to records: phantom, manifest, split, records."""
 
 import dataclasses
 from argparse import ArgumentParser, Namespace
@@ -93,21 +93,6 @@ def _split_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--replace", action="store_true", help="replace a different split")
 
 
-def roi(args: Namespace) -> Result:
-    """Propose a region of interest for every frame that has none; a person's box is kept."""
-    from steatosis_tf.cohort.manifest import read_manifest, write_manifest
-    from steatosis_tf.roi.columns import add_roi_columns
-
-    table = add_roi_columns(read_manifest(args.manifest), args.manifest)
-    write_manifest(table, args.manifest)
-    without = table.loc[table["roi_height"].isna()]
-    reasons = {str(k): int(v) for k, v in without["roi_reason"].value_counts().items()}
-    values = {"num_frames": len(table), "num_without_roi": len(without), "reasons": reasons}
-    lines = [f"{len(table) - len(without)} of {len(table)} frames have a ROI"]
-    lines += [f"{count:6} without: {reason}" for reason, count in reasons.items()]
-    return Result(values, "\n".join(lines))
-
-
 def records(args: Namespace) -> Result:
     """Write the TFRecords of a manifest that has split and ROI."""
     from steatosis_tf.records.builder import write_records
@@ -125,6 +110,5 @@ VERBS = (
     ("phantom", phantom, _phantom_arguments),
     ("manifest", manifest, _manifest_arguments),
     ("split", split, _split_arguments),
-    ("roi", roi, lambda parser: parser.add_argument("manifest", metavar="MANIFEST_CSV")),
     ("records", records, _records_arguments),
 )

@@ -14,7 +14,7 @@ from steatosis_tf import cli
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "experiments" / "resnet50_frozen.py"
-SETTINGS = ["train.epochs=3", "train.views=1", "train.learning_rate=1e-3"]
+SETTINGS = ["roi.method=sector", "train.epochs=3", "train.views=1", "train.learning_rate=1e-3"]
 
 
 def call(*words: object) -> int:
@@ -40,7 +40,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_dir(study: Path, name: str = "first") -> Path:
-    return study / json.loads((study / f"{name}.json").read_text())["run_dir"]
+    return study / json.loads((study / f"{name}.json").read_text())["runs"][0]["run_dir"]
 
 
 def test_run_directory_is_complete(study: Path) -> None:
@@ -143,7 +143,7 @@ def test_verbs_along_the_line(study: Path, capsys: pytest.CaptureFixture[str]) -
     labels = study / "phantoms" / "labels.csv"
     assert call("manifest", labels, "--output", manifest) == 0
     assert call("split", manifest) == 0
-    assert call("roi", manifest) == 0
+    assert call("roi", manifest, "--set", "roi.method=sector") == 0
     assert call("records", manifest, "--output", study / "records") == 0
     assert "records" in capsys.readouterr().out
     by_hand = pd.read_csv(manifest).set_index("frame_id")["split"]

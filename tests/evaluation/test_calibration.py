@@ -162,3 +162,31 @@ def test_coverage_risk_with_another_confidence_and_refusals() -> None:
         coverage_risk_curve([0], [[1, 0, 0, 0]], confidence=[np.nan])
     with pytest.raises(ValueError, match=r"confidence=\(2,\)"):
         coverage_risk_curve([0], [[1, 0, 0, 0]], confidence=pd.Series([1.0, 2.0]))
+
+
+def test_calibration_slope_and_intercept() -> None:
+    """Logits doubled and shifted by 1 need slope 0.5 and intercept -0.5; and the likelihood."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(0, 1.2, 30000)
+    happened = rng.random(30000) < special.expit(truth)
+    claimed = special.expit(2 * truth + 1)
+    scores = np.stack([1 - claimed, claimed, 0 * claimed, 0 * claimed], axis=1)
+    found = calibration_metrics(happened.astype(int), scores)["at_least_mild"]
+    assert found["slope"] == pytest.approx(0.5, abs=0.02)
+    assert found["intercept"] == pytest.approx(-0.5, abs=0.04)
+    assert found["observed"] == pytest.approx(happened.mean())
+    assert found["mean_probability"] == pytest.approx(claimed.mean())
+
+    def loss(line: np.ndarray) -> float:
+        return log_loss(happened, special.expit(line[0] + line[1] * special.logit(claimed)))
+
+    best = optimize.minimize(loss, [0.0, 1.0]).x
+    assert [found["intercept"], found["slope"]] == pytest.approx(list(best), abs=1e-4)
+
+
+def test_no_calibration_slope_where_none_exists() -> None:
+    eye = 0.6 * np.eye(4) + 0.1
+    found = calibration_metrics([0, 1, 2, 3], eye)
+    assert found["severe"]["slope"] is None
+    assert "separate the outcomes" in found["severe"]["note"]
+    assert "all outcomes are alike" in calibration_metrics([0, 0], eye[:2])["severe"]["note"]

@@ -7,12 +7,14 @@ that `python tests/evaluation/test_coverage.py` prints.
 """
 
 import sys
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from steatosis_tf.evaluation.intervals import bootstrap_intervals
+from steatosis_tf.evaluation.intervals import bootstrap_intervals, percentile_interval
+from steatosis_tf.evaluation.resampling import bootstrap_weights
 from steatosis_tf.evaluation.weighted import prepare, weighted_metrics
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 
@@ -43,11 +45,11 @@ def study(
     return grade[patient], scores / scores.sum(axis=1, keepdims=True), patient
 
 
-def table(labels: np.ndarray, scores: np.ndarray, unit: np.ndarray) -> pd.DataFrame:
+def table(labels: np.ndarray, scores: np.ndarray, patient: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "frame_id": [f"{row:06d}" for row in range(len(labels))],
-            "patient_id": [f"{one:06d}" for one in unit],
+            "patient_id": [f"{one:06d}" for one in patient],
             "grade": np.asarray(GRADES)[labels],
             **dict(zip(SCORE_COLUMNS, scores.T, strict=True)),
         }
@@ -68,12 +70,11 @@ def coverage(num_studies: int, per_grade: int, num_frames: int, seed: int) -> pd
         by_patient = bootstrap_intervals(
             table(labels, scores, patient), num_resamples=1000, seed=number
         )
-        by_frame = bootstrap_intervals(
-            table(labels, scores, np.arange(len(labels))), num_resamples=200, seed=number
-        )
+        frames = prepare(labels, scores, np.arange(len(labels)), len(labels))
+        by_frame = weighted_metrics(frames, bootstrap_weights(labels, 300, rng))
         for name in NAMES:
             for kind, bounds in (
-                ("naive", by_frame[name]["percentile"]),
+                ("naive", percentile_interval(by_frame[name])),
                 ("percentile", by_patient[name]["percentile"]),
                 ("bca", by_patient[name]["bca"]),
             ):
@@ -83,19 +84,27 @@ def coverage(num_studies: int, per_grade: int, num_frames: int, seed: int) -> pd
     )
 
 
+def pooled_coverage(num_studies: int, per_grade: int, num_frames: int) -> pd.DataFrame:
+    """`coverage` of four lots with their own seeds, on two cores."""
+    lots = [(num_studies // 4, per_grade, num_frames, seed) for seed in range(4)]
+    with ProcessPoolExecutor(2) as pool:
+        parts = list(pool.map(coverage, *zip(*lots, strict=True)))
+    return sum(parts[1:], parts[0]) / len(parts)
+
+
 def test_short_form_naive_fails_and_clusters_hold() -> None:
-    """60 studies: a binomial 95 % interval around 0.95 reaches down to 0.89."""
-    found = coverage(60, per_grade=15, num_frames=10, seed=1).loc[
+    """50 studies: in 1 of 1,000 such tests an honest 0.95 would fall below 0.84."""
+    found = coverage(50, per_grade=12, num_frames=8, seed=1).loc[
         ["accuracy", "auc_macro", "ordinal.quadratic_kappa"]
     ]
-    assert (found["bca"] >= 0.87).all(), found
+    assert (found["bca"] >= 0.84).all(), found
     assert (found["naive"] <= 0.8).all(), found
 
 
 @pytest.mark.slow
 def test_clustered_intervals_hold_95_percent_give_or_take_2() -> None:
     """1,000 studies of 100 patients with 10 frames: Monte Carlo error of a share 0.7 points."""
-    found = coverage(1000, per_grade=25, num_frames=10, seed=2)
+    found = pooled_coverage(1000, per_grade=25, num_frames=10)
     assert found["bca"].between(0.93, 0.97).all(), found
     assert found["percentile"].mean() > 0.93, found
     assert (found["naive"] < 0.85).all(), found
@@ -103,4 +112,4 @@ def test_clustered_intervals_hold_95_percent_give_or_take_2() -> None:
 
 if __name__ == "__main__":
     number, size, frames = (int(value) for value in sys.argv[1:4])
-    print(coverage(number, size, frames, seed=2).round(3).to_string())
+    print(pooled_coverage(number, size, frames).round(3).to_string())

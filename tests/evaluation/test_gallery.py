@@ -6,7 +6,12 @@ import pandas as pd
 import pytest
 
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_manifest
-from steatosis_tf.evaluation.gallery import gallery_figure, sector_pictures, worst_errors
+from steatosis_tf.evaluation.gallery import (
+    draw_run_gallery,
+    gallery_figure,
+    sector_pictures,
+    worst_errors,
+)
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS, grade_from_fat_percent
 
 # Expected grades by hand: 0*.. + 1*.. + 2*.. + 3*..
@@ -58,7 +63,12 @@ def test_gallery_of_real_frames_shows_nothing_outside_the_sector(real_data_dir, 
         assert not picture[:40, -60:].any(), "the grey bar at the upper right is still there"
         assert not picture[-60:, :130].any(), "the ECG trace at the lower left is still there"
         assert picture[200:300, 250:350].any()
-    path = gallery_figure(errors, pictures, tmp_path / "gallery.png")
+    scored = frames[["frame_id", "patient_id", "grade", "fat_percent", *SCORE_COLUMNS]]
+    scored.assign(fold=0, predicted=[GRADES[k] for k in wrong]).to_csv(
+        tmp_path / "frame_scores.csv", index=False
+    )
+    path = draw_run_gallery(tmp_path)
+    assert path == tmp_path / "figures" / "gallery.png"
     assert cv2.imread(str(path)).std() > 10
     assert path.stat().st_size < 1_500_000
     with pytest.raises(ValueError, match=r"manifest\.csv does not have"):

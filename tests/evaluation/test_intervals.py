@@ -1,12 +1,14 @@
 """Bootstrap intervals against published examples, scipy, and their own promises."""
 
 import json
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
+from steatosis_tf.evaluation.delong import auc_covariance
 from steatosis_tf.evaluation.intervals import (
     bca_acceleration,
     bca_interval,
@@ -128,6 +130,17 @@ def test_values_equal_compute_metrics_and_bounds_surround_them() -> None:
     counts |= {name for name in expected if "support" in name or "num_predicted" in name}
     assert set(expected) - counts == set(found)
     json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("num_frames", [1, 5])
+def test_standard_error_of_an_auc_agrees_with_delong_and_obuchowski(num_frames: int) -> None:
+    """An analytic variance that shares no code with the resampling."""
+    frames = study(per_grade=30, num_frames=num_frames, skill=0.5)
+    labels, scores = labels_and_probabilities(frames)
+    _, covariance = auc_covariance(labels == 3, scores[None, :, 3], frames["patient_id"].to_numpy())
+    found = bootstrap_intervals(frames, num_resamples=4000)["ordinal.auc_severe"]
+    # Drawing within all four grades leaves out what the mix of grades below Severe adds.
+    assert found["standard_error"] == pytest.approx(np.sqrt(covariance[0, 0]), rel=0.1)
 
 
 def test_same_seed_same_intervals_and_another_seed_close() -> None:
@@ -260,7 +273,18 @@ def test_absent_grade_one_patient_and_a_lone_patient() -> None:
     json.dumps(one, allow_nan=False)
     lone = frames[(frames["grade"] != "Severe") | (frames["patient_id"] == "P003")]
     note = bootstrap_intervals(lone, num_resamples=200)["auc_macro"]["note"]
-    assert "Severe: one patient, who is in every resample" in note
+    assert "Few patients (1 Severe)" in note
+    assert "A lone patient of a grade is in every resample" in note
+
+
+def test_a_subgroup_of_three_patients_is_called_rough() -> None:
+    frames = study()
+    three = frames[frames["patient_id"].isin(["P000", "P001", "P004"])]
+    found = bootstrap_intervals(three, num_resamples=200)
+    json.dumps(found, allow_nan=False)
+    for entry in found.values():
+        assert entry["low"] is None or "Few patients (2 Normal, 1 Mild)" in entry["note"]
+        assert entry["low"] is not None or entry["note"]
 
 
 def test_often_undefined_means_no_interval() -> None:
@@ -329,3 +353,13 @@ def test_pairing_different_patients_is_refused() -> None:
     frames = study()
     with pytest.raises(ValueError, match=r"1 patients with scores of one model only.*\['P000'\]"):
         paired_bootstrap(frames, frames[frames["patient_id"] != "P000"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_patients", [1000, 10000])
+def test_ten_thousand_frames_and_2000_resamples_take_under_30_seconds(num_patients: int) -> None:
+    frames = study(per_grade=num_patients // 4, num_frames=10000 // num_patients)
+    start = time.process_time()  # of one thread: a busy machine must not fail it
+    found = bootstrap_intervals(frames, num_resamples=2000)
+    assert time.process_time() - start < 30
+    assert found["auc_macro"]["low"] is not None

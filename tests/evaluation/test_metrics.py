@@ -129,6 +129,16 @@ def test_kappa_of_the_two_by_two_textbook_case() -> None:
     assert found["ordinal"]["linear_kappa"] == pytest.approx(0.4)
 
 
+def test_weighted_kappa_of_the_r_example() -> None:
+    """`Kappa(SexualFun)` of R package vcd prints 0.2374 with equal spacing (linear weights).
+
+    With Fleiss-Cohen (quadratic) weights statsmodels `cohens_kappa(table, wt="fc")` gives 0.3320.
+    """
+    found = metrics_from_confusion_matrix([[7, 7, 2, 3], [2, 8, 3, 7], [1, 5, 4, 9], [2, 8, 9, 14]])
+    assert found["ordinal"]["linear_kappa"] == pytest.approx(0.2374, abs=5e-5)
+    assert found["ordinal"]["quadratic_kappa"] == pytest.approx(0.3320, abs=5e-5)
+
+
 def test_the_source_papers_matrix_gives_997_and_not_1000() -> None:
     found = metrics_from_confusion_matrix(PAPER)
     assert found["n"] == 997

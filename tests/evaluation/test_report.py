@@ -113,8 +113,8 @@ def test_validation_fixes_temperature_cut_offs_and_grade_sets(whole_run):
     before, after = (float(x) for x in re.search(
         r"Negative log-likelihood \(nats\) \| ([\d.]+) \| ([\d.]+)", text).groups())  # fmt: skip
     assert after < before
-    assert re.search(r"\| Mild or worse: youden \| 0\.\d+ \| 0\.\d+ \(", text)
-    assert "| Severe: least cost | 25 % |" in text
+    assert re.search(r"\| Mild or worse: Youden \| 0\.\d+ \| 0\.\d+ \(", text)
+    assert "| Mild or worse: least cost | 25 % |" in text
     assert "promise to hold the true grade of 90 % of patients" in text
     assert "Decision curve, Moderate or worse" in text
 

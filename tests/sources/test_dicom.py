@@ -233,7 +233,7 @@ def test_a_killed_ingest_ends_like_an_undisturbed_one(source, key, tmp_path):
         "ingest_dicom(sys.argv[1], sys.argv[2], key_path=sys.argv[3])"
     )
     images = tmp_path / "killed" / "images"
-    done = 0
+    endings = []
     for num_images in (3, 20, 45):
         run = subprocess.Popen(
             [sys.executable, "-c", script, str(source), str(tmp_path / "killed"), str(key)],
@@ -241,13 +241,14 @@ def test_a_killed_ingest_ends_like_an_undisturbed_one(source, key, tmp_path):
         )
         deadline = time.monotonic() + 60
         while run.poll() is None and time.monotonic() < deadline:
-            done = len(list(images.iterdir())) if images.is_dir() else 0
-            if done >= num_images:
+            if images.is_dir() and len(list(images.iterdir())) >= num_images:
                 run.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.001)
-        assert run.wait() == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "labels.csv").exists()
+        endings.append(run.wait())
+    # On a machine that stalls, a later run may be done before it is looked at.
+    assert endings[0] == -signal.SIGKILL
+    assert set(endings) <= {-signal.SIGKILL, 0}
     with (tmp_path / "killed" / "ingest_journal.jsonl").open("a") as journal:
         journal.write('{"file": "half a li')  # a kill within the write itself
     ingest_dicom(source, tmp_path / "killed", key_path=key)

@@ -1,0 +1,233 @@
+"""How well does a small U-Net outline the liver on scanners and images it has not seen?
+
+    python experiments/liver_unet.py --data DATA_DIR --out runs/liver_unet
+
+DATA_DIR holds `aul/` and `byra2018/` (see docs/data.md). Every image is ranked by the SHA-256 of
+its name. The first 88 are the fixed test part. The rest fall into five folds by rank; each fold
+is outlined by a network that saw neither it nor the test part (out-of-fold), stopped early on a
+tenth of its own training images. The final network, the one that is shipped, is trained on all
+but the test part and a tenth for stopping. No image or label of byra2018 is used in any of it.
+
+Time: about 8 minutes per network on 2 cores. Result: see steatosis_tf/roi/liver_unet_card.md.
+A killed run continues where it stopped.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import cv2
+import keras
+import numpy as np
+import tensorflow as tf
+
+from steatosis_tf.atomic import replacing
+from steatosis_tf.model.unet import WIDTHS, build_unet, with_features
+from steatosis_tf.model.unet_augment import OutlinedCrop, training_pair
+from steatosis_tf.model.unet_train import UnetTraining, train_unet
+from steatosis_tf.roi.liver import network_input
+from steatosis_tf.sources.folder import read_frame, to_grey
+
+
+@dataclass(frozen=True)
+class Config:
+    num_test: int = 88
+    num_folds: int = 5
+    validation_every: int = 10
+    batch_size: int = 8
+    widths: tuple[int, ...] = WIDTHS
+    dropout: float = 0.2
+    kidney_share: float = 0.3
+    cache_width_px: int = 300
+    seed: int = 20260101
+    training: UnetTraining = field(default_factory=UnetTraining)
+
+
+CONFIG = Config(kidney_share=0.4, training=UnetTraining(epochs=40))
+
+
+@dataclass(frozen=True)
+class Outlined:
+    """One image with its polygons as masks, full size."""
+
+    name: str
+    grey: np.ndarray
+    sector: np.ndarray
+    liver: np.ndarray
+
+
+def read_outlined(aul_dir: Path, name: str) -> Outlined | None:
+    """One image and its outlines; None where nobody outlined a liver."""
+    polygons = json.loads((aul_dir / "polygons" / f"{name}.json").read_text())
+    if not polygons.get("liver"):
+        return None
+    grey = to_grey(read_frame(aul_dir / "images" / f"{name}.jpg"))
+    masks = []
+    for part in ("outline", "liver"):
+        mask = np.zeros(grey.shape, np.uint8)
+        cv2.fillPoly(mask, [np.rint(polygons[part]).astype(np.int32)], 1)
+        masks.append(mask)
+    return Outlined(name, grey, masks[0], masks[1] * masks[0])
+
+
+def all_outlined(aul_dir: Path, names: list[str]) -> Iterator[Outlined]:
+    """Those of the named images that have a liver outline, one at a time."""
+    for name in names:
+        image = read_outlined(aul_dir, name)
+        if image is not None:
+            yield image
+
+
+def ranked_names(aul_dir: Path) -> list[str]:
+    """Image names in an order that depends on nothing but the names."""
+    names = [path.stem for path in (aul_dir / "polygons").glob("*.json")]
+    return sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+
+
+def parts_of(names: list[str], fold: int | None, config: Config) -> dict[str, list[str]]:
+    """Names to train on, to stop early on and to score; `fold` None is the final network."""
+    test, rest = names[: config.num_test], names[config.num_test :]
+    scored = test if fold is None else rest[fold :: config.num_folds]
+    seen = [name for name in rest if fold is None or name not in set(scored)]
+    validation = seen[:: config.validation_every]
+    train = [name for name in seen if name not in set(validation)]
+    return {"train": train, "validation": validation, "scored": scored}
+
+
+def cached_crop(image: Outlined, width_px: int) -> OutlinedCrop:
+    """The sector with a tenth of margin, about as large as the network will ever need it."""
+    left, top, width, height = cv2.boundingRect(image.sector)
+    margin = width // 10
+    padded = [
+        cv2.copyMakeBorder(plane, margin, margin, margin, margin, cv2.BORDER_CONSTANT)
+        for plane in (image.grey, image.sector, image.liver)
+    ]
+    box = np.s_[top : top + height + 2 * margin, left : left + width + 2 * margin]
+    scale = width_px / width
+    size = (round((width + 2 * margin) * scale), round((height + 2 * margin) * scale))
+    grey = cv2.resize(padded[0][box], size, interpolation=cv2.INTER_AREA)
+    masks = [cv2.resize(p[box], size, interpolation=cv2.INTER_NEAREST) for p in padded[1:]]
+    return OutlinedCrop(grey, *masks)
+
+
+def batches(
+    crops: list[OutlinedCrop], epoch: int, config: Config
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """One epoch of augmented batches; the same numbers whatever the number of threads."""
+    order = np.random.default_rng((config.seed, epoch)).permutation(len(crops))
+    size = config.batch_size
+
+    def batch(start: int) -> tuple[np.ndarray, np.ndarray]:
+        pairs = [
+            training_pair(
+                crops[i],
+                np.random.default_rng((config.seed, epoch, int(i))),
+                kidney_share=config.kidney_share,
+            )
+            for i in order[start : start + size]
+        ]
+        return np.stack([pair[0] for pair in pairs]), np.stack([pair[1] for pair in pairs])
+
+    with ThreadPoolExecutor(2) as pool:
+        pending = []
+        for start in range(0, len(crops) - size + 1, size):
+            pending.append(pool.submit(batch, start))
+            if len(pending) > 4:
+                yield pending.pop(0).result()
+        while pending:
+            yield pending.pop(0).result()
+
+
+def validation_score(model: keras.Model, images: list[Outlined]) -> float:
+    """Mean Dice plus 10th percentile, at the network's resolution: both are aimed at."""
+    pairs = [network_input(image.grey, image.sector > 0) for image in images]
+    logits = np.asarray(model.predict_on_batch(np.stack([crop for crop, _ in pairs])))
+    scores = []
+    for logit, (_, place), image in zip(logits, pairs, images, strict=True):
+        full = cv2.resize(logit[..., 0], None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
+        found = cv2.resize(full[place.input_box], (place.width, place.height)) >= 0
+        inside = found & (image.sector[place.box] > 0)
+        scores.append(dice(inside, image.liver[place.box] > 0))
+    return float(np.mean(scores) + np.quantile(scores, 0.1)) / 2
+
+
+def dice(found: np.ndarray, drawn: np.ndarray) -> float:
+    return 2.0 * float((found & drawn).sum()) / max(float(found.sum() + drawn.sum()), 1.0)
+
+
+def train(aul_dir: Path, names: list[str], fold: int | None, out_dir: Path, config: Config) -> None:
+    """Train one network into `out_dir` unless it is there already."""
+    if (out_dir / "liver_unet.onnx").is_file():
+        return
+    out_dir.mkdir(parents=True, exist_ok=True)
+    parts = parts_of(names, fold, config)
+    crops = [
+        cached_crop(image, config.cache_width_px) for image in all_outlined(aul_dir, parts["train"])
+    ]
+    watched = list(all_outlined(aul_dir, parts["validation"]))
+    keras.utils.set_random_seed(config.seed + (99 if fold is None else fold))
+    model = build_unet(config.widths, config.dropout)
+    settings = replace(config.training, steps_per_epoch=len(crops) // config.batch_size)
+    history = train_unet(
+        model,
+        lambda epoch: batches(crops, epoch, config),
+        lambda candidate: validation_score(candidate, watched),
+        settings,
+        out_dir / "checkpoint.npz",
+    )
+    (out_dir / "history.json").write_text(json.dumps(history, indent=1))
+    model.save(out_dir / "liver_unet.keras")
+    export(model, out_dir / "liver_unet.onnx")
+
+
+def export(model: keras.Model, path: Path) -> None:
+    """The network as ONNX: input `crop`, outputs as `with_features` names them."""
+    import tf2onnx  # slow to import, and only needed once
+
+    signature = (tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="crop"),)
+    full = with_features(model)
+
+    @tf.function(input_signature=signature)
+    def forward(crop: tf.Tensor) -> dict[str, tf.Tensor]:
+        return full(crop, training=False)
+
+    with replacing(path) as unfinished:
+        tf2onnx.convert.from_function(
+            forward, input_signature=signature, opset=17, output_path=str(unfinished)
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds aul/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for networks and scores")
+    parser.add_argument("--only", help="one network: a fold number, or final")
+    arguments = parser.parse_args()
+    tf.config.threading.set_intra_op_parallelism_threads(2)
+    cv2.setNumThreads(1)
+    aul_dir = arguments.data / "aul"
+    names = ranked_names(aul_dir)
+    folds: list[int | None] = [*range(CONFIG.num_folds), None]
+    if arguments.only:
+        folds = [None if arguments.only == "final" else int(arguments.only)]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "config.json").write_text(json.dumps(asdict(CONFIG), indent=1))
+    for fold in folds:
+        train(
+            aul_dir,
+            names,
+            fold,
+            arguments.out / ("final" if fold is None else f"fold_{fold}"),
+            CONFIG,
+        )
+
+
+if __name__ == "__main__":
+    main()

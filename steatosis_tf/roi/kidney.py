@@ -1,0 +1,152 @@
+"""A patch of renal cortex in views that show the kidney beside the liver.
+
+The hepatorenal index compares the liver's brightness with such a patch. A small head on the
+frozen features of the liver network says where operators would put it. The head is trained by
+`experiments/kidney_head.py` on the operators' boxes of Byra et al. 2018; the liver network has
+never seen those frames, and the head changes nothing in it. `liver_unet_card.md` has the scores.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+
+from steatosis_tf.roi.crop import Rectangle
+from steatosis_tf.roi.liver import (
+    INPUT_HEIGHT_PX,
+    INPUT_WIDTH_PX,
+    Placement,
+    liver_session,
+    network_input,
+    single_threaded_session,
+)
+from steatosis_tf.roi.sector import Sector
+
+#: What the head reads of the liver network.
+HEAD_INPUTS = ("liver_logit", "features_40", "features_20", "features_10")
+#: Side of the patch per height of the sector's bounding box: the operators' 28 px of 370.
+BOX_SHARE = 0.075
+#: Below this quality there is probably no kidney in view.
+MIN_QUALITY = 0.25
+# A patch that holds more liver than this is not cortex, whatever the head says.
+_MAX_LIVER_SHARE = 0.2
+
+_HEAD_PATH = Path(__file__).with_name("kidney_head.onnx")
+
+
+@dataclass(frozen=True)
+class KidneyFinding:
+    """Where renal cortex is, or why none was found.
+
+    Attributes:
+        box: square patch of cortex, px of the full frame; None if none was found.
+        quality: share of the head's belief that lies within one patch side of the patch, 0 to 1.
+        reason: why there is no box; empty if there is one.
+    """
+
+    box: Rectangle | None
+    quality: float
+    reason: str
+
+
+def find_kidney_cortex(frame: np.ndarray, sector: Sector, liver_mask: np.ndarray) -> KidneyFinding:
+    """The patch of renal cortex that an operator would most likely choose.
+
+    Args:
+        frame: `(height, width)` or `(height, width, 3)` RGB, uint8, 0 to 255.
+        sector: the frame's sector.
+        liver_mask: `(height, width)` bool, from `steatosis_tf.roi.liver.liver_mask`.
+
+    Returns:
+        A finding with a box inside the sector and at most a fifth of it liver, or with a reason.
+
+    Raises:
+        ValueError: if the sector is empty, or sector or liver mask are not of the frame's size.
+    """
+    if liver_mask.shape != frame.shape[:2]:
+        raise ValueError(
+            "Expected a liver mask of the frame's size. "
+            f"Received: liver_mask.shape={liver_mask.shape} frame.shape={frame.shape}."
+        )
+    crop, placement = network_input(frame, sector.mask)
+    features = liver_session().run(list(HEAD_INPUTS), {"crop": crop[np.newaxis]})
+    (logit,) = _head_session().run(None, dict(zip(HEAD_INPUTS, features, strict=True)))
+    liver = liver_in_input(liver_mask, placement)
+    return best_patch(logit[0, :, :, 0], crop[..., 1], liver, placement)
+
+
+def best_patch(
+    logit: np.ndarray, sector: np.ndarray, liver: np.ndarray, placement: Placement
+) -> KidneyFinding:
+    """The patch of cortex that the head's answer points at.
+
+    Args:
+        logit: `(40, 56)` float32, the head's answer; its softmax is where an operator would click.
+        sector: `(160, 224)` float32, 0 or 1.
+        liver: `(160, 224)` float32, share of liver.
+        placement: where the network's input lies in the frame.
+
+    Returns:
+        See `find_kidney_cortex`.
+    """
+    size = (INPUT_WIDTH_PX, INPUT_HEIGHT_PX)
+    smooth = cv2.resize(logit, size, interpolation=cv2.INTER_LINEAR)
+    belief = np.exp(smooth - smooth.max())
+    belief /= belief.sum()
+    side = max(round(BOX_SHARE * placement.input_height), 3)
+    allowed = _share(sector, side) > 0.999
+    allowed &= _share(liver, side) <= _MAX_LIVER_SHARE
+    if not allowed.any():
+        return KidneyFinding(None, 0.0, "no room for a patch of cortex outside the liver")
+    near = cv2.boxFilter(belief, -1, (side, side), normalize=False)
+    row, column = np.unravel_index(np.where(allowed, near, -1.0).argmax(), allowed.shape)
+    around = cv2.boxFilter(belief, -1, (3 * side, 3 * side), normalize=False)
+    quality = min(float(around[row, column]), 1.0)
+    if quality < MIN_QUALITY:
+        reason = f"no kidney seen (quality {quality:.2f}, at least {MIN_QUALITY})"
+        return KidneyFinding(None, quality, reason)
+    return KidneyFinding(_box(float(row), float(column), placement), quality, "")
+
+
+@lru_cache(maxsize=1)
+def _head_session() -> onnxruntime.InferenceSession:
+    return single_threaded_session(_HEAD_PATH)
+
+
+def _share(mask: np.ndarray, side: int) -> np.ndarray:
+    """Share of a mask in the square patch around every pixel; nothing lies beyond the edge."""
+    return cv2.boxFilter(mask, -1, (side, side), borderType=cv2.BORDER_CONSTANT)
+
+
+def liver_in_input(mask: np.ndarray, placement: Placement) -> np.ndarray:
+    """A mask of the full frame, scaled and placed as the network's input is.
+
+    Args:
+        mask: `(height, width)` bool.
+        placement: from `steatosis_tf.roi.liver.network_input`.
+
+    Returns:
+        `(160, 224)` float32, 0 to 1.
+    """
+    size = (placement.input_width, placement.input_height)
+    inside = mask[placement.box].astype(np.float32)
+    placed = np.zeros((INPUT_HEIGHT_PX, INPUT_WIDTH_PX), np.float32)
+    placed[placement.input_box] = cv2.resize(inside, size, interpolation=cv2.INTER_AREA)
+    return placed
+
+
+def _box(row: float, column: float, placement: Placement) -> Rectangle:
+    """The patch in the frame, kept inside the sector's bounding box."""
+    scale = placement.height / placement.input_height
+    side = max(min(round(BOX_SHARE * placement.height), placement.width), 1)
+    down = round((row + 0.5 - placement.input_top) * scale - side / 2)
+    right = round((column + 0.5 - placement.input_left) * scale - side / 2)
+    return Rectangle(
+        top=placement.top + min(max(down, 0), placement.height - side),
+        left=placement.left + min(max(right, 0), placement.width - side),
+        height=side,
+        width=side,
+    )

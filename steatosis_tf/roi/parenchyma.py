@@ -1,0 +1,177 @@
+"""A small map of where the liver shows plain parenchyma."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from steatosis_tf.roi.crop import Rectangle
+from steatosis_tf.roi.sector import Sector
+from steatosis_tf.sources.folder import to_grey
+
+# The map's longer side, px: 3 px of a 640 px frame each, about the size of a speckle grain.
+_MAP_SIDE_PX = 144
+# The upper part of the sector is skin, fat and muscle, and reverberations of them.
+_NEAR_FIELD_SHARE = 0.14
+# Pixels this close to the liver's border (share of the depth) may be its neighbour.
+_BORDER_SHARE = 0.02
+_NUM_DEPTH_BINS = 12
+# Grey levels, in robust spreads from the level at that depth, that are no parenchyma any more;
+# bile and blood are dark, so the lower bound is the tighter one.
+_TOO_DARK, _TOO_BRIGHT = -2.2, 3.0
+_MIN_SPREAD_SHARE = 0.08
+# Darker than this share of the liver's median level is shadow, whatever its neighbours show.
+_SHADOW_SHARE = 0.4
+_SATURATED = 245
+
+
+@dataclass(frozen=True)
+class Terrain:
+    """The sector's bounding box on a small scale.
+
+    Attributes:
+        allowed: `(rows, columns)` bool, liver away from border, near field and marks.
+        bad: `(rows, columns)` bool, allowed or not, what does not look like parenchyma.
+        level: `(rows, columns)` float32, smoothed grey over the level at that depth, about 1.
+        margin: `(rows, columns)` float32, distance to the next pixel that is not liver, as a share
+            of the depth.
+        depth_px: depth of the sector, px of this map.
+        scale: px of this map per px of the frame.
+        origin: top and left of the bounding box, px of the frame.
+        frame_shape: height and width of the frame, px.
+    """
+
+    allowed: np.ndarray
+    bad: np.ndarray
+    level: np.ndarray
+    margin: np.ndarray
+    depth_px: float
+    scale: float
+    origin: tuple[int, int]
+    frame_shape: tuple[int, int]
+
+    def in_frame(self, window: Rectangle) -> Rectangle:
+        """The same rectangle in px of the frame, rounded inwards."""
+        top = int(np.ceil(window.top / self.scale)) + self.origin[0]
+        left = int(np.ceil(window.left / self.scale)) + self.origin[1]
+        bottom = int(window.bottom / self.scale) + self.origin[0]
+        right = int(window.right / self.scale) + self.origin[1]
+        bottom, right = min(bottom, self.frame_shape[0]), min(right, self.frame_shape[1])
+        return Rectangle(top, left, max(1, bottom - top), max(1, right - left))
+
+    def windows(self, height: int, width: int) -> tuple[np.ndarray, ...] | None:
+        """All rectangles of one size that are allowed throughout.
+
+        Args:
+            height: px of this map.
+            width: px of this map.
+
+        Returns:
+            Top, left (px of this map), share of bad pixels, unevenness (standard deviation of
+            `level`), and smallest margin at corners and mid-sides; `(n,)` each. None if n is 0.
+        """
+        rows, columns = self.allowed.shape
+        if height > rows or width > columns or min(height, width) < 3:
+            return None
+        fits = self._sum("allowed", height, width) == height * width
+        top, left = np.nonzero(fits)
+        if len(top) == 0:
+            return None
+        area = height * width
+        bad = self._sum("bad", height, width)[fits] / area
+        mean = self._sum("level", height, width)[fits] / area
+        square = self._sum("squared", height, width)[fits] / area
+        uneven = np.sqrt(np.maximum(square - mean**2, 0)) / np.maximum(mean, 0.1)
+        down, across = (0, height // 2, height - 1), (0, width // 2, width - 1)
+        margin = np.min([self.margin[top + i, left + j] for i in down for j in across], axis=0)
+        return top, left, bad, uneven, margin
+
+    def _sum(self, name: str, height: int, width: int) -> np.ndarray:
+        """Sums over all windows of one size, `(rows - height + 1, columns - width + 1)`."""
+        table = self._tables[name]
+        return (
+            table[height:, width:]
+            - table[:-height, width:]
+            - table[height:, :-width]
+            + table[:-height, :-width]
+        )
+
+    def __post_init__(self) -> None:
+        maps = {"allowed": self.allowed, "bad": self.bad, "level": self.level}
+        tables = {
+            name: cv2.integral(values.astype(np.float32), sdepth=cv2.CV_64F)
+            for name, values in maps.items()
+        }
+        tables["squared"] = cv2.integral(self.level**2, sdepth=cv2.CV_64F)
+        object.__setattr__(self, "_tables", tables)
+
+
+def survey(
+    frame: np.ndarray, sector: Sector, liver: np.ndarray, overlay_mask: np.ndarray | None
+) -> Terrain:
+    """Map the sector.
+
+    Args:
+        frame: `(height, width)` or `(height, width, 3)` RGB, uint8.
+        sector: the sector of that frame.
+        liver: `(height, width)` bool, inside the sector, at least one pixel.
+        overlay_mask: `(height, width)` bool, True on drawn marks, or None.
+    """
+    left, top, width, height = cv2.boundingRect(sector.mask.astype(np.uint8))
+    box = (slice(top, top + height), slice(left, left + width))
+    scale = min(1.0, _MAP_SIDE_PX / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+
+    def shrunk(values: np.ndarray) -> np.ndarray:
+        return cv2.resize(values, size, interpolation=cv2.INTER_AREA)
+
+    grey = shrunk(to_grey(np.ascontiguousarray(frame[box]))).astype(np.float32)
+    liver_small = shrunk(liver[box].astype(np.uint8) * 255) > 200
+    fan = sector.fan.moved(-left, -top).scaled(scale)
+    depth = fan.depth_px(grey.shape)
+    depth_px = max(1.0, float(depth[shrunk(sector.mask[box].astype(np.uint8) * 255) > 127].max()))
+    padded = cv2.copyMakeBorder(liver_small.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+    margin = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1] / depth_px
+    allowed = liver_small & (margin > _BORDER_SHARE) & (depth > _NEAR_FIELD_SHARE * depth_px)
+    if overlay_mask is not None:
+        allowed &= shrunk(overlay_mask[box].astype(np.uint8) * 255) == 0
+    smooth = cv2.GaussianBlur(grey, (0, 0), 1.2)
+    expected, spread = _level_by_depth(smooth, depth, allowed if allowed.any() else liver_small)
+    offset = (smooth - expected) / spread
+    bad = (offset < _TOO_DARK) | (offset > _TOO_BRIGHT) | (smooth > _SATURATED)
+    bad |= smooth < _SHADOW_SHARE * np.median(smooth[liver_small])
+    bad = cv2.morphologyEx(bad.astype(np.uint8), cv2.MORPH_OPEN, np.ones((2, 2), np.uint8)) > 0
+    return Terrain(
+        allowed=allowed,
+        bad=bad,
+        level=smooth / np.maximum(expected, 1),
+        margin=margin,
+        depth_px=depth_px,
+        scale=scale,
+        origin=(top, left),
+        frame_shape=(frame.shape[0], frame.shape[1]),
+    )
+
+
+def _level_by_depth(
+    grey: np.ndarray, depth: np.ndarray, liver: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Median grey of the liver at each pixel's depth, and its robust spread there.
+
+    Brightness falls with depth in every liver, faster in a fat one; that is no unevenness.
+    """
+    values, at = grey[liver], depth[liver]
+    edges = np.quantile(at, np.linspace(0, 1, _NUM_DEPTH_BINS + 1))
+    which = np.clip(np.searchsorted(edges, at, side="right") - 1, 0, _NUM_DEPTH_BINS - 1)
+    centres, medians, spreads = [], [], []
+    for index in range(_NUM_DEPTH_BINS):
+        part = values[which == index]
+        if len(part):
+            low, middle, high = np.quantile(part, [0.25, 0.5, 0.75])
+            centres.append(float(at[which == index].mean()))
+            medians.append(float(middle))
+            spreads.append(float(high - low) / 1.35)
+    expected = np.interp(depth, centres, medians).astype(np.float32)
+    floor = _MIN_SPREAD_SHARE * np.maximum(expected, 8)
+    spread = np.maximum(np.interp(depth, centres, spreads), floor).astype(np.float32)
+    return expected, spread

@@ -1,0 +1,158 @@
+"""The public biopsy-proven set of Byra et al. 2018, as frames and a label table.
+
+55 patients, ten consecutive frames each, one scanner, fat percentage by biopsy.
+Paper doi 10.1007/s11548-018-1843-2, data doi 10.5281/zenodo.1009146, licence CC BY 4.0.
+"""
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import scipy.io
+from scipy.io.matlab import MatReadError
+
+from steatosis_tf.atomic import replacing
+from steatosis_tf.grades import grade_from_fat_percent
+from steatosis_tf.sources.download import download, file_md5
+
+MAT_NAME = "dataset_liver_bmodes_steatosis_assessment_IJCARS.mat"
+URL = f"https://zenodo.org/records/1009146/files/{MAT_NAME}?download=1"
+MD5 = "c87da28a498eae0f0874408c7ac92524"
+
+SOURCE_NOTE = """\
+Frames and biopsy fat percentages of 55 patients, converted from the published MATLAB file.
+M. Byra et al., Transfer learning with deep convolutional neural network for liver steatosis
+assessment in ultrasound images, IJCARS 13 (2018), doi 10.1007/s11548-018-1843-2.
+Data: doi 10.5281/zenodo.1009146, licence CC BY 4.0.
+The ten frames of a patient are almost the same picture: split by patient_id, never by frame.
+"""
+
+
+@dataclass(frozen=True)
+class DownloadSummary:
+    """What was written."""
+
+    labels_path: str
+    num_patients: int
+    num_frames: int
+
+
+@dataclass(frozen=True)
+class _Patient:
+    number: int
+    fat_percent: float
+    frames: np.ndarray  # (num_frames, height, width) uint8
+
+
+def download_byra2018(
+    output_dir: str | Path,
+    *,
+    url: str = URL,
+    mat_path: str | Path | None = None,
+    md5: str = MD5,
+    wait_s: float = 2.0,
+) -> DownloadSummary:
+    """Fetch the published file and write `images/P01_F00.png ...` and `labels.csv`.
+
+    Args:
+        output_dir: folder to fill; the .mat is kept there, so that a second call needs no network.
+        url: where the file lies.
+        mat_path: the file, if it is on disk already; then nothing is fetched.
+        md5: digest the file must have.
+        wait_s: pause between attempts of the download.
+
+    Returns:
+        path of `labels.csv` (`path, patient_id, frame_index, fat_percent`) and counts. The table
+        is written last: without it, the call has not finished.
+
+    Raises:
+        ValueError: if the file is not the published one.
+        OSError: if the download fails; the next call goes on where it broke off.
+    """
+    output_dir = Path(output_dir)
+    if mat_path is None:
+        mat_path = download(url, output_dir / MAT_NAME, md5, wait_s=wait_s)
+    else:
+        _check_given(Path(mat_path), md5)
+    patients = _read_mat(Path(mat_path))
+    rows = [row for patient in patients for row in _write_frames(patient, output_dir)]
+    with replacing(output_dir / "SOURCE.txt") as temporary:
+        temporary.write_text(SOURCE_NOTE)
+    labels_path = output_dir / "labels.csv"
+    with replacing(labels_path) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
+    return DownloadSummary(str(labels_path), len(patients), len(rows))
+
+
+def _check_given(mat_path: Path, md5: str) -> None:
+    if not mat_path.is_file():
+        raise ValueError(f"Expected a .mat file. Received: {mat_path.name}, which does not exist.")
+    found = file_md5(mat_path)
+    if found != md5:
+        raise ValueError(
+            f"Expected {MAT_NAME} with MD5 {md5}. Received: {mat_path.name} with {found}. Fetch it "
+            "again from doi 10.5281/zenodo.1009146."
+        )
+
+
+def _read_mat(mat_path: Path) -> list[_Patient]:
+    """Patients in the order of their number.
+
+    The file holds one variable `data`, a 1 x n struct array with `id`, `class` (1 if fat is 5 %
+    or more), `fat` (percent) and `images` (frames x height x width, uint8).
+    """
+    try:
+        contents = scipy.io.loadmat(mat_path, squeeze_me=True, struct_as_record=True)
+    except (ValueError, TypeError, OSError, NotImplementedError, zlib.error, MatReadError) as error:
+        raise ValueError(
+            f"Expected a MATLAB version 5 file. Received: {mat_path.name} ({error})."
+        ) from error
+    data = np.atleast_1d(contents.get("data", np.empty(0)))
+    names = data.dtype.names or ()
+    if not data.size or not {"id", "class", "fat", "images"} <= set(names):
+        raise ValueError(
+            f"Expected a struct array `data` with the fields id, class, fat and images. Received: "
+            f"{mat_path.name} with {', '.join(names) or 'no such variable'}."
+        )
+    patients = [_patient(record, index) for index, record in enumerate(data)]
+    numbers = [patient.number for patient in patients]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"Expected every id once. Received: {mat_path.name} with one repeated.")
+    return sorted(patients, key=lambda patient: patient.number)
+
+
+def _patient(record: Any, index: int) -> _Patient:
+    frames, fat = np.asarray(record["images"]), float(record["fat"])
+    if frames.ndim != 3 or frames.dtype != np.uint8:
+        raise ValueError(
+            "Expected images as (frames, height, width) uint8. Received: "
+            f"shape={frames.shape}, dtype={frames.dtype} at entry {index + 1}."
+        )
+    if (grade_from_fat_percent(fat) != "Normal") != bool(record["class"]):
+        raise ValueError(
+            f"Expected class 1 where fat is 5 % or more, else 0. Received: class={record['class']}"
+            f", fat={fat} at entry {index + 1}."
+        )
+    return _Patient(int(record["id"]), fat, frames)
+
+
+def _write_frames(patient: _Patient, output_dir: Path) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for index, frame in enumerate(patient.frames):
+        path = f"images/P{patient.number:02d}_F{index:02d}.png"
+        data = cv2.imencode(".png", frame)[1].tobytes()
+        with replacing(output_dir / path) as temporary:
+            temporary.write_bytes(data)
+        rows.append(
+            {
+                "path": path,
+                "patient_id": f"P{patient.number:02d}",
+                "frame_index": index,
+                "fat_percent": f"{patient.fat_percent:g}",  # 40, not 40.0
+            }
+        )
+    return rows

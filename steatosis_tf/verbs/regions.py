@@ -1,0 +1,100 @@
+"""Verbs on regions of interest: roi, review, import-boxes, export-boxes."""
+
+import dataclasses
+import getpass
+from argparse import ArgumentParser, Namespace
+
+from steatosis_tf.verbs.result import Result
+
+
+def roi(args: Namespace) -> Result:
+    """Propose a region of interest for every frame that has none; a person's box is kept."""
+    from steatosis_tf.config import Config, override
+    from steatosis_tf.roi.columns import fill_manifest
+    from steatosis_tf.roi.masks import write_masks
+
+    config = override(Config(), args.settings)
+    table = fill_manifest(args.manifest, config.roi, again=args.again)
+    if args.masks:
+        write_masks(table, args.manifest, args.masks)
+    without = table.loc[table["roi_height"].isna()]
+    reasons = {str(k): int(v) for k, v in without["roi_reason"].value_counts().items()}
+    values = {"num_frames": len(table), "num_without_roi": len(without), "reasons": reasons}
+    lines = [f"{len(table) - len(without)} of {len(table)} frames have a ROI"]
+    lines += [f"{count:6} without: {reason}" for reason, count in reasons.items()]
+    return Result(values, "\n".join(lines))
+
+
+def _roi_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("manifest", metavar="MANIFEST_CSV")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], dest="settings",
+        metavar="roi.NAME=VALUE", help="for example roi.method=sector",
+    )  # fmt: skip
+    parser.add_argument("--masks", metavar="DIR", help="also write sector and liver masks")
+    parser.add_argument("--again", action="store_true", help="replace earlier proposals, never a "
+                        "person's box")  # fmt: skip
+
+
+def review(args: Namespace) -> Result:
+    """Open the page on which a person accepts, corrects or rejects the proposals."""
+    from steatosis_tf.roi.review import review as serve
+
+    port = {} if args.port is None else {"port": args.port}
+    serve(args.manifest, reviewer=args.reviewer, open_browser=not args.no_browser, **port)
+    return Result({"manifest": args.manifest}, f"{args.manifest}: all decisions are saved")
+
+
+def _review_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("manifest", metavar="MANIFEST_CSV")
+    parser.add_argument("--reviewer", default=getpass.getuser(), help="initials for the manifest")
+    parser.add_argument("--port", type=int, metavar="N")
+    parser.add_argument("--no-browser", action="store_true", help="only serve the page")
+
+
+def export_boxes(args: Namespace) -> Result:
+    """Write the boxes of a manifest as COCO or Label Studio JSON."""
+    from steatosis_tf.roi.annotations import export_annotations
+
+    count = export_annotations(
+        args.manifest, args.output, file_format=args.format, masks_dir=args.masks
+    )
+    return Result({"num_frames": count, "output": args.output}, f"{count} frames: {args.output}")
+
+
+def _export_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("manifest", metavar="MANIFEST_CSV")
+    parser.add_argument("--output", required=True, metavar="JSON")
+    parser.add_argument("--format", default="coco", choices=("coco", "label_studio"))
+    parser.add_argument("--masks", metavar="DIR", help="outlines from the masks of `steatosis roi`")
+
+
+def import_boxes(args: Namespace) -> Result:
+    """Take a team's boxes (COCO or Label Studio JSON) into a manifest as a person's."""
+    from steatosis_tf.roi.annotations import import_annotations
+
+    summary = import_annotations(
+        args.annotations,
+        args.manifest,
+        reviewer=args.reviewer,
+        roi_label=args.label,
+        masks_dir=args.masks,
+    )
+    values = dataclasses.asdict(summary)
+    return Result(values, "\n".join(f"{name}: {value}" for name, value in values.items()))
+
+
+def _import_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("annotations", metavar="JSON")
+    parser.add_argument("manifest", metavar="MANIFEST_CSV")
+    parser.add_argument("--reviewer", default=getpass.getuser())
+    parser.add_argument("--label", default="roi", help="label of the boxes that are the ROI")
+    parser.add_argument("--masks", metavar="DIR", help="write outlines there as masks")
+
+
+VERBS = (
+    ("roi", roi, _roi_arguments),
+    ("review", review, _review_arguments),
+    ("import-boxes", import_boxes, _import_arguments),
+    ("export-boxes", export_boxes, _export_arguments),
+)

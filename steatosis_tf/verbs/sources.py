@@ -1,0 +1,154 @@
+"""Verbs that bring frames and labels in: key, ingest, audit-phi, consensus, repair."""
+
+import dataclasses
+import json
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from steatosis_tf.verbs.result import Result
+
+
+def key(args: Namespace) -> Result:
+    """Make the secret key that pseudonyms are made with."""
+    from steatosis_tf.sources.pseudonym import create_key
+
+    path = create_key(args.file)
+    return Result(
+        {"key": str(path)},
+        f"key: {path} (readable by you only; keep a copy where patient lists are kept)",
+    )
+
+
+def ingest(args: Namespace) -> Result:
+    """Turn a DICOM export into de-identified frames and a label table."""
+    from steatosis_tf.sources.dicom import ingest_dicom
+
+    summary = ingest_dicom(
+        args.source,
+        args.output,
+        key_path=args.key,
+        frame_choice=args.frames,
+        allow_burned_in=args.allow_burned_in,
+    )
+    lines = [
+        f"{summary.num_files_used} of {summary.num_files} files used: {summary.num_frames} frames, "
+        f"{summary.num_studies} studies, {summary.num_patients} patients: {summary.labels_path}"
+    ]
+    lines += [f"{count:6} rejected: {reason}" for reason, count in summary.reasons.items()]
+    if summary.num_findings:
+        lines.append(f"{summary.num_findings} patients to look at in patient_findings.csv")
+    return Result(_plain(summary), "\n".join(lines))
+
+
+def _ingest_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="folder or zip of DICOM files")
+    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument("--key", required=True, metavar="FILE", help="made by `steatosis key`")
+    parser.add_argument("--frames", default="all", metavar="all|every:N|evenly:N")
+    parser.add_argument("--allow-burned-in", action="store_true",
+                        help="also take files marked as having burned-in annotation")  # fmt: skip
+
+
+def audit_phi(args: Namespace) -> Result:
+    """Prove that no personal value of a DICOM export stands in a folder made from it."""
+    from steatosis_tf.sources.audit_phi import audit_phi as audit
+
+    findings = audit(args.directory, args.source)
+    values = {"clean": not findings, "findings": [_plain(finding) for finding in findings]}
+    if not findings:
+        return Result(values, f"{args.directory}: no personal value of the source found")
+    lines = [f"{args.directory}: {len(findings)} personal values found"]
+    return Result(values, "\n".join([*lines, *(f"  {finding}" for finding in findings)]), 1)
+
+
+def _audit_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("directory", metavar="DIR")
+    parser.add_argument("--source", required=True, metavar="DICOM_DIR")
+
+
+def consensus(args: Namespace) -> Result:
+    """Turn the grades of several readers into one; report how far they agree."""
+    from steatosis_tf import tracking
+    from steatosis_tf.cohort.consensus import build_consensus
+
+    summary = build_consensus(args.labels, args.output, args.rule)
+    with tracking.start_run("reader_consensus", args.rule, {"rule": args.rule}):
+        tracking.log_metrics(
+            {
+                "fleiss_kappa": summary.fleiss_kappa,
+                "num_patients": summary.num_patients,
+                "num_pending": summary.num_pending,
+                "pairwise_kappa": {k: _plain(v) for k, v in summary.pairwise_kappa.items()},
+            }
+        )
+    lines = [
+        f"{summary.num_by_rule} of {summary.num_patients} patients graded by {args.rule}, "
+        f"{summary.num_adjudicated} by adjudication, {summary.num_unread} unread: {args.output}",
+        f"Fleiss' kappa {summary.fleiss_kappa:.3f} over {summary.fleiss_num_patients} patients",
+    ]
+    lines += [f"quadratic kappa {pair}: {kappa}" for pair, kappa in summary.pairwise_kappa.items()]
+    if summary.num_pending:
+        lines.append(
+            f"{summary.num_pending} patients wait in {summary.adjudicate_path}: fill its column "
+            "adjudicated and run this again. Until then they are not used."
+        )
+    return Result(_plain(summary), "\n".join(lines))
+
+
+def _consensus_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("labels", metavar="LABELS_CSV")
+    parser.add_argument("--output", required=True, metavar="LABELS_CSV")
+    parser.add_argument("--rule", default="majority", choices=("majority", "median", "unanimous"))
+
+
+def leaks(args: Namespace) -> Result:
+    """Run the leak gate on a split manifest; repair it when asked to."""
+    from steatosis_tf.cohort.leak_findings import leak_report
+    from steatosis_tf.cohort.leak_gate import check_leaks
+    from steatosis_tf.cohort.leak_repair import drop_copies, merge_patients
+    from steatosis_tf.cohort.manifest import read_manifest, write_manifest
+    from steatosis_tf.cohort.splits import partitions_of_column
+
+    table = read_manifest(args.manifest)
+    if "split" not in table.columns:
+        raise ValueError(
+            "Expected a manifest with a split. Received: one without. Run `steatosis split` first."
+        )
+    findings = check_leaks(table, partitions_of_column(table), args.manifest)
+    values: dict[str, Any] = {"findings": [_plain(finding) for finding in findings]}
+    if not findings:
+        return Result(values, f"{args.manifest}: no leak found")
+    if not (args.merge_patients or args.drop_copies):
+        return Result(values, leak_report(findings), 1)
+    done: list[str] = []
+    if args.merge_patients:
+        table, lines = merge_patients(table, findings)
+        done += lines
+    if args.drop_copies:
+        table, lines = drop_copies(table, findings)
+        done += lines
+    write_manifest(table, args.manifest)
+    text = "\n".join([*done, "The manifest is repaired and has no split now: split it again."])
+    return Result(values | {"repaired": done}, text)
+
+
+def _leaks_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("manifest", metavar="MANIFEST_CSV")
+    parser.add_argument("--merge-patients", action="store_true",
+                        help="give the frames of one person one patient_id")  # fmt: skip
+    parser.add_argument("--drop-copies", action="store_true",
+                        help="take out frames that are copies of another patient's")  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """A dataclass as JSON can hold it: paths as text."""
+    return json.loads(json.dumps(dataclasses.asdict(value), default=str))
+
+
+VERBS = (
+    ("key", key, lambda parser: parser.add_argument("file", metavar="FILE")),
+    ("ingest", ingest, _ingest_arguments),
+    ("audit-phi", audit_phi, _audit_arguments),
+    ("consensus", consensus, _consensus_arguments),
+    ("leaks", leaks, _leaks_arguments),
+)

@@ -1,0 +1,185 @@
+"""The records hold what the manifest says, each patient in one split, and never half of it."""
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow_datasets as tfds
+
+from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, read_manifest, write_manifest
+from steatosis_tf.records.builder import records_location, write_records
+from steatosis_tf.records.pipeline import read_index, read_records
+from steatosis_tf.roi.crop import Rectangle, crop_roi
+from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.sources.folder import read_frame
+
+
+@pytest.fixture
+def small_manifest(phantom_manifest: Path):
+    """`small_manifest(change)` writes four rows of the study beside it, changed, another name."""
+    written = []
+
+    def make(change=lambda table: table, rows=slice(0, 4)) -> Path:
+        path = phantom_manifest.with_name(f"small_{len(written)}.csv")
+        write_manifest(change(read_manifest(phantom_manifest).iloc[rows].copy()), path)
+        written.append(path)
+        return path
+
+    yield make
+    for path in written:
+        path.unlink()
+
+
+def _files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_examples_are_the_crops_of_their_frames(phantom_manifest, phantom_records):
+    table = read_manifest(phantom_manifest).set_index("frame_id")
+    examples = list(read_records(phantom_records).as_numpy_iterator())
+    assert sorted(example["frame_id"].decode() for example in examples) == sorted(table.index)
+    for example in examples:
+        row = table.loc[example["frame_id"].decode()]
+        frame = read_frame(frame_path(phantom_manifest, row["path"]))
+        box = Rectangle(row["roi_top"], row["roi_left"], row["roi_height"], row["roi_width"])
+        expected = crop_roi(frame, find_sector(frame).mask, box)
+        np.testing.assert_array_equal(example["roi"][..., 0], expected)
+        assert example["roi"].dtype == np.uint8
+        assert ("Normal", "Mild", "Moderate", "Severe")[example["label"]] == row["grade"]
+        assert example["patient_id"].decode() == row["patient_id"]
+        assert example["fat_percent"] == np.float32(row["fat_percent"])
+
+
+def test_no_patient_and_no_frame_is_in_two_splits(phantom_manifest, phantom_records):
+    parts = tfds.builder_from_directory(str(records_location(phantom_records))).as_dataset()
+    assert sorted(parts) == ["test", "train", "validation"]
+    for name in ("frame_id", "patient_id"):
+        seen = [example[name] for part in parts.values() for example in part.as_numpy_iterator()]
+        assert len(seen) == len(set(seen)) == 12
+    table = read_manifest(phantom_manifest)
+    for split, part in parts.items():
+        received = {example["patient_id"].decode() for example in part.as_numpy_iterator()}
+        assert received == set(table.loc[table["split"] == split, "patient_id"])
+
+
+def test_pixels_outside_the_sector_are_zero(small_manifest, tmp_path):
+    def whole_frame(table: pd.DataFrame) -> pd.DataFrame:
+        table[["roi_top", "roi_left", "roi_height", "roi_width"]] = [0, 0, 434, 636]
+        return table
+
+    manifest_path = small_manifest(whole_frame)
+    write_records(manifest_path, tmp_path)
+    table = read_manifest(manifest_path).set_index("frame_id")
+    for example in read_records(tmp_path).as_numpy_iterator():
+        path = table.at[example["frame_id"].decode(), "path"]
+        frame = cv2.imread(str(frame_path(manifest_path, path)), cv2.IMREAD_GRAYSCALE)
+        share = cv2.resize(find_sector(frame).mask.astype(np.float32), (224, 224), None, 0, 0, 3)
+        roi = example["roi"][..., 0]
+        # The frames have burned-in marks out there, so this does not hold by itself.
+        assert cv2.resize(frame, (224, 224))[share == 0].max() > 100
+        assert roi[share == 0].max() == 0
+        assert roi[share == 1].mean() > 20
+
+
+def test_row_order_of_the_manifest_does_not_matter(small_manifest, tmp_path):
+    write_records(small_manifest(), tmp_path / "a")
+    write_records(small_manifest(lambda table: table.iloc[[2, 0, 3, 1]]), tmp_path / "b")
+    pd.testing.assert_frame_equal(read_index(tmp_path / "a"), read_index(tmp_path / "b"))
+    # and what is the same study is not written twice
+    before = _files(tmp_path / "a")
+    write_records(small_manifest(lambda table: table.iloc[::-1]), tmp_path / "a")
+    assert _files(tmp_path / "a") == before
+
+
+def test_second_call_uses_what_is_there(phantom_manifest, phantom_records):
+    before = _files(phantom_records)
+    assert write_records(phantom_manifest, phantom_records) == records_location(phantom_records)
+    assert _files(phantom_records) == before
+
+
+def test_records_of_another_manifest_are_refused(small_manifest, tmp_path):
+    write_records(small_manifest(), tmp_path)
+    before = _files(tmp_path)
+
+    def other_split(table: pd.DataFrame) -> pd.DataFrame:
+        table["split"] = "train"
+        return table
+
+    def other_box(table: pd.DataFrame) -> pd.DataFrame:
+        table["roi_top"] = table["roi_top"] + 1
+        return table
+
+    for changed in (small_manifest(other_split), small_manifest(other_box)):
+        with pytest.raises(ValueError, match="records of other frames, splits or ROIs"):
+            write_records(changed, tmp_path)
+    assert _files(tmp_path) == before
+
+
+def test_remains_of_a_killed_run_are_written_again(small_manifest, tmp_path):
+    manifest_path = small_manifest()
+    location = write_records(manifest_path, tmp_path)
+    expected = [example["roi"] for example in read_records(tmp_path).as_numpy_iterator()]
+    # records.json comes last, so a killed run has none; its shards may be cut short.
+    (tmp_path / "records.json").unlink()
+    shard = next(location.glob("*.tfrecord*"))
+    shard.write_bytes(shard.read_bytes()[:1000])
+    shutil.copytree(location, location.with_name("1.0.0.incompleteABC"))
+    with pytest.raises(ValueError, match=r"finished records.*without records\.json"):
+        read_records(tmp_path)
+    write_records(manifest_path, tmp_path)
+    received = [example["roi"] for example in read_records(tmp_path).as_numpy_iterator()]
+    np.testing.assert_array_equal(received, expected)
+    assert [path.name for path in location.parent.iterdir()] == ["1.0.0"]
+
+
+def test_frames_without_grade_stay_out_and_unknown_fat_stays_unknown(small_manifest, tmp_path):
+    def change(table: pd.DataFrame) -> pd.DataFrame:
+        table.loc[table.index[0], ["grade", "fat_percent"]] = ["", np.nan]
+        table.loc[table.index[1], "fat_percent"] = np.nan
+        return table
+
+    manifest_path = small_manifest(change)
+    write_records(manifest_path, tmp_path)
+    table = read_manifest(manifest_path)
+    index = read_index(tmp_path).set_index("frame_id")
+    assert set(index.index) == set(table["frame_id"][1:])
+    assert np.isnan(index.at[table["frame_id"][1], "fat_percent"])
+    assert index.loc[table["frame_id"][2:], "fat_percent"].notna().all()
+
+
+def test_patient_in_two_splits_is_refused(small_manifest, tmp_path):
+    def one_patient(table: pd.DataFrame) -> pd.DataFrame:
+        table["patient_id"] = "P07"
+        table["split"] = ["train", "train", "test", "train"]
+        return table
+
+    with pytest.raises(ValueError, match=r"every patient in one split.*first patient_id=P07"):
+        write_records(small_manifest(one_patient), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_manifest_without_split_or_roi_or_usable_rows_is_refused(small_manifest, tmp_path):
+    with pytest.raises(ValueError, match=r"without split\. Run `steatosis split"):
+        write_records(small_manifest(lambda table: table.drop(columns="split")), tmp_path)
+    with pytest.raises(ValueError, match="without roi_top, roi_left, roi_height, roi_width"):
+        write_records(small_manifest(lambda table: table.drop(columns=list(ROI_COLUMNS))), tmp_path)
+    with pytest.raises(ValueError, match=r"at least one frame.*none out of 4"):
+        write_records(small_manifest(lambda table: table.assign(grade="")), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_frame_that_is_gone_is_named(small_manifest, tmp_path):
+    def lose(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(path=["phantoms/images/gone.png", *table["path"][1:]])
+
+    with pytest.raises(ValueError, match=r"gone\.png.*missing or unreadable file"):
+        write_records(small_manifest(lose), tmp_path)
+    # nothing that looks finished is left
+    assert not (tmp_path / "records.json").exists()

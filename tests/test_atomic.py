@@ -1,0 +1,70 @@
+"""Files appear whole or not at all, also when the writer fails or is killed."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from steatosis_tf.atomic import replacing
+
+
+def test_file_appears_when_the_block_ends(tmp_path):
+    path = tmp_path / "new folder" / "table.csv"
+    with replacing(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+        assert temporary.parent == path.parent  # a move between disks would not be atomic
+        assert temporary.suffix == ".csv"
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("former", [None, "former"])
+def test_failing_writer_leaves_what_was_there(tmp_path, former):
+    path = tmp_path / "table.csv"
+    if former:
+        path.write_text(former)
+    with pytest.raises(OSError, match="disk full"), replacing(path) as temporary:  # noqa: PT012
+        temporary.write_text("hal")
+        raise OSError("disk full")
+    assert (path.read_text() if path.exists() else None) == former
+    assert [p.name for p in tmp_path.iterdir()] == (["table.csv"] if former else [])
+
+
+def test_killed_writer_leaves_what_was_there(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("former")
+    script = (
+        "import os, signal, sys\n"
+        "from steatosis_tf.atomic import replacing\n"
+        "with replacing(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('hal')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_text() == "former"
+    # what is left over is hidden and does not look like a result
+    assert all(p.name.startswith(".unfinished-") for p in tmp_path.iterdir() if p != path)
+
+
+def test_other_users_may_read_as_the_umask_says(tmp_path):
+    path: Path = tmp_path / "table.csv"
+    former = os.umask(0o027)
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text("")
+    finally:
+        os.umask(former)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert os.umask(former) == former
+
+
+def test_folder_that_cannot_be_made_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"), replacing(tmp_path / "file" / "table.csv"):
+        pass

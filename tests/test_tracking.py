@@ -1,0 +1,200 @@
+"""Runs land in a real SQLite store, also when two start at the same moment."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+
+from steatosis_tf import tracking
+
+_START_TOGETHER = """
+import pathlib, sys, time
+from steatosis_tf import tracking
+ready, go = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+ready.touch()
+while not go.exists():
+    time.sleep(0.002)
+with tracking.start_run("together", ready.name, {"train.epochs": 3}):
+    tracking.log_metrics({"auc": 0.5}, step=0)
+"""
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory) -> Path:
+    """A store with its tables and no experiment: MLflow takes seconds to make one."""
+    folder = tmp_path_factory.mktemp("empty") / "mlruns"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STEATOSIS_MLRUNS", str(folder))
+        with pytest.raises(ValueError, match=r"out of \(none logged yet\)"):
+            tracking.runs_table("resnet")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch, empty_store) -> Path:
+    shutil.copytree(empty_store, tmp_path / "mlruns")
+    monkeypatch.setenv("STEATOSIS_MLRUNS", str(tmp_path / "mlruns"))
+    return tmp_path / "mlruns"
+
+
+def test_two_runs_started_at_the_same_moment_on_a_new_store_both_land(tmp_path, store):
+    shutil.rmtree(store)
+    go = tmp_path / "go"
+    ready = [tmp_path / "first", tmp_path / "second"]
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", _START_TOGETHER, str(mark), str(go)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for mark in ready
+    ]
+    try:
+        deadline = time.monotonic() + 120
+        while not all(mark.exists() for mark in ready) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        go.touch()
+        errors = [run.communicate(timeout=120)[1] for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+    assert [run.returncode for run in runs] == [0, 0], errors
+    table = tracking.runs_table("together")
+    assert sorted(table["tags.mlflow.runName"]) == ["first", "second"]
+    assert list(table["metrics.auc"]) == [0.5, 0.5]
+    assert list(table["params.train.epochs"]) == ["3", "3"]
+
+
+def test_everything_lies_below_the_store_folder(tmp_path, store, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table.csv").write_text("a\n1\n")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "roc.png").write_bytes(b"png")
+    with tracking.start_run("demo", "holdout") as run:
+        tracking.log_artifacts("table.csv")
+        tracking.log_artifacts("figures", "figures")
+    assert {path.name for path in tmp_path.iterdir()} == {"mlruns", "table.csv", "figures"}
+    assert (store / "mlflow.db").is_file()
+    artifacts = next(store.rglob(run.run_id)) / "artifacts"
+    assert (artifacts / "table.csv").read_text() == "a\n1\n"
+    assert (artifacts / "figures" / "roc.png").read_bytes() == b"png"
+
+
+def test_folds_are_nested_and_stay_out_of_the_table():
+    with tracking.start_run("folds", "kfold", {"split.kind": "kfold"}) as outer:
+        for fold in range(2):
+            name = tracking.open_experiment()
+            with tracking.start_run(name, f"fold {fold}", nested=True) as inner:
+                tracking.log_metrics({"auc": 0.1 * fold})
+                assert inner.experiment == "folds"
+        tracking.log_metrics({"auc": 0.9})  # lands in the outer run again
+    table = tracking.runs_table("folds")
+    assert list(table["run_id"]) == [outer.run_id]
+    assert list(table["metrics.auc"]) == [0.9]
+    children = mlflow.search_runs(
+        experiment_names=["folds"], filter_string=f"tags.mlflow.parentRunId = '{outer.run_id}'"
+    )
+    assert sorted(children["tags.mlflow.runName"]) == ["fold 0", "fold 1"]
+
+
+def test_failing_run_is_marked_and_left_out_of_the_table():
+    with pytest.raises(ValueError, match="no such frame"), tracking.start_run("e", "bad") as bad:
+        raise ValueError("no such frame")
+    assert mlflow.get_run(bad.run_id).info.status == "FAILED"
+    assert tracking.runs_table("e").empty
+    with tracking.start_run("e", "good") as good:
+        pass
+    assert list(tracking.runs_table("e")["run_id"]) == [good.run_id]
+
+
+def test_table_is_newest_first():
+    for name in ("first", "second", "third"):
+        with tracking.start_run("order", name):
+            time.sleep(0.002)  # start times are kept in ms
+    table = tracking.runs_table("order")
+    assert list(table["tags.mlflow.runName"]) == ["third", "second", "first"]
+
+
+def test_unknown_experiment_names_the_known_ones():
+    for name in ("resnet50_frozen", "demo"):
+        with tracking.start_run(name, "run"):
+            pass
+    expected = r"out of demo, resnet50_frozen in .*Received: experiment='resnet'"
+    with pytest.raises(ValueError, match=expected):
+        tracking.runs_table("resnet")
+
+
+def test_metrics_are_flattened_and_what_is_no_number_is_left_out():
+    metrics = {
+        "patient": {"auc": np.float32(0.5), "per class": {"Mild": {"recall": 1}}},
+        "undefined": float("nan"),
+        "name": "mean",
+        "matrix": [[1, 2], [3, 4]],
+        "count": np.int64(7),
+    }
+    with tracking.start_run("e", "run") as run:
+        tracking.log_metrics(metrics)
+        tracking.log_tags({"manifest_sha256": "ab"})
+    logged = mlflow.get_run(run.run_id).data
+    assert logged.metrics == {"patient.auc": 0.5, "patient.per_class.Mild.recall": 1, "count": 7}
+    assert logged.tags["manifest_sha256"] == "ab"
+
+
+def test_history_is_logged_per_epoch():
+    history = pd.DataFrame({"epoch": [0, 1, 2], "loss": [3.0, 2.0, 1.5], "val_loss": [4, 5, 6]})
+    with tracking.start_run("e", "run") as run:
+        tracking.log_history(history, prefix="refit.")
+    client = mlflow.MlflowClient()
+    received = client.get_metric_history(run.run_id, "refit.loss")
+    assert [(point.step, point.value) for point in received] == [(0, 3.0), (1, 2.0), (2, 1.5)]
+    assert len(client.get_metric_history(run.run_id, "refit.val_loss")) == 3
+
+
+def test_long_parameters_do_not_stop_a_run():
+    with tracking.start_run("e", "run", {"model.weights": "x" * 7000}) as run:
+        pass
+    assert mlflow.get_run(run.run_id).data.params["model.weights"] == "x" * 6000
+
+
+def test_no_open_run_is_an_error():
+    with pytest.raises(ValueError, match=r"open run.*tracking\.start_run"):
+        tracking.open_experiment()
+
+
+def test_model_is_logged_with_its_signature(tmp_path):
+    helper, kinds = onnx.helper, onnx.TensorProto
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["roi"], ["pixels"], to=kinds.FLOAT),
+            helper.make_node("ReduceMean", ["pixels"], ["probabilities"], axes=[1, 2]),
+        ],
+        "mean",
+        [helper.make_tensor_value_info("roi", kinds.UINT8, ["batch", 8, 8, 1])],
+        [helper.make_tensor_value_info("probabilities", kinds.FLOAT, ["batch", 1, 1, 1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    with tracking.start_run("e", "run"):
+        tracking.log_onnx_model(tmp_path / "model.onnx", size_px=8, num_grades=4)
+    logged = mlflow.search_logged_models(experiment_ids=["1"], output_format="list")[0]
+    info = mlflow.models.get_model_info(f"models:/{logged.model_id}")
+    assert info.signature.inputs.inputs[0].shape == (-1, 8, 8, 1)
+    assert info.signature.inputs.inputs[0].name == "roi"
+    assert info.signature.inputs.inputs[0].type == np.dtype("uint8")
+    assert info.signature.outputs.inputs[0].shape == (-1, 4)
+    loaded = mlflow.onnx.load_model(f"models:/{logged.model_id}")
+    assert loaded.graph.input[0].name == "roi"
+
+
+def test_store_folder_is_below_the_current_one_unless_told(tmp_path, monkeypatch):
+    monkeypatch.delenv("STEATOSIS_MLRUNS")
+    monkeypatch.chdir(tmp_path)
+    assert tracking.store_dir() == Path(tmp_path, "mlruns")
+    assert tracking.store_uri() == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
