@@ -20,6 +20,8 @@ import pandas as pd
 
 from steatosis_tf import tracking
 from steatosis_tf.atomic import replacing
+from steatosis_tf.cohort.flow import count_flow
+from steatosis_tf.cohort.flow_figure import write_flow
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.splits import Partition, make_partitions, split_table, test_column
 from steatosis_tf.config import Config, flatten, override, save_config
@@ -153,6 +155,7 @@ def _prepare(
     with replacing(run_dir / "split.csv") as temporary:
         split_table(partitions).to_csv(temporary, index=False)
     _write_rejected(table, run_dir / "rejected.csv")
+    _draw_flow(table, manifest_path, partitions, run_dir / "figures")
     fingerprint = records_fingerprint(usable_rows(table))
     records_dir = runs_dir / "cache" / "records" / fingerprint[:16]
     write_records(
@@ -160,6 +163,18 @@ def _prepare(
     )
     shutil.copy(records_dir / "leak_gate.json", run_dir)
     return partitions, records_dir
+
+
+def _draw_flow(
+    table: pd.DataFrame, manifest_path: Path, partitions: list[Partition], figures: Path
+) -> None:
+    """Who was found, who was left out and why, who trains and who tests."""
+    rejected_path = manifest_path.parent / "rejected.csv"
+    columns = ["patient_id", "reason"]
+    rejected = pd.DataFrame(columns=columns)
+    if rejected_path.is_file():
+        rejected = pd.read_csv(rejected_path, dtype=str, keep_default_na=False)[columns]
+    write_flow(count_flow(table, rejected, partitions), figures / "flow.svg", figures / "flow.png")
 
 
 def _write_rejected(table: pd.DataFrame, path: Path) -> None:
