@@ -25,9 +25,9 @@ from steatosis_tf.cohort.flow_figure import write_flow
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.splits import Partition, make_partitions, split_table, test_column
 from steatosis_tf.config import Config, flatten, override, save_config
-from steatosis_tf.deploy.export import export_onnx, roi_metadata
+from steatosis_tf.deploy.export import export_onnx, run_metadata
 from steatosis_tf.environment import describe_environment
-from steatosis_tf.evaluation.evaluate import evaluate_run, metrics_text
+from steatosis_tf.evaluation.evaluate import evaluate_run, lock_operating_points, metrics_text
 from steatosis_tf.folds import StudyData, check_rois, load_study, train_and_score
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.train import make_repeatable
@@ -132,6 +132,7 @@ def run(
         data = load_study(records_dir, Path(runs_dir) / "cache" / "features", config)
         model = train_and_score(data, partitions, config, run_dir)
         model.save(run_dir / "model.keras")
+        lock_operating_points(run_dir, config.evaluation.aggregation)
         metrics = evaluate_run(run_dir)
         difference = _export(model, data, config, run_dir, tracked.run_id)
         seconds = time.monotonic() - start
@@ -161,7 +162,7 @@ def _prepare(
     write_records(
         run_dir / "manifest.csv", records_dir, partitions, time_column=config.split.time_column
     )
-    shutil.copy(records_dir / "leak_gate.json", run_dir)
+    shutil.copy(records_dir / "leak_gate.json", "operating_points.json", run_dir)
     return partitions, records_dir
 
 
@@ -189,7 +190,7 @@ def _export(
     model: keras.Model, data: StudyData, config: Config, run_dir: Path, run_id: str
 ) -> float:
     rois = check_rois(read_records(data.records_dir))
-    texts = {"run_id": run_id} | roi_metadata(config.roi)
+    texts = {"run_id": run_id} | run_metadata(run_dir, config)
     return export_onnx(model, run_dir / "model.onnx", rois, texts)
 
 

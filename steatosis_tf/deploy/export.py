@@ -15,7 +15,7 @@ import tf2onnx
 from steatosis_tf import __version__
 from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import read_manifest
-from steatosis_tf.config import RoiConfig, load_config
+from steatosis_tf.config import Config, load_config
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.classifier import OUTPUT_LAYER
 from steatosis_tf.records.builder import cut_roi, usable_rows
@@ -90,13 +90,22 @@ def export_run(run_dir: str | Path, output_path: str | Path) -> float:
     rows = usable_rows(read_manifest(manifest_path)).head(NUM_CHECKED)
     rois = np.stack([cut_roi(row, manifest_path) for row in rows.to_dict("records")])
     model = keras.models.load_model(run_dir / "model.keras")
-    texts = {"run_id": run_dir.name} | roi_metadata(load_config(run_dir / "config.json").roi)
+    texts = {"run_id": run_dir.name} | run_metadata(run_dir, load_config(run_dir / "config.json"))
     return export_onnx(model, output_path, rois[..., np.newaxis], texts)
 
 
-def roi_metadata(config: RoiConfig) -> dict[str, str]:
-    """How frames were cut for this model, so that prediction cuts them the same way."""
-    return {"roi": json.dumps(dataclasses.asdict(config))}
+def run_metadata(run_dir: Path, config: Config) -> dict[str, str]:
+    """What prediction has to know about a run, as texts for the ONNX file.
+
+    `roi`: how frames were cut for this model, so that prediction cuts them the same way.
+    `operating_points`: the cut-offs locked on validation; only of a hold-out run, because those
+    of folds belong to models that were not exported.
+    """
+    texts = {"roi": json.dumps(dataclasses.asdict(config.roi))}
+    points_path = run_dir / "operating_points.json"
+    if config.split.kind in ("holdout", "temporal") and points_path.is_file():
+        texts["operating_points"] = json.dumps(json.loads(points_path.read_text()))
+    return texts
 
 
 def _rename_output(proto: onnx.ModelProto, name: str) -> None:

@@ -10,6 +10,7 @@ from steatosis_tf.atomic import replacing
 from steatosis_tf.config import load_config
 from steatosis_tf.evaluation.figures import confusion_figure, roc_figure, training_curves
 from steatosis_tf.evaluation.metrics import compute_metrics
+from steatosis_tf.evaluation.operating_points import choose_operating_points
 from steatosis_tf.evaluation.scores import (
     labels_and_probabilities,
     patient_scores,
@@ -50,6 +51,27 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
         temporary.write_text(json.dumps(metrics, indent=2) + "\n")
     _draw(run_dir, {"patients": patients, "frames": frames})
     return metrics
+
+
+def lock_operating_points(run_dir: str | Path, aggregation: str) -> dict[str, Any]:
+    """Choose cut-offs on the validation scores and write `operating_points.json`.
+
+    Called before the test scores are looked at, and never again: a cut-off moved afterwards would
+    know the test part.
+
+    Args:
+        run_dir: with `validation_scores.csv`.
+        aggregation: how frames become a patient.
+
+    Raises:
+        ValueError: if the validation scores are missing or damaged.
+    """
+    run_dir = Path(run_dir)
+    frames = read_scores(run_dir / "validation_scores.csv", validation=True)
+    points = choose_operating_points(patient_scores(frames, aggregation, validation=True))
+    with replacing(run_dir / "operating_points.json") as temporary:
+        temporary.write_text(json.dumps(points, indent=2) + "\n")
+    return points
 
 
 def metrics_text(runs: list[dict[str, Any]]) -> str:
