@@ -113,7 +113,8 @@ def _decimal_of(value: object, where: str) -> Decimal:
     if isinstance(value, str):
         text = value.replace("%", "").strip()
     elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        text = repr(float(value)) if isinstance(value, float) else str(value)
+        # A float shows a decimal that nobody printed: 97.0 for 97.
+        text = repr(value) if value % 1 else str(int(value))
     else:
         raise ValueError(
             f"Expected a number, or null where a cell is missing, in {where}. Received: {value!r}."
@@ -128,9 +129,4 @@ def _decimal_of(value: object, where: str) -> Decimal:
 
 
 def _num_decimals(number: Decimal) -> int:
-    exponent = number.as_tuple().exponent
-    if isinstance(number, Decimal) and isinstance(exponent, int):
-        # 1.0 read from JSON shows one decimal that nobody printed.
-        shown = 0 if number == number.to_integral_value() and exponent == -1 else max(0, -exponent)
-        return min(shown, _MAX_DECIMALS)
-    return 0
+    return min(max(0, -int(number.as_tuple().exponent)), _MAX_DECIMALS)

@@ -183,19 +183,30 @@ def _split(run: RunRecord) -> list[Block]:
         blocks.append(Lack("Not known: config.json is absent or damaged."))
     if run.split is None:
         blocks.append(Lack("Not known: split.csv is absent or damaged."))
-    if run.leak_gate is None:
-        blocks.append(
+    blocks.extend(_leak_blocks(run.leak_gate))
+    rows = [(name, digest) for name, digest in run.hashes.items()]
+    return [*blocks, Table(("File", "SHA-256"), rows, "What was measured, by content.")]
+
+
+def _leak_blocks(gate: dict[str, Any] | None) -> list[Block]:
+    if gate is None:
+        return [
             Lack(
                 "Leak audit (patient, exact copy, near copy, label conflict): not done; "
                 "leak_gate.json is absent. Results may be too good."
             )
-        )
-    else:
-        if run.leak_gate.get("passed") is False:
-            blocks.append(Alarm("The leak gate did not pass: results are not to be believed."))
-        blocks.append(Table(("Leak audit", ""), key_value_rows(run.leak_gate), "leak_gate.json"))
-    rows = [(name, digest) for name, digest in run.hashes.items()]
-    return [*blocks, Table(("File", "SHA-256"), rows, "What was measured, by content.")]
+        ]
+    blocks: list[Block] = []
+    if gate.get("passed") is not True:
+        blocks.append(Alarm("The leak gate did not pass: results are not to be believed."))
+    findings = gate.get("findings") or []
+    looked = {key: value for key, value in gate.items() if key != "findings"}
+    blocks.append(Table(("Leak audit", ""), key_value_rows(looked), "leak_gate.json"))
+    return blocks + [Alarm(_finding_text(finding)) for finding in findings[:10]]
+
+
+def _finding_text(finding: Any) -> str:
+    return str(finding.get("text", finding)) if isinstance(finding, dict) else str(finding)
 
 
 def _method(run: RunRecord) -> list[Block]:

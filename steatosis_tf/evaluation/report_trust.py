@@ -40,7 +40,7 @@ def trust_sections(run: RunRecord, analysis: Analysis) -> list[Section]:
     return [
         Section("subgroups", "Subgroups", _subgroups(analysis)),
         Section("robustness", "Robustness and repeatability", _robustness(run, analysis)),
-        Section("rejection", "Rejection and abstention", _rejection(run)),
+        Section("rejection", "Rejection and abstention", _rejection(run, analysis)),
         Section("explanations", "Explanations and failures", _explanations(run)),
         Section("external", "External validation", _external(run, analysis)),
         Section("limits", "Limits, risks, monitoring, availability", _limits(run, analysis)),
@@ -122,7 +122,7 @@ def _robustness(run: RunRecord, analysis: Analysis) -> list[Block]:
     return blocks
 
 
-def _rejection(run: RunRecord) -> list[Block]:
+def _rejection(run: RunRecord, analysis: Analysis) -> list[Block]:
     blocks: list[Block] = []
     if run.patient_scores is not None:
         curve = coverage_risk_curve(*labels_and_probabilities(run.patient_scores))
@@ -138,6 +138,15 @@ def _rejection(run: RunRecord) -> list[Block]:
                 f"the least certain {100 * (1 - coverage[place]):.0f} % are left to a reader."
             ),
         ]
+    if analysis.abstention:
+        rows = [
+            [found["column"], group["value"], number(group["num_patients"]), group["suppressed"]
+             or with_interval(group["left_out"], 2)]
+            for found in analysis.abstention for group in found["groups"]
+        ]  # fmt: skip
+        share = 100 * analysis.abstention[0]["share"]
+        caption = f"Who would be left to a reader if the least certain {share:.0f} % were."
+        blocks.append(Table(("Covariate", "Group", "n", "Share left out"), rows, caption))
     if "rejection.json" not in run.parts:
         return [*blocks, Lack("Quality and out-of-distribution rejection: not done.")]
     content = key_value_rows(run.parts["rejection.json"])

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from steatosis_tf.evaluation.abstention import abstention_by_group
 from steatosis_tf.evaluation.intervals import bootstrap_intervals
 from steatosis_tf.evaluation.metrics import compute_metrics
 from steatosis_tf.evaluation.repeatability import repeatability
@@ -28,6 +29,7 @@ class Analysis:
             these, never the file: an edited metrics.json cannot reach it.
         intervals: level -> metric name -> entry of `intervals.bootstrap_intervals`.
         subgroups: column -> result of `subgroups.subgroup_metrics`.
+        abstention: of `abstention.abstention_by_group`, one per column of `subgroups`.
         subgroup_notes: covariate -> why it was not looked at.
         repeatability: of `repeatability.repeatability`, or None.
         thresholds: what validation fixes, applied to the test patients.
@@ -38,6 +40,7 @@ class Analysis:
     metrics: dict[str, dict[str, Any]]
     intervals: dict[str, dict[str, dict[str, Any]]]
     subgroups: dict[str, dict[str, Any]]
+    abstention: list[dict[str, Any]]
     subgroup_notes: dict[str, str]
     repeatability: dict[str, Any] | None
     thresholds: Thresholds
@@ -65,11 +68,18 @@ def analyse_run(run: RunRecord, *, num_resamples: int = 2000, seed: int = 0) -> 
         metrics=metrics,
         intervals=intervals,
         subgroups=subgroups,
+        abstention=_abstention(run, subgroups),
         subgroup_notes=notes,
         repeatability=None if run.frame_scores is None else repeatability(run.frame_scores),
         thresholds=apply_validation(run, num_resamples),
         num_resamples=num_resamples,
     )
+
+
+def _abstention(run: RunRecord, subgroups: dict[str, Any]) -> list[dict[str, Any]]:
+    if run.patient_scores is None or run.manifest is None or "repeat" in run.patient_scores:
+        return []
+    return [abstention_by_group(run.patient_scores, run.manifest, column) for column in subgroups]
 
 
 def _subgroups(

@@ -108,6 +108,14 @@ def test_trailing_zero_of_a_string_counts():
     assert _places({"confusion_matrix": matrix, "accuracy": "0.90"}) == ["accuracy"]
 
 
+def test_whole_numbers_show_no_decimals_unless_written():
+    matrix = [[97, 3], [0, 0]]
+    assert check_tables({"confusion_matrix": matrix, "accuracy": 97.0}) == []
+    assert check_tables({"confusion_matrix": [[996, 4], [0, 0]], "accuracy": 1.0}) == []  # 0.996
+    assert _places({"confusion_matrix": [[996, 4], [0, 0]], "accuracy": "1.00"}) == []
+    assert _places({"confusion_matrix": [[994, 6], [0, 0]], "accuracy": "1.00"}) == ["accuracy"]
+
+
 def test_every_single_edit_of_an_agreeing_table_is_found():
     whole = {"confusion_matrix": PAPER_MATRIX, **ROUNDED}
     edits = 0

@@ -277,8 +277,33 @@ def test_author_statements_are_printed_and_checked(run_dir):
         write_report(run_dir, num_resamples=RESAMPLES)
 
 
+def test_cross_validated_run_by_scanner(run_dir):
+    """Leave one scanner out: two folds, temperature and cut-offs of each, external validation."""
+    rare = ["P000", "P001", "P002"]
+    for name in ("frame_scores.csv", "split.csv"):
+        table = pd.read_csv(run_dir / name, dtype={"frame_id": str})
+        table.loc[table["patient_id"].isin(rare), "fold"] = 1
+        table.to_csv(run_dir / name, index=False)
+    validation = pd.read_csv(run_dir / "validation_scores.csv", dtype={"frame_id": str})
+    pd.concat([validation, validation.assign(fold=1)]).to_csv(
+        run_dir / "validation_scores.csv", index=False
+    )
+    config = json.loads((run_dir / "config.json").read_text())
+    config["split"] |= {"kind": "logo", "column": "scanner"}
+    (run_dir / "config.json").write_text(json.dumps(config))
+    evaluate_run(run_dir)
+    page = report_text(run_dir)
+    assert "Consistent: all 8" in page
+    assert "Temperature fitted for each of 2 folds on its own validation patients" in page
+    assert "Leave one scanner out: each group was graded by a model that never saw it." in page
+    assert "The 2 folds are not independent repetitions" in page
+    assert "AUC, Severe, mean of folds" in page
+
+
 def test_parts_of_later_steps_are_shown(run_dir):
-    (run_dir / "leak_gate.json").write_text(json.dumps({"passed": False, "findings": 3}))
+    (run_dir / "leak_gate.json").write_text(
+        json.dumps({"passed": False, "findings": [{"text": "P001 and P002 share pixels"}]})
+    )
     (run_dir / "comparators.json").write_text(json.dumps({"majority": {"accuracy": 0.25}}))
     pd.DataFrame(
         {
@@ -288,6 +313,7 @@ def test_parts_of_later_steps_are_shown(run_dir):
     ).to_csv(run_dir / "robustness.csv", index=False)  # fmt: skip
     page = report_text(run_dir)
     assert "The leak gate did not pass: results are not to be believed." in page
+    assert "P001 and P002 share pixels" in page
     assert "majority.accuracy" in page
     assert (run_dir / "figures" / "robustness_quadratic_kappa.png").is_file()
 
