@@ -17,8 +17,8 @@ import pandas as pd
 from playwright.sync_api import sync_playwright
 
 from steatosis_tf.cohort.manifest import frame_id_of
-from steatosis_tf.roi.crop import central_rectangle
-from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.config import RoiConfig
+from steatosis_tf.roi.columns import propose_roi
 from steatosis_tf.sources.phantom import simulate_patient
 
 PORT = 8742
@@ -27,18 +27,19 @@ TARGET = Path(__file__).with_name("review.png")
 
 
 def make_study(folder: Path) -> Path:
-    """Simulated frames with the sector's central rectangle as the proposal."""
+    """Simulated frames with the proposals of `steatosis roi`."""
     rows = []
     for at in range(NUM_FRAMES):
         generator = np.random.default_rng(at)
         frames, _ = simulate_patient(20.0, num_frames=1, generator=generator, size_px=(600, 800))
         path = f"{at:02}.png"
         cv2.imwrite(str(folder / path), frames[0])
-        box = central_rectangle(find_sector(frames[0]))
+        roi = propose_roi(frames[0], RoiConfig(method="liver"))
+        box = roi.rectangle
         row = {"frame_id": frame_id_of(path), "path": path, "patient_id": f"p{at}"}
         row |= {"grade": "", "fat_percent": "", "pixels_sha256": "", "roi_top": box.top}
         row |= {"roi_left": box.left, "roi_height": box.height, "roi_width": box.width}
-        rows.append({**row, "roi_source": "auto", "roi_quality": round(0.93 - 0.03 * at, 2)})
+        rows.append({**row, "roi_source": "auto", "roi_quality": round(roi.quality, 2)})
     pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
     return folder / "manifest.csv"
 
@@ -57,7 +58,7 @@ def work_and_shoot(url: str) -> None:
             for key in keys.split():
                 page.keyboard.press(key)
         page.wait_for_timeout(500)
-        for key in ("h", "h", "h", *["Shift+ArrowLeft"] * 5, *["Shift+ArrowUp"] * 3):
+        for key in ("h", *["Shift+ArrowLeft"] * 6, "Shift+ArrowUp"):
             page.keyboard.press(key)
         page.wait_for_timeout(500)
         page.screenshot(path=str(TARGET))

@@ -432,7 +432,7 @@ def test_the_next_frame_is_there_before_it_is_asked_for(server, open_page):
         took_ms.append(page.evaluate(TIME_NEXT))
         assert page.get_attribute("#stage", "data-frame") == following
         assert not [url for url in pictures if f"{following}/picture" in url]
-    # The best of four, because the machine that tests has other work; it is 20 ms when idle.
+    # The best of four, because the machine that tests has other work.
     assert min(took_ms) < 100, took_ms
 
 
