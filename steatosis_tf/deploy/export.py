@@ -48,8 +48,11 @@ def export_onnx(
         largest difference of a probability between ONNX and Keras.
 
     Raises:
-        RuntimeError: if a probability differs by more than 1e-4 or a grade changes.
+        ValueError: if there is no ROI to check on.
+        RuntimeError: if a probability differs by more than 1e-4 or is NaN, or a grade changes.
     """
+    if not len(check_rois):
+        raise ValueError("Expected at least one ROI to check the export on. Received: none.")
     size_px = model.input_shape[1]
     signature = (tf.TensorSpec((None, size_px, size_px, 1), tf.uint8, name="roi"),)
     proto, _ = tf2onnx.convert.from_keras(model, input_signature=signature, opset=17)
@@ -123,11 +126,11 @@ def _largest_difference(model: keras.Model, onnx_path: Path, rois: np.ndarray) -
     received = np.concatenate(
         [session.run(None, {"roi": rois[i : i + 32]})[0] for i in range(0, len(rois), 32)]
     )
-    difference = float(np.abs(received - expected).max())
+    difference = float(np.abs(received - expected).max())  # NaN if any probability is NaN
     changed = int((received.argmax(axis=1) != expected.argmax(axis=1)).sum())
     # A tie within float rounding is not a changed model, but nobody should have to judge that
     # here: any changed grade stops the export.
-    if difference > MAX_DIFFERENCE or changed:
+    if not difference <= MAX_DIFFERENCE or changed:
         raise RuntimeError(
             f"Expected ONNX probabilities within {MAX_DIFFERENCE} of Keras and the same grades. "
             f"Received: difference={difference:.2g}, changed grades={changed} of {len(rois)}. "
