@@ -162,7 +162,7 @@ def _prepare(
     write_records(
         run_dir / "manifest.csv", records_dir, partitions, time_column=config.split.time_column
     )
-    shutil.copy(records_dir / "leak_gate.json", "operating_points.json", run_dir)
+    shutil.copy(records_dir / "leak_gate.json", run_dir)
     return partitions, records_dir
 
 
@@ -206,7 +206,8 @@ def _track(run_dir: Path, metrics: dict[str, Any], seconds: float, difference: f
     )
     for name in ("config.json", "environment.json", "metrics.json", "history.csv", "split.csv",
                  "frame_scores.csv", "patient_scores.csv", "validation_scores.csv",
-                 "rejected.csv", "manifest.csv", "leak_gate.json"):  # fmt: skip
+                 "rejected.csv", "manifest.csv", "leak_gate.json",
+                 "operating_points.json"):  # fmt: skip
         tracking.log_artifacts(run_dir / name)
     tracking.log_artifacts(run_dir / "figures", "figures")
     tracking.log_onnx_model(run_dir / "model.onnx", size_px=224, num_grades=len(GRADES))

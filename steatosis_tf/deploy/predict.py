@@ -117,9 +117,9 @@ def _predict_batch(
         row = {"path": path.as_posix(), "grade": "", **dict.fromkeys(SCORE_COLUMNS, np.nan)}
         try:
             frame = read_frame(path)
-            proposal = propose_roi(frame)
-            rois.append(crop_roi(frame, proposal.sector.mask, proposal.rectangle))
-            box = proposal.rectangle
+            roi = propose_roi(frame, roi_config)
+            rois.append(crop_roi(frame, roi.sector.mask, roi.rectangle))
+            box = roi.rectangle
             edges = (box.top, box.left, box.height, box.width)
             row |= {**dict(zip(_BOX_COLUMNS, edges, strict=True)), "reason": ""}
         except ValueError as error:
