@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -160,9 +159,12 @@ def _prepare(
     fingerprint = records_fingerprint(usable_rows(table))
     records_dir = runs_dir / "cache" / "records" / fingerprint[:16]
     write_records(
-        run_dir / "manifest.csv", records_dir, partitions, time_column=config.split.time_column
+        run_dir / "manifest.csv",
+        records_dir,
+        partitions,
+        time_column=config.split.time_column,
+        gate_path=run_dir / "leak_gate.json",
     )
-    shutil.copy(records_dir / "leak_gate.json", run_dir)
     return partitions, records_dir
 
 
