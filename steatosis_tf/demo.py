@@ -60,7 +60,7 @@ def run_demo(output_dir: str | Path, *, num_patients: int = 60) -> DemoSummary:
     }
     text = (
         "SIMULATED phantoms, random backbone: shows that the line runs, says nothing about "
-        f"patients.\n\n{metrics_text(summary.metrics)}\n\n"
+        f"patients.\n\n{metrics_text([summary.metrics])}\n\n"
         f"run:          {summary.run_dir}\n"
         f"model.onnx:   graded {num_graded} of {len(predictions)} of the demo's own frames: "
         f"{output_dir / 'predictions.csv'}\n"

@@ -16,44 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import pandas as pd
-import tensorflow as tf
 
 from steatosis_tf import tracking
 from steatosis_tf.atomic import replacing
+from steatosis_tf.cohort.flow import count_flow
+from steatosis_tf.cohort.flow_figure import write_flow
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.splits import Partition, make_partitions, split_table, test_column
 from steatosis_tf.config import Config, flatten, override, save_config
-from steatosis_tf.deploy.export import NUM_CHECKED, export_onnx, roi_metadata
+from steatosis_tf.deploy.export import export_onnx, run_metadata
 from steatosis_tf.environment import describe_environment
-from steatosis_tf.evaluation.evaluate import evaluate_run, metrics_text
-from steatosis_tf.evaluation.metrics import compute_metrics
-from steatosis_tf.evaluation.scores import labels_and_probabilities, write_scores
-from steatosis_tf.grades import GRADES, SCORE_COLUMNS
-from steatosis_tf.model.backbone import build_backbone
-from steatosis_tf.model.classifier import assemble, build_head, copy_weights
-from steatosis_tf.model.engines import choose_engine
-from steatosis_tf.model.features import stored_features
-from steatosis_tf.model.train import (
-    EpochCallback,
-    class_weights,
-    feature_batches,
-    fit,
-    make_repeatable,
-)
+from steatosis_tf.evaluation.evaluate import evaluate_run, lock_operating_points, metrics_text
+from steatosis_tf.folds import StudyData, check_rois, load_study, train_and_score
+from steatosis_tf.grades import GRADES
+from steatosis_tf.model.train import make_repeatable
 from steatosis_tf.records.builder import records_fingerprint, usable_rows, write_records
-from steatosis_tf.records.pipeline import (
-    keep_patients,
-    pixel_batches,
-    read_index,
-    read_records,
-    training_batches,
-)
+from steatosis_tf.records.pipeline import read_records
 from steatosis_tf.roi.columns import add_roi_columns
 from steatosis_tf.roi.fold import fold_decisions
-
-_REFIT_FOLD = -1  # `fold` of the final model of a cross-validated run in history.csv
 
 
 @dataclass(frozen=True)
@@ -65,16 +46,6 @@ class RunSummary:
     run_dir: str
     seconds: float
     metrics: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Data:
-    """The records of a study and the features of every frame, in the same order."""
-
-    records_dir: Path
-    index: pd.DataFrame
-    views: np.ndarray
-    backbone: keras.Model
 
 
 def main(doc: str, experiment: str, config: Config, argv: Sequence[str] | None = None) -> int:
@@ -102,20 +73,29 @@ def main(doc: str, experiment: str, config: Config, argv: Sequence[str] | None =
     args = parser.parse_args(argv)
     settings = [*args.settings, *([f"model.weights={args.weights}"] if args.weights else [])]
     try:
-        summary = run(experiment, args.manifest, override(config, settings), args.runs_dir)
+        config = override(config, settings)
+        summaries = [
+            run(experiment, args.manifest, config, args.runs_dir, repeat=repeat)
+            for repeat in range(config.split.repeats)
+        ]
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if args.report:
-        with replacing(args.report) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(summary), indent=2) + "\n")
-    print(metrics_text(summary.metrics))
-    print(f"\nrun: {summary.run_dir}\ncompare: steatosis compare {experiment}, or make ui")
+        _write_json({"runs": [dataclasses.asdict(summary) for summary in summaries]}, args.report)
+    print(metrics_text([summary.metrics for summary in summaries]))
+    print("", *(f"run: {summary.run_dir}" for summary in summaries), sep="\n")
+    print(f"compare: steatosis compare {experiment}, or make ui")
     return 0
 
 
 def run(
-    experiment: str, manifest_path: str | Path, config: Config, runs_dir: str | Path = "runs"
+    experiment: str,
+    manifest_path: str | Path,
+    config: Config,
+    runs_dir: str | Path = "runs",
+    *,
+    repeat: int = 0,
 ) -> RunSummary:
     """Do whatever is missing (split, ROI, records, features), then train, evaluate and export.
 
@@ -128,6 +108,8 @@ def run(
         manifest_path: manifest of graded frames.
         config: all stages.
         runs_dir: folder of runs; records and features are kept in `runs_dir/cache`.
+        repeat: which round of a repeated k-fold, from 0. Each is a run of its own, with other
+            folds and the seed `train.seed + repeat`, so that no patient is counted twice.
 
     Returns:
         the run's id, directory and metrics.
@@ -137,15 +119,20 @@ def run(
         RuntimeError: if weights cannot be fetched or the exported model differs.
     """
     start = time.monotonic()
+    train = dataclasses.replace(config.train, seed=config.train.seed + repeat)
+    config = dataclasses.replace(config, train=train)
     make_repeatable(config.train.seed)
-    with tracking.start_run(experiment, config.split.kind, flatten(config)) as tracked:
+    params = flatten(config) | {"repeat": repeat}
+    with tracking.start_run(experiment, config.split.kind, params) as tracked:
         run_dir = Path(runs_dir) / experiment / tracked.run_id
         run_dir.mkdir(parents=True)
         save_config(config, run_dir / "config.json")
-        partitions, records_dir = _prepare(Path(manifest_path), run_dir, Path(runs_dir), config)
-        data = _load(records_dir, Path(runs_dir) / "cache" / "features", config)
-        model = _train_and_score(data, partitions, config, run_dir)
+        paths = Path(manifest_path), run_dir, Path(runs_dir)
+        partitions, records_dir = _prepare(*paths, config, repeat)
+        data = load_study(records_dir, Path(runs_dir) / "cache" / "features", config)
+        model = train_and_score(data, partitions, config, run_dir)
         model.save(run_dir / "model.keras")
+        lock_operating_points(run_dir, config.evaluation.aggregation)
         metrics = evaluate_run(run_dir)
         difference = _export(model, data, config, run_dir, tracked.run_id)
         seconds = time.monotonic() - start
@@ -156,12 +143,12 @@ def run(
 
 
 def _prepare(
-    manifest_path: Path, run_dir: Path, runs_dir: Path, config: Config
+    manifest_path: Path, run_dir: Path, runs_dir: Path, config: Config, repeat: int
 ) -> tuple[list[Partition], Path]:
     """Complete the manifest in the run directory and see that its records exist."""
     fold_decisions(manifest_path)  # a review page that was killed leaves its last ones aside
     table = read_manifest(manifest_path)
-    partitions = make_partitions(table, config.split)
+    partitions = [p for p in make_partitions(table, config.split) if p.repeat == repeat]
     table = add_roi_columns(table, manifest_path, config.roi)
     table = relocate(table, manifest_path, run_dir)
     table["split"] = test_column(table, partitions)
@@ -169,6 +156,7 @@ def _prepare(
     with replacing(run_dir / "split.csv") as temporary:
         split_table(partitions).to_csv(temporary, index=False)
     _write_rejected(table, run_dir / "rejected.csv")
+    _draw_flow(table, manifest_path, partitions, run_dir / "figures")
     fingerprint = records_fingerprint(usable_rows(table))
     records_dir = runs_dir / "cache" / "records" / fingerprint[:16]
     write_records(
@@ -176,6 +164,18 @@ def _prepare(
     )
     shutil.copy(records_dir / "leak_gate.json", run_dir)
     return partitions, records_dir
+
+
+def _draw_flow(
+    table: pd.DataFrame, manifest_path: Path, partitions: list[Partition], figures: Path
+) -> None:
+    """Who was found, who was left out and why, who trains and who tests."""
+    rejected_path = manifest_path.parent / "rejected.csv"
+    columns = ["patient_id", "reason"]
+    rejected = pd.DataFrame(columns=columns)
+    if rejected_path.is_file():
+        rejected = pd.read_csv(rejected_path, dtype=str, keep_default_na=False)[columns]
+    write_flow(count_flow(table, rejected, partitions), figures / "flow.svg", figures / "flow.png")
 
 
 def _write_rejected(table: pd.DataFrame, path: Path) -> None:
@@ -186,118 +186,11 @@ def _write_rejected(table: pd.DataFrame, path: Path) -> None:
         print(f"{len(rejected)} frames without ROI, see {path}", file=sys.stderr)
 
 
-def _load(records_dir: Path, features_dir: Path, config: Config) -> _Data:
-    backbone = build_backbone(config.model)
-    examples = read_records(records_dir)
-    engine = choose_engine(config.model.engine, backbone, _check_rois(examples), features_dir)
-    tracking.log_tags({"engine": f"{engine.name} {engine.precision}"})
-    tracking.log_metrics({"engine_min_cosine": engine.min_cosine})
-    views = stored_features(
-        examples, features_dir, backbone, engine, config.augment, config.train.views
-    )
-    return _Data(records_dir, read_index(records_dir), views, backbone)
-
-
-def _check_rois(examples: tf.data.Dataset) -> np.ndarray:
-    """The first frames of the study, on which engines and exports are held against Keras."""
-    return np.stack([e["roi"] for e in examples.take(NUM_CHECKED).as_numpy_iterator()])
-
-
-def _train_and_score(
-    data: _Data, partitions: list[Partition], config: Config, run_dir: Path
-) -> keras.Model:
-    histories, tested, validated = [], [], []
-    for fold, partition in enumerate(partitions):
-        head, history = _tracked_fold(data, partition, config, nested=len(partitions) > 1)
-        histories.append(history.assign(fold=fold))
-        tested.append(_scores(head, data, partition.test, fold))
-        validated.append(_scores(head, data, partition.validation, fold))
-    if len(partitions) > 1:
-        head, history = _fit_head(data, _without_test(partitions[0]), config, None)
-        histories.append(history.assign(fold=_REFIT_FOLD))
-    with replacing(run_dir / "history.csv") as temporary:
-        pd.concat(histories).to_csv(temporary, index=False)
-    write_scores(pd.concat(tested), run_dir / "frame_scores.csv")
-    with replacing(run_dir / "validation_scores.csv") as temporary:
-        pd.concat(validated).to_csv(temporary, index=False)
-    return assemble(data.backbone, head, config.model)
-
-
-def _tracked_fold(
-    data: _Data, partition: Partition, config: Config, *, nested: bool
-) -> tuple[keras.Model, pd.DataFrame]:
-    """Train one partition; a fold of several is a run of its own below the run."""
-    if not nested:
-        return _fit_head(data, partition, config, _log_epoch)
-    experiment = tracking.open_experiment()
-    with tracking.start_run(experiment, partition.name, nested=True):
-        head, history = _fit_head(data, partition, config, None)
-        tracking.log_history(history)
-        scores = _scores(head, data, partition.test, 0)
-        tracking.log_metrics({"test": compute_metrics(*labels_and_probabilities(scores))})
-    return head, history
-
-
-def _log_epoch(epoch: int, logs: dict[str, float]) -> None:
-    tracking.log_metrics(logs, step=epoch)
-
-
-def _without_test(partition: Partition) -> Partition:
-    """The final model of a cross-validation learns from the tested patients too."""
-    return dataclasses.replace(
-        partition, name="refit", train=partition.train | partition.test, test=frozenset()
-    )
-
-
-def _fit_head(
-    data: _Data, partition: Partition, config: Config, on_epoch: EpochCallback | None
-) -> tuple[keras.Model, pd.DataFrame]:
-    labels = data.index["label"].to_numpy()
-    train = _rows_of(data, partition.train)
-    validation = _rows_of(data, partition.validation)
-    seed = config.train.seed
-    head = build_head(config.model, data.views[0, train], seed)
-    weights = class_weights(labels[train], len(GRADES)) if config.train.class_weights else None
-    if config.train.views:
-        batches = feature_batches(
-            data.views[1:, train], labels[train], batch_size=config.train.batch_size, seed=seed
-        )
-        held_out = (data.views[0, validation], labels[validation])
-        return head, fit(head, batches, held_out, weights, config.train, on_epoch)
-    model = assemble(data.backbone, head, config.model)
-    examples = read_records(data.records_dir)
-    batches = training_batches(
-        keep_patients(examples, partition.train),
-        config.augment,
-        batch_size=config.train.batch_size,
-        seed=seed,
-    )
-    held_out = pixel_batches(keep_patients(examples, partition.validation))
-    history = fit(model, batches, held_out, weights, config.train, on_epoch)
-    copy_weights(model, head)
-    return head, history
-
-
-def _rows_of(data: _Data, patient_ids: frozenset[str]) -> np.ndarray:
-    return np.flatnonzero(data.index["patient_id"].isin(patient_ids))
-
-
-def _scores(head: keras.Model, data: _Data, patient_ids: frozenset[str], fold: int) -> pd.DataFrame:
-    rows = _rows_of(data, patient_ids)
-    probabilities = np.asarray(head(data.views[0, rows], training=False))
-    index = data.index.iloc[rows]
-    table = index[["frame_id", "patient_id"]].assign(
-        fold=fold, grade=[GRADES[label] for label in index["label"]],
-        fat_percent=index["fat_percent"],
-    )  # fmt: skip
-    table[list(SCORE_COLUMNS)] = probabilities
-    table["predicted"] = [GRADES[label] for label in probabilities.argmax(axis=1)]
-    return table.sort_values("frame_id")
-
-
-def _export(model: keras.Model, data: _Data, config: Config, run_dir: Path, run_id: str) -> float:
-    rois = _check_rois(read_records(data.records_dir))
-    texts = {"run_id": run_id} | roi_metadata(config.roi)
+def _export(
+    model: keras.Model, data: StudyData, config: Config, run_dir: Path, run_id: str
+) -> float:
+    rois = check_rois(read_records(data.records_dir))
+    texts = {"run_id": run_id} | run_metadata(run_dir, config)
     return export_onnx(model, run_dir / "model.onnx", rois, texts)
 
 
@@ -313,12 +206,13 @@ def _track(run_dir: Path, metrics: dict[str, Any], seconds: float, difference: f
     )
     for name in ("config.json", "environment.json", "metrics.json", "history.csv", "split.csv",
                  "frame_scores.csv", "patient_scores.csv", "validation_scores.csv",
-                 "rejected.csv", "manifest.csv", "leak_gate.json"):  # fmt: skip
+                 "rejected.csv", "manifest.csv", "leak_gate.json",
+                 "operating_points.json"):  # fmt: skip
         tracking.log_artifacts(run_dir / name)
     tracking.log_artifacts(run_dir / "figures", "figures")
     tracking.log_onnx_model(run_dir / "model.onnx", size_px=224, num_grades=len(GRADES))
 
 
-def _write_json(content: dict[str, Any], path: Path) -> None:
+def _write_json(content: dict[str, Any], path: str | Path) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")

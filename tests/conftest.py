@@ -34,6 +34,7 @@ def phantom_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Of the first two grades one patient each is tested and one validates; all others train.
     """
     from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_manifest
+    from steatosis_tf.config import RoiConfig
     from steatosis_tf.roi.columns import add_roi_columns
     from steatosis_tf.sources.phantom import write_phantoms
 
@@ -49,7 +50,8 @@ def phantom_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table["split"] = np.select(
         [common & (place == 0), common & (place == 1)], ["test", "validation"], "train"
     )
-    write_manifest(add_roi_columns(table, manifest_path), manifest_path)
+    sector = RoiConfig(method="sector")
+    write_manifest(add_roi_columns(table, manifest_path, sector), manifest_path)
     return manifest_path
 
 

@@ -15,7 +15,7 @@ import tf2onnx
 from steatosis_tf import __version__
 from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import read_manifest
-from steatosis_tf.config import RoiConfig, load_config
+from steatosis_tf.config import Config, load_config
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.classifier import OUTPUT_LAYER
 from steatosis_tf.records.builder import cut_roi, usable_rows
@@ -48,8 +48,11 @@ def export_onnx(
         largest difference of a probability between ONNX and Keras.
 
     Raises:
-        RuntimeError: if a probability differs by more than 1e-4 or a grade changes.
+        ValueError: if there is no ROI to check on.
+        RuntimeError: if a probability differs by more than 1e-4 or is NaN, or a grade changes.
     """
+    if not len(check_rois):
+        raise ValueError("Expected at least one ROI to check the export on. Received: none.")
     size_px = model.input_shape[1]
     signature = (tf.TensorSpec((None, size_px, size_px, 1), tf.uint8, name="roi"),)
     proto, _ = tf2onnx.convert.from_keras(model, input_signature=signature, opset=17)
@@ -90,13 +93,22 @@ def export_run(run_dir: str | Path, output_path: str | Path) -> float:
     rows = usable_rows(read_manifest(manifest_path)).head(NUM_CHECKED)
     rois = np.stack([cut_roi(row, manifest_path) for row in rows.to_dict("records")])
     model = keras.models.load_model(run_dir / "model.keras")
-    texts = {"run_id": run_dir.name} | roi_metadata(load_config(run_dir / "config.json").roi)
+    texts = {"run_id": run_dir.name} | run_metadata(run_dir, load_config(run_dir / "config.json"))
     return export_onnx(model, output_path, rois[..., np.newaxis], texts)
 
 
-def roi_metadata(config: RoiConfig) -> dict[str, str]:
-    """How frames were cut for this model, so that prediction cuts them the same way."""
-    return {"roi": json.dumps(dataclasses.asdict(config))}
+def run_metadata(run_dir: Path, config: Config) -> dict[str, str]:
+    """What prediction has to know about a run, as texts for the ONNX file.
+
+    `roi`: how frames were cut for this model, so that prediction cuts them the same way.
+    `operating_points`: the cut-offs locked on validation; only of a hold-out run, because those
+    of folds belong to models that were not exported.
+    """
+    texts = {"roi": json.dumps(dataclasses.asdict(config.roi))}
+    points_path = run_dir / "operating_points.json"
+    if config.split.kind in ("holdout", "temporal") and points_path.is_file():
+        texts["operating_points"] = json.dumps(json.loads(points_path.read_text()))
+    return texts
 
 
 def _rename_output(proto: onnx.ModelProto, name: str) -> None:
@@ -114,11 +126,11 @@ def _largest_difference(model: keras.Model, onnx_path: Path, rois: np.ndarray) -
     received = np.concatenate(
         [session.run(None, {"roi": rois[i : i + 32]})[0] for i in range(0, len(rois), 32)]
     )
-    difference = float(np.abs(received - expected).max())
+    difference = float(np.abs(received - expected).max())  # NaN if any probability is NaN
     changed = int((received.argmax(axis=1) != expected.argmax(axis=1)).sum())
     # A tie within float rounding is not a changed model, but nobody should have to judge that
     # here: any changed grade stops the export.
-    if difference > MAX_DIFFERENCE or changed:
+    if not difference <= MAX_DIFFERENCE or changed:
         raise RuntimeError(
             f"Expected ONNX probabilities within {MAX_DIFFERENCE} of Keras and the same grades. "
             f"Received: difference={difference:.2g}, changed grades={changed} of {len(rois)}. "

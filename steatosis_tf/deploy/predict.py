@@ -18,6 +18,8 @@ from steatosis_tf.roi.crop import INPUT_SIZE_PX, crop_roi
 from steatosis_tf.sources.folder import IMAGE_SUFFIXES, read_frame
 
 _BATCH = 32
+_BOX_COLUMNS = ("roi_top", "roi_left", "roi_height", "roi_width")
+_COLUMNS = ("path", "grade", *SCORE_COLUMNS, *_BOX_COLUMNS, "reason", "notice")
 
 
 def predict_frames(model_path: str | Path, paths: Iterable[str | Path]) -> pd.DataFrame:
@@ -44,7 +46,9 @@ def predict_frames(model_path: str | Path, paths: Iterable[str | Path]) -> pd.Da
         while batch := list(islice(remaining, _BATCH)):
             rows += _predict_batch(session, roi_config, batch)
             bar.update(len(batch))
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=list(_COLUMNS))
+    # Whole px also where a refused frame has none.
+    return table.astype(dict.fromkeys(_BOX_COLUMNS, "Int64"))
 
 
 def write_predictions(predictions: pd.DataFrame, output_path: str | Path) -> None:
@@ -116,8 +120,8 @@ def _predict_batch(
             roi = propose_roi(frame, roi_config)
             rois.append(crop_roi(frame, roi.sector.mask, roi.rectangle))
             box = roi.rectangle
-            row |= {"roi_top": box.top, "roi_left": box.left, "roi_height": box.height,
-                    "roi_width": box.width, "reason": ""}  # fmt: skip
+            edges = (box.top, box.left, box.height, box.width)
+            row |= {**dict(zip(_BOX_COLUMNS, edges, strict=True)), "reason": ""}
         except ValueError as error:
             row |= {"reason": str(error)}
         rows.append(row | {"notice": NOTICE})

@@ -10,6 +10,7 @@ from steatosis_tf.atomic import replacing
 from steatosis_tf.config import load_config
 from steatosis_tf.evaluation.figures import confusion_figure, roc_figure, training_curves
 from steatosis_tf.evaluation.metrics import compute_metrics
+from steatosis_tf.evaluation.operating_points import choose_operating_points
 from steatosis_tf.evaluation.scores import (
     labels_and_probabilities,
     patient_scores,
@@ -52,28 +53,53 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
     return metrics
 
 
-def metrics_text(metrics: dict[str, Any]) -> str:
+def lock_operating_points(run_dir: str | Path, aggregation: str) -> dict[str, Any]:
+    """Choose cut-offs on the validation scores and write `operating_points.json`.
+
+    Called before the test scores are looked at, and never again: a cut-off moved afterwards would
+    know the test part.
+
+    Args:
+        run_dir: with `validation_scores.csv`.
+        aggregation: how frames become a patient.
+
+    Raises:
+        ValueError: if the validation scores are missing or damaged.
+    """
+    run_dir = Path(run_dir)
+    frames = read_scores(run_dir / "validation_scores.csv", validation=True)
+    points = choose_operating_points(patient_scores(frames, aggregation, validation=True))
+    with replacing(run_dir / "operating_points.json") as temporary:
+        temporary.write_text(json.dumps(points, indent=2) + "\n")
+    return points
+
+
+def metrics_text(runs: list[dict[str, Any]]) -> str:
     """A short table of the test metrics for the terminal.
 
     Args:
-        metrics: as `evaluate_run` returns it.
+        runs: what `evaluate_run` returned for each run; several are the repeats of one
+            experiment, shown as mean and range.
     """
-    patient, frame = metrics["patient"], metrics["frame"]
+    parts = [[run[unit] for run in runs] for unit in ("patient", "frame")]
     lines = [
-        f"{'':24}{'patients':>10}{'frames':>10}",
-        f"{'number tested':24}{patient['n']:>10}{frame['n']:>10}",
+        f"{'':24}{'patients':>22}{'frames':>22}",
+        f"{'number tested':24}{parts[0][0]['n']:>22}{parts[1][0]['n']:>22}",
     ]
     for name, path in _SHOWN.items():
-        cells = "".join(f"{_text(_look_up(part, path)):>10}" for part in (patient, frame))
+        cells = "".join(f"{_spread([_look_up(m, path) for m in part]):>22}" for part in parts)
         lines.append(f"{name:24}{cells}")
-    lines += ["", f"{'per patient':12}{'precision':>10}{'recall':>8}{'F1':>8}{'AUC':>8}{'n':>6}"]
+    lines += ["", f"{'per patient':12}" + "".join(f"{name:>22}" for name in _PER_GRADE)]
     for grade in GRADES:
-        row = patient["per_class"][grade]
-        cells = "".join(f"{_text(row[key]):>8}" for key in ("recall", "f1", "auc"))
-        lines.append(f"{grade:12}{_text(row['precision']):>10}{cells}{row['support']:>6}")
+        rows = [metrics["per_class"][grade] for metrics in parts[0]]
+        cells = "".join(f"{_spread([row[key] for row in rows]):>22}" for key in _PER_GRADE)
+        lines.append(f"{grade:12}{cells}")
+    if len(runs) > 1:
+        lines += ["", f"mean (lowest to highest) of {len(runs)} repeats, other folds and seeds"]
     return "\n".join([*lines, "", NOTICE])
 
 
+_PER_GRADE = ("precision", "recall", "f1", "auc", "support")
 _SHOWN = {
     "accuracy": ("accuracy",),
     "balanced accuracy": ("balanced_accuracy",),
@@ -116,5 +142,11 @@ def _look_up(metrics: dict[str, Any], path: tuple[str, ...]) -> Any:
     return metrics
 
 
-def _text(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _spread(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return "-"  # undefined in at least one run: a mean of the others would flatter
+    if all(isinstance(value, int) for value in known):
+        return str(known[0])
+    mean = f"{sum(known) / len(known):.3f}"
+    return mean if len(known) == 1 else f"{mean} ({min(known):.3f} to {max(known):.3f})"

@@ -1,6 +1,8 @@
 """The frozen ResNet-50 as a flat Keras graph: uint8 grey ROI in, 2048 features out."""
 
+import contextlib
 import hashlib
+import sys
 from pathlib import Path
 
 import keras
@@ -18,6 +20,7 @@ LAST_MAP_LAYER = "conv5_block3_out"
 # preprocess_input would give the ONNX file a second required input.
 _CHANNEL_MEANS = (103.939, 116.779, 123.68)
 
+_WEIGHTS_ADDRESS = "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
 _WEIGHTS_FILE = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 
 
@@ -72,12 +75,13 @@ def _resnet50(pixels: keras.KerasTensor, config: ModelConfig) -> keras.Model:
         return network(None)
     if config.weights == "imagenet":
         try:
-            return network("imagenet")
+            with contextlib.redirect_stdout(sys.stderr):  # Keras draws its bar on stdout
+                return network("imagenet")
         except Exception as error:  # Keras raises a plain Exception for a failed address
             raise RuntimeError(
                 f"Expected to fetch the ImageNet weights. Received: {error}. On a machine with a "
-                f"network download {_WEIGHTS_FILE} (the address is in the line above), then "
-                "either put it into ~/.keras/models/ or pass its path: --weights PATH. "
+                f"network download {_WEIGHTS_ADDRESS + _WEIGHTS_FILE}, then either put it into "
+                "~/.keras/models/ or pass its path: --weights PATH. "
                 "--weights random runs without it, as an honest lower bound."
             ) from error
     path = Path(config.weights)

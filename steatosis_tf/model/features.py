@@ -8,6 +8,7 @@ engine and augmentation: what is stale is never found, what is valid is never co
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -152,15 +153,24 @@ def _keep_shard(
 def _load(folder: Path) -> dict[str, np.ndarray]:
     known: dict[str, np.ndarray] = {}
     for note_path in sorted(folder.glob("*.json")):
-        note = json.loads(note_path.read_text())
         data_path = note_path.with_suffix(".npy")
-        if (
-            data_path.is_file()
-            and hashlib.sha256(data_path.read_bytes()).hexdigest() == note["sha256"]
-        ):
-            known |= dict(zip(note["rows"], np.load(data_path), strict=True))
+        rows = _whole_rows(note_path, data_path)
+        if rows:
+            known |= dict(zip(rows, np.load(data_path), strict=True))
         else:
             # A damaged shard is never used; its rows are simply computed again.
-            note_path.unlink()
-            tqdm.write(f"feature store: {data_path.name} is damaged; computing it again")
+            note_path.unlink(missing_ok=True)
+            tqdm.write(
+                f"feature store: {data_path.name} is damaged; computing it again", file=sys.stderr
+            )
     return known
+
+
+def _whole_rows(note_path: Path, data_path: Path) -> list[str]:
+    """Rows of a shard; none if the shard or its note is not what was written."""
+    try:
+        note = json.loads(note_path.read_text())
+        digest = hashlib.sha256(data_path.read_bytes()).hexdigest()
+        return note["rows"] if digest == note["sha256"] else []
+    except (OSError, ValueError, TypeError, KeyError):
+        return []

@@ -85,6 +85,9 @@ def fit(
 
     Returns:
         one row per epoch: `epoch, loss, accuracy, val_loss, val_accuracy, learning_rate`.
+
+    Raises:
+        RuntimeError: if no epoch had a finite validation loss.
     """
     model.compile(
         optimizer=keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay),
@@ -113,6 +116,12 @@ def fit(
         shuffle=False,  # the batches come shuffled
         verbose=0,
     ).history
+    if not np.isfinite(history["val_loss"]).any():
+        raise RuntimeError(
+            "Expected a finite validation loss in at least one epoch. Received: "
+            f"{history['val_loss'][-1]} with train.learning_rate={config.learning_rate}. "
+            "Choose a lower one."
+        )
     if config.checkpoint == "best":
         best.restore()
     return pd.DataFrame({"epoch": range(config.epochs), **history})

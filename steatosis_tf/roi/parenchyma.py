@@ -1,6 +1,7 @@
 """A small map of where the liver shows plain parenchyma."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -26,6 +27,37 @@ _SATURATED = 245
 
 
 @dataclass(frozen=True)
+class Windows:
+    """Rectangles of one size; every array is `(n,)`, n at least 1.
+
+    Attributes:
+        height: px of the map.
+        width: px of the map.
+        top: first row, px of the map.
+        left: first column, px of the map.
+        bad_share: share of pixels that do not look like parenchyma, 0 to 1.
+        unevenness: standard deviation of `level` over its mean.
+        certainty: mean probability of liver, 0 to 1.
+        margin: smallest `margin` at corners and mid-sides.
+        depth: `depth` of the centre.
+    """
+
+    height: int
+    width: int
+    top: np.ndarray
+    left: np.ndarray
+    bad_share: np.ndarray
+    unevenness: np.ndarray
+    certainty: np.ndarray
+    margin: np.ndarray
+    depth: np.ndarray
+
+    def rectangle(self, at: int) -> Rectangle:
+        """One of them, in px of the map."""
+        return Rectangle(int(self.top[at]), int(self.left[at]), self.height, self.width)
+
+
+@dataclass(frozen=True)
 class Terrain:
     """The sector's bounding box on a small scale.
 
@@ -33,6 +65,8 @@ class Terrain:
         allowed: `(rows, columns)` bool, liver away from border, near field and marks.
         bad: `(rows, columns)` bool, allowed or not, what does not look like parenchyma.
         level: `(rows, columns)` float32, smoothed grey over the level at that depth, about 1.
+        certain: `(rows, columns)` float32, probability of liver.
+        depth: `(rows, columns)` float32, distance from the probe as a share of the sector's depth.
         margin: `(rows, columns)` float32, distance to the next pixel that is not liver, as a share
             of the depth.
         depth_px: depth of the sector, px of this map.
@@ -44,6 +78,8 @@ class Terrain:
     allowed: np.ndarray
     bad: np.ndarray
     level: np.ndarray
+    certain: np.ndarray
+    depth: np.ndarray
     margin: np.ndarray
     depth_px: float
     scale: float
@@ -59,17 +95,8 @@ class Terrain:
         bottom, right = min(bottom, self.frame_shape[0]), min(right, self.frame_shape[1])
         return Rectangle(top, left, max(1, bottom - top), max(1, right - left))
 
-    def windows(self, height: int, width: int) -> tuple[np.ndarray, ...] | None:
-        """All rectangles of one size that are allowed throughout.
-
-        Args:
-            height: px of this map.
-            width: px of this map.
-
-        Returns:
-            Top, left (px of this map), share of bad pixels, unevenness (standard deviation of
-            `level`), and smallest margin at corners and mid-sides; `(n,)` each. None if n is 0.
-        """
+    def windows(self, height: int, width: int) -> Windows | None:
+        """All rectangles of one size (px of this map) that are allowed throughout, or None."""
         rows, columns = self.allowed.shape
         if height > rows or width > columns or min(height, width) < 3:
             return None
@@ -79,12 +106,21 @@ class Terrain:
             return None
         area = height * width
         bad = self._sum("bad", height, width)[fits] / area
+        down, across = (0, height // 2, height - 1), (0, width // 2, width - 1)
         mean = self._sum("level", height, width)[fits] / area
         square = self._sum("squared", height, width)[fits] / area
         uneven = np.sqrt(np.maximum(square - mean**2, 0)) / np.maximum(mean, 0.1)
-        down, across = (0, height // 2, height - 1), (0, width // 2, width - 1)
-        margin = np.min([self.margin[top + i, left + j] for i in down for j in across], axis=0)
-        return top, left, bad, uneven, margin
+        return Windows(
+            height=height,
+            width=width,
+            top=top,
+            left=left,
+            bad_share=bad,
+            unevenness=uneven,
+            certainty=self._sum("certain", height, width)[fits] / area,
+            margin=np.min([self.margin[top + i, left + j] for i in down for j in across], axis=0),
+            depth=self.depth[top + down[1], left + across[1]],
+        )
 
     def _sum(self, name: str, height: int, width: int) -> np.ndarray:
         """Sums over all windows of one size, `(rows - height + 1, columns - width + 1)`."""
@@ -96,25 +132,31 @@ class Terrain:
             + table[:-height, :-width]
         )
 
-    def __post_init__(self) -> None:
-        maps = {"allowed": self.allowed, "bad": self.bad, "level": self.level}
-        tables = {
-            name: cv2.integral(values.astype(np.float32), sdepth=cv2.CV_64F)
+    @cached_property
+    def _tables(self) -> dict[str, np.ndarray]:
+        """Integral images, so that a sum over any rectangle costs four look-ups."""
+        maps = {
+            "allowed": self.allowed,
+            "bad": self.bad,
+            "level": self.level,
+            "squared": self.level**2,
+            "certain": self.certain,
+        }
+        return {
+            name: np.asarray(cv2.integral(values.astype(np.float32), sdepth=cv2.CV_64F))
             for name, values in maps.items()
         }
-        tables["squared"] = cv2.integral(self.level**2, sdepth=cv2.CV_64F)
-        object.__setattr__(self, "_tables", tables)
 
 
 def survey(
-    frame: np.ndarray, sector: Sector, liver: np.ndarray, overlay_mask: np.ndarray | None
+    frame: np.ndarray, sector: Sector, probability: np.ndarray, overlay_mask: np.ndarray | None
 ) -> Terrain:
     """Map the sector.
 
     Args:
         frame: `(height, width)` or `(height, width, 3)` RGB, uint8.
         sector: the sector of that frame.
-        liver: `(height, width)` bool, inside the sector, at least one pixel.
+        probability: `(height, width)` bool or float32, 0 to 1; liver from 0.5 on.
         overlay_mask: `(height, width)` bool, True on drawn marks, or None.
     """
     left, top, width, height = cv2.boundingRect(sector.mask.astype(np.uint8))
@@ -126,7 +168,8 @@ def survey(
         return cv2.resize(values, size, interpolation=cv2.INTER_AREA)
 
     grey = shrunk(to_grey(np.ascontiguousarray(frame[box]))).astype(np.float32)
-    liver_small = shrunk(liver[box].astype(np.uint8) * 255) > 200
+    certain = shrunk(probability[box].astype(np.float32) * sector.mask[box])
+    liver_small = certain >= 0.5
     fan = sector.fan.moved(-left, -top).scaled(scale)
     depth = fan.depth_px(grey.shape)
     depth_px = max(1.0, float(depth[shrunk(sector.mask[box].astype(np.uint8) * 255) > 127].max()))
@@ -145,6 +188,8 @@ def survey(
         allowed=allowed,
         bad=bad,
         level=smooth / np.maximum(expected, 1),
+        certain=certain,
+        depth=depth / depth_px,
         margin=margin,
         depth_px=depth_px,
         scale=scale,

@@ -1,11 +1,12 @@
 """Propose the rectangle of liver parenchyma the model should see."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from steatosis_tf.roi.crop import Rectangle
-from steatosis_tf.roi.parenchyma import Terrain, survey
+from steatosis_tf.roi.parenchyma import Terrain, Windows, survey
 from steatosis_tf.roi.sector import Sector
 
 # A proposal below this quality is none; see docs/roi.md for how it was measured.
@@ -21,6 +22,11 @@ _MAX_BAD_SHARE = 0.25
 _HALF_UNEVENNESS = 0.30
 # Distance from the liver's border, as a share of the depth, from which more does not help.
 _ENOUGH_MARGIN = 0.06
+# Echo of the deep part is weak and mixed with amplified noise: from the first depth (share of the
+# sector's) quality falls, and it is halved the second share further down.
+_GOOD_DEPTH, _HALF_DEPTH = 0.40, 0.20
+# Mean probability of liver, over one half, from which more does not help.
+_ENOUGH_CERTAINTY = 0.45
 _MIN_LIVER_SHARE = 0.03
 _MIN_SIDE_PX = 24
 
@@ -70,7 +76,7 @@ def propose_rectangle(
     if liver.sum() < _MIN_LIVER_SHARE * sector.mask.sum():
         share = 100 * liver.sum() / max(1, sector.mask.sum())
         return Proposal(None, 0.0, f"no liver found ({share:.1f} % of the sector)")
-    terrain = survey(frame, sector, liver, overlay_mask)
+    terrain = survey(frame, sector, liver_mask, overlay_mask)
     best, quality, cause = _best_window(terrain)
     if best is None:
         return Proposal(None, 0.0, "the clear part of the liver is too small for a rectangle")
@@ -85,26 +91,45 @@ def propose_rectangle(
 def _best_window(terrain: Terrain) -> tuple[Rectangle | None, float, str]:
     """The best rectangle in px of the terrain, its quality, and what spoils it most."""
     best, best_quality, best_factors = None, -1.0, {}
-    sides = np.geomspace(_MIN_SIDE, _MAX_SIDE, _NUM_SIDES) * terrain.depth_px
-    for side in sides:
-        for aspect in _ASPECTS:
-            height, width = round(side / aspect**0.5), round(side * aspect**0.5)
-            windows = terrain.windows(height, width)
-            if windows is None:
-                continue
-            top, left, bad, uneven, margin = windows
-            factors = {
-                "small": np.full(len(top), min(1.0, side / sides[-1]) ** (2 * _SIZE_POWER)),
-                "vessels, shadow or saturation": np.clip(1 - bad / _MAX_BAD_SHARE, 0, 1),
-                "uneven": 1 / (1 + (uneven / _HALF_UNEVENNESS) ** 2),
-                "close to the border": np.clip(margin / _ENOUGH_MARGIN, 0, 1) ** 0.5,
-            }
-            quality = np.prod(list(factors.values()), axis=0)
-            at = int(quality.argmax())
-            if quality[at] > best_quality:
-                best_quality = float(quality[at])
-                best = Rectangle(int(top[at]), int(left[at]), height, width)
-                best_factors = {name: float(value[at]) for name, value in factors.items()}
+    for windows in sized_windows(terrain):
+        factors = quality_factors(windows, terrain.depth_px)
+        quality = np.prod(list(factors.values()), axis=0)
+        at = int(quality.argmax())
+        if quality[at] > best_quality:
+            best_quality = float(quality[at])
+            best = windows.rectangle(at)
+            best_factors = {name: float(value[at]) for name, value in factors.items()}
     if best is None:
         return None, 0.0, ""
     return best, best_quality, min(best_factors, key=lambda name: best_factors[name])
+
+
+def sized_windows(terrain: Terrain) -> Iterator[Windows]:
+    """All rectangles of liver that are looked at, one size at a time."""
+    for side in np.geomspace(_MIN_SIDE, _MAX_SIDE, _NUM_SIDES) * terrain.depth_px:
+        for aspect in _ASPECTS:
+            windows = terrain.windows(round(side / aspect**0.5), round(side * aspect**0.5))
+            if windows is not None:
+                yield windows
+
+
+def quality_factors(windows: Windows, depth_px: float) -> dict[str, np.ndarray]:
+    """What a rectangle's quality is the product of.
+
+    Args:
+        windows: rectangles of one size.
+        depth_px: depth of the sector, px of the same map.
+
+    Returns:
+        `(n,)` float each, 0 to 1, named by what spoils it.
+    """
+    side = (windows.height * windows.width) ** 0.5 / depth_px
+    deeper = np.maximum(windows.depth - _GOOD_DEPTH, 0)
+    return {
+        "small": np.full(len(windows.top), min(1.0, side / _MAX_SIDE) ** (2 * _SIZE_POWER)),
+        "vessels, shadow or saturation": np.clip(1 - windows.bad_share / _MAX_BAD_SHARE, 0, 1),
+        "uneven": 1 / (1 + (windows.unevenness / _HALF_UNEVENNESS) ** 2),
+        "close to the liver's border": np.clip(windows.margin / _ENOUGH_MARGIN, 0, 1) ** 0.5,
+        "deep": 1 / (1 + (deeper / _HALF_DEPTH) ** 2),
+        "may not be liver": np.clip((windows.certainty - 0.5) / _ENOUGH_CERTAINTY, 0, 1),
+    }

@@ -108,7 +108,7 @@ def _shown_frame(path: Path, version: int) -> ShownFrame:
 @functools.lru_cache(maxsize=256)
 def _frame_outlines(path: Path, version: int) -> dict[str, list[Polygon]]:
     masks = frame_masks(_decoded(path, version))
-    return {name: _polygons(mask) for name, mask in masks.items()}
+    return {name: _polygons(mask) for name, mask in masks.items() if mask.any()}
 
 
 def _polygons(mask: np.ndarray) -> list[Polygon]:

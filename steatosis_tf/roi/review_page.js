@@ -1,18 +1,13 @@
 // The review page: what is shown, what keys and buttons do, what is saved.
 
 import { drag, same, typed } from "./review_box.js";
+import { connect } from "./review_keys.js";
+import { STATE_NAMES, at, message, notice, progress, showPanel } from "./review_panel.js";
 import { Frames, decide, go, session } from "./review_server.js";
 import { Stage } from "./review_stage.js";
 
-const REASONS = [
-  "No liver in view", "Too little liver parenchyma", "Shadow or poor contact",
-  "Vessels or a lesion leave no room", "Text or marks burned into the liver",
-  "Frame unreadable or not an ultrasound",
-];
-const STATE_NAMES = { "": "To review", accepted: "Accepted", corrected: "Corrected", rejected: "Rejected" };
 const KEPT_UNDOS = 200;
 
-const at = (id) => document.getElementById(id);
 const frames = new Frames();
 let stage;
 let leastPx;
@@ -30,6 +25,7 @@ const now = {
 };
 
 const box = () => now.edit ?? now.row?.box ?? null;
+const panel = () => showPanel(now, box(), stage.drawing);
 const place = (more) => ({ filter_by: now.filter, order: now.order, ...more });
 
 // ---- what is kept in the tab, so that a reload or a restarted server loses no work -------------
@@ -103,77 +99,6 @@ function showEnd(answer) {
   panel();
 }
 
-function message(title = "", ...lines) {
-  at("message").hidden = !title;
-  at("message").replaceChildren(...[title, ...lines].filter(Boolean).map((text, index) => {
-    const line = document.createElement(index ? "p" : "h2");
-    line.textContent = text;
-    return line;
-  }));
-}
-
-function notice(text = "", kind = "") {
-  at("notice").hidden = !text;
-  at("notice").textContent = text;
-  at("notice").className = `notice ${kind}`;
-}
-
-function progress({ counts, fold_error: foldError }) {
-  const done = counts.all - counts.to_review;
-  at("progress").textContent = `${done} of ${counts.all} reviewed`;
-  at("meter").setAttribute("aria-valuenow", done);
-  at("meter").setAttribute("aria-valuemax", counts.all);
-  for (const name of ["accepted", "corrected", "rejected"])
-    at("meter").querySelector(`.${name}`).style.width = `${100 * counts[name] / counts.all}%`;
-  for (const option of at("filter").options) {
-    option.dataset.name ??= option.textContent.trim();
-    option.textContent = `${option.dataset.name} (${counts[option.value]})`;
-  }
-  if (foldError) notice(`Decisions are safe in the journal, but the manifest lags: ${foldError}`, "bad");
-}
-
-function panel() {
-  const { row, edit, ready, busy } = now;
-  const current = box();
-  const decided = Boolean(row?.state);
-  if (document.activeElement !== at("number")) at("number").value = row ? row.rank + 1 : "";
-  at("total").textContent = row ? `of ${row.total}` : "";
-  at("state").textContent = row ? (edit ? "Unsaved change" : STATE_NAMES[row.state]) : "";
-  at("state").className = `state ${edit ? "changed" : row?.state ?? ""}`;
-  at("id").textContent = row?.frame_id ?? "";
-  at("signed").textContent = decided ? `by ${row.reviewer}, ${when(row.reviewed_at)}` : "";
-  at("quality").textContent = row ? row.quality?.toFixed(2) ?? "–" : "";
-  at("qualityBar").style.width = `${100 * (row?.quality ?? 0)}%`;
-  at("reason").textContent = row?.reason || (row && !row.box && !decided ? "No proposal" : "");
-  for (const input of at("numbers").querySelectorAll("input")) {
-    if (document.activeElement !== input) input.value = current?.[input.dataset.side] ?? "";
-    input.disabled = !ready;
-    input.removeAttribute("aria-invalid");
-  }
-  const can = {
-    accept: ready && !edit && current && row.state !== "accepted",
-    correct: ready && edit,
-    reject: row,
-    undo: now.steps.length || now.undos.length || (row && row.num_decisions > 0),
-    reopen: row && row.num_decisions > 0,
-    previous: row,
-    next: row,
-  };
-  for (const [name, possible] of Object.entries(can)) at(name).disabled = busy || !possible;
-  at("hint").hidden = !ready || Boolean(current && !stage.drawing) || row.state === "rejected";
-  at("memo").hidden = !edit;
-  at("accept").classList.toggle("lit", !edit && !at("accept").disabled);
-  at("correct").classList.toggle("lit", Boolean(edit));
-  at("worst").setAttribute("aria-pressed", now.order === "worst");
-  at("review").setAttribute("aria-busy", busy);
-}
-
-function when(iso) {
-  const date = new Date(iso);
-  const isToday = date.toDateString() === new Date().toDateString();
-  return isToday ? date.toLocaleTimeString() : date.toLocaleString();
-}
-
 // ---- going -------------------------------------------------------------------------------------
 
 /** Do one thing; a failure is shown and changes nothing. */
@@ -205,8 +130,14 @@ function inTurn(work) {
   return working;
 }
 
+/** Whether something would be lost by going elsewhere; then it says so. */
+function isUnsaved() {
+  if (now.edit) notice("The changed box is not saved: C saves it, Esc drops it.", "bad");
+  return Boolean(now.edit);
+}
+
 const move = (step) => alone(async () => {
-  if (now.edit) return notice("The changed box is not saved: C saves it, Esc drops it.", "bad");
+  if (isUnsaved()) return;
   const before = now.row;
   const answer = await go(place({ frame_id: before?.frame_id ?? "", step }));
   if (!answer.row && before) return notice("No other frame under this filter.");
@@ -219,11 +150,20 @@ const move = (step) => alone(async () => {
 const restart = () => inTurn(async () => show(await go(place({ frame_id: "" }))));
 
 function setFilter(name) {
-  now.filter = at("filter").value = name;
-  restart();
+  if (!isUnsaved()) {
+    now.filter = name;
+    restart();
+  }
+  at("filter").value = now.filter;
+}
+
+function goTo(rank) {
+  if (rank >= 0 && !isUnsaved()) inTurn(async () => show(await go(place({ rank }))));
+  else panel();
 }
 
 function toggleWorst() {
+  if (isUnsaved()) return;
   now.order = now.order === "worst" ? "file" : "worst";
   if (now.order === "file" && now.row) return inTurn(async () => show(await go(place({ frame_id: now.row.frame_id }))));
   restart();
@@ -248,6 +188,13 @@ function step(changed) {
 
 function nudge(down, right) {
   if (box() && now.ready) step(drag(box(), stage.part, down, right, stage.frame, leastPx));
+}
+
+function startDrawing() {
+  if (!now.ready) return;
+  stage.drawing = !stage.drawing;
+  stage.render();
+  panel();
 }
 
 function drop() {
@@ -304,18 +251,7 @@ function correct() {
   if (now.ready) notice(box() ? "Move or resize the box first: drag it, or use the arrow keys." : "Draw a box first: drag on the frame.");
 }
 
-function askReason() {
-  if (!now.row || now.busy) return;
-  at("otherReason").value = "";
-  at("reasons").showModal();
-  at("reasonList").querySelector("button").focus();
-}
-
-function reject(reason) {
-  if (!reason.trim()) return at("otherReason").focus();
-  at("reasons").close();
-  save("reject", { reason });
-}
+const reject = (reason) => save("reject", { reason });
 
 function undo() {
   if (now.steps.length) return edit(now.steps.pop() ?? now.row.box);
@@ -342,116 +278,6 @@ const takeBack = (action) => alone(async () => {
   at("saved").textContent = `↶ Back to ${now.row.state || "the proposal"}, saved ${new Date().toLocaleTimeString()}`;
 });
 
-// ---- keys and buttons --------------------------------------------------------------------------
-
-const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
-
-function toggle(name) {
-  const button = at(`show${name[0].toUpperCase()}${name.slice(1)}`);
-  stage.layers[name] = !stage.layers[name];
-  button.setAttribute("aria-pressed", stage.layers[name]);
-  stage.render();
-}
-
-const KEYS = {
-  a: accept, c: correct, r: askReason, u: undo, n: () => move(1), p: () => move(-1),
-  PageDown: () => move(1), PageUp: () => move(-1), Escape: drop, w: toggleWorst,
-  Enter: () => (now.edit ? correct() : accept()),
-  o: () => now.row?.num_decisions && takeBack("reopen"),
-  f: () => setFilter(at("filter").options[(at("filter").selectedIndex + 1) % at("filter").length].value),
-  g: () => at("number").select(), m: () => now.edit && at("memo").focus(),
-  h: () => stage.nextPart(), d: startDrawing,
-  b: () => toggle("box"), s: () => toggle("sector"), l: () => toggle("liver"),
-  z: () => stage.toggleFull(), "+": () => stage.zoom(1.25), "=": () => stage.zoom(1.25), "-": () => stage.zoom(0.8),
-  "[": () => stage.brighten(-1), "]": () => stage.brighten(1), "?": () => at("helpSheet").showModal(),
-  " ": () => bare(true),
-};
-
-function startDrawing() {
-  if (!now.ready) return;
-  stage.drawing = !stage.drawing;
-  stage.render();
-  panel();
-}
-
-function bare(isBare) {
-  stage.bare = isBare;
-  stage.render();
-}
-
-function onKey(event) {
-  if (document.querySelector("dialog[open]") || event.isComposing) return;
-  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  if (event.target.matches("input, select")) {
-    if (key === "Escape" || (key === "Enter" && event.target.id !== "number")) {
-      event.preventDefault();
-      if (key === "Enter" && event.target.id === "memo") correct();
-      event.target.blur();
-    }
-    return;
-  }
-  if ((event.ctrlKey || event.metaKey) && key === "z") {
-    event.preventDefault();
-    return undo();
-  }
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const isOnButton = event.target.matches("button") && (key === "Enter" || key === " ");
-  if (isOnButton || (event.repeat && !ARROWS[key] && !"+-=np".includes(key) && !key.startsWith("Page"))) {
-    if (key === " " && !isOnButton) event.preventDefault();
-    return;
-  }
-  const arrow = ARROWS[key];
-  if (!arrow && !KEYS[key]) return;
-  event.preventDefault();
-  if (arrow) nudge(...arrow.map((one) => one * (event.shiftKey ? 10 : 1)));
-  else KEYS[key]();
-}
-
-function connect() {
-  const clicks = {
-    accept, correct, reject: askReason, undo, reopen: KEYS.o, next: KEYS.n, previous: KEYS.p,
-    worst: toggleWorst, help: KEYS["?"], showBox: KEYS.b, showSector: KEYS.s, showLiver: KEYS.l,
-  };
-  for (const [id, work] of Object.entries(clicks)) {
-    at(id).addEventListener("click", (event) => {
-      // After a mouse click the keys act on the frame; a keyboard user keeps the focus.
-      if (event.detail) at(id).blur();
-      work();
-    });
-  }
-  at("filter").addEventListener("change", () => { at("filter").blur(); setFilter(at("filter").value); });
-  at("goto").addEventListener("submit", (event) => {
-    event.preventDefault();
-    const rank = Number.parseInt(at("number").value, 10) - 1;
-    at("number").blur();
-    if (rank >= 0 && !now.edit) inTurn(async () => show(await go(place({ rank }))));
-    else panel();
-  });
-  at("numbers").addEventListener("change", typedBox);
-  at("reasonList").replaceChildren(...REASONS.map((reason, index) => {
-    const item = document.createElement("li");
-    const button = Object.assign(document.createElement("button"), { type: "button" });
-    button.innerHTML = `<kbd>${index + 1}</kbd> `;
-    button.append(reason);
-    button.addEventListener("click", () => reject(reason));
-    item.append(button);
-    return item;
-  }));
-  at("reasons").addEventListener("keydown", (event) => {
-    const reason = REASONS[Number(event.key) - 1];
-    if (reason && event.target.id !== "otherReason") { event.preventDefault(); reject(reason); }
-    if (/^[a-z]$/i.test(event.key) && event.target.id !== "otherReason") at("otherReason").focus();
-  });
-  at("reasons").querySelector("form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    reject(at("otherReason").value);
-  });
-  at("reasonCancel").addEventListener("click", () => at("reasons").close());
-  document.addEventListener("keydown", onKey);
-  document.addEventListener("keyup", (event) => event.key === " " && bare(false));
-  window.addEventListener("blur", () => bare(false));
-}
-
 // ---- beginning ---------------------------------------------------------------------------------
 
 async function start() {
@@ -470,7 +296,11 @@ async function start() {
       edit(changed);
     },
   });
-  connect();
+  connect({
+    accept, correct, acceptOrCorrect: () => (now.edit ? correct() : accept()), reject, undo,
+    reopen: () => now.row?.num_decisions && takeBack("reopen"), drop, draw: startDrawing, nudge,
+    typedBox, move, goTo, setFilter, toggleWorst,
+  }, stage);
   const kept = JSON.parse(sessionStorage.getItem("review") ?? "{}");
   now.undos = kept.undos ?? [];
   now.filter = at("filter").value = kept.filter ?? "to_review";

@@ -24,7 +24,14 @@ from steatosis_tf.roi.roi_cells import RoiCells
 MIN_BOX_PX = 16
 
 _HERE = Path(__file__).parent
-_SCRIPTS = ("review_page.js", "review_stage.js", "review_box.js", "review_server.js")
+_SCRIPTS = (
+    "review_page.js",
+    "review_panel.js",
+    "review_keys.js",
+    "review_stage.js",
+    "review_box.js",
+    "review_server.js",
+)
 _NUM_AHEAD = 4
 
 FilterName = Literal["to_review", "no_box", "accepted", "corrected", "rejected", "all"]

@@ -147,4 +147,4 @@ def _refuse_colours(inside: np.ndarray) -> None:
     bright = inside.max(axis=1) > _BRIGHT
     grey_share = float((spread[bright] < _GREY_SPREAD).mean()) if bright.any() else 0.0
     if coloured > _MAX_COLOUR_SHARE and grey_share > _MIN_GREY_SHARE:
-        raise Rejection("colour_pixels", percent=round(100 * coloured, 1))
+        raise Rejection("colour_pixels")

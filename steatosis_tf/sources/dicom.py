@@ -1,7 +1,6 @@
 """Hospital ultrasound exports to de-identified frames and `labels.csv`."""
 
 import collections
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,51 +11,30 @@ from steatosis_tf.sources.clip_frames import (
     ClipResult,
     check_frame_choice,
     chosen_frames,
-    frame_name,
     write_clip,
 )
-from steatosis_tf.sources.deidentify import KEPT_FIELDS
 from steatosis_tf.sources.dicom_files import Source
 from steatosis_tf.sources.dicom_header import quiet_pydicom
 from steatosis_tf.sources.dicom_scan import Scan, first_study_days, refuse_repeats, scan_file
 from steatosis_tf.sources.ingest_output import (
-    IMAGES_DIR,
     Output,
     check_places,
     update_private_table,
     write_table,
 )
+from steatosis_tf.sources.ingest_tables import (
+    LABEL_COLUMNS,
+    LOG_COLUMNS,
+    PRIVATE_COLUMNS,
+    REJECTED_COLUMNS,
+    label_rows,
+    log_row,
+    private_row,
+    rejected_rows,
+)
 from steatosis_tf.sources.patient_findings import FINDING_COLUMNS, patient_findings
 from steatosis_tf.sources.pseudonym import pseudonym, read_key
 from steatosis_tf.sources.rejection import Rejection
-
-LABEL_COLUMNS = ("path", "patient_id", "study_id", "source_id", "frame_index", *KEPT_FIELDS)
-REJECTED_COLUMNS = ("source_id", "file_number", "frame_index", "reason")
-LOG_COLUMNS = (
-    "source_id",
-    "num_frames",
-    "num_chosen",
-    "num_written",
-    "fields_kept",
-    "num_elements_dropped",
-    "kept_by",
-    "kept_top",
-    "kept_left",
-    "kept_height",
-    "kept_width",
-    "kept_percent",
-    "burned_in_annotation",
-)
-PRIVATE_COLUMNS = (
-    "source_id",
-    "file_number",
-    "file",
-    "patient_id",
-    "original_patient_id",
-    "study_id",
-    "original_study_uid",
-    "study_date",
-)
 
 # Part of every journal entry: a new number makes all files be decoded again.
 _PIXEL_VERSION = "2"
@@ -172,17 +150,17 @@ def _write_tables(
     labels, log, rejected = [], [], []
     for scan in scans:
         result = results.get(scan.source_id, ClipResult((), ((-1, scan.reason),)))
-        labels += _label_rows(scan, result, days)
-        rejected += _rejected_rows(scan, result)
+        labels += label_rows(scan, result, days)
+        rejected += rejected_rows(scan, result)
         if result.frames:
-            log.append(_log_row(scan, result))
+            log.append(log_row(scan, result))
     # By hash: the order of the files on disk is the alphabet of the patients' names.
     labels.sort(key=lambda row: row["path"])
     log.sort(key=lambda row: str(row["source_id"]))
     rejected.sort(key=lambda row: (str(row["source_id"]), str(row["frame_index"]).zfill(6)))
     findings = patient_findings(scans)
     private_path = key_path.with_name(key_path.name + ".sources.csv")
-    update_private_table(private_path, output.folder, PRIVATE_COLUMNS, map(_private_row, scans))
+    update_private_table(private_path, output.folder, PRIVATE_COLUMNS, map(private_row, scans))
     write_table(output.folder / "rejected.csv", REJECTED_COLUMNS, rejected)
     write_table(output.folder / "deidentification.csv", LOG_COLUMNS, log)
     write_table(output.folder / "patient_findings.csv", FINDING_COLUMNS, findings)
@@ -203,64 +181,3 @@ def _write_tables(
         rejected_path=output.folder / "rejected.csv",
         private_path=private_path,
     )
-
-
-def _label_rows(scan: Scan, result: ClipResult, days: dict[str, int]) -> list[dict[str, str]]:
-    day = days.get(scan.source_id)
-    return [
-        {
-            **scan.fields,
-            "days_since_first_study": "" if day is None else str(day),
-            "path": f"{IMAGES_DIR}/{frame_name(scan.clip_id, index)}",
-            "patient_id": scan.patient_id,
-            "study_id": scan.study_id,
-            "source_id": scan.source_id,
-            "frame_index": str(index),
-        }
-        for index, _ in result.frames
-    ]
-
-
-def _rejected_rows(scan: Scan, result: ClipResult) -> list[dict[str, object]]:
-    return [
-        {
-            "source_id": scan.source_id,
-            "file_number": scan.file.number,
-            "frame_index": "" if index < 0 else index,
-            "reason": reason,
-        }
-        for index, reason in result.rejected
-    ]
-
-
-def _log_row(scan: Scan, result: ClipResult) -> dict[str, object]:
-    kept = [name for name in KEPT_FIELDS if scan.fields.get(name)]
-    box = dict(
-        zip(("kept_top", "kept_left", "kept_height", "kept_width"), result.kept_box, strict=True)
-    )
-    return {
-        **box,
-        "source_id": scan.source_id,
-        "num_frames": 0 if scan.layout is None else scan.layout.num_frames,
-        "num_chosen": len(result.frames) + len(result.rejected),
-        "num_written": len(result.frames),
-        "fields_kept": " ".join(kept),
-        "num_elements_dropped": scan.num_elements_dropped,
-        "kept_by": result.kept_by,
-        "kept_percent": result.kept_percent,
-        "burned_in_annotation": "" if scan.header is None else scan.header.burned_in,
-    }
-
-
-def _private_row(scan: Scan) -> dict[str, object]:
-    header = scan.header
-    return {
-        "source_id": scan.source_id,
-        "file_number": scan.file.number,
-        "file": os.fsdecode(scan.file.name).replace("\0", " copy "),
-        "patient_id": scan.patient_id,
-        "study_id": scan.study_id,
-        "original_patient_id": "" if header is None else header.patient_id,
-        "original_study_uid": "" if header is None else header.study_uid.replace("\0", " "),
-        "study_date": "" if header is None else header.study_date or "",
-    }

@@ -34,7 +34,8 @@ def displayed(
     if photometric not in GREY:
         return stored if stored.dtype == np.uint8 else _high_byte(stored, bits_stored)
     # An 8-bit frame is what the scanner's screen showed: a window is a later viewer's taste.
-    frame = stored if stored.dtype == np.uint8 else _windowed(stored, dataset, bits_stored)
+    as_shown = stored.dtype == np.uint8 and bits_stored == 8
+    frame = stored if as_shown else _windowed(stored, dataset, bits_stored)
     return 255 - frame if photometric == "MONOCHROME1" else frame
 
 

@@ -60,7 +60,9 @@ def read_layout(dataset: Dataset) -> Layout:
         Rejection: if a number is missing or impossible, or the frames are of a kind not read.
     """
     rows, columns = _count(dataset, "Rows"), _count(dataset, "Columns")
-    num_frames = _count(dataset, "NumberOfFrames", absent=1)
+    # Some scanners write 0 for a single frame.
+    is_zero = number_of(dataset, "NumberOfFrames") == 0
+    num_frames = 1 if is_zero else _count(dataset, "NumberOfFrames", absent=1)
     bits = _count(dataset, "BitsAllocated")
     if num_frames > MAX_FRAMES:
         raise Rejection("damaged_image_header")
@@ -184,6 +186,15 @@ def _image_header(dataset: FileDataset) -> FileDataset:
         if element.keyword != "NumberOfFrames":  # elements are shared, this one must not be
             single.add(element)
     single.NumberOfFrames = 1
+    # Required, and left out all the same by older converters; pydicom does not guess.
+    for keyword, usual in (
+        ("SamplesPerPixel", 1),
+        ("PlanarConfiguration", 0),
+        ("PixelRepresentation", 0),
+        ("BitsStored", text_of(dataset, "BitsAllocated")),
+    ):
+        if text_of(single, keyword) == "":
+            setattr(single, keyword, int(usual))
     return single
 
 

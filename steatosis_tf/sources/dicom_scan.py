@@ -127,11 +127,8 @@ def _repeats(source: Source, group: Sequence[Scan]) -> dict[str, Rejection]:
         by_content.setdefault((scan.patient_id, scan.study_id, pixels), []).append(scan)
     for scans in by_content.values():
         for scan in scans if len(by_content) > 1 else scans[1:]:
-            refused[scan.source_id] = (
-                Rejection("uid_conflict")
-                if len(by_content) > 1
-                else Rejection("copy", first=scans[0].file.number)
-            )
+            code = "uid_conflict" if len(by_content) > 1 else "copy"
+            refused[scan.source_id] = Rejection(code)
     return refused
 
 

@@ -33,7 +33,7 @@ REASONS = {
     "photometric": "photometric interpretation is not one of grey, RGB, YBR or palette",
     "codec": "compressed by a method that is not read; export it as JPEG, JPEG 2000 or plain",
     "burned_in": "marked as having burned-in annotation; allow it only after looking at it",
-    "copy": "copy of file {first} (same SOPInstanceUID, same pixels); the first one is used",
+    "copy": "copy of another file (same SOPInstanceUID, same pixels), of which the first is used",
     "uid_conflict": "one SOPInstanceUID on files with different content; none of them is used",
     # the picture
     "colour_doppler": "colour Doppler region",
@@ -45,7 +45,7 @@ REASONS = {
     "image_type_doppler": "image type says Doppler, M-mode, 3-D or tissue characterisation",
     "no_sector": "no ultrasound region stated and no sector found: nothing can be blanked safely",
     "doubtful_sector": "no ultrasound region stated, doubtful sector found: it may hold text",
-    "colour_pixels": "colour Doppler pixels inside the region ({percent} % of it)",
+    "colour_pixels": "colour Doppler pixels inside the region",
     "truncated": "truncated: the pixel data end too early; export it again",
     "missing_frame": "truncated: this frame lies beyond the end of the pixel data",
     "broken_frame": "broken frame: it cannot be decoded",

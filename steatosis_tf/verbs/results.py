@@ -11,7 +11,7 @@ def evaluate(args: Namespace) -> Result:
     from steatosis_tf.evaluation.evaluate import evaluate_run, metrics_text
 
     metrics = evaluate_run(args.run_dir)
-    return Result(metrics, metrics_text(metrics))
+    return Result(metrics, metrics_text([metrics]))
 
 
 def export(args: Namespace) -> Result:

@@ -1,4 +1,4 @@
-"""Verbs that bring frames and labels in: key, ingest, audit-phi, consensus, repair."""
+"""Verbs that bring frames and labels in: key, ingest, download, audit-phi, consensus, leaks."""
 
 import dataclasses
 import json
@@ -47,6 +47,23 @@ def _ingest_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--frames", default="all", metavar="all|every:N|evenly:N")
     parser.add_argument("--allow-burned-in", action="store_true",
                         help="also take files marked as having burned-in annotation")  # fmt: skip
+
+
+def download(args: Namespace) -> Result:
+    """Fetch a public set of biopsy-proven frames."""
+    from steatosis_tf.sources.byra2018 import download_byra2018
+
+    url = {} if args.url is None else {"url": args.url}
+    summary = download_byra2018(args.output, mat_path=args.mat, **url)
+    values = _plain(summary)
+    return Result(values, "\n".join(f"{name}: {value}" for name, value in values.items()))
+
+
+def _download_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("name", choices=("byra2018",))
+    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument("--mat", metavar="FILE", help="the published .mat, if it is here already")
+    parser.add_argument("--url", help="another address of the published file, such as a mirror")
 
 
 def audit_phi(args: Namespace) -> Result:
@@ -148,6 +165,7 @@ def _plain(value: Any) -> Any:
 VERBS = (
     ("key", key, lambda parser: parser.add_argument("file", metavar="FILE")),
     ("ingest", ingest, _ingest_arguments),
+    ("download", download, _download_arguments),
     ("audit-phi", audit_phi, _audit_arguments),
     ("consensus", consensus, _consensus_arguments),
     ("leaks", leaks, _leaks_arguments),

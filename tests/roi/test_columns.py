@@ -6,9 +6,11 @@ import pandas as pd
 import pytest
 
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_manifest
+from steatosis_tf.config import RoiConfig
 from steatosis_tf.roi.columns import add_roi_columns, propose_roi
 from steatosis_tf.sources.folder import read_frame
 
+SECTOR = RoiConfig(method="sector")
 _BOX = ["roi_top", "roi_left", "roi_height", "roi_width"]
 
 
@@ -31,7 +33,7 @@ def fan_manifest(tmp_path, drawn_fan):
 def test_every_frame_gets_a_roi_or_a_reason(fan_manifest):
     table = read_manifest(fan_manifest)
     before = table.copy()
-    found = add_roi_columns(table, fan_manifest)
+    found = add_roi_columns(table, fan_manifest, SECTOR)
     pd.testing.assert_frame_equal(table, before)
     pd.testing.assert_frame_equal(found[before.columns], before)
     assert list(found["roi_source"]) == ["auto"] * 3
@@ -40,30 +42,30 @@ def test_every_frame_gets_a_roi_or_a_reason(fan_manifest):
     assert found.loc[2, _BOX].isna().all()
     for row in found[:2].to_dict("records"):
         frame = read_frame(fan_manifest.parent / row["path"])
-        box = propose_roi(frame).rectangle  # what a prediction on the same frame sees
+        box = propose_roi(frame, SECTOR).rectangle  # what a prediction on the same frame sees
         assert [row[name] for name in _BOX] == [box.top, box.left, box.height, box.width]
 
 
 def test_columns_survive_the_manifest(fan_manifest):
-    found = add_roi_columns(read_manifest(fan_manifest), fan_manifest)
+    found = add_roi_columns(read_manifest(fan_manifest), fan_manifest, SECTOR)
     write_manifest(found, fan_manifest)
     pd.testing.assert_frame_equal(read_manifest(fan_manifest), found)
     # and a second round changes nothing
-    pd.testing.assert_frame_equal(add_roi_columns(found, fan_manifest), found)
+    pd.testing.assert_frame_equal(add_roi_columns(found, fan_manifest, SECTOR), found)
 
 
 def test_box_of_a_person_is_kept(fan_manifest):
-    found = add_roi_columns(read_manifest(fan_manifest), fan_manifest)
+    found = add_roi_columns(read_manifest(fan_manifest), fan_manifest, SECTOR)
     found.loc[0, [*_BOX, "roi_source"]] = [150, 200, 100, 120, "person"]
     found.loc[1, _BOX] = pd.NA
     found.loc[1, "roi_source"] = "person"  # a person has said: no ROI in this frame
-    again = add_roi_columns(found, fan_manifest)
+    again = add_roi_columns(found, fan_manifest, SECTOR)
     pd.testing.assert_frame_equal(again, found)
 
 
 def test_frame_that_cannot_be_read_gets_its_reason(fan_manifest):
     (fan_manifest.parent.parent / "frames" / "a.png").write_bytes(b"")
-    found = add_roi_columns(read_manifest(fan_manifest), fan_manifest)
+    found = add_roi_columns(read_manifest(fan_manifest), fan_manifest, SECTOR)
     assert found.at[0, "roi_reason"] == "empty file (0 bytes)"
     assert pd.isna(found.at[0, "roi_top"])
     assert found.at[1, "roi_height"] > 0
@@ -75,11 +77,12 @@ def test_roi_lies_in_the_sector_on_real_frames(real_data_dir, tmp_path):
     first["path"] = [str(real_data_dir / "byra2018" / path) for path in first["path"]]
     first.to_csv(tmp_path / "labels.csv", index=False)
     build_manifest(tmp_path / "labels.csv", tmp_path / "manifest.csv")
-    found = add_roi_columns(read_manifest(tmp_path / "manifest.csv"), tmp_path / "manifest.csv")
+    manifest_path = tmp_path / "manifest.csv"
+    found = add_roi_columns(read_manifest(manifest_path), manifest_path, SECTOR)
     assert (found["roi_reason"] == "").all()
     for row in found.to_dict("records"):
         frame = read_frame(tmp_path / row["path"])
-        mask = propose_roi(frame).sector.mask
+        mask = propose_roi(frame, SECTOR).sector.mask
         top, left, height, width = (int(row[name]) for name in _BOX)
         assert mask[top : top + height, left : left + width].all()
         assert height * width > 0.2 * mask.sum()

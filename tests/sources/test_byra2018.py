@@ -52,13 +52,25 @@ def test_frames_and_labels_from_a_file_on_disk(tmp_path):
     assert manifest.patients_per_grade == {"Severe": 1, "Moderate": 1, "Normal": 1}
 
 
-def test_the_layout_is_that_of_the_shared_copy(real_data_dir, tmp_path):
-    mat = write_mat(tmp_path / "byra.mat")
+def test_real_patients_come_back_as_the_shared_copy_has_them(real_data_dir, tmp_path):
+    shared = pd.read_csv(real_data_dir / "byra2018" / "labels.csv", dtype=str)
+    shared = shared.loc[shared["patient_id"].isin(["P02", "P12", "P43"])]
+    records = []
+    for patient, rows in shared.groupby("patient_id"):
+        fat = int(rows["fat_percent"].iloc[0])
+        frames = np.stack([read_frame(real_data_dir / "byra2018" / path) for path in rows["path"]])
+        records.append((int(patient[1:]), int(fat >= 5), fat, frames))
+    data = np.empty((1, 3), dtype=[(n, "O") for n in ("id", "class", "fat", "images")])
+    data[0] = records
+    mat = tmp_path / "byra.mat"
+    scipy.io.savemat(mat, {"data": data})
     summary = download_byra2018(tmp_path / "out", mat_path=mat, md5=md5(mat))
-    shared = pd.read_csv(real_data_dir / "byra2018" / "labels.csv")
-    ours = pd.read_csv(summary.labels_path)
-    assert list(ours.columns) == list(shared.columns)
-    assert set(ours["path"].iloc[2:4]) <= set(shared["path"])
+    ours = pd.read_csv(summary.labels_path, dtype=str)
+    pd.testing.assert_frame_equal(ours, shared.reset_index(drop=True))
+    for path in ours["path"].iloc[::7]:
+        np.testing.assert_array_equal(
+            read_frame(tmp_path / "out" / path), read_frame(real_data_dir / "byra2018" / path)
+        )
 
 
 @pytest.mark.parametrize(

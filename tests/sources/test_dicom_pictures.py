@@ -155,6 +155,20 @@ def test_signed_16_bit_with_a_slope(pictures):
     assert np.array_equal(picture, expected(np.round(share * 255).astype(np.uint8)))
 
 
+def test_six_bits_in_a_byte_fill_the_range(pictures):
+    frame = made_frame(1) // 4
+    (picture,) = pictures(made_dataset(frame, BitsStored=6, HighBit=5))
+    assert np.array_equal(picture, expected(np.round(frame / 63 * 255).astype(np.uint8)))
+
+
+def test_elements_that_older_converters_leave_out(pictures):
+    frame = tinted(made_frame(1))
+    dataset = made_dataset(frame, NumberOfFrames=0)
+    del dataset.PlanarConfiguration, dataset.PixelRepresentation, dataset.BitsStored
+    (picture,) = pictures(dataset)
+    assert np.array_equal(picture, expected(frame))
+
+
 def test_rle(pictures):
     frames = np.stack([tinted(made_frame(seed)) for seed in (1, 2, 3)])
     dataset = made_dataset(frames)

@@ -1,0 +1,201 @@
+"""Training the head on each partition of a study and scoring the part it has not seen."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from steatosis_tf import tracking
+from steatosis_tf.atomic import replacing
+from steatosis_tf.cohort.splits import Partition
+from steatosis_tf.config import Config
+from steatosis_tf.deploy.export import NUM_CHECKED
+from steatosis_tf.evaluation.metrics import compute_metrics
+from steatosis_tf.evaluation.scores import labels_and_probabilities, write_scores
+from steatosis_tf.grades import GRADES, SCORE_COLUMNS
+from steatosis_tf.model.backbone import build_backbone
+from steatosis_tf.model.classifier import assemble, build_head, copy_weights
+from steatosis_tf.model.engines import choose_engine
+from steatosis_tf.model.features import stored_features
+from steatosis_tf.model.train import EpochCallback, class_weights, feature_batches, fit
+from steatosis_tf.records.pipeline import (
+    keep_patients,
+    pixel_batches,
+    read_index,
+    read_records,
+    training_batches,
+)
+
+#: `fold` of the final model of a cross-validated run in history.csv.
+REFIT_FOLD = -1
+
+Scorer = Callable[[frozenset[str]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """The records of a study and the features of every frame, in the same order."""
+
+    records_dir: Path
+    index: pd.DataFrame
+    views: np.ndarray
+    backbone: keras.Model
+
+
+def load_study(records_dir: Path, features_dir: Path, config: Config) -> StudyData:
+    """Read the index of the records and compute or find the features of every frame.
+
+    Args:
+        records_dir: as given to `write_records`.
+        features_dir: feature store, shared by all runs.
+        config: backbone, engine, augmentation and number of views.
+
+    Raises:
+        ValueError: if the records or a weights file cannot be used.
+        RuntimeError: if ImageNet weights or the engine asked for cannot be had.
+    """
+    backbone = build_backbone(config.model)
+    examples = read_records(records_dir)
+    engine = choose_engine(config.model.engine, backbone, check_rois(examples), features_dir)
+    tracking.log_tags({"engine": f"{engine.name} {engine.precision}"})
+    tracking.log_metrics({"engine_min_cosine": engine.min_cosine})
+    views = stored_features(
+        examples, features_dir, backbone, engine, config.augment, config.train.views
+    )
+    return StudyData(records_dir, read_index(records_dir), views, backbone)
+
+
+def check_rois(examples: tf.data.Dataset) -> np.ndarray:
+    """The first frames of the study, on which engines and exports are held against Keras."""
+    return np.stack([e["roi"] for e in examples.take(NUM_CHECKED).as_numpy_iterator()])
+
+
+def train_and_score(
+    data: StudyData, partitions: list[Partition], config: Config, run_dir: Path
+) -> keras.Model:
+    """Train every partition, score its test part out of fold, and build the model to keep.
+
+    Writes `history.csv`, `frame_scores.csv` and `validation_scores.csv` into the run directory.
+
+    Returns:
+        the model pixels to probabilities: the one that was tested if there is one partition,
+        else one trained on all patients, with the first partition's validation part.
+    """
+    histories, tested, validated = [], [], []
+    for fold, partition in enumerate(partitions):
+        head, history = _tracked_fold(data, partition, config, nested=len(partitions) > 1)
+        histories.append(history.assign(fold=fold))
+        tested.append(_scores(data, partition.test, fold, _by_head(head, data)))
+        validated.append(_scores(data, partition.validation, fold, _by_head(head, data)))
+    if len(partitions) > 1:
+        head, history = _fit_head(data, _without_test(partitions[0]), config, None)
+        histories.append(history.assign(fold=REFIT_FOLD))
+    model = assemble(data.backbone, head, config.model)
+    if len(partitions) == 1:
+        # What is claimed of a hold-out run is claimed of the very model that is exported, in
+        # float32, whatever engine computed the features its head was trained on.
+        tested = [_scores(data, partitions[0].test, 0, _by_model(model, data))]
+    with replacing(run_dir / "history.csv") as temporary:
+        pd.concat(histories).to_csv(temporary, index=False)
+    write_scores(pd.concat(tested), run_dir / "frame_scores.csv")
+    with replacing(run_dir / "validation_scores.csv") as temporary:
+        pd.concat(validated).to_csv(temporary, index=False)
+    return model
+
+
+def _tracked_fold(
+    data: StudyData, partition: Partition, config: Config, *, nested: bool
+) -> tuple[keras.Model, pd.DataFrame]:
+    """Train one partition; a fold of several is a run of its own below the run."""
+    if not nested:
+        return _fit_head(data, partition, config, _log_epoch)
+    experiment = tracking.open_experiment()
+    with tracking.start_run(experiment, partition.name, nested=True):
+        head, history = _fit_head(data, partition, config, None)
+        tracking.log_history(history)
+        scores = _scores(data, partition.test, 0, _by_head(head, data))
+        tracking.log_metrics({"test": compute_metrics(*labels_and_probabilities(scores))})
+    return head, history
+
+
+def _log_epoch(epoch: int, logs: dict[str, float]) -> None:
+    tracking.log_metrics(logs, step=epoch)
+
+
+def _without_test(partition: Partition) -> Partition:
+    """The final model of a cross-validation learns from the tested patients too."""
+    return dataclasses.replace(
+        partition, name="refit", train=partition.train | partition.test, test=frozenset()
+    )
+
+
+def _fit_head(
+    data: StudyData, partition: Partition, config: Config, on_epoch: EpochCallback | None
+) -> tuple[keras.Model, pd.DataFrame]:
+    labels = data.index["label"].to_numpy()
+    train = _rows_of(data, partition.train)
+    validation = _rows_of(data, partition.validation)
+    seed = config.train.seed
+    head = build_head(config.model, data.views[0, train], seed)
+    weights = class_weights(labels[train], len(GRADES)) if config.train.class_weights else None
+    if config.train.views:
+        batches = feature_batches(
+            data.views[1:, train], labels[train], batch_size=config.train.batch_size, seed=seed
+        )
+        held_out = (data.views[0, validation], labels[validation])
+        return head, fit(head, batches, held_out, weights, config.train, on_epoch)
+    model = assemble(data.backbone, head, config.model)
+    examples = read_records(data.records_dir)
+    batches = training_batches(
+        keep_patients(examples, partition.train),
+        config.augment,
+        batch_size=config.train.batch_size,
+        seed=seed,
+    )
+    held_out = pixel_batches(keep_patients(examples, partition.validation))
+    history = fit(model, batches, held_out, weights, config.train, on_epoch)
+    copy_weights(model, head)
+    return head, history
+
+
+def _rows_of(data: StudyData, patient_ids: frozenset[str]) -> np.ndarray:
+    return np.flatnonzero(data.index["patient_id"].isin(patient_ids))
+
+
+def _by_head(head: keras.Model, data: StudyData) -> Scorer:
+    """Probabilities of a patient group from the stored plain features."""
+
+    def score(patient_ids: frozenset[str]) -> np.ndarray:
+        return np.asarray(head(data.views[0, _rows_of(data, patient_ids)], training=False))
+
+    return score
+
+
+def _by_model(model: keras.Model, data: StudyData) -> Scorer:
+    """Probabilities of a patient group from the pixels."""
+
+    def score(patient_ids: frozenset[str]) -> np.ndarray:
+        examples = keep_patients(read_records(data.records_dir), patient_ids)
+        batches = pixel_batches(examples).as_numpy_iterator()
+        return np.concatenate([model.predict_on_batch(rois) for rois, _ in batches])
+
+    return score
+
+
+def _scores(
+    data: StudyData, patient_ids: frozenset[str], fold: int, scorer: Scorer
+) -> pd.DataFrame:
+    index = data.index.iloc[_rows_of(data, patient_ids)]
+    probabilities = scorer(patient_ids)
+    table = index[["frame_id", "patient_id"]].assign(
+        fold=fold, grade=[GRADES[label] for label in index["label"]],
+        fat_percent=index["fat_percent"],
+    )  # fmt: skip
+    table[list(SCORE_COLUMNS)] = probabilities
+    table["predicted"] = [GRADES[label] for label in probabilities.argmax(axis=1)]
+    return table.sort_values("frame_id")

@@ -1,0 +1,138 @@
+// Which key and which button does what. The keyboard sheet in review_page.html says the same.
+
+import { at } from "./review_panel.js";
+
+const REASONS = [
+  "No liver in view", "Too little liver parenchyma", "Shadow or poor contact",
+  "Vessels or a lesion leave no room", "Text or marks burned into the liver",
+  "Frame unreadable or not an ultrasound",
+];
+const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+const BIG_STEP_PX = 10;
+// Keys that make sense when held down; a held A must not accept frame after frame.
+const REPEATING = new Set([...Object.keys(ARROWS), "n", "p", "PageDown", "PageUp", "+", "=", "-"]);
+
+/** Connect keys and buttons with `acts`, what the page can do, and with the stage. */
+export function connect(acts, stage) {
+  const keys = keyTable(acts, stage);
+  const clicks = {
+    accept: keys.a, correct: keys.c, reject: keys.r, undo: keys.u, reopen: keys.o, next: keys.n,
+    previous: keys.p, worst: keys.w, help: keys["?"], showBox: keys.b, showSector: keys.s,
+    showLiver: keys.l,
+  };
+  for (const [id, work] of Object.entries(clicks)) {
+    at(id).addEventListener("click", (event) => {
+      // After a mouse click the keys act on the frame; a keyboard user keeps the focus.
+      if (event.detail) at(id).blur();
+      work();
+    });
+  }
+  at("filter").addEventListener("change", () => {
+    at("filter").blur();
+    acts.setFilter(at("filter").value);
+  });
+  at("goto").addEventListener("submit", (event) => {
+    event.preventDefault();
+    at("number").blur();
+    acts.goTo(Number.parseInt(at("number").value, 10) - 1);
+  });
+  at("numbers").addEventListener("change", acts.typedBox);
+  connectReasons(acts);
+  document.addEventListener("keydown", (event) => onKey(event, keys, acts));
+  document.addEventListener("keyup", (event) => event.key === " " && bare(stage, false));
+  window.addEventListener("blur", () => bare(stage, false));
+}
+
+function keyTable(acts, stage) {
+  const nextFilter = () => {
+    const { options, selectedIndex } = at("filter");
+    acts.setFilter(options[(selectedIndex + 1) % options.length].value);
+  };
+  const next = () => acts.move(1);
+  const previous = () => acts.move(-1);
+  const closer = () => stage.zoom(1.25);
+  return {
+    a: acts.accept, c: acts.correct, r: askReason, Enter: acts.acceptOrCorrect, u: acts.undo,
+    o: acts.reopen, Escape: acts.drop, m: () => at("memo").focus(),
+    n: next, PageDown: next, p: previous, PageUp: previous, w: acts.toggleWorst, f: nextFilter,
+    g: () => at("number").select(), h: () => stage.nextPart(), d: acts.draw,
+    b: () => toggle(stage, "box"), s: () => toggle(stage, "sector"), l: () => toggle(stage, "liver"),
+    z: () => stage.toggleFull(), "+": closer, "=": closer, "-": () => stage.zoom(0.8),
+    "[": () => stage.brighten(-1), "]": () => stage.brighten(1),
+    "?": () => at("helpSheet").showModal(), " ": () => bare(stage, true),
+  };
+}
+
+function onKey(event, keys, acts) {
+  if (document.querySelector("dialog[open]") || event.isComposing) return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (event.target.matches("input, select")) return onKeyInField(event, acts);
+  const isUndo = (event.ctrlKey || event.metaKey) && key === "z";
+  if (!isUndo && (event.ctrlKey || event.metaKey || event.altKey)) return;
+  const isForButton = event.target.matches("button") && (key === "Enter" || key === " ");
+  if (isForButton || !(ARROWS[key] || keys[key])) return;
+  event.preventDefault();
+  if (event.repeat && !REPEATING.has(key)) return;
+  if (isUndo) acts.undo();
+  else if (ARROWS[key]) acts.nudge(...ARROWS[key].map((px) => px * (event.shiftKey ? BIG_STEP_PX : 1)));
+  else keys[key]();
+}
+
+function onKeyInField(event, acts) {
+  const isEnter = event.key === "Enter" && event.target.id !== "number"; // which has a form
+  if (!isEnter && event.key !== "Escape") return;
+  event.preventDefault();
+  if (isEnter && event.target.id === "memo") acts.correct();
+  event.target.blur();
+}
+
+function toggle(stage, layer) {
+  const button = at(`show${layer[0].toUpperCase()}${layer.slice(1)}`);
+  if (button.hidden) return;
+  stage.layers[layer] = !stage.layers[layer];
+  button.setAttribute("aria-pressed", stage.layers[layer]);
+  stage.render();
+}
+
+function bare(stage, isBare) {
+  stage.bare = isBare;
+  stage.render();
+}
+
+// ---- the dialog that asks why a frame is rejected ----------------------------------------------
+
+function askReason() {
+  if (at("reject").disabled) return;
+  at("otherReason").value = "";
+  at("reasons").showModal();
+  at("reasonList").querySelector("button").focus();
+}
+
+function connectReasons(acts) {
+  const reject = (reason) => {
+    if (!reason.trim()) return at("otherReason").focus();
+    at("reasons").close();
+    acts.reject(reason);
+  };
+  at("reasonList").replaceChildren(...REASONS.map((reason, index) => {
+    const item = document.createElement("li");
+    const button = Object.assign(document.createElement("button"), { type: "button" });
+    button.append(Object.assign(document.createElement("kbd"), { textContent: index + 1 }), reason);
+    button.addEventListener("click", () => reject(reason));
+    item.append(button);
+    return item;
+  }));
+  at("reasons").addEventListener("keydown", (event) => {
+    if (event.target.id === "otherReason" || event.ctrlKey || event.metaKey) return;
+    const reason = REASONS[Number(event.key) - 1];
+    if (reason) {
+      event.preventDefault();
+      reject(reason);
+    } else if (/^\p{L}$/u.test(event.key)) at("otherReason").focus(); // the letter lands there
+  });
+  at("reasons").querySelector("form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    reject(at("otherReason").value);
+  });
+  at("reasonCancel").addEventListener("click", () => at("reasons").close());
+}

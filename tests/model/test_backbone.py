@@ -1,0 +1,167 @@
+"""The backbone is Keras' ResNet-50 with its preprocessing inside, and takes weights honestly."""
+
+import functools
+import hashlib
+import http.server
+import threading
+
+import keras
+import numpy as np
+import pytest
+
+from steatosis_tf.config import ModelConfig
+from steatosis_tf.model.backbone import LAST_MAP_LAYER, build_backbone, weights_sha256
+from steatosis_tf.records.pipeline import read_records
+
+_IMAGENET_FILE = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+
+
+@pytest.fixture(scope="module")
+def other_backbone() -> keras.Model:
+    return build_backbone(ModelConfig(weights="random", backbone_seed=1))
+
+
+@pytest.fixture(scope="module")
+def legacy_file(tmp_path_factory, random_backbone):
+    """Weights in the older HDF5 layout, in which ImageNet's and RadImageNet's are published."""
+    plain = keras.applications.ResNet50(include_top=False, weights=None)
+    plain.set_weights(random_backbone.get_weights())
+    path = tmp_path_factory.mktemp("weights") / _IMAGENET_FILE
+    plain.save(path)
+    return path
+
+
+@pytest.fixture
+def weights_server(tmp_path, monkeypatch):
+    """Serves a folder where Keras looks for weights; Keras keeps them in another new folder."""
+    (tmp_path / "served").mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "served")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/"
+    monkeypatch.setattr("keras.src.applications.resnet.BASE_WEIGHTS_PATH", address)
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path / "keras_home"))
+    yield tmp_path / "served"
+    server.shutdown()
+    server.server_close()
+
+
+def _assert_same_weights(received: keras.Model, expected: keras.Model) -> None:
+    for weight, wanted in zip(received.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, wanted)
+
+
+def test_graph_is_flat_and_takes_one_uint8_picture(random_backbone):
+    assert not any(isinstance(layer, keras.Model) for layer in random_backbone.layers)
+    (roi,) = random_backbone.inputs
+    assert (roi.name, roi.dtype, roi.shape) == ("roi", "uint8", (None, 224, 224, 1))
+    assert random_backbone.output.shape == (None, 2048)
+    assert random_backbone.output.dtype == "float32"
+    assert random_backbone.get_layer(LAST_MAP_LAYER).output.shape == (None, 7, 7, 2048)
+
+
+def test_every_layer_is_frozen(random_backbone):
+    assert random_backbone.trainable_weights == []
+    assert not any(layer.trainable for layer in random_backbone.layers)
+    norms = [x for x in random_backbone.layers if isinstance(x, keras.layers.BatchNormalization)]
+    assert len(norms) == 53
+
+
+def test_features_are_those_of_resnet50_on_preprocessed_grey(random_backbone, phantom_records):
+    examples = read_records(phantom_records).take(3)
+    rois = np.stack([example["roi"] for example in examples.as_numpy_iterator()])
+    pixels = np.repeat(rois, 3, axis=-1).astype(np.float32)
+    expected_pixels = keras.applications.resnet.preprocess_input(pixels.copy())
+    inside = keras.Model(random_backbone.input, random_backbone.get_layer("conv1_pad").input)
+    np.testing.assert_allclose(inside.predict(rois, verbose=0), expected_pixels, atol=1e-5)
+    plain = keras.applications.ResNet50(include_top=False, weights=None, pooling="avg")
+    plain.set_weights(random_backbone.get_weights())
+    np.testing.assert_allclose(
+        random_backbone.predict(rois, verbose=0),
+        plain.predict(expected_pixels, verbose=0),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_random_weights_are_fixed_by_their_seed(random_backbone, other_backbone):
+    again = build_backbone(ModelConfig(weights="random", backbone_seed=0))
+    _assert_same_weights(again, random_backbone)
+    assert weights_sha256(again) == weights_sha256(random_backbone)
+    assert weights_sha256(other_backbone) != weights_sha256(random_backbone)
+
+
+def test_hash_sees_moving_statistics(tiny_backbone):
+    before = weights_sha256(tiny_backbone)
+    layer = tiny_backbone.get_layer("normalization")
+    former = layer.get_weights()
+    layer.moving_mean.assign(layer.moving_mean + 1e-6)
+    assert weights_sha256(tiny_backbone) != before
+    layer.set_weights(former)
+    assert weights_sha256(tiny_backbone) == before
+
+
+def test_weights_of_a_path_are_loaded_to_the_bit(tmp_path, other_backbone):
+    path = tmp_path / "other.weights.h5"
+    other_backbone.save_weights(path)
+    _assert_same_weights(build_backbone(ModelConfig(weights=str(path))), other_backbone)
+
+
+def test_weights_in_the_published_layout_are_loaded_to_the_bit(legacy_file, random_backbone):
+    # backbone_seed=1: so the weights cannot come from the seed
+    loaded = build_backbone(ModelConfig(weights=str(legacy_file), backbone_seed=1))
+    _assert_same_weights(loaded, random_backbone)
+
+
+def test_missing_weights_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'"imagenet", "random" or the path.*which is no file'):
+        build_backbone(ModelConfig(weights=str(tmp_path / "gone.weights.h5")))
+    with pytest.raises(ValueError, match=r"weights='Imagenet', which is no file"):
+        build_backbone(ModelConfig(weights="Imagenet"))
+
+
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
+@pytest.mark.parametrize(
+    "kind",
+    ["text.weights.h5", "text.h5", "text.txt", "other.weights.h5", "other.h5",
+     "half.weights.h5", "half.h5"],
+)  # fmt: skip
+def test_wrong_weights_file_is_refused(tmp_path, tiny_backbone, random_backbone, kind):
+    path = tmp_path / kind
+    half = random_backbone.get_layer("conv3_block4_out").output
+    saved = keras.Model(random_backbone.input, half) if kind.startswith("half") else tiny_backbone
+    if kind.startswith("text"):
+        path.write_text("not weights")
+    elif kind.endswith(".weights.h5"):
+        saved.save_weights(path)
+    else:
+        saved.save(path)
+    with pytest.raises(ValueError, match=rf"ResNet-50 without top.*{kind}, which does not fit"):
+        build_backbone(ModelConfig(weights=str(path), backbone_seed=1))
+
+
+def test_failed_download_says_what_to_do(weights_server):
+    with pytest.raises(RuntimeError, match="404") as caught:
+        build_backbone(ModelConfig(weights="imagenet"))
+    text = str(caught.value)
+    address = "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
+    assert f"download {address}{_IMAGENET_FILE}" in text
+    assert "~/.keras/models/" in text
+    assert "--weights PATH" in text
+    assert "--weights random" in text
+
+
+def test_damaged_download_is_refused(weights_server):
+    (weights_server / _IMAGENET_FILE).write_bytes(b"<html>please log in</html>")
+    with pytest.raises(RuntimeError, match=r"corrupted file detected.*--weights PATH"):
+        build_backbone(ModelConfig(weights="imagenet"))
+
+
+def test_good_download_is_loaded(weights_server, legacy_file, random_backbone, monkeypatch, capsys):
+    (weights_server / _IMAGENET_FILE).write_bytes(legacy_file.read_bytes())
+    digest = hashlib.md5(legacy_file.read_bytes()).hexdigest()
+    hashes = {"resnet50": ("", digest)}
+    monkeypatch.setattr("keras.src.applications.resnet.WEIGHTS_HASHES", hashes)
+    loaded = build_backbone(ModelConfig(weights="imagenet", backbone_seed=1))
+    _assert_same_weights(loaded, random_backbone)
+    assert capsys.readouterr().out == ""  # stdout is for results
