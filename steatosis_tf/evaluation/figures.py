@@ -138,6 +138,16 @@ def roc_figure(
     figure = new_sheet("ROC curves, each grade against the rest", cohort_line(counts), 5.3, 6.1)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
+    _draw_roc_curves(axes, truth, scores, grades, unit)
+    unit_square(axes)
+    style_axes(axes, "1 - specificity", "Sensitivity")
+    add_legend(axes, "lower right")
+    return save_sheet(figure, path)
+
+
+def _draw_roc_curves(
+    axes: Axes, truth: np.ndarray, scores: np.ndarray, grades: Sequence[str], unit: str
+) -> None:
     grid = np.linspace(0, 1, 501)
     areas, curves = [], []
     for index, grade in enumerate(grades):
@@ -167,10 +177,6 @@ def roc_figure(
         )
     else:  # a mean over other grades would be another quantity under the same name
         axes.plot([], [], color="none", label="no macro average: a grade has no curve")
-    unit_square(axes)
-    style_axes(axes, "1 - specificity", "Sensitivity")
-    add_legend(axes, "lower right")
-    return save_sheet(figure, path)
 
 
 def training_curves(

@@ -12,25 +12,16 @@ from steatosis_tf.evaluation.document import (
     Section,
     Table,
     Text,
-    key_value_rows,
     number,
-    side_by_side,
     with_interval,
 )
+from steatosis_tf.evaluation.report_method import method_blocks, split_blocks
 from steatosis_tf.evaluation.run_analysis import COVARIATES, Analysis
 from steatosis_tf.evaluation.run_record import STUDY_KEYS, RunRecord
 from steatosis_tf.grades import GRADES
 
 _NUMERIC = ("age", "bmi")
 _ABOUT_DATA = ("data_sources", "dates", "devices", "eligibility", "consent", "deidentification")
-
-_PROTOCOLS = {
-    "holdout": "One hold-out split, stratified by grade",
-    "kfold": "Cross-validation in folds, stratified by grade",
-    "lopo": "Leave one patient out",
-    "logo": "Leave one group out",
-    "temporal": "Split by time: earlier patients train, later ones test",
-}
 
 
 def study_sections(run: RunRecord, analysis: Analysis) -> list[Section]:
@@ -40,8 +31,8 @@ def study_sections(run: RunRecord, analysis: Analysis) -> list[Section]:
         Section("data", "Data", stated(run, *_ABOUT_DATA)),
         Section("reference", "Reference standard", _reference(run)),
         Section("flow", "Flow of patients and frames", _flow(run)),
-        Section("split", "Split and leak audit", _split(run)),
-        Section("method", "Preprocessing, model and computation", _method(run)),
+        Section("split", "Split and leak audit", split_blocks(run)),
+        Section("method", "Preprocessing, model and computation", method_blocks(run)),
         Section("size", "Sample size", _size(run, analysis)),
     ]
 
@@ -167,89 +158,6 @@ def _spread(values: pd.Series) -> str:
     text = f"{known.median():g} ({known.min():g} to {known.max():g})"
     missing = len(numbers) - len(known)
     return f"{text}, {missing} unknown" if missing else text
-
-
-def _split(run: RunRecord) -> list[Block]:
-    blocks: list[Block] = []
-    config = (run.config or {}).get("split")
-    if config:
-        blocks.append(
-            Text(
-                f"{_PROTOCOLS.get(run.protocol, run.protocol)}; whole patients, frozen by "
-                f"split_seed {config.get('split_seed')}; {run.num_folds} partition(s)."
-            )
-        )
-    else:
-        blocks.append(Lack("Not known: config.json is absent or damaged."))
-    if run.split is None:
-        blocks.append(Lack("Not known: split.csv is absent or damaged."))
-    blocks.extend(_leak_blocks(run.leak_gate))
-    rows = [(name, digest) for name, digest in run.hashes.items()]
-    return [*blocks, Table(("File", "SHA-256"), rows, "What was measured, by content.")]
-
-
-def _leak_blocks(gate: dict[str, Any] | None) -> list[Block]:
-    if gate is None:
-        return [
-            Lack(
-                "Leak audit (patient, exact copy, near copy, label conflict): not done; "
-                "leak_gate.json is absent. Results may be too good."
-            )
-        ]
-    blocks: list[Block] = []
-    if gate.get("passed") is not True:
-        blocks.append(Alarm("The leak gate did not pass: results are not to be believed."))
-    findings = gate.get("findings") or []
-    looked = {key: value for key, value in gate.items() if key != "findings"}
-    blocks.append(Table(("Leak audit", ""), key_value_rows(looked), "leak_gate.json"))
-    return blocks + [Alarm(_finding_text(finding)) for finding in findings[:10]]
-
-
-def _finding_text(finding: Any) -> str:
-    return str(finding.get("text", finding)) if isinstance(finding, dict) else str(finding)
-
-
-def _method(run: RunRecord) -> list[Block]:
-    blocks: list[Block] = [
-        Text(
-            "Pixels outside the ultrasound sector are set to 0, the region of interest is cropped "
-            "and resized to 224 x 224 px grey by area interpolation. A frozen ResNet-50 gives "
-            "features, a dense head four probabilities."
-        )
-    ]
-    blocks.extend(_roi_blocks(run.manifest))
-    if run.config is None:
-        blocks.append(Lack("Configuration not known: config.json is absent or damaged."))
-    else:
-        caption = "Every setting (config.json)."
-        header = ("Setting", "Value", "Setting", "Value")
-        blocks.append(Table(header, side_by_side(key_value_rows(run.config)), caption))
-    curves = [path for name, path in run.figures.items() if name.startswith("training")]
-    if curves:
-        of = f", first of {len(curves)}" if len(curves) > 1 else ""
-        blocks.append(Picture(curves[0], f"Training curves{of}."))
-    if run.environment is None:
-        blocks.append(Lack("Versions, hardware and run time not known: no environment.json."))
-    else:
-        caption = "Versions, hardware, run time (environment.json)."
-        header = ("", "Value", "", "Value")
-        blocks.append(Table(header, side_by_side(key_value_rows(run.environment)), caption))
-    return blocks
-
-
-def _roi_blocks(manifest: pd.DataFrame | None) -> list[Block]:
-    if manifest is None or "roi_height" not in manifest.columns:
-        return [Lack("ROI failure rate not known: no ROI columns in manifest.csv.")]
-    failed = int(manifest["roi_height"].isna().sum())
-    text = (
-        f"No ROI could be proposed on {failed:,} of {len(manifest):,} frames "
-        f"({100 * failed / len(manifest):.1f} %); these are not scored."
-    )
-    if "roi_source" in manifest.columns:
-        sources = manifest.loc[manifest["roi_height"].notna(), "roi_source"].value_counts()
-        counts = ", ".join(f"{int(count):,} {name or 'unknown'}" for name, count in sources.items())
-        text += f" Source of the ROI: {counts}."
-    return [Text(text)]
 
 
 def _size(run: RunRecord, analysis: Analysis) -> list[Block]:
