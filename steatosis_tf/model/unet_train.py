@@ -60,7 +60,8 @@ class _State:
 
     def save(self, path: Path) -> None:
         groups = {
-            "model": self.model.get_weights(),
+            # Not only the weights: the state of dropout's random numbers goes on as well.
+            "model": [variable.numpy() for variable in self.model.variables],
             "optimizer": [variable.numpy() for variable in self.optimizer.variables],
             "average": self.average,
             "best": self.best,
@@ -78,11 +79,9 @@ class _State:
                     f"Expected the settings that {path.name} was started with: {note['settings']}. "
                     f"Received: {asdict(self.settings)}. Give a new folder or the old settings."
                 )
-            self.model.set_weights(_group(stored, "model"))
-            for variable, value in zip(
-                self.optimizer.variables, _group(stored, "optimizer"), strict=True
-            ):
-                variable.assign(value)
+            for owner, name in ((self.model, "model"), (self.optimizer, "optimizer")):
+                for variable, value in zip(owner.variables, _group(stored, name), strict=True):
+                    variable.assign(value)
             self.average, self.best = _group(stored, "average"), _group(stored, "best")
             self.history = note["history"]
 

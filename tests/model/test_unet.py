@@ -81,12 +81,12 @@ def test_a_painted_kidney_takes_liver_away_and_nothing_behind_it_stays():
 
 
 SETTINGS = UnetTraining(
-    epochs=4, steps_per_epoch=3, learning_rate=3e-3, average_decay=0.5, validate_every=2
+    epochs=4, steps_per_epoch=2, learning_rate=1e-2, average_decay=0.5, validate_every=2
 )
 
 
 def _batches(epoch: int):
-    for number in range(3):
+    for number in range(2):
         random = np.random.default_rng((epoch, number))
         pairs = [training_pair(_disc(), random, kidney_share=0.0) for _ in range(2)]
         yield np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
@@ -101,10 +101,10 @@ def test_training_learns_and_a_killed_run_continues_to_the_same_end(tmp_path):
     straight = _small_model()
     history = train_unet(straight, _batches, lambda model: 0.0, SETTINGS, tmp_path / "a.npz")
     assert [row["epoch"] for row in history] == [0, 1, 2, 3]
-    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    assert history[-1]["loss"] < 0.95 * history[0]["loss"]
 
     def killed(epoch):
-        if epoch == 2:
+        if epoch == 1:
             raise KeyboardInterrupt
         return _batches(epoch)
 
@@ -114,7 +114,7 @@ def test_training_learns_and_a_killed_run_continues_to_the_same_end(tmp_path):
     resumed = build_unet((4, 8))
     train_unet(resumed, _batches, lambda model: 0.0, SETTINGS, tmp_path / "b.npz")
     for left, right in zip(resumed.get_weights(), straight.get_weights(), strict=True):
-        np.testing.assert_allclose(left, right, atol=2e-3)
+        np.testing.assert_allclose(left, right, atol=1e-4)
 
 
 def test_training_stops_early_and_keeps_the_best(tmp_path):
@@ -125,7 +125,7 @@ def test_training_stops_early_and_keeps_the_best(tmp_path):
         seen.append([weight.copy() for weight in model.get_weights()])
         return next(scores)
 
-    settings = UnetTraining(epochs=9, steps_per_epoch=3, patience=2, validate_every=1)
+    settings = UnetTraining(epochs=9, steps_per_epoch=2, patience=2, validate_every=1)
     model = _small_model()
     history = train_unet(model, _batches, validate, settings, tmp_path / "c.npz")
     assert len(history) == 3
@@ -135,6 +135,6 @@ def test_training_stops_early_and_keeps_the_best(tmp_path):
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     train_unet(_small_model(), _batches, lambda model: 0.0, SETTINGS, tmp_path / "d.npz")
-    other = UnetTraining(epochs=5, steps_per_epoch=3)
+    other = UnetTraining(epochs=5, steps_per_epoch=2)
     with pytest.raises(ValueError, match=r"settings that d.npz was started with"):
         train_unet(_small_model(), _batches, lambda model: 0.0, other, tmp_path / "d.npz")
