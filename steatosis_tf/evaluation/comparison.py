@@ -94,7 +94,7 @@ def comparison_text(rows: Sequence[dict[str, Any]]) -> str:
     """The comparison as a table for the terminal; a star marks an interval that leaves out 0."""
     table = pd.DataFrame(
         [
-            {"run": row["run_id"][:8], "name": row["name"], "patients": row["num_patients"]}
+            {"run": row["name"], "patients": row["num_patients"]}
             | {heading: _value_text(row[name]) for name, heading in COMPARED.items()}
             | {key: _number(row.get(key)) for key in ("train_minutes", "file_mb", "ms_per_frame")}
             for row in rows

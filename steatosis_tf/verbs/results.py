@@ -76,10 +76,10 @@ def compare(args: Namespace) -> Result:
     runs = []
     for experiment in args.experiments:
         for row in tracking.runs_table(experiment).to_dict("records"):
-            name = row.get("tags.mlflow.runName") or row["run_id"][:8]
             scores = read_scores(tracking.artifact_path(row["run_id"], "patient_scores.csv"))
             cost = {key: row.get(f"metrics.{key}") for key in _COST}
-            runs.append(ComparedRun(row["run_id"], f"{experiment}, {name}", scores, cost))
+            name = f"{experiment} {row['run_id'][:8]}"
+            runs.append(ComparedRun(row["run_id"], name, scores, cost))
     if not runs:
         raise ValueError(
             f"Expected finished runs. Received: none in {', '.join(args.experiments)}."
