@@ -81,23 +81,23 @@ class _Sides:
     """On which side each patient stands in each partition."""
 
     def __init__(self, partitions: list[Partition]) -> None:
-        self._sides = [
-            (partition.name, {p: split for split in SPLITS for p in getattr(partition, split)})
-            for partition in partitions
-        ]
+        self._partitions = partitions
 
     def apart(self, one: str, other: str) -> str:
         """Where two patients are in different splits, as text; "" if nowhere."""
-        places = [
-            (name, side[one], side[other])
-            for name, side in self._sides
-            if one in side and other in side and side[one] != side[other]
-        ]
+        places = []
+        for partition in self._partitions:
+            first, second = _side(partition, one), _side(partition, other)
+            if first and second and first != second:
+                places.append(f"{first} and {second} ({partition.name}")
         if not places:
             return ""
-        name, first, second = places[0]
         more = f" and {len(places) - 1} more partitions" if len(places) > 1 else ""
-        return f"{first} and {second} ({name}{more})"
+        return f"{places[0]}{more})"
+
+
+def _side(partition: Partition, patient: str) -> str:
+    return next((split for split in SPLITS if patient in getattr(partition, split)), "")
 
 
 def _patients_in_two_splits(

@@ -83,15 +83,16 @@ def write_records(
     partitions: list[Partition] | None = None,
     *,
     time_column: str = "",
+    gate_path: str | Path | None = None,
 ) -> Path:
     """Pass the leak gate, then write the records of a manifest unless the same ones are there.
 
     Args:
         manifest_path: manifest with `split` and ROI columns.
-        records_dir: folder for the records; `records.json` in it says what they were made of,
-            `leak_gate.json` what the gate looked at.
+        records_dir: folder for the records; `records.json` in it says what they were made of.
         partitions: who trains, validates and tests; what the `split` column says if None.
         time_column: date column of a temporal split.
+        gate_path: JSON file for what the gate looked at.
 
     Returns:
         the folder tensorflow-datasets reads (`records_dir/steatosis_records/1.0.0`).
@@ -102,7 +103,11 @@ def write_records(
     """
     records_dir = Path(records_dir)
     rows = usable_rows(read_manifest(manifest_path))
-    _pass_gate(rows, partitions, Path(manifest_path), records_dir, time_column)
+    partitions = partitions or partitions_of_column(rows)
+    gate = refuse_leaks(rows, partitions, manifest_path, time_column=time_column)
+    if gate_path is not None:
+        with replacing(gate_path) as temporary:
+            temporary.write_text(json.dumps(gate, indent=2) + "\n")
     fingerprint = records_fingerprint(rows)
     note_path = records_dir / "records.json"
     if note_path.is_file():
@@ -175,16 +180,3 @@ def cut_roi(row: dict[str, Any], manifest_path: str | Path) -> np.ndarray:
         return crop_roi(frame, find_sector(frame).mask, rectangle)
     except ValueError as error:
         raise ValueError(f"{path.name} (frame_id={row['frame_id']}): {error}") from error
-
-
-def _pass_gate(
-    rows: pd.DataFrame,
-    partitions: list[Partition] | None,
-    manifest_path: Path,
-    records_dir: Path,
-    time_column: str,
-) -> None:
-    partitions = partitions or partitions_of_column(rows)
-    summary = refuse_leaks(rows, partitions, manifest_path, time_column=time_column)
-    with replacing(records_dir / "leak_gate.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=2) + "\n")

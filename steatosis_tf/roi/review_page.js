@@ -210,7 +210,7 @@ function drop() {
 function typedBox() {
   const inputs = [...at("numbers").querySelectorAll("input")];
   const changed = typed(inputs.map((input) => input.value), stage.frame, leastPx);
-  for (const input of inputs) input.toggleAttribute("aria-invalid", !changed);
+  for (const input of inputs) input.setAttribute("aria-invalid", !changed);
   if (changed) step(changed);
 }
 
@@ -262,8 +262,9 @@ function undo() {
 
 /** Go back to the frame decided last in this tab, and take that decision back. */
 const undoLast = () => alone(async () => {
-  const [frameId, revision] = now.undos.pop();
+  const [frameId, revision] = now.undos.at(-1);
   const answer = await decide({ frame_id: frameId, revision, action: "undo" });
+  now.undos.pop(); // not before: a server that does not answer has not undone it
   await show(await go(place({ frame_id: frameId })));
   if (!answer.saved) return notice(`${answer.row.reviewer} changed this frame since: not undone.`, "bad");
   at("saved").textContent = `↶ Undone, saved ${new Date().toLocaleTimeString()}`;

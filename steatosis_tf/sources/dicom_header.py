@@ -55,6 +55,8 @@ _DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")  # 2001.12.31 is the ACR-NEMA
 _AGE = re.compile(r"(\d{3})([DWMY])")
 _YEARS_PER_UNIT = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 MAX_AGE_YEARS = 89
+# Whatever else stands there counts as YES, and is not passed on: it could be a name.
+_BURNED_IN = {"": "", "NO": "NO", "YES": "YES"}
 
 
 @dataclass(frozen=True)
@@ -185,16 +187,8 @@ def read_header(dataset: pydicom.Dataset) -> Header:
     if "Rows" not in dataset and "PhotometricInterpretation" not in dataset:
         raise Rejection("no_image")
 
-    patient_id = text_of(dataset, "PatientID")
-    name = normal_name(text_of(dataset, "PatientName"))
+    patient = _patient_of(dataset)
     birth_date = text_of(dataset, "PatientBirthDate")
-    if normal_patient_id(patient_id):
-        patient: tuple[str, ...] = ("id", normal_patient_id(patient_id))
-    elif name and day_of(birth_date):
-        patient = ("name", *name, birth_date)
-    else:
-        raise Rejection("no_patient")
-
     dates = (
         day_of(text_of(dataset, keyword))
         for keyword in ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
@@ -204,16 +198,28 @@ def read_header(dataset: pydicom.Dataset) -> Header:
     sex = text_of(dataset, "PatientSex").upper()
     return Header(
         patient=patient,
-        patient_id=patient_id,
-        name=name,
+        patient_id=text_of(dataset, "PatientID"),
+        name=normal_name(text_of(dataset, "PatientName")),
         birth_date=birth_date,
         study_uid=study_uid or "\0".join((*patient, str(study_date))),
         instance_uid=text_of(dataset, "SOPInstanceUID"),
         study_date=study_date,
         sex=sex if sex in ("M", "F", "O") else "",
         age=age_in_years(text_of(dataset, "PatientAge"), day_of(birth_date), study_date),
-        burned_in=text_of(dataset, "BurnedInAnnotation").upper(),
+        burned_in=_BURNED_IN.get(text_of(dataset, "BurnedInAnnotation").upper(), "YES"),
     )
+
+
+def _patient_of(dataset: pydicom.Dataset) -> tuple[str, ...]:
+    """What the patient pseudonym is made from: the id, or name and birth date without one."""
+    patient_id = normal_patient_id(text_of(dataset, "PatientID"))
+    if patient_id:
+        return "id", patient_id
+    name = normal_name(text_of(dataset, "PatientName"))
+    birth_date = text_of(dataset, "PatientBirthDate")
+    if not name or not day_of(birth_date):
+        raise Rejection("no_patient")
+    return "name", *name, birth_date
 
 
 def day_of(text: str) -> datetime.date | None:

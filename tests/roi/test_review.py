@@ -325,6 +325,16 @@ def test_everything_by_keyboard(server, open_page):
     page.wait_for_function("document.querySelector('#state').textContent === 'To review'")
     assert shown_box(page) == PROPOSAL
 
+    width = page.locator("#numbers input").nth(3)
+    width.fill("9999")  # more than the frame has
+    width.press("Enter")
+    assert width.get_attribute("aria-invalid") == "true"
+    assert page.is_disabled("#correct")
+    width.fill("90")
+    width.press("Enter")
+    assert shown_box(page) == (120, 150, 100, 90)
+    page.keyboard.press("Escape")
+
     page.keyboard.press("?")
     page.wait_for_selector("#helpSheet[open]")
     page.keyboard.press("Escape")
