@@ -35,9 +35,7 @@ def legacy_file(tmp_path_factory, random_backbone):
 def weights_server(tmp_path, monkeypatch):
     """Serves a folder where Keras looks for weights; Keras keeps them in another new folder."""
     (tmp_path / "served").mkdir()
-    handler = functools.partial(
-        http.server.SimpleHTTPRequestHandler, directory=tmp_path / "served"
-    )
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "served")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/"
