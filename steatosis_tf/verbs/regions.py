@@ -11,15 +11,23 @@ def roi(args: Namespace) -> Result:
     """Propose a region of interest for every frame that has none; a person's box is kept."""
     from steatosis_tf.config import Config, override
     from steatosis_tf.roi.columns import fill_manifest
-    from steatosis_tf.roi.masks import write_masks
+    from steatosis_tf.roi.outlines import draw_sheet, write_masks
 
     config = override(Config(), args.settings)
     table = fill_manifest(args.manifest, config.roi, again=args.again)
     if args.masks:
         write_masks(table, args.manifest, args.masks)
+    if args.sheet:
+        draw_sheet(table, args.manifest, args.sheet)
     without = table.loc[table["roi_height"].isna()]
     reasons = {str(k): int(v) for k, v in without["roi_reason"].value_counts().items()}
     values = {"num_frames": len(table), "num_without_roi": len(without), "reasons": reasons}
+    if args.sheet:
+        from steatosis_tf import tracking
+
+        with tracking.start_run("roi", config.roi.method, dataclasses.asdict(config.roi)):
+            tracking.log_metrics(values)
+            tracking.log_artifacts(args.sheet)
     lines = [f"{len(table) - len(without)} of {len(table)} frames have a ROI"]
     lines += [f"{count:6} without: {reason}" for reason, count in reasons.items()]
     return Result(values, "\n".join(lines))
@@ -32,6 +40,8 @@ def _roi_arguments(parser: ArgumentParser) -> None:
         metavar="roi.NAME=VALUE", help="for example roi.method=sector",
     )  # fmt: skip
     parser.add_argument("--masks", metavar="DIR", help="also write sector and liver masks")
+    parser.add_argument("--sheet", metavar="PNG",
+                        help="also draw the worst proposals; logged to MLflow")  # fmt: skip
     parser.add_argument("--again", action="store_true", help="replace earlier proposals, never a "
                         "person's box")  # fmt: skip
 
