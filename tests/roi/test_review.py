@@ -437,7 +437,7 @@ def test_the_next_frame_is_there_before_it_is_asked_for(server, open_page):
             ".some(entry => entry.name.includes(`${id}/picture`))",
             arg=following,
         )
-        page.wait_for_timeout(200)  # decoding, and the reviewer's look at this frame
+        page.wait_for_timeout(500)  # decoding, and the reviewer's look at this frame
         pictures.clear()
         took_ms.append(page.evaluate(TIME_NEXT))
         assert page.get_attribute("#stage", "data-frame") == following
