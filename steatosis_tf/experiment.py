@@ -27,6 +27,7 @@ from steatosis_tf.config import Config, flatten, override, save_config
 from steatosis_tf.deploy.export import export_onnx, milliseconds_per_frame, run_metadata
 from steatosis_tf.environment import describe_environment
 from steatosis_tf.evaluation.evaluate import evaluate_run, lock_operating_points, metrics_text
+from steatosis_tf.evaluation.gallery import draw_run_gallery
 from steatosis_tf.evaluation.report import write_report
 from steatosis_tf.folds import StudyData, check_rois, load_study, train_and_score
 from steatosis_tf.grades import GRADES
@@ -140,6 +141,7 @@ def run(
         seconds = time.monotonic() - start
         environment = describe_environment() | {"seconds": round(seconds, 1)}
         _write_json(environment, run_dir / "environment.json")
+        draw_run_gallery(run_dir)
         write_report(run_dir)
         _track(run_dir, metrics, cost | {"train_minutes": train_minutes, "seconds": seconds})
     return RunSummary(tracked.run_id, experiment, str(run_dir), seconds, metrics)

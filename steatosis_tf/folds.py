@@ -103,8 +103,7 @@ def train_and_score(
     with replacing(run_dir / "history.csv") as temporary:
         pd.concat(histories).to_csv(temporary, index=False)
     write_scores(pd.concat(tested), run_dir / "frame_scores.csv")
-    with replacing(run_dir / "validation_scores.csv") as temporary:
-        pd.concat(validated).to_csv(temporary, index=False)
+    write_scores(pd.concat(validated), run_dir / "validation_scores.csv", validation=True)
     return model
 
 

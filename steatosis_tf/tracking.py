@@ -174,7 +174,9 @@ def _experiment_id(name: str) -> str:
         if found is not None:
             return str(found.experiment_id)
         artifacts = (store_dir() / "artifacts").as_uri()
-        return str(mlflow.create_experiment(name, artifact_location=artifacts))
+        # Without this tag the UI opens on traces of language models instead of the runs.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(mlflow.create_experiment(name, artifact_location=artifacts, tags=tags))
 
 
 def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -1,7 +1,6 @@
 """Verbs on regions of interest: roi, review, import-boxes, export-boxes."""
 
 import dataclasses
-import getpass
 from argparse import ArgumentParser, Namespace
 
 from steatosis_tf.verbs.result import Result
@@ -57,7 +56,7 @@ def review(args: Namespace) -> Result:
 
 def _review_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("manifest", metavar="MANIFEST_CSV")
-    parser.add_argument("--reviewer", default=getpass.getuser(), help="initials for the manifest")
+    parser.add_argument("--reviewer", required=True, help="initials, kept in the manifest")
     parser.add_argument("--port", type=int, metavar="N")
     parser.add_argument("--no-browser", action="store_true", help="only serve the page")
 
@@ -97,7 +96,7 @@ def import_boxes(args: Namespace) -> Result:
 def _import_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("annotations", metavar="JSON")
     parser.add_argument("manifest", metavar="MANIFEST_CSV")
-    parser.add_argument("--reviewer", default=getpass.getuser())
+    parser.add_argument("--reviewer", required=True, help="initials, kept in the manifest")
     parser.add_argument("--label", default="roi", help="label of the boxes that are the ROI")
     parser.add_argument("--masks", metavar="DIR", help="write outlines there as masks")
 

@@ -158,3 +158,11 @@ def test_verbs_along_the_line(study: Path, capsys: pytest.CaptureFixture[str]) -
     assert call("split", manifest, "--set", "split.split_seed=9") == 1
     assert "--replace" in capsys.readouterr().err
     assert call("split", manifest, "--set", "split.split_seed=9", "--replace") == 0
+
+
+def test_robustness_reaches_the_report(study: Path) -> None:
+    assert call("robustness", run_dir(study), "--resamples", 200) == 0
+    assert call("report", run_dir(study), "--resamples", 200) == 0
+    curves = pd.read_csv(run_dir(study) / "robustness.csv")
+    assert {"gain", "blur"} <= set(curves["perturbation"])
+    assert "Robustness" in (run_dir(study) / "report.md").read_text(encoding="utf-8")
