@@ -166,6 +166,8 @@ def test_bad_calls_are_refused(consensus, tmp_path):
     [
         ("patient_id,adjudicated\nP1,S2\n", "adjudicated empty or one of.*'S2' at row 2"),
         ("patient,decision\nP1,Mild\n", "columns patient_id and adjudicated"),
+        ("patient_id,adjudicated\nP1,Mild\nP1,Normal\n", "two decisions for patient_id=P1"),
+        ("patient_id,adjudicated\nP1,Mild,x\n", "row 2: more cells"),
     ],
 )
 def test_a_spoilt_adjudication_is_refused(consensus, tmp_path, text, message):
