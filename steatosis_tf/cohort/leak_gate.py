@@ -174,7 +174,7 @@ def _between_patients(
     for (one, other), frames in sorted(pairs.items()):
         if where := sides.apart(one, other):
             text = (
-                f"patient_id={one} and {other} in {where}: {len(frames)} {what}, first "
+                f"patient_id={one} and {other} in {where}; {what}: {len(frames)}, first "
                 f"frame_id={frames[0][0]} and {frames[0][1]}"
             )
             findings.append(Finding(kind, text, (one, other), tuple(frames)))
@@ -219,8 +219,8 @@ def _date_order(
             wrong = graded.loc[inside[early].index[inside[early] >= inside[late].min()]]
             if len(wrong):
                 text = (
-                    f"{partition.name}: {len(wrong)} frames in {early} are not older than all of "
-                    f"{late} by {column}, first frame_id={wrong['frame_id'].iloc[0]} of "
+                    f"{partition.name}: frames in {early} that are not older than all of {late} by "
+                    f"{column}: {len(wrong)}, first frame_id={wrong['frame_id'].iloc[0]} of "
                     f"patient_id={wrong['patient_id'].iloc[0]}"
                 )
                 patients = tuple(sorted(wrong["patient_id"].unique()))
