@@ -170,6 +170,7 @@ def _prepare(
         partitions,
         time_column=config.split.time_column,
         gate_path=run_dir / "leak_gate.json",
+        hashes_path=runs_dir / "cache" / "perceptual_hashes.csv",
     )
     return partitions, records_dir
 

@@ -84,6 +84,7 @@ def write_records(
     *,
     time_column: str = "",
     gate_path: str | Path | None = None,
+    hashes_path: str | Path | None = None,
 ) -> Path:
     """Pass the leak gate, then write the records of a manifest unless the same ones are there.
 
@@ -93,6 +94,7 @@ def write_records(
         partitions: who trains, validates and tests; what the `split` column says if None.
         time_column: date column of a temporal split.
         gate_path: JSON file for what the gate looked at.
+        hashes_path: file that keeps the gate's perceptual hashes between calls.
 
     Returns:
         the folder tensorflow-datasets reads (`records_dir/steatosis_records/1.0.0`).
@@ -104,7 +106,9 @@ def write_records(
     records_dir = Path(records_dir)
     rows = usable_rows(read_manifest(manifest_path))
     partitions = partitions or partitions_of_column(rows)
-    gate = refuse_leaks(rows, partitions, manifest_path, time_column=time_column)
+    gate = refuse_leaks(
+        rows, partitions, manifest_path, time_column=time_column, cache_path=hashes_path
+    )
     if gate_path is not None:
         with replacing(gate_path) as temporary:
             temporary.write_text(json.dumps(gate, indent=2) + "\n")
