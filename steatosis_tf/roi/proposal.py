@@ -94,6 +94,9 @@ def _best_window(terrain: Terrain) -> tuple[Rectangle | None, float, str]:
     best, best_quality, best_factors = None, -1.0, {}
     for windows in sized_windows(terrain):
         factors = quality_factors(windows, terrain.depth_px)
+        # Sizes only get smaller; rounding makes sizes of one side differ by a few percent.
+        if 1.1 * factors["small"][0] < best_quality:
+            break
         quality = np.prod(list(factors.values()), axis=0)
         at = int(quality.argmax())
         if quality[at] > best_quality:
@@ -106,8 +109,8 @@ def _best_window(terrain: Terrain) -> tuple[Rectangle | None, float, str]:
 
 
 def sized_windows(terrain: Terrain) -> Iterator[Windows]:
-    """All rectangles of liver that are looked at, one size at a time."""
-    for side in np.geomspace(_MIN_SIDE, _MAX_SIDE, _NUM_SIDES) * terrain.depth_px:
+    """All rectangles of liver that are looked at, one size at a time, the largest first."""
+    for side in np.geomspace(_MAX_SIDE, _MIN_SIDE, _NUM_SIDES) * terrain.depth_px:
         for aspect in _ASPECTS:
             windows = terrain.windows(round(side / aspect**0.5), round(side * aspect**0.5))
             if windows is not None:
