@@ -114,7 +114,6 @@ def fit(
         class_weight=weights,
         shuffle=False,  # the batches are shuffled already; Keras would warn that it cannot
         callbacks=callbacks,
-        shuffle=False,  # the batches come shuffled
         verbose=0,
     ).history
     if not np.isfinite(history["val_loss"]).any():
