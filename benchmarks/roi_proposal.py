@@ -82,7 +82,8 @@ def _print_biopsy(folder: Path) -> None:
     _print_steps("byra2018", seconds)
     print(
         f"  proposed for {len(gaps)} of {reasons.total()}; "
-        f"over a kidney box {np.mean(touches):.3f}; gap to a liver box: median {np.median(gaps):.0f} px, 90th percentile "
+        f"over a kidney box {np.mean(touches):.3f}; "
+        f"gap to a liver box: median {np.median(gaps):.0f} px, 90th percentile "
         f"{np.percentile(gaps, 90):.0f} px; centres: median {np.median(centres):.0f} px"
     )
     _print_reasons(reasons)

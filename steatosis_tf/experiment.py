@@ -199,7 +199,7 @@ def _export(
     model: keras.Model, data: StudyData, config: Config, run_dir: Path, run_id: str
 ) -> dict[str, float]:
     """Export the model; what that showed, for the comparison of runs."""
-    rois = check_rois(read_records(data.records_dir))
+    rois = check_rois(data.index, read_records(data.records_dir))
     texts = {"run_id": run_id} | run_metadata(run_dir, config)
     path = run_dir / "model.onnx"
     return {

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
 
+from steatosis_tf import __version__
 from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.leak_gate import refuse_leaks
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, read_manifest
@@ -141,11 +142,14 @@ def records_location(records_dir: str | Path) -> Path:
 
 
 def records_fingerprint(rows: pd.DataFrame) -> str:
-    """SHA-256 of all that the records hold: pixels, ROI, grade, patient and split of each row."""
+    """SHA-256 of all that the records hold: pixels, ROI, grade, patient and split of each row.
+
+    The package version stands for the code that finds the sector and cuts the ROI.
+    """
     columns = ["frame_id", "pixels_sha256", *ROI_COLUMNS, "grade", "fat_percent", "patient_id",
                "split"]  # fmt: skip
     text = rows[columns].sort_values("frame_id").to_csv(index=False)
-    return hashlib.sha256(f"{SteatosisRecords.VERSION}\n{text}".encode()).hexdigest()
+    return hashlib.sha256(f"{SteatosisRecords.VERSION} {__version__}\n{text}".encode()).hexdigest()
 
 
 def usable_rows(frame_table: pd.DataFrame) -> pd.DataFrame:
