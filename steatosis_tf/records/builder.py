@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
+from absl import logging as absl_logging
 
 from steatosis_tf import __version__
 from steatosis_tf.atomic import replacing
@@ -24,6 +25,9 @@ from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.roi.crop import INPUT_SIZE_PX, Rectangle, crop_roi
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.folder import read_frame
+
+# tensorflow-datasets warns of its own deprecated attribute at every read.
+absl_logging.set_verbosity(absl_logging.ERROR)
 
 _CHUNK = 256  # frames decoded ahead of the writer: bounds memory, whatever the size of a study
 
