@@ -93,10 +93,13 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Backbone and head. `weights` is "imagenet", "random" or the path of a weights file."""
+    """Backbone and head. `weights` is "imagenet", "random" or the path of a weights file;
+    `normalize_gain` takes each frame's mean grey level out, `normalize_features` standardises the
+    features by the training part."""
 
     weights: str = "imagenet"
     backbone_seed: int = 0
+    normalize_gain: bool = True
     engine: Literal["auto", "keras", "tf-bf16", "openvino"] = "auto"
     hidden_units: int = 256
     dropout: float = 0.5

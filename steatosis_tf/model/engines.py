@@ -18,7 +18,7 @@ import tf2onnx
 from tqdm import tqdm
 
 from steatosis_tf.atomic import replacing
-from steatosis_tf.model.backbone import weights_sha256
+from steatosis_tf.model.backbone import backbone_sha256
 
 #: Frames per call. A fixed size lets OpenVINO choose its kernels once.
 BATCH = 16
@@ -150,7 +150,7 @@ def _openvino_engine(backbone: keras.Model, cache_dir: Path) -> Engine:
             "Install it with `pip install steatosis_tf[fast]`, or use model.engine=keras."
         ) from error
     core = openvino.Core()
-    path = cache_dir / f"backbone-{weights_sha256(backbone)[:16]}-batch-{BATCH}.onnx"
+    path = cache_dir / f"backbone-{backbone_sha256(backbone)[:16]}-batch-{BATCH}.onnx"
     if not path.is_file():
         _convert(backbone, path)
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from steatosis_tf.atomic import replacing
 from steatosis_tf.config import AugmentConfig
-from steatosis_tf.model.backbone import weights_sha256
+from steatosis_tf.model.backbone import backbone_sha256
 from steatosis_tf.model.engines import BATCH, Engine, padded
 from steatosis_tf.records.augment import augment, view_seed
 
@@ -57,7 +57,7 @@ def stored_features(
         `(1 + num_views, num_frames, 2048)` float32; view 0 is the frame as it is.
     """
     rows = _row_names(examples)
-    name = f"resnet50-{weights_sha256(backbone)[:16]}-{engine.name}-{engine.precision}"
+    name = f"resnet50-{backbone_sha256(backbone)[:16]}-{engine.name}-{engine.precision}"
     engine_dir = Path(store_dir) / name
     views = []
     for number in range(num_views + 1):
