@@ -9,6 +9,7 @@ import pytest
 
 from steatosis_tf.config import AugmentConfig, ModelConfig, TrainConfig
 from steatosis_tf.model.classifier import assemble, build_head
+from steatosis_tf.model.engines import choose_engine
 from steatosis_tf.model.features import stored_features
 from steatosis_tf.model.train import class_weights, feature_batches, fit, make_repeatable
 from steatosis_tf.records.pipeline import (
@@ -213,7 +214,8 @@ def test_backbone_is_the_same_to_the_bit_after_both_kinds_of_fit(
     statistics = [(x.moving_mean.numpy(), x.moving_variance.numpy()) for x in norms]
     _fit_online(phantom_records, random_backbone, epochs=1)
     examples = read_records(phantom_records)
-    views = stored_features(examples, tmp_path, random_backbone, AugmentConfig(), 1)
+    engine = choose_engine("keras", random_backbone, np.empty((0, 224, 224, 1)), tmp_path)
+    views = stored_features(examples, tmp_path, random_backbone, engine, AugmentConfig(), 1)
     labels = read_index(phantom_records)["label"].to_numpy()
     head = build_head(_MODEL, views[0], seed=0)
     batches = feature_batches(views[1:], labels, batch_size=4, seed=0)
