@@ -152,7 +152,7 @@ def _openvino_engine(backbone: keras.Model, cache_dir: Path) -> Engine:
             "Install it with `pip install steatosis_tf[fast]`, or use model.engine=keras."
         ) from error
     core = openvino.Core()
-    path = cache_dir / f"backbone-{weights_sha256(backbone)[:16]}-batch-{BATCH}.onnx"
+    path = cache_dir / f"backbone-{backbone_sha256(backbone)[:16]}-batch-{BATCH}.onnx"
     if not _is_whole(path):
         _convert(backbone, path)
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
+from steatosis_tf.config import RoiConfig
 from steatosis_tf.deploy.export import export_onnx, export_run
 from steatosis_tf.deploy.predict import predict_frames
 from steatosis_tf.grades import NOTICE
@@ -33,7 +34,9 @@ def rois(phantom_records) -> np.ndarray:
 def exported(random_grader, rois, tmp_path_factory):
     """The ONNX file of the whole model and the difference that was found."""
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
-    return path, export_onnx(random_grader, path, rois, {"run_id": "0123"})
+    return path, export_onnx(
+        random_grader, path, rois, {"run_id": "0123", "roi": '{"method": "sector"}'}
+    )
 
 
 def _tiny_grader() -> keras.Model:
@@ -86,7 +89,7 @@ def test_same_numbers_and_grades_on_real_frames(exported, random_grader, real_da
     rois = []
     for path in paths:
         frame = read_frame(real_data_dir / "byra2018" / path)
-        proposal = propose_roi(frame)
+        proposal = propose_roi(frame, RoiConfig(method="sector"))
         rois.append(crop_roi(frame, proposal.sector.mask, proposal.rectangle)[..., np.newaxis])
     received = _session(exported[0]).run(None, {"roi": np.stack(rois)})[0]
     expected = random_grader.predict(np.stack(rois), verbose=0)

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ import onnx
 import pandas as pd
 import pytest
 
+from steatosis_tf.config import RoiConfig
 from steatosis_tf.deploy.predict import predict_frames, write_predictions
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.roi.columns import propose_roi
@@ -22,6 +24,9 @@ from steatosis_tf.sources.folder import read_frame
 
 _COLUMNS = ["path", "grade", "p_normal", "p_mild", "p_moderate", "p_severe", "roi_top",
             "roi_left", "roi_height", "roi_width", "reason", "notice"]  # fmt: skip
+
+
+SECTOR = RoiConfig(method="sector")
 
 
 def _write_model(path, *, size_px: int = 224, props: dict[str, str] | None = None):
@@ -40,7 +45,8 @@ def _write_model(path, *, size_px: int = 224, props: dict[str, str] | None = Non
         [onnx.numpy_helper.from_array(factors, "factors")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    given = {"steatosis.grades": json.dumps(GRADES)} if props is None else props
+    ours = {"steatosis.grades": json.dumps(GRADES), "steatosis.roi": json.dumps(asdict(SECTOR))}
+    given = ours if props is None else props
     helper.set_model_props(model, given)
     onnx.save(model, str(path))
     return path
@@ -67,7 +73,7 @@ def frames(tmp_path, phantom_manifest):
 
 def _expected(path) -> tuple[list[int], np.ndarray]:
     frame = read_frame(path)
-    proposal = propose_roi(frame)
+    proposal = propose_roi(frame, SECTOR)
     box = proposal.rectangle
     mean = crop_roi(frame, proposal.sector.mask, box).mean(dtype=float) / 255
     exponents = np.exp(mean * np.arange(4))

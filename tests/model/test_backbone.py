@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from steatosis_tf.config import ModelConfig
-from steatosis_tf.model.backbone import LAST_MAP_LAYER, build_backbone, backbone_sha256
+from steatosis_tf.model.backbone import LAST_MAP_LAYER, backbone_sha256, build_backbone
 from steatosis_tf.records.pipeline import read_records
 
 _IMAGENET_FILE = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
