@@ -116,7 +116,9 @@ class ModelConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     """Fitting of the head. `views` = 0 augments online in every epoch; `views` = K draws each
-    frame from K stored augmented views, so that the backbone runs K times instead of `epochs`."""
+    frame from K stored augmented views, so that the backbone runs K times instead of `epochs`.
+    `checkpoint` "best" keeps the epoch with the lowest validation loss; with a handful of
+    validating patients that epoch is chance, so "last" is the default."""
 
     epochs: int = 100
     batch_size: int = 32
@@ -125,7 +127,7 @@ class TrainConfig:
     class_weights: bool = True
     plateau_factor: float = 0.5
     plateau_patience: int = 10
-    checkpoint: Literal["best", "last"] = "best"
+    checkpoint: Literal["best", "last"] = "last"
     views: int = 4
     seed: int = 0
 

@@ -146,7 +146,7 @@ def test_best_epoch_is_restored():
     def wrong(labels: np.ndarray) -> np.ndarray:
         return np.where(np.arange(len(labels)) % 3 == 0, (labels + 2) % 4, labels)
 
-    config = dataclasses.replace(_TRAIN, epochs=12, learning_rate=6e-3)
+    config = dataclasses.replace(_TRAIN, epochs=12, learning_rate=6e-3, checkpoint="best")
     best, history, validation = _fit(config, _CALM, labels_of=wrong)
     lowest = history["val_loss"].idxmin()
     assert 0 < lowest < 11  # or this test shows nothing
