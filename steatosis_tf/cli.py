@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 if the verb failed or its check found fault. argparse exits with 2 on a bad call.
     """
-    args = _parser().parse_args(argv)
+    args = parse(argv)
     start = time.monotonic()
     try:
         result = args.verb(args)
@@ -37,6 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(json.dumps(result.values, indent=2) if args.json else result.text)
     _write_report(args, result.values, result.exit_code, start)
     return result.exit_code
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Arguments of one call; argparse exits with 2 if they are not those of any verb."""
+    return _parser().parse_args(argv)
 
 
 def _write_report(

@@ -93,10 +93,13 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Backbone and head. `weights` is "imagenet", "random" or the path of a weights file."""
+    """Backbone and head. `weights` is "imagenet", "random" or the path of a weights file;
+    `normalize_gain` takes each frame's mean grey level out, `normalize_features` standardises the
+    features by the training part."""
 
     weights: str = "imagenet"
     backbone_seed: int = 0
+    normalize_gain: bool = True
     engine: Literal["auto", "keras", "tf-bf16", "openvino"] = "auto"
     hidden_units: int = 256
     dropout: float = 0.5
@@ -113,7 +116,9 @@ class ModelConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     """Fitting of the head. `views` = 0 augments online in every epoch; `views` = K draws each
-    frame from K stored augmented views, so that the backbone runs K times instead of `epochs`."""
+    frame from K stored augmented views, so that the backbone runs K times instead of `epochs`.
+    `checkpoint` "best" keeps the epoch with the lowest validation loss; with a handful of
+    validating patients that epoch is chance, so "last" is the default."""
 
     epochs: int = 100
     batch_size: int = 32
@@ -122,7 +127,7 @@ class TrainConfig:
     class_weights: bool = True
     plateau_factor: float = 0.5
     plateau_patience: int = 10
-    checkpoint: Literal["best", "last"] = "best"
+    checkpoint: Literal["best", "last"] = "last"
     views: int = 4
     seed: int = 0
 

@@ -24,9 +24,11 @@ from steatosis_tf.cohort.flow_figure import write_flow
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.splits import Partition, make_partitions, split_table, test_column
 from steatosis_tf.config import Config, flatten, override, save_config
-from steatosis_tf.deploy.export import export_onnx, run_metadata
+from steatosis_tf.deploy.export import export_onnx, milliseconds_per_frame, run_metadata
 from steatosis_tf.environment import describe_environment
 from steatosis_tf.evaluation.evaluate import evaluate_run, lock_operating_points, metrics_text
+from steatosis_tf.evaluation.gallery import draw_run_gallery
+from steatosis_tf.evaluation.report import write_report
 from steatosis_tf.folds import StudyData, check_rois, load_study, train_and_score
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.train import make_repeatable
@@ -129,15 +131,19 @@ def run(
         paths = Path(manifest_path), run_dir, Path(runs_dir)
         partitions, records_dir = _prepare(*paths, config, repeat)
         data = load_study(records_dir, Path(runs_dir) / "cache" / "features", config)
+        train_start = time.monotonic()
         model = train_and_score(data, partitions, config, run_dir)
+        train_minutes = (time.monotonic() - train_start) / 60
         model.save(run_dir / "model.keras")
         lock_operating_points(run_dir, config.evaluation.aggregation)
         metrics = evaluate_run(run_dir)
-        difference = _export(model, data, config, run_dir, tracked.run_id)
+        cost = _export(model, data, config, run_dir, tracked.run_id)
         seconds = time.monotonic() - start
         environment = describe_environment() | {"seconds": round(seconds, 1)}
         _write_json(environment, run_dir / "environment.json")
-        _track(run_dir, metrics, seconds, difference)
+        draw_run_gallery(run_dir)
+        write_report(run_dir)
+        _track(run_dir, metrics, cost | {"train_minutes": train_minutes, "seconds": seconds})
     return RunSummary(tracked.run_id, experiment, str(run_dir), seconds, metrics)
 
 
@@ -164,6 +170,7 @@ def _prepare(
         partitions,
         time_column=config.split.time_column,
         gate_path=run_dir / "leak_gate.json",
+        hashes_path=runs_dir / "cache" / "perceptual_hashes.csv",
     )
     return partitions, records_dir
 
@@ -190,15 +197,20 @@ def _write_rejected(table: pd.DataFrame, path: Path) -> None:
 
 def _export(
     model: keras.Model, data: StudyData, config: Config, run_dir: Path, run_id: str
-) -> float:
-    rois = check_rois(read_records(data.records_dir))
+) -> dict[str, float]:
+    """Export the model; what that showed, for the comparison of runs."""
+    rois = check_rois(data.index, read_records(data.records_dir))
     texts = {"run_id": run_id} | run_metadata(run_dir, config)
-    return export_onnx(model, run_dir / "model.onnx", rois, texts)
+    path = run_dir / "model.onnx"
+    return {
+        "onnx_difference": export_onnx(model, path, rois, texts),
+        "file_mb": path.stat().st_size / 1e6,
+        "ms_per_frame": milliseconds_per_frame(path, rois),
+    }
 
 
-def _track(run_dir: Path, metrics: dict[str, Any], seconds: float, difference: float) -> None:
-    tracking.log_metrics({"patient": metrics["patient"], "frame": metrics["frame"]})
-    tracking.log_metrics({"seconds": seconds, "onnx_difference": difference})
+def _track(run_dir: Path, metrics: dict[str, Any], cost: dict[str, float]) -> None:
+    tracking.log_metrics({"patient": metrics["patient"], "frame": metrics["frame"]} | cost)
     tracking.log_tags(
         {
             f"{name}_sha256": hashlib.sha256((run_dir / f"{name}.csv").read_bytes()).hexdigest()
@@ -206,11 +218,9 @@ def _track(run_dir: Path, metrics: dict[str, Any], seconds: float, difference: f
         }
         | {"run_dir": str(run_dir)}
     )
-    for name in ("config.json", "environment.json", "metrics.json", "history.csv", "split.csv",
-                 "frame_scores.csv", "patient_scores.csv", "validation_scores.csv",
-                 "rejected.csv", "manifest.csv", "leak_gate.json",
-                 "operating_points.json"):  # fmt: skip
-        tracking.log_artifacts(run_dir / name)
+    for path in sorted(run_dir.iterdir()):
+        if path.is_file() and not path.name.startswith("model."):
+            tracking.log_artifacts(path)
     tracking.log_artifacts(run_dir / "figures", "figures")
     tracking.log_onnx_model(run_dir / "model.onnx", size_px=224, num_grades=len(GRADES))
 

@@ -24,6 +24,7 @@ from steatosis_tf.model.engines import choose_engine
 from steatosis_tf.model.features import stored_features
 from steatosis_tf.model.train import EpochCallback, class_weights, feature_batches, fit
 from steatosis_tf.records.pipeline import (
+    keep_frames,
     keep_patients,
     pixel_batches,
     read_index,
@@ -60,19 +61,30 @@ def load_study(records_dir: Path, features_dir: Path, config: Config) -> StudyDa
         RuntimeError: if ImageNet weights or the engine asked for cannot be had.
     """
     backbone = build_backbone(config.model)
-    examples = read_records(records_dir)
-    engine = choose_engine(config.model.engine, backbone, check_rois(examples), features_dir)
+    examples, index = read_records(records_dir), read_index(records_dir)
+    rois = check_rois(index, examples)
+    engine = choose_engine(config.model.engine, backbone, rois, features_dir)
     tracking.log_tags({"engine": f"{engine.name} {engine.precision}"})
     tracking.log_metrics({"engine_min_cosine": engine.min_cosine})
     views = stored_features(
         examples, features_dir, backbone, engine, config.augment, config.train.views
     )
-    return StudyData(records_dir, read_index(records_dir), views, backbone)
+    return StudyData(records_dir, index, views, backbone)
 
 
-def check_rois(examples: tf.data.Dataset) -> np.ndarray:
-    """The first frames of the study, on which engines and exports are held against Keras."""
-    return np.stack([e["roi"] for e in examples.take(NUM_CHECKED).as_numpy_iterator()])
+def check_rois(data_index: pd.DataFrame, examples: tf.data.Dataset) -> np.ndarray:
+    """One frame each of the first patients, on which engines and exports are held against Keras.
+
+    Args:
+        data_index: as `read_index` gives it.
+        examples: as `read_records` gives them, in the same order.
+
+    Returns:
+        `(num_frames, 224, 224, 1)` uint8; at most `NUM_CHECKED`, one per patient.
+    """
+    first = set(data_index.drop_duplicates("patient_id").head(NUM_CHECKED)["frame_id"])
+    chosen = keep_frames(examples, first)
+    return np.stack([example["roi"] for example in chosen.as_numpy_iterator()])
 
 
 def train_and_score(
@@ -103,8 +115,7 @@ def train_and_score(
     with replacing(run_dir / "history.csv") as temporary:
         pd.concat(histories).to_csv(temporary, index=False)
     write_scores(pd.concat(tested), run_dir / "frame_scores.csv")
-    with replacing(run_dir / "validation_scores.csv") as temporary:
-        pd.concat(validated).to_csv(temporary, index=False)
+    write_scores(pd.concat(validated), run_dir / "validation_scores.csv", validation=True)
     return model
 
 
@@ -151,8 +162,10 @@ def _fit_head(
         return head, fit(head, batches, held_out, weights, config.train, on_epoch)
     model = assemble(data.backbone, head, config.model)
     examples = read_records(data.records_dir)
+    training = keep_patients(examples, partition.train)
     batches = training_batches(
-        keep_patients(examples, partition.train),
+        # Keras would warn in the first epoch that data of unknown length ran out.
+        training.apply(tf.data.experimental.assert_cardinality(len(train))),
         config.augment,
         batch_size=config.train.batch_size,
         seed=seed,

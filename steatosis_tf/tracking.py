@@ -144,6 +144,19 @@ def runs_table(experiment: str) -> pd.DataFrame:
     return runs.loc[runs["status"] == "FINISHED"].reset_index(drop=True)
 
 
+def artifact_path(run_id: str, name: str) -> Path:
+    """Where an artifact of a run can be read.
+
+    Raises:
+        ValueError: if the run has no such artifact.
+    """
+    _connect()
+    try:
+        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name))
+    except (OSError, mlflow.exceptions.MlflowException) as error:
+        raise ValueError(f"Expected {name} in run {run_id[:8]}. Received: none logged.") from error
+
+
 def _connect() -> None:
     folder = store_dir()
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +174,9 @@ def _experiment_id(name: str) -> str:
         if found is not None:
             return str(found.experiment_id)
         artifacts = (store_dir() / "artifacts").as_uri()
-        return str(mlflow.create_experiment(name, artifact_location=artifacts))
+        # Without this tag the UI opens on traces of language models instead of the runs.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(mlflow.create_experiment(name, artifact_location=artifacts, tags=tags))
 
 
 def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

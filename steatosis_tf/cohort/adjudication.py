@@ -17,7 +17,7 @@ def read_settled(adjudicate_path: Path) -> dict[str, dict[str, str]]:
         patient_id -> row of `adjudicate.csv`, where `adjudicated` is filled.
 
     Raises:
-        ValueError: if the file is no such table or holds an unknown grade.
+        ValueError: if the file is no such table, holds an unknown grade, or two for one patient.
     """
     if not adjudicate_path.is_file():
         return {}
@@ -37,6 +37,18 @@ def read_settled(adjudicate_path: Path) -> dict[str, dict[str, str]]:
         )
     table["adjudicated"] = table["adjudicated"].str.lower().map(names)
     decided = table.loc[table["adjudicated"] != ""].drop(columns=["row", "fault"])
+    faulty = table.loc[table["fault"] != ""]
+    sides = decided.groupby("patient_id")["adjudicated"].nunique()
+    twice = sides.index[sides > 1]
+    if len(faulty) or len(twice):
+        what = (
+            f"row {faulty['row'].iloc[0]}: {faulty['fault'].iloc[0]}"
+            if len(faulty)
+            else f"two decisions for patient_id={twice[0]}"
+        )
+        raise ValueError(
+            f"{adjudicate_path.name}: expected one decision per patient. Received: {what}."
+        )
     rows: list[dict[str, Any]] = decided.to_dict("records")
     return {row["patient_id"]: {str(k): str(v) for k, v in row.items()} for row in rows}
 

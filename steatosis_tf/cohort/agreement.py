@@ -16,6 +16,12 @@ class KappaInterval:
     high: float
     num_patients: int
 
+    def __str__(self) -> str:
+        return (
+            f"{self.estimate:.3f} (95 % interval {self.low:.3f} to {self.high:.3f}, "
+            f"{self.num_patients} patients)"
+        )
+
 
 def fleiss_kappa(labels: np.ndarray) -> float:
     """Agreement of several readers beyond chance (Fleiss 1971, doi 10.1037/h0031619).

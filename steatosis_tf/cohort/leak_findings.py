@@ -31,7 +31,7 @@ class Finding:
 
 def leak_report(findings: list[Finding]) -> str:
     """All findings as text, grouped by kind, with what can be done."""
-    lines = [f"Expected no leak between splits. Received: {len(findings)} findings."]
+    lines = [f"Expected no leak between splits. Received: findings={len(findings)}."]
     for kind, title in KINDS.items():
         texts = [finding.text for finding in findings if finding.kind == kind]
         if texts:

@@ -81,23 +81,23 @@ class _Sides:
     """On which side each patient stands in each partition."""
 
     def __init__(self, partitions: list[Partition]) -> None:
-        self._sides = [
-            (partition.name, {p: split for split in SPLITS for p in getattr(partition, split)})
-            for partition in partitions
-        ]
+        self._partitions = partitions
 
     def apart(self, one: str, other: str) -> str:
         """Where two patients are in different splits, as text; "" if nowhere."""
-        places = [
-            (name, side[one], side[other])
-            for name, side in self._sides
-            if one in side and other in side and side[one] != side[other]
-        ]
+        places = []
+        for partition in self._partitions:
+            first, second = _side(partition, one), _side(partition, other)
+            if first and second and first != second:
+                places.append(f"{first} and {second} ({partition.name}")
         if not places:
             return ""
-        name, first, second = places[0]
         more = f" and {len(places) - 1} more partitions" if len(places) > 1 else ""
-        return f"{first} and {second} ({name}{more})"
+        return f"{places[0]}{more})"
+
+
+def _side(partition: Partition, patient: str) -> str:
+    return next((split for split in SPLITS if patient in getattr(partition, split)), "")
 
 
 def _patients_in_two_splits(
@@ -174,7 +174,7 @@ def _between_patients(
     for (one, other), frames in sorted(pairs.items()):
         if where := sides.apart(one, other):
             text = (
-                f"patient_id={one} and {other} in {where}: {len(frames)} {what}, first "
+                f"patient_id={one} and {other} in {where}; {what}: {len(frames)}, first "
                 f"frame_id={frames[0][0]} and {frames[0][1]}"
             )
             findings.append(Finding(kind, text, (one, other), tuple(frames)))
@@ -219,8 +219,8 @@ def _date_order(
             wrong = graded.loc[inside[early].index[inside[early] >= inside[late].min()]]
             if len(wrong):
                 text = (
-                    f"{partition.name}: {len(wrong)} frames in {early} are not older than all of "
-                    f"{late} by {column}, first frame_id={wrong['frame_id'].iloc[0]} of "
+                    f"{partition.name}: frames in {early} that are not older than all of {late} by "
+                    f"{column}: {len(wrong)}, first frame_id={wrong['frame_id'].iloc[0]} of "
                     f"patient_id={wrong['patient_id'].iloc[0]}"
                 )
                 patients = tuple(sorted(wrong["patient_id"].unique()))

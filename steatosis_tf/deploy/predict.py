@@ -73,18 +73,14 @@ def load_model(model_path: str | Path) -> onnxruntime.InferenceSession:
             f"Expected an ONNX file. Received: model={path.name!r}, which onnxruntime refuses. "
             "Was it copied whole?"
         ) from error
-    texts = _texts(session)
-    grades = json.loads(texts.get("steatosis.grades", "[]"))
-    shape = session.get_inputs()[0].shape[1:]
-    if (
-        "steatosis.roi" not in texts
-        or tuple(grades) != GRADES
-        or shape != [INPUT_SIZE_PX, INPUT_SIZE_PX, 1]
-    ):
+    texts = session.get_modelmeta().custom_metadata_map
+    grades = texts.get("steatosis.grades", "")
+    shapes = [node.shape[1:] for node in session.get_inputs()]
+    if grades != json.dumps(GRADES) or shapes != [[INPUT_SIZE_PX, INPUT_SIZE_PX, 1]]:
         raise ValueError(
             f"Expected a model of steatosis_tf with the grades {', '.join(GRADES)} and input "
             f"{INPUT_SIZE_PX} x {INPUT_SIZE_PX} x 1. Received: model={path.name!r} with "
-            f"grades={grades} input={shape}. Export it with `steatosis export RUN_DIR`."
+            f"grades={grades} inputs={shapes}. Export it with `steatosis export RUN_DIR`."
         )
     return session
 

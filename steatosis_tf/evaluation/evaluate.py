@@ -83,16 +83,16 @@ def metrics_text(runs: list[dict[str, Any]]) -> str:
     """
     parts = [[run[unit] for run in runs] for unit in ("patient", "frame")]
     lines = [
-        f"{'':24}{'patients':>22}{'frames':>22}",
-        f"{'number tested':24}{parts[0][0]['n']:>22}{parts[1][0]['n']:>22}",
+        f"{'':24}{'patients':>24}{'frames':>24}",
+        f"{'number tested':24}{parts[0][0]['n']:>24}{parts[1][0]['n']:>24}",
     ]
     for name, path in _SHOWN.items():
-        cells = "".join(f"{_spread([_look_up(m, path) for m in part]):>22}" for part in parts)
+        cells = "".join(f"{_spread([_look_up(m, path) for m in part]):>24}" for part in parts)
         lines.append(f"{name:24}{cells}")
-    lines += ["", f"{'per patient':12}" + "".join(f"{name:>22}" for name in _PER_GRADE)]
+    lines += ["", f"{'per patient':12}" + "".join(f"{name:>24}" for name in _PER_GRADE)]
     for grade in GRADES:
         rows = [metrics["per_class"][grade] for metrics in parts[0]]
-        cells = "".join(f"{_spread([row[key] for row in rows]):>22}" for key in _PER_GRADE)
+        cells = "".join(f"{_spread([row[key] for row in rows]):>24}" for key in _PER_GRADE)
         lines.append(f"{grade:12}{cells}")
     if len(runs) > 1:
         lines += ["", f"mean (lowest to highest) of {len(runs)} repeats, other folds and seeds"]

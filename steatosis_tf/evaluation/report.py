@@ -37,9 +37,9 @@ def write_report(run_dir: str | Path, *, num_resamples: int = 2000) -> Path:
     """Write the report of a run beside its results.
 
     Args:
-        run_dir: `runs/<experiment>/<run_id>`. Files of later steps (leak_gate.json,
-            robustness.csv, those of `run_record.PARTS`, the author's study.json) are used if they
-            are there.
+        run_dir: `runs/<experiment>/<run_id>`. Files of later steps are used if they are there:
+            leak_gate.json, robustness.csv, hepatorenal.csv (`patient_id, hepatorenal_index`),
+            those of `run_record.PARTS`, and the author's study.json (`run_record.STUDY_KEYS`).
         num_resamples: bootstrap resamples of every interval.
 
     Returns:

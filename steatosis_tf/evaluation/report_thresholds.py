@@ -182,6 +182,14 @@ def decision_blocks(run: RunRecord, analysis: Analysis) -> list[Block]:
             "positives; a sample enriched with disease overstates it for a clinic."
         )
     )
-    if not any("hepatorenal" in str(name) for name in run.parts.get("comparators.json", {})):
-        blocks.append(Lack("Against the hepatorenal index: not done (no comparators.json)."))
+    if "hepatorenal" in found.notes:
+        why = found.notes["hepatorenal"]
+        blocks.append(Lack(f"Against the hepatorenal index: not done, {why}."))
+    else:
+        blocks.append(
+            Text(
+                "The hepatorenal index became a probability by a logistic curve fitted on the "
+                "patients of each partition that were not tested."
+            )
+        )
     return blocks

@@ -68,6 +68,7 @@ class RunRecord:
     patient_scores: pd.DataFrame | None
     validation_scores: pd.DataFrame | None
     robustness: pd.DataFrame | None
+    hepatorenal: pd.DataFrame | None
     parts: dict[str, dict[str, Any]]
     study: dict[str, str]
     figures: dict[str, Path]
@@ -136,6 +137,7 @@ def read_run(run_dir: str | Path) -> RunRecord:
         patient_scores=read("patient_scores.csv", read_scores),
         validation_scores=read("validation_scores.csv", _read_validation),
         robustness=read("robustness.csv", pd.read_csv),
+        hepatorenal=read("hepatorenal.csv", _read_hepatorenal),
         parts={name: part for name in PARTS if (part := read(name, read_json)) is not None},
         study=read_study(run_dir / "study.json"),
         figures={path.stem: path for path in figures},
@@ -197,6 +199,16 @@ def _read_split(path: Path) -> pd.DataFrame:
     if missing:
         raise ValueError(f"expected fold, patient_id, split; lacks {', '.join(missing)}")
     return table
+
+
+def _read_hepatorenal(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path, dtype={"patient_id": str})
+    missing = [name for name in ("patient_id", "hepatorenal_index") if name not in table.columns]
+    if missing:
+        raise ValueError(f"expected patient_id, hepatorenal_index; lacks {', '.join(missing)}")
+    table["hepatorenal_index"] = pd.to_numeric(table["hepatorenal_index"])
+    # Frames of one patient: the index of a patient is their mean, as the score of a patient is.
+    return table.groupby("patient_id", as_index=False)["hepatorenal_index"].mean()
 
 
 def _hashes(run_dir: Path) -> dict[str, str]:

@@ -17,7 +17,11 @@ from steatosis_tf.evaluation.calibration import (
     fit_temperature,
 )
 from steatosis_tf.evaluation.conformal import evaluate_conformal, fit_conformal
-from steatosis_tf.evaluation.decision_curve import decision_curve
+from steatosis_tf.evaluation.decision_curve import (
+    decision_curve,
+    fit_index_probability,
+    index_probability,
+)
 from steatosis_tf.evaluation.operating_points import (
     apply_operating_points,
     choose_operating_points,
@@ -25,7 +29,7 @@ from steatosis_tf.evaluation.operating_points import (
 from steatosis_tf.evaluation.ordinal import CUMULATIVE_TASKS
 from steatosis_tf.evaluation.run_record import RunRecord
 from steatosis_tf.evaluation.scores import labels_and_probabilities, patient_scores
-from steatosis_tf.grades import SCORE_COLUMNS
+from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 
 _COVERAGE = 0.9
 
@@ -78,6 +82,13 @@ def apply_validation(run: RunRecord, num_resamples: int = 2000) -> Thresholds:
         after = calibration_metrics(labels, calibrated[list(SCORE_COLUMNS)].to_numpy())
     source, operating = _operating(run, validation, test, notes)
     judged = test if calibrated is None else calibrated
+    decisions = {}
+    for task, first in CUMULATIVE_TASKS.items():
+        if 0 < (labels >= first).sum() < len(labels):
+            index = _index_probability(run, test, first, notes)
+            decisions[task] = decision_curve(
+                judged, task, comparators=index, num_resamples=num_resamples
+            )
     return Thresholds(
         temperatures=temperatures,
         calibrated=calibrated,
@@ -86,11 +97,7 @@ def apply_validation(run: RunRecord, num_resamples: int = 2000) -> Thresholds:
         points_source=source,
         operating=operating,
         conformal=_conformal(run, validation, test, notes),
-        decisions={
-            task: decision_curve(judged, task, num_resamples=num_resamples)
-            for task, first in CUMULATIVE_TASKS.items()
-            if 0 < (labels >= first).sum() < len(labels)
-        },
+        decisions=decisions,
         notes=notes,
     )
 
@@ -139,6 +146,39 @@ def _operating(
     except (ValueError, KeyError, TypeError) as error:
         notes["operating"] = f"{source} cannot be used: {error}"
         return source, None
+
+
+def _index_probability(
+    run: RunRecord, test: pd.DataFrame, first: int, notes: dict[str, str]
+) -> dict[str, np.ndarray]:
+    """Probability of a task from the hepatorenal index of the test patients, fold by fold.
+
+    The curve from index to probability is fitted on all patients of the fold that are not tested:
+    the index itself learns from nobody.
+    """
+    if run.hepatorenal is None or run.split is None or run.manifest is None:
+        notes["hepatorenal"] = "no hepatorenal.csv, or no split or manifest with it"
+        return {}
+    index = run.hepatorenal.dropna().set_index("patient_id")["hepatorenal_index"]
+    grades = run.manifest.drop_duplicates("patient_id").set_index("patient_id")["grade"]
+    lacking = sorted(set(test["patient_id"].astype(str)) - set(index.index))
+    if lacking:
+        notes["hepatorenal"] = f"{len(lacking)} test patients lack it, first {lacking[0]}"
+        return {}
+    probability = np.zeros(len(test))
+    for fold in sorted(set(test["fold"])):
+        part = run.split[(run.split["fold"] == str(fold))
+                         & run.split["split"].isin(["train", "validation"])]  # fmt: skip
+        known = [p for p in part["patient_id"] if p in index.index and grades.get(p) in GRADES]
+        positive = np.array([GRADES.index(grades[p]) >= first for p in known], dtype=bool)
+        if not 0 < positive.sum() < len(known):
+            notes["hepatorenal"] = f"fold {fold} has untested patients on one side only"
+            return {}
+        curve = fit_index_probability(index.loc[known].to_numpy(), positive)
+        rows = (test["fold"] == fold).to_numpy()
+        values = index.loc[test.loc[rows, "patient_id"].astype(str)].to_numpy()
+        probability[rows] = index_probability(curve, values)
+    return {"hepatorenal index": probability}
 
 
 def _conformal(

@@ -20,6 +20,9 @@ LAST_MAP_LAYER = "conv5_block3_out"
 # preprocess_input would give the ONNX file a second required input.
 _CHANNEL_MEANS = (103.939, 116.779, 123.68)
 
+# Mean grey level every frame is shifted to: about that of a well-set display.
+_LEVEL = 64.0
+
 _WEIGHTS_ADDRESS = "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
 _WEIGHTS_FILE = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 
@@ -43,25 +46,41 @@ def build_backbone(config: ModelConfig) -> keras.Model:
     """
     roi = keras.Input((INPUT_SIZE_PX, INPUT_SIZE_PX, 1), dtype="uint8", name="roi")
     grey = keras.layers.Rescaling(1.0, name="to_float")(roi)
+    if config.normalize_gain:
+        grey = _at_one_level(grey)
     channels = keras.layers.Concatenate(name="three_channels")([grey, grey, grey])
     centred = keras.layers.Rescaling(
         1.0, offset=[-mean for mean in _CHANNEL_MEANS], name="imagenet_mean"
     )(channels)
     network = _resnet50(centred, config)
     pooled = keras.layers.GlobalAveragePooling2D(name=FEATURE_LAYER)(network.output)
-    backbone = keras.Model(roi, pooled, name="frozen_resnet50")
+    name = "frozen_resnet50_one_level" if config.normalize_gain else "frozen_resnet50"
+    backbone = keras.Model(roi, pooled, name=name)
     for layer in backbone.layers:
         layer.trainable = False
     return backbone
 
 
-def weights_sha256(backbone: keras.Model) -> str:
-    """SHA-256 of all weights and moving statistics, in graph order."""
-    digest = hashlib.sha256()
+def backbone_sha256(backbone: keras.Model) -> str:
+    """SHA-256 of what decides the features: preprocessing (the model's name says which), all
+    weights and moving statistics in graph order."""
+    digest = hashlib.sha256(backbone.name.encode())
     for weight in backbone.get_weights():
         digest.update(str(weight.shape).encode())
         digest.update(weight.tobytes())
     return digest.hexdigest()
+
+
+def _at_one_level(grey: keras.KerasTensor) -> keras.KerasTensor:
+    """Shift the grey levels inside the sector to one mean; outside it stays 0.
+
+    A display is log-compressed, so the sonographer's gain is added to every echo: taking the mean
+    out takes the gain out, and leaves contrast and the fall with depth as they are.
+    """
+    inside = keras.ops.cast(grey > 0, "float32")
+    count = keras.ops.maximum(keras.ops.sum(inside, axis=(1, 2, 3), keepdims=True), 1.0)
+    level = keras.ops.sum(grey, axis=(1, 2, 3), keepdims=True) / count
+    return (grey - level + _LEVEL) * inside
 
 
 def _resnet50(pixels: keras.KerasTensor, config: ModelConfig) -> keras.Model:

@@ -6,6 +6,8 @@ computes in bfloat16 on a processor with AMX or AVX512-BF16, else in float32. bf
 of a number, so every engine is held against the reference on the study's own frames when it starts.
 """
 
+import hashlib
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ import tf2onnx
 from tqdm import tqdm
 
 from steatosis_tf.atomic import replacing
-from steatosis_tf.model.backbone import weights_sha256
+from steatosis_tf.model.backbone import backbone_sha256
 
 #: Frames per call. A fixed size lets OpenVINO choose its kernels once.
 BATCH = 16
@@ -71,7 +73,7 @@ def choose_engine(
         try:
             return _checked(_make(candidate, backbone, Path(cache_dir)), backbone, check_rois)
         except RuntimeError as error:
-            tqdm.write(f"engine {candidate} passed over: {error}")
+            tqdm.write(f"engine {candidate} passed over: {error}", file=sys.stderr)
     return _keras_engine(backbone)
 
 
@@ -150,8 +152,8 @@ def _openvino_engine(backbone: keras.Model, cache_dir: Path) -> Engine:
             "Install it with `pip install steatosis_tf[fast]`, or use model.engine=keras."
         ) from error
     core = openvino.Core()
-    path = cache_dir / f"backbone-{weights_sha256(backbone)[:16]}-batch-{BATCH}.onnx"
-    if not path.is_file():
+    path = cache_dir / f"backbone-{backbone_sha256(backbone)[:16]}-batch-{BATCH}.onnx"
+    if not _is_whole(path):
         _convert(backbone, path)
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     compiled = core.compile_model(
@@ -192,3 +194,19 @@ def _convert(backbone: keras.Model, path: Path) -> None:
     proto, _ = tf2onnx.convert.from_keras(backbone, input_signature=signature, opset=17)
     with replacing(path) as temporary:
         onnx.save(proto, str(temporary))
+        digest = _file_sha256(temporary)
+    with replacing(path.with_suffix(".sha256")) as temporary:
+        temporary.write_text(digest)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the kept graph is what was written; a damaged one is converted again."""
+    note_path = path.with_suffix(".sha256")
+    if not path.is_file() or not note_path.is_file():
+        return False
+    return note_path.read_text(errors="replace") == _file_sha256(path)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -112,8 +112,8 @@ def fit(
         validation_data=validation,
         epochs=config.epochs,
         class_weight=weights,
+        shuffle=False,  # the batches are shuffled already; Keras would warn that it cannot
         callbacks=callbacks,
-        shuffle=False,  # the batches come shuffled
         verbose=0,
     ).history
     if not np.isfinite(history["val_loss"]).any():

@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
+from absl import logging as absl_logging
 
+from steatosis_tf import __version__
 from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.leak_gate import refuse_leaks
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, read_manifest
@@ -23,6 +25,9 @@ from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.roi.crop import INPUT_SIZE_PX, Rectangle, crop_roi
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.folder import read_frame
+
+# tensorflow-datasets warns of its own deprecated attribute at every read.
+absl_logging.set_verbosity(absl_logging.ERROR)
 
 _CHUNK = 256  # frames decoded ahead of the writer: bounds memory, whatever the size of a study
 
@@ -84,6 +89,7 @@ def write_records(
     *,
     time_column: str = "",
     gate_path: str | Path | None = None,
+    hashes_path: str | Path | None = None,
 ) -> Path:
     """Pass the leak gate, then write the records of a manifest unless the same ones are there.
 
@@ -93,6 +99,7 @@ def write_records(
         partitions: who trains, validates and tests; what the `split` column says if None.
         time_column: date column of a temporal split.
         gate_path: JSON file for what the gate looked at.
+        hashes_path: file that keeps the gate's perceptual hashes between calls.
 
     Returns:
         the folder tensorflow-datasets reads (`records_dir/steatosis_records/1.0.0`).
@@ -104,7 +111,9 @@ def write_records(
     records_dir = Path(records_dir)
     rows = usable_rows(read_manifest(manifest_path))
     partitions = partitions or partitions_of_column(rows)
-    gate = refuse_leaks(rows, partitions, manifest_path, time_column=time_column)
+    gate = refuse_leaks(
+        rows, partitions, manifest_path, time_column=time_column, cache_path=hashes_path
+    )
     if gate_path is not None:
         with replacing(gate_path) as temporary:
             temporary.write_text(json.dumps(gate, indent=2) + "\n")
@@ -137,11 +146,14 @@ def records_location(records_dir: str | Path) -> Path:
 
 
 def records_fingerprint(rows: pd.DataFrame) -> str:
-    """SHA-256 of all that the records hold: pixels, ROI, grade, patient and split of each row."""
+    """SHA-256 of all that the records hold: pixels, ROI, grade, patient and split of each row.
+
+    The package version stands for the code that finds the sector and cuts the ROI.
+    """
     columns = ["frame_id", "pixels_sha256", *ROI_COLUMNS, "grade", "fat_percent", "patient_id",
                "split"]  # fmt: skip
     text = rows[columns].sort_values("frame_id").to_csv(index=False)
-    return hashlib.sha256(f"{SteatosisRecords.VERSION}\n{text}".encode()).hexdigest()
+    return hashlib.sha256(f"{SteatosisRecords.VERSION} {__version__}\n{text}".encode()).hexdigest()
 
 
 def usable_rows(frame_table: pd.DataFrame) -> pd.DataFrame:

@@ -86,6 +86,12 @@ def keep_patients(examples: tf.data.Dataset, patient_ids: frozenset[str]) -> tf.
     return examples.filter(lambda example: tf.reduce_any(example["patient_id"] == wanted))
 
 
+def keep_frames(examples: tf.data.Dataset, frame_ids: set[str]) -> tf.data.Dataset:
+    """Only the examples of the frames named."""
+    wanted = tf.constant(sorted(frame_ids))
+    return examples.filter(lambda example: tf.reduce_any(example["frame_id"] == wanted))
+
+
 def _read(records_dir: str | Path, decoding: tfds.decode.PartialDecoding | None) -> tf.data.Dataset:
     location = records_location(records_dir)
     if not (Path(records_dir) / "records.json").is_file():

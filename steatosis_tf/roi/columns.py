@@ -91,7 +91,7 @@ def fill_manifest(
         for start in range(0, len(wanted), step):
             _propose(table, wanted[start : start + step], Path(manifest_path), config, bar)
             write_automatic_boxes(manifest_path, table)
-    return table
+    return read_manifest(manifest_path)  # with what reviewers have decided meanwhile
 
 
 def add_roi_columns(

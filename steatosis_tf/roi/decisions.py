@@ -28,6 +28,8 @@ _FOLD_SHARE = 0.05
 class DecisionStore:
     """The ROI cells of a manifest, shared with other threads and other processes.
 
+    `mutex` is held by whoever needs several answers that belong together.
+
     Args:
         manifest_path: as `build_manifest` writes it.
 
@@ -39,7 +41,7 @@ class DecisionStore:
         self.path = Path(manifest_path)
         self.fold_error = ""
         self._journal = journal_of(self.path)
-        self._mutex = threading.RLock()
+        self.mutex = threading.RLock()
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._offset = 0
@@ -87,7 +89,7 @@ class DecisionStore:
 
     def refresh(self) -> None:
         """Take in what other processes have decided or rewritten."""
-        with self._mutex:
+        with self.mutex:
             if self._journal.size() < self._offset:  # somebody removed or replaced the journal
                 self._start()
                 return
@@ -111,7 +113,7 @@ class DecisionStore:
             OSError: if the journal cannot be written, for example on a full disk.
         """
         outcomes, entries = [], []
-        with self._mutex, self._journal.lock():
+        with self.mutex, self._journal.lock():
             self.refresh()
             for decision in decisions:
                 before = self.cells(self.position(decision.frame_id))
@@ -134,7 +136,7 @@ class DecisionStore:
             OSError: if the manifest cannot be written; TimeoutError if another process holds it.
         """
         with manifest_lock(self.path):
-            with self._mutex, self._journal.lock():
+            with self.mutex, self._journal.lock():
                 self.refresh()
                 pending, end = dict(self._pending), self._offset
             if pending:

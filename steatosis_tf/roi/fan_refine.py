@@ -97,7 +97,10 @@ def with_cuts(fan: Fan, border: Border, bright: np.ndarray) -> Fan:
         (border.bottom, 1, _MIN_BOTTOM_RUN, lambda fan, at: replace(fan, cut_bottom_px=at)),
     ):
         edge = envelope(np.sort(reach)[len(reach) // 2 :])
-        edge = float(np.median(reach[np.abs(reach - edge) <= INLIER_PX]))
+        near_edge = reach[np.abs(reach - edge) <= INLIER_PX]
+        if near_edge.size == 0:  # the border has no common edge on this side
+            continue
+        edge = float(np.median(near_edge))
         if (np.abs(reach - edge) < _STRAIGHT_PX).mean() < least:
             continue
         cut = cut_at(fan, sign * (edge + 0.5))

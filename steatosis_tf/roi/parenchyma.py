@@ -17,6 +17,8 @@ _NEAR_FIELD_SHARE = 0.14
 # Pixels this close to the liver's border (share of the depth) may be its neighbour.
 _BORDER_SHARE = 0.02
 _NUM_DEPTH_BINS = 12
+# Rectangles are tried at every second px of the map.
+_STRIDE = 2
 # Grey levels, in robust spreads from the level at that depth, that are no parenchyma any more;
 # bile and blood are dark, so the lower bound is the tighter one.
 _TOO_DARK, _TOO_BRIGHT = -2.2, 3.0
@@ -96,7 +98,7 @@ class Terrain:
         return Rectangle(top, left, max(1, bottom - top), max(1, right - left))
 
     def windows(self, height: int, width: int) -> Windows | None:
-        """All rectangles of one size (px of this map) that are allowed throughout, or None."""
+        """Rectangles of one size (px of this map) that are allowed throughout, or None."""
         rows, columns = self.allowed.shape
         if height > rows or width > columns or min(height, width) < 3:
             return None
@@ -104,6 +106,7 @@ class Terrain:
         top, left = np.nonzero(fits)
         if len(top) == 0:
             return None
+        top, left = _STRIDE * top, _STRIDE * left
         area = height * width
         bad = self._sum("bad", height, width)[fits] / area
         down, across = (0, height // 2, height - 1), (0, width // 2, width - 1)
@@ -123,13 +126,13 @@ class Terrain:
         )
 
     def _sum(self, name: str, height: int, width: int) -> np.ndarray:
-        """Sums over all windows of one size, `(rows - height + 1, columns - width + 1)`."""
+        """Sums over every second window of one size, down and across; 2-D float64."""
         table = self._tables[name]
         return (
-            table[height:, width:]
-            - table[:-height, width:]
-            - table[height:, :-width]
-            + table[:-height, :-width]
+            table[height::_STRIDE, width::_STRIDE]
+            - table[:-height:_STRIDE, width::_STRIDE]
+            - table[height::_STRIDE, :-width:_STRIDE]
+            + table[:-height:_STRIDE, :-width:_STRIDE]
         )
 
     @cached_property

@@ -10,7 +10,7 @@ from steatosis_tf.roi.parenchyma import Terrain, Windows, survey
 from steatosis_tf.roi.sector import Sector
 
 # A proposal below this quality is none; see docs/roi.md for how it was measured.
-MIN_QUALITY = 0.35
+MIN_QUALITY = 0.40
 # Sides of the rectangle as shares of the sector's depth, and how many sizes are tried between.
 _MIN_SIDE, _MAX_SIDE, _NUM_SIDES = 0.10, 0.42, 9
 _ASPECTS = (0.7, 0.85, 1.0, 1.2, 1.45)
@@ -21,7 +21,7 @@ _MAX_BAD_SHARE = 0.25
 # Unevenness (spread over level, the fall of brightness with depth taken out) that halves quality.
 _HALF_UNEVENNESS = 0.30
 # Distance from the liver's border, as a share of the depth, from which more does not help.
-_ENOUGH_MARGIN = 0.06
+_ENOUGH_MARGIN = 0.08
 # Echo of the deep part is weak and mixed with amplified noise: from the first depth (share of the
 # sector's) quality falls, and it is halved the second share further down.
 _GOOD_DEPTH, _HALF_DEPTH = 0.40, 0.20
@@ -66,8 +66,9 @@ def propose_rectangle(
     Raises:
         ValueError: if the masks are not of the frame's size.
     """
-    for name, mask in (("sector.mask", sector.mask), ("liver_mask", liver_mask)):
-        if mask.shape != frame.shape[:2]:
+    masks = {"sector.mask": sector.mask, "liver_mask": liver_mask, "overlay_mask": overlay_mask}
+    for name, mask in masks.items():
+        if mask is not None and mask.shape != frame.shape[:2]:
             raise ValueError(
                 f"expected {name} of the frame's size {frame.shape[:2]}. "
                 f"Received: shape={mask.shape}"
@@ -93,6 +94,9 @@ def _best_window(terrain: Terrain) -> tuple[Rectangle | None, float, str]:
     best, best_quality, best_factors = None, -1.0, {}
     for windows in sized_windows(terrain):
         factors = quality_factors(windows, terrain.depth_px)
+        # Sizes only get smaller; rounding makes sizes of one side differ by a few percent.
+        if 1.1 * factors["small"][0] < best_quality:
+            break
         quality = np.prod(list(factors.values()), axis=0)
         at = int(quality.argmax())
         if quality[at] > best_quality:
@@ -105,8 +109,8 @@ def _best_window(terrain: Terrain) -> tuple[Rectangle | None, float, str]:
 
 
 def sized_windows(terrain: Terrain) -> Iterator[Windows]:
-    """All rectangles of liver that are looked at, one size at a time."""
-    for side in np.geomspace(_MIN_SIDE, _MAX_SIDE, _NUM_SIDES) * terrain.depth_px:
+    """All rectangles of liver that are looked at, one size at a time, the largest first."""
+    for side in np.geomspace(_MAX_SIDE, _MIN_SIDE, _NUM_SIDES) * terrain.depth_px:
         for aspect in _ASPECTS:
             windows = terrain.windows(round(side / aspect**0.5), round(side * aspect**0.5))
             if windows is not None:

@@ -19,6 +19,7 @@ const now = {
   undos: [], // [frame_id, revision after it] of every decision in this tab
   filter: "to_review",
   order: "file",
+  next: null, // the server's answer to "next", asked for ahead of its turn
   ready: false, // the frame is drawn and can be judged
   busy: false,
   ticket: 0,
@@ -45,18 +46,35 @@ async function show(answer) {
   now.row = row;
   now.edit = null;
   now.steps = [];
+  now.next = null;
   now.ready = false;
   stage.drawing = false;
   stage.part = "whole";
   const ticket = ++now.ticket;
   remember();
   if (!row) return showEnd(answer);
-  const shown = await draw(row, ticket);
-  if (ticket === now.ticket) {
+  await draw(row, ticket);
+  if (ticket !== now.ticket) return;
+  panel();
+  frames.prefetch([...answer.ahead.slice(0, 1), ...answer.behind, ...answer.ahead.slice(1)]);
+  lookAhead(row, ticket, answer.isForeseen).catch(() => {}); // then it is asked for in its turn
+}
+
+/** Ask for the answer to "next" already now, so that a key press waits for nothing. */
+async function lookAhead(row, ticket, isForeseen) {
+  if (isForeseen) {
+    // What is shown was looked up a while ago; meanwhile somebody may have decided about it.
+    const fresh = await go(place({ frame_id: row.frame_id }));
+    if (ticket !== now.ticket || now.busy) return;
+    if (fresh.row.revision !== now.row.revision && !now.edit) {
+      now.row = fresh.row;
+      if (now.ready) stage.setBox(fresh.row.box, null);
+    }
+    progress(fresh);
     panel();
-    frames.prefetch([...answer.ahead.slice(0, 1), ...answer.behind, ...answer.ahead.slice(1)]);
   }
-  return shown;
+  const next = await go(place({ frame_id: row.frame_id, step: 1 }));
+  if (ticket === now.ticket) now.next = { ...next, isForeseen: true };
 }
 
 async function draw(row, ticket) {
@@ -139,7 +157,8 @@ function isUnsaved() {
 const move = (step) => alone(async () => {
   if (isUnsaved()) return;
   const before = now.row;
-  const answer = await go(place({ frame_id: before?.frame_id ?? "", step }));
+  const foreseen = step > 0 ? now.next : null;
+  const answer = foreseen ?? await go(place({ frame_id: before?.frame_id ?? "", step }));
   if (!answer.row && before) return notice("No other frame under this filter.");
   await show(answer);
   const isAround = before && (answer.row.rank - before.rank) * step < 0;
@@ -210,7 +229,7 @@ function drop() {
 function typedBox() {
   const inputs = [...at("numbers").querySelectorAll("input")];
   const changed = typed(inputs.map((input) => input.value), stage.frame, leastPx);
-  for (const input of inputs) input.toggleAttribute("aria-invalid", !changed);
+  for (const input of inputs) input.setAttribute("aria-invalid", !changed);
   if (changed) step(changed);
 }
 
@@ -227,7 +246,9 @@ const save = (action, more = {}) => alone(async () => {
   now.edit = null;
   at("memo").value = "";
   at("saved").textContent = `✓ ${STATE_NAMES[answer.row.state]}, saved ${new Date().toLocaleTimeString()}`;
-  await show(await go(place({ frame_id: row.frame_id, step: 1 })));
+  const { counts } = answer; // newer than those that came with a foreseen answer
+  const next = now.next ?? await go(place({ frame_id: row.frame_id, step: 1 }));
+  await show({ ...next, counts });
 });
 
 /** Somebody else was quicker: show theirs, keep mine as an unsaved change. */
@@ -262,8 +283,9 @@ function undo() {
 
 /** Go back to the frame decided last in this tab, and take that decision back. */
 const undoLast = () => alone(async () => {
-  const [frameId, revision] = now.undos.pop();
+  const [frameId, revision] = now.undos.at(-1);
   const answer = await decide({ frame_id: frameId, revision, action: "undo" });
+  now.undos.pop(); // not before: a server that does not answer has not undone it
   await show(await go(place({ frame_id: frameId })));
   if (!answer.saved) return notice(`${answer.row.reviewer} changed this frame since: not undone.`, "bad");
   at("saved").textContent = `↶ Undone, saved ${new Date().toLocaleTimeString()}`;

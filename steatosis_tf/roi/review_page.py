@@ -84,7 +84,6 @@ def add_review_page(store: DecisionStore, *, reviewer: str) -> None:
 
     @app.get("/review/go")
     def go(place: Annotated[Place, Query()]) -> dict[str, Any]:
-        store.refresh()
         return _answered(lambda: _placed(store, place))
 
     @app.get("/review/frames/{frame_id}/picture.png")
@@ -127,6 +126,12 @@ def _answered(work: Callable[[], Answer]) -> Answer:
 
 
 def _placed(store: DecisionStore, place: Place) -> dict[str, Any]:
+    with store.mutex:  # else another request could take in a new manifest between two lines
+        store.refresh()
+        return _neighbourhood(store, place)
+
+
+def _neighbourhood(store: DecisionStore, place: Place) -> dict[str, Any]:
     queue = store.queue
     look = {"filter_by": place.filter_by, "order": place.order}
     at = store.position(place.frame_id) if place.frame_id else None
@@ -183,8 +188,10 @@ def _decided(store: DecisionStore, wanted: WantedDecision, reviewer: str) -> dic
         rectangle = Rectangle(*wanted.box)
         _check_inside(rectangle, frame.height, frame.width)
     decision = Decision(wanted.frame_id, wanted.revision, wanted.action, rectangle, wanted.reason)
-    outcome = store.decide(decision, reviewer=reviewer)
-    return {"saved": outcome.saved, "row": _row(store, at, "file"), **_progress(store)}
+    with store.mutex:
+        outcome = store.decide(decision, reviewer=reviewer)
+        row = _row(store, store.position(wanted.frame_id), "file")
+        return {"saved": outcome.saved, "row": row, **_progress(store)}
 
 
 def _check_inside(box: Rectangle, height: int, width: int) -> None:

@@ -4,6 +4,7 @@ import { PARTS, drag, spanned } from "./review_box.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN_PX = 12;
+const FOOT_PX = 20; // what the line with zoom and size takes
 const HANDLE_PX = 9;
 const GRASP_PX = 22;
 const EDGE_HANDLES_FROM_PX = 64;
@@ -71,7 +72,7 @@ export class Stage {
     if (!this.frame) return;
     const { clientWidth, clientHeight } = this.root;
     const room = Math.min((clientWidth - 2 * MARGIN_PX) / this.frame.width,
-      (clientHeight - 2 * MARGIN_PX) / this.frame.height);
+      (clientHeight - 2 * MARGIN_PX - FOOT_PX) / this.frame.height);
     this.#look(Math.min(room, 3));
   }
 
@@ -110,7 +111,7 @@ export class Stage {
   #look(scale, centre = [this.frame.width / 2, this.frame.height / 2]) {
     this.scale = scale;
     this.x = Math.round(this.root.clientWidth / 2 - centre[0] * scale);
-    this.y = Math.round(this.root.clientHeight / 2 - centre[1] * scale);
+    this.y = Math.round((this.root.clientHeight - FOOT_PX) / 2 - centre[1] * scale);
     this.render();
   }
 

@@ -40,8 +40,9 @@ _MAX_COLOUR_SHARE = 0.005
 # With a tinted grey map nearly every bright pixel is coloured, beside Doppler many stay grey.
 _MIN_GREY_SHARE = 0.2
 
-# A fan fitted worse than this may reach over text beside it: every second of the same pictures
-# gives 5 of 294 below; a fan drawn over the menu bar of pydicom's cine loop scores 1.3 to 1.9.
+# A fan fitted worse than this may reach over text beside it. Every second of the same pictures
+# gives 5 of 294 below, one of them with 3 % of its bright pixels outside the outlined sector; a
+# fan drawn over the menu bar of pydicom's cine loop, by an earlier finder, scored 1.3 to 1.9.
 _MIN_SECTOR_SCORE = 2.0
 
 

@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import logging
 import math
-import re
 import struct
 import warnings
 import zlib
@@ -18,6 +17,7 @@ from pydicom.dataset import FileDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import UID
 
+from steatosis_tf.sources.dicom_dates import age_in_years, day_of
 from steatosis_tf.sources.pseudonym import normal_name, normal_patient_id
 from steatosis_tf.sources.rejection import Rejection
 
@@ -51,10 +51,8 @@ DEFLATED_SYNTAX = b"1.2.840.10008.1.2.1.99"
 _MARKER_AT = 128
 _HEAD_BYTES = 65536
 _ARCHIVE_MARKS = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh")
-_DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")  # 2001.12.31 is the ACR-NEMA form
-_AGE = re.compile(r"(\d{3})([DWMY])")
-_YEARS_PER_UNIT = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
-MAX_AGE_YEARS = 89
+# Whatever else stands there counts as YES, and is not passed on: it could be a name.
+_BURNED_IN = {"": "", "NO": "NO", "YES": "YES"}
 
 
 @dataclass(frozen=True)
@@ -185,16 +183,8 @@ def read_header(dataset: pydicom.Dataset) -> Header:
     if "Rows" not in dataset and "PhotometricInterpretation" not in dataset:
         raise Rejection("no_image")
 
-    patient_id = text_of(dataset, "PatientID")
-    name = normal_name(text_of(dataset, "PatientName"))
+    patient = _patient_of(dataset)
     birth_date = text_of(dataset, "PatientBirthDate")
-    if normal_patient_id(patient_id):
-        patient: tuple[str, ...] = ("id", normal_patient_id(patient_id))
-    elif name and day_of(birth_date):
-        patient = ("name", *name, birth_date)
-    else:
-        raise Rejection("no_patient")
-
     dates = (
         day_of(text_of(dataset, keyword))
         for keyword in ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
@@ -204,48 +194,25 @@ def read_header(dataset: pydicom.Dataset) -> Header:
     sex = text_of(dataset, "PatientSex").upper()
     return Header(
         patient=patient,
-        patient_id=patient_id,
-        name=name,
+        patient_id=text_of(dataset, "PatientID"),
+        name=normal_name(text_of(dataset, "PatientName")),
         birth_date=birth_date,
         study_uid=study_uid or "\0".join((*patient, str(study_date))),
         instance_uid=text_of(dataset, "SOPInstanceUID"),
         study_date=study_date,
         sex=sex if sex in ("M", "F", "O") else "",
         age=age_in_years(text_of(dataset, "PatientAge"), day_of(birth_date), study_date),
-        burned_in=text_of(dataset, "BurnedInAnnotation").upper(),
+        burned_in=_BURNED_IN.get(text_of(dataset, "BurnedInAnnotation").upper(), "YES"),
     )
 
 
-def day_of(text: str) -> datetime.date | None:
-    """A DICOM date (`DA`) as a date; None if it is empty or impossible."""
-    match = _DATE.fullmatch(text)
-    if match is None:
-        return None
-    try:
-        return datetime.date(*(int(part) for part in match.groups()))
-    except ValueError:
-        return None
-
-
-def age_in_years(
-    stated: str, birth: datetime.date | None, study: datetime.date | None
-) -> int | None:
-    """Age at the study in whole years, capped at 89.
-
-    Ages over 89 are few enough to point at a person (45 CFR 164.514(b)(2)(i)(C)).
-
-    Args:
-        stated: PatientAge such as "045Y" or "018M", or "".
-        birth: date of birth, used where no age is stated.
-        study: date of the study.
-
-    Returns:
-        0 to 89, or None if neither source gives an age.
-    """
-    match = _AGE.fullmatch(stated)
-    if match is not None:
-        return min(MAX_AGE_YEARS, int(int(match.group(1)) * _YEARS_PER_UNIT[match.group(2)]))
-    if birth is None or study is None or study < birth:
-        return None
-    had_birthday = (study.month, study.day) >= (birth.month, birth.day)
-    return min(MAX_AGE_YEARS, study.year - birth.year - (not had_birthday))
+def _patient_of(dataset: pydicom.Dataset) -> tuple[str, ...]:
+    """What the patient pseudonym is made from: the id, or name and birth date without one."""
+    patient_id = normal_patient_id(text_of(dataset, "PatientID"))
+    if patient_id:
+        return "id", patient_id
+    name = normal_name(text_of(dataset, "PatientName"))
+    birth_date = text_of(dataset, "PatientBirthDate")
+    if not name or not day_of(birth_date):
+        raise Rejection("no_patient")
+    return "name", *name, birth_date

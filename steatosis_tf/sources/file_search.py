@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from steatosis_tf.sources.dicom_header import MAX_AGE_YEARS
+from steatosis_tf.sources.dicom_dates import MAX_AGE_YEARS
 from steatosis_tf.sources.personal_values import PersonalValue
 from steatosis_tf.sources.pseudonym import KEY_PREFIX
 from steatosis_tf.sources.record_features import record_texts

@@ -104,7 +104,12 @@ def private_row(scan: Scan) -> dict[str, object]:
         "file": os.fsdecode(scan.file.name).replace("\0", " copy "),
         "patient_id": scan.patient_id,
         "study_id": scan.study_id,
-        "original_patient_id": "" if header is None else header.patient_id,
-        "original_study_uid": "" if header is None else header.study_uid.replace("\0", " "),
+        "original_patient_id": "" if header is None else _writable(header.patient_id),
+        "original_study_uid": "" if header is None else _writable(header.study_uid),
         "study_date": "" if header is None else header.study_date or "",
     }
+
+
+def _writable(text: str) -> str:
+    """A value as UTF-8 can hold it; damaged headers decode to halves of characters."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", " ")

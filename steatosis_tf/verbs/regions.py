@@ -1,7 +1,6 @@
 """Verbs on regions of interest: roi, review, import-boxes, export-boxes."""
 
 import dataclasses
-import getpass
 from argparse import ArgumentParser, Namespace
 
 from steatosis_tf.verbs.result import Result
@@ -11,15 +10,23 @@ def roi(args: Namespace) -> Result:
     """Propose a region of interest for every frame that has none; a person's box is kept."""
     from steatosis_tf.config import Config, override
     from steatosis_tf.roi.columns import fill_manifest
-    from steatosis_tf.roi.masks import write_masks
+    from steatosis_tf.roi.outlines import draw_sheet, write_masks
 
     config = override(Config(), args.settings)
     table = fill_manifest(args.manifest, config.roi, again=args.again)
     if args.masks:
         write_masks(table, args.manifest, args.masks)
+    if args.sheet:
+        draw_sheet(table, args.manifest, args.sheet)
     without = table.loc[table["roi_height"].isna()]
     reasons = {str(k): int(v) for k, v in without["roi_reason"].value_counts().items()}
     values = {"num_frames": len(table), "num_without_roi": len(without), "reasons": reasons}
+    if args.sheet:
+        from steatosis_tf import tracking
+
+        with tracking.start_run("roi", config.roi.method, dataclasses.asdict(config.roi)):
+            tracking.log_metrics(values)
+            tracking.log_artifacts(args.sheet)
     lines = [f"{len(table) - len(without)} of {len(table)} frames have a ROI"]
     lines += [f"{count:6} without: {reason}" for reason, count in reasons.items()]
     return Result(values, "\n".join(lines))
@@ -32,6 +39,8 @@ def _roi_arguments(parser: ArgumentParser) -> None:
         metavar="roi.NAME=VALUE", help="for example roi.method=sector",
     )  # fmt: skip
     parser.add_argument("--masks", metavar="DIR", help="also write sector and liver masks")
+    parser.add_argument("--sheet", metavar="PNG",
+                        help="also draw the worst proposals; logged to MLflow")  # fmt: skip
     parser.add_argument("--again", action="store_true", help="replace earlier proposals, never a "
                         "person's box")  # fmt: skip
 
@@ -47,7 +56,7 @@ def review(args: Namespace) -> Result:
 
 def _review_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("manifest", metavar="MANIFEST_CSV")
-    parser.add_argument("--reviewer", default=getpass.getuser(), help="initials for the manifest")
+    parser.add_argument("--reviewer", required=True, help="initials, kept in the manifest")
     parser.add_argument("--port", type=int, metavar="N")
     parser.add_argument("--no-browser", action="store_true", help="only serve the page")
 
@@ -87,7 +96,7 @@ def import_boxes(args: Namespace) -> Result:
 def _import_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("annotations", metavar="JSON")
     parser.add_argument("manifest", metavar="MANIFEST_CSV")
-    parser.add_argument("--reviewer", default=getpass.getuser())
+    parser.add_argument("--reviewer", required=True, help="initials, kept in the manifest")
     parser.add_argument("--label", default="roi", help="label of the boxes that are the ROI")
     parser.add_argument("--masks", metavar="DIR", help="write outlines there as masks")
 

@@ -1,4 +1,4 @@
-"""Verbs that judge what is claimed: report, check-tables."""
+"""Verbs that judge what is claimed: report, robustness, check-tables."""
 
 import dataclasses
 import json
@@ -19,6 +19,18 @@ def report(args: Namespace) -> Result:
 def _report_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR")
     parser.add_argument("--resamples", type=int, default=2000, metavar="N")
+
+
+def robustness(args: Namespace) -> Result:
+    """Grade the test frames of a hold-out run again, disturbed; the report shows the curves."""
+    from steatosis_tf.deploy.predict import load_model
+    from steatosis_tf.evaluation.run_robustness import write_robustness
+
+    session = load_model(Path(args.run_dir) / "model.onnx")
+    path = write_robustness(
+        args.run_dir, lambda rois: session.run(None, {"roi": rois})[0], num_resamples=args.resamples
+    )
+    return Result({"robustness": str(path)}, f"{path}\nnow: steatosis report {args.run_dir}")
 
 
 def check_tables(args: Namespace) -> Result:
@@ -42,6 +54,7 @@ def check_tables(args: Namespace) -> Result:
 
 VERBS = (
     ("report", report, _report_arguments),
+    ("robustness", robustness, _report_arguments),
     (
         "check-tables",
         check_tables,

@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from steatosis_tf.grades import NOTICE
 from steatosis_tf.verbs.result import Result
 
 
@@ -31,7 +32,6 @@ def _export_arguments(parser: ArgumentParser) -> None:
 def predict(args: Namespace) -> Result:
     """Grade frames with an ONNX model; needs no TensorFlow."""
     from steatosis_tf.deploy.predict import predict_frames, write_predictions
-    from steatosis_tf.grades import NOTICE
 
     predictions = predict_frames(args.model, args.paths)
     if args.output:
@@ -63,33 +63,42 @@ def _predict_arguments(parser: ArgumentParser) -> None:
 
 
 def compare(args: Namespace) -> Result:
-    """Show the finished runs of an experiment side by side, from MLflow."""
-    from steatosis_tf.tracking import runs_table
+    """Show runs side by side: intervals, paired difference to a baseline, cost."""
+    from steatosis_tf import tracking
+    from steatosis_tf.evaluation.comparison import (
+        ComparedRun,
+        compare_runs,
+        comparison_figure,
+        comparison_text,
+    )
+    from steatosis_tf.evaluation.scores import read_scores
 
-    runs = runs_table(args.experiment)
-    columns = [name for name in _COMPARED if name in runs.columns]
-    table = runs[["run_id", *columns]].rename(columns=_COMPARED)
-    table["run_id"] = table["run_id"].str[:8]
-    rows = table.astype(object).where(table.notna(), None).to_dict("records")
-    text = table.to_string(index=False, float_format=lambda value: f"{value:.3f}", na_rep="-")
-    return Result({"experiment": args.experiment, "runs": rows}, text)
+    runs = []
+    for experiment in args.experiments:
+        for row in tracking.runs_table(experiment).to_dict("records"):
+            scores = read_scores(tracking.artifact_path(row["run_id"], "patient_scores.csv"))
+            cost = {key: row.get(f"metrics.{key}") for key in _COST}
+            name = f"{experiment} {row['run_id'][:8]}"
+            runs.append(ComparedRun(row["run_id"], name, scores, cost))
+    if not runs:
+        raise ValueError(
+            f"Expected finished runs. Received: none in {', '.join(args.experiments)}."
+        )
+    # Without a baseline named, the oldest run is what the others are held against.
+    rows = compare_runs(runs, args.baseline or runs[-1].run_id, num_resamples=args.resamples)
+    if args.figure:
+        comparison_figure(rows, args.figure)
+    return Result({"runs": rows, "notice": NOTICE}, f"{comparison_text(rows)}\n{NOTICE}")
 
 
-#: MLflow column -> heading of the comparison.
-_COMPARED = {
-    "params.split.kind": "split",
-    "params.split.split_seed": "split_seed",
-    "params.model.weights": "weights",
-    "params.train.learning_rate": "lr",
-    "params.train.views": "views",
-    "params.train.seed": "seed",
-    "metrics.patient.n": "patients",
-    "metrics.patient.accuracy": "accuracy",
-    "metrics.patient.macro.f1": "macro_F1",
-    "metrics.patient.ordinal.auc_at_least_mild": "AUC>=Mild",
-    "metrics.patient.ordinal.quadratic_kappa": "kappa",
-    "metrics.seconds": "seconds",
-}
+def _compare_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT")
+    parser.add_argument("--baseline", metavar="RUN_ID", help="the oldest run if left out")
+    parser.add_argument("--figure", metavar="PNG", help="also draw the comparison")
+    parser.add_argument("--resamples", type=int, default=2000, metavar="N")
+
+
+_COST = ("train_minutes", "file_mb", "ms_per_frame")
 
 
 def _run_dir(parser: ArgumentParser) -> None:
@@ -100,5 +109,5 @@ VERBS = (
     ("evaluate", evaluate, _run_dir),
     ("export", export, _export_arguments),
     ("predict", predict, _predict_arguments),
-    ("compare", compare, lambda parser: parser.add_argument("experiment", metavar="EXPERIMENT")),
+    ("compare", compare, _compare_arguments),
 )

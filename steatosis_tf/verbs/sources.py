@@ -90,14 +90,7 @@ def consensus(args: Namespace) -> Result:
 
     summary = build_consensus(args.labels, args.output, args.rule)
     with tracking.start_run("reader_consensus", args.rule, {"rule": args.rule}):
-        tracking.log_metrics(
-            {
-                "fleiss_kappa": summary.fleiss_kappa,
-                "num_patients": summary.num_patients,
-                "num_pending": summary.num_pending,
-                "pairwise_kappa": {k: _plain(v) for k, v in summary.pairwise_kappa.items()},
-            }
-        )
+        tracking.log_metrics(summary.metrics())
     lines = [
         f"{summary.num_by_rule} of {summary.num_patients} patients graded by {args.rule}, "
         f"{summary.num_adjudicated} by adjudication, {summary.num_unread} unread: {args.output}",

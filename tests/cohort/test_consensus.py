@@ -1,5 +1,7 @@
 """Readers' columns in, one grade per patient out; disagreement waits for a person."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -164,6 +166,8 @@ def test_bad_calls_are_refused(consensus, tmp_path):
     [
         ("patient_id,adjudicated\nP1,S2\n", "adjudicated empty or one of.*'S2' at row 2"),
         ("patient,decision\nP1,Mild\n", "columns patient_id and adjudicated"),
+        ("patient_id,adjudicated\nP1,Mild\nP1,Normal\n", "two decisions for patient_id=P1"),
+        ("patient_id,adjudicated\nP1,Mild,x\n", "row 2: more cells"),
     ],
 )
 def test_a_spoilt_adjudication_is_refused(consensus, tmp_path, text, message):
@@ -219,6 +223,9 @@ def test_the_summary_reports_agreement_as_numbers(consensus):
     pair = summary.pairwise_kappa["reader_1-reader_2"]
     assert pair.num_patients == 51
     assert pair.low < pair.estimate < pair.high
+    assert re.fullmatch(
+        r"0\.\d{3} \(95 % interval 0\.\d{3} to [01]\.\d{3}, 51 patients\)", str(pair)
+    )
     metrics = summary.metrics()
     assert metrics["kappa.reader_1-reader_3.num_patients"] == 50
     assert all(np.isfinite(value) for value in metrics.values())

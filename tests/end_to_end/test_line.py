@@ -48,7 +48,8 @@ def test_run_directory_is_complete(study: Path) -> None:
     assert present >= {
         "config.json", "manifest.csv", "split.csv", "rejected.csv", "model.keras", "model.onnx",
         "history.csv", "frame_scores.csv", "patient_scores.csv", "validation_scores.csv",
-        "metrics.json", "environment.json", "figures",
+        "metrics.json", "environment.json", "figures", "leak_gate.json", "operating_points.json",
+        "report.html", "model_card.md",
     }  # fmt: skip
     figures = {path.name for path in (run_dir(study) / "figures").iterdir()}
     assert figures >= {"confusion_patients.png", "roc_patients.png", "training_0.png"}
@@ -113,10 +114,15 @@ def test_mlflow_holds_the_run(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("STEATOSIS_MLRUNS", str(study / "mlruns"))
-    assert call("compare", "resnet50_frozen", "--json") == 0
+    figure = study / "compare.png"
+    assert call("compare", "resnet50_frozen", "--json", "--figure", figure) == 0
+    assert figure.stat().st_size > 10_000
     runs = json.loads(capsys.readouterr().out)["runs"]
     assert len(runs) == 2
-    assert runs[0]["accuracy"] == runs[1]["accuracy"]
+    assert runs[0]["accuracy"]["value"] == runs[1]["accuracy"]["value"]
+    assert runs[0]["accuracy"]["difference"]["value"] == 0  # the same seeds: the same digits
+    assert runs[1]["accuracy"]["difference"] is None  # the oldest run is the baseline
+    assert runs[0]["ms_per_frame"] > 0
     with sqlite3.connect(study / "mlruns" / "mlflow.db") as store:
         params = dict(store.execute("SELECT key, value FROM params").fetchall())
         steps = store.execute("SELECT COUNT(*) FROM metrics WHERE key = 'val_accuracy'").fetchone()
@@ -152,3 +158,11 @@ def test_verbs_along_the_line(study: Path, capsys: pytest.CaptureFixture[str]) -
     assert call("split", manifest, "--set", "split.split_seed=9") == 1
     assert "--replace" in capsys.readouterr().err
     assert call("split", manifest, "--set", "split.split_seed=9", "--replace") == 0
+
+
+def test_robustness_reaches_the_report(study: Path) -> None:
+    assert call("robustness", run_dir(study), "--resamples", 200) == 0
+    assert call("report", run_dir(study), "--resamples", 200) == 0
+    curves = pd.read_csv(run_dir(study) / "robustness.csv")
+    assert {"gain", "blur"} <= set(curves["perturbation"])
+    assert "Robustness" in (run_dir(study) / "report.md").read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ to fail (Normal P and F1, Mild P, Moderate P, Severe R; macro P, weighted P, wei
 """
 
 import copy
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -247,3 +248,36 @@ def test_grim_no_whole_number_of_cases_gives_the_recall():
 def test_wrong_shapes_are_refused_by_name(table, message):
     with pytest.raises(ValueError, match=message):
         check_tables(table)
+
+
+@pytest.mark.parametrize("rounding", ["ROUND_HALF_UP", "ROUND_HALF_EVEN"])
+@pytest.mark.parametrize("num_decimals", [1, 2, 3, 4])
+@pytest.mark.parametrize("unit", [1, 100])
+def test_honest_tables_of_scikit_learn_raise_no_finding(rounding, num_decimals, unit):
+    """Rounded either way, in fraction or percent, with every grade present and predicted."""
+    rng = np.random.default_rng(num_decimals)
+
+    def printed(value):
+        step = Decimal(1).scaleb(-num_decimals)
+        text = str((Decimal(float(value)) * unit).quantize(step, rounding))
+        return text + " %" if unit == 100 else text
+
+    for _ in range(15):
+        matrix = rng.integers(0, 9, (4, 4)) + 3 * np.eye(4, dtype=int)
+        truth = np.repeat(np.arange(4), matrix.sum(axis=1))
+        guess = np.concatenate([np.repeat(np.arange(4), row) for row in matrix])
+        rows = np.stack(precision_recall_fscore_support(truth, guess), axis=1)
+        table = {
+            "grades": list("abcd"),
+            "per_class": {
+                name: [*map(printed, row[:3]), int(row[3])]
+                for name, row in zip("abcd", rows, strict=True)
+            },
+            "n": int(matrix.sum()),
+            "accuracy": printed(np.trace(matrix) / matrix.sum()),
+        }
+        for average in ("macro", "weighted"):
+            found = precision_recall_fscore_support(truth, guess, average=average)[:3]
+            table[average] = [printed(value) for value in found]
+        assert check_tables(table | {"confusion_matrix": matrix.tolist()}) == []
+        assert check_tables(table) == [], "without its matrix"

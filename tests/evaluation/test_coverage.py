@@ -107,7 +107,7 @@ def test_clustered_intervals_hold_95_percent_give_or_take_2() -> None:
     found = pooled_coverage(1000, per_grade=25, num_frames=10)
     assert found["bca"].between(0.93, 0.97).all(), found
     assert found["percentile"].mean() > 0.93, found
-    assert (found["naive"] < 0.85).all(), found
+    assert (found["naive"] < 0.7).all(), found
 
 
 if __name__ == "__main__":

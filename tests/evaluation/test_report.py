@@ -117,6 +117,7 @@ def test_validation_fixes_temperature_cut_offs_and_grade_sets(whole_run):
     assert "| Mild or worse: least cost | 25 % |" in text
     assert "promise to hold the true grade of 90 % of patients" in text
     assert "Decision curve, Moderate or worse" in text
+    assert "Against the hepatorenal index: not done, no hepatorenal.csv" in text
 
 
 def test_locked_cut_offs_of_the_run_are_used_and_damaged_ones_refused(run_dir):
@@ -129,6 +130,25 @@ def test_locked_cut_offs_of_the_run_are_used_and_damaged_ones_refused(run_dir):
     assert "<td>0.123</td>" in page
     (run_dir / "operating_points.json").write_text("{}")
     assert "operating_points.json cannot be used" in report_text(run_dir)
+
+
+def test_decision_curve_against_the_hepatorenal_index(run_dir):
+    manifest = pd.read_csv(run_dir / "manifest.csv", dtype=str)
+    validation = pd.read_csv(run_dir / "validation_scores.csv", dtype={"frame_id": str})
+    untested = validation[["frame_id", "patient_id", "grade"]].assign(
+        fat_percent="", path="v.png", pixels_sha256="0"
+    )
+    pd.concat([manifest, untested]).to_csv(run_dir / "manifest.csv", index=False)
+    everybody = pd.concat([manifest, untested])[["patient_id", "grade"]].drop_duplicates()
+    index = everybody["grade"].map(GRADES.index) * 0.3 + 1 + np.arange(len(everybody)) % 7 * 0.1
+    table = everybody.assign(hepatorenal_index=index)[["patient_id", "hepatorenal_index"]]
+    table.to_csv(run_dir / "hepatorenal.csv", index=False)
+    before = (run_dir / "figures" / "decision_severe.png").read_bytes()
+    page = report_text(run_dir)
+    assert "The hepatorenal index became a probability by a logistic curve" in page
+    assert (run_dir / "figures" / "decision_severe.png").read_bytes() != before
+    table.iloc[1:].to_csv(run_dir / "hepatorenal.csv", index=False)
+    assert "not done, 1 test patients lack it, first P000" in report_text(run_dir)
 
 
 def test_without_validation_scores_nothing_is_chosen_on_the_test_part(run_dir):

@@ -2,6 +2,14 @@
 
 import hashlib
 import json
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -9,6 +17,7 @@ import pytest
 import tensorflow as tf
 
 from steatosis_tf.config import AugmentConfig
+from steatosis_tf.model.engines import Engine, choose_engine
 from steatosis_tf.model.features import stored_features
 from steatosis_tf.records.augment import augment, view_seed
 from steatosis_tf.records.pipeline import read_records
@@ -24,6 +33,11 @@ def _examples(num_frames: int = 7) -> tf.data.Dataset:
             "frame_id": [f"{number:016x}" for number in range(num_frames)],
         }
     )
+
+
+def _stored(examples, store_dir, backbone, config, num_views) -> np.ndarray:
+    engine = choose_engine("keras", backbone, np.empty((0, 224, 224, 1), np.uint8), store_dir)
+    return stored_features(examples, store_dir, backbone, engine, config, num_views)
 
 
 def _with_first_pixel(examples: tf.data.Dataset, number: int) -> tf.data.Dataset:
@@ -47,7 +61,7 @@ def _poison(store_dir, pattern: str = "*") -> None:
 
 def test_features_are_those_of_the_backbone(phantom_records, random_backbone, tmp_path):
     examples = read_records(phantom_records)
-    received = stored_features(examples, tmp_path, random_backbone, _AUGMENT, 1)
+    received = _stored(examples, tmp_path, random_backbone, _AUGMENT, 1)
     rois = np.stack([example["roi"] for example in examples.as_numpy_iterator()])
     expected = random_backbone.predict(rois, batch_size=5, verbose=0)
     assert received.shape == (2, 12, 2048)
@@ -58,7 +72,7 @@ def test_features_are_those_of_the_backbone(phantom_records, random_backbone, tm
 
 def test_views_are_those_of_the_augmentation(tiny_backbone, tmp_path):
     examples = _examples(3)
-    received = stored_features(examples, tmp_path, tiny_backbone, _AUGMENT, 2)
+    received = _stored(examples, tmp_path, tiny_backbone, _AUGMENT, 2)
     for frame, example in enumerate(examples.as_numpy_iterator()):
         for view in (1, 2):
             seed = view_seed(tf.constant(example["frame_id"]), _AUGMENT.seed, view)
@@ -69,31 +83,31 @@ def test_views_are_those_of_the_augmentation(tiny_backbone, tmp_path):
 
 
 def test_second_call_computes_nothing(tiny_backbone, tmp_path):
-    first = stored_features(_examples(), tmp_path, tiny_backbone, _AUGMENT, 2)
+    first = _stored(_examples(), tmp_path, tiny_backbone, _AUGMENT, 2)
     _poison(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    second = stored_features(_examples(), tmp_path, tiny_backbone, _AUGMENT, 2)
+    second = _stored(_examples(), tmp_path, tiny_backbone, _AUGMENT, 2)
     np.testing.assert_array_equal(second, first + 1000)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_rows_are_found_in_any_order_and_number(tiny_backbone, tmp_path):
-    first = stored_features(_examples(), tmp_path, tiny_backbone, _AUGMENT, 1)
+    first = _stored(_examples(), tmp_path, tiny_backbone, _AUGMENT, 1)
     _poison(tmp_path)
     rows = list(_examples().as_numpy_iterator())
     chosen = [5, 2, 6]
     some = tf.data.Dataset.from_tensor_slices(
         {name: [rows[n][name] for n in chosen] for name in ("roi", "frame_id")}
     )
-    received = stored_features(some, tmp_path, tiny_backbone, _AUGMENT, 1)
+    received = _stored(some, tmp_path, tiny_backbone, _AUGMENT, 1)
     np.testing.assert_array_equal(received, first[:, chosen] + 1000)
 
 
 def test_only_what_changed_is_computed(tiny_backbone, tmp_path):
-    first = stored_features(_examples(), tmp_path, tiny_backbone, _AUGMENT, 1)
+    first = _stored(_examples(), tmp_path, tiny_backbone, _AUGMENT, 1)
     _poison(tmp_path)
     changed = _with_first_pixel(_examples(), 3)
-    received = stored_features(changed, tmp_path, tiny_backbone, _AUGMENT, 1)
+    received = _stored(changed, tmp_path, tiny_backbone, _AUGMENT, 1)
     others = [0, 1, 2, 4, 5, 6]
     np.testing.assert_array_equal(received[:, others], first[:, others] + 1000)
     roi = list(changed.as_numpy_iterator())[3]["roi"]
@@ -108,29 +122,29 @@ def test_only_what_changed_is_computed(tiny_backbone, tmp_path):
 def test_other_augmentation_makes_new_views_and_keeps_the_plain_one(
     tiny_backbone, tmp_path, config
 ):
-    first = stored_features(_examples(), tmp_path, tiny_backbone, _AUGMENT, 1)
+    first = _stored(_examples(), tmp_path, tiny_backbone, _AUGMENT, 1)
     _poison(tmp_path)
-    received = stored_features(_examples(), tmp_path, tiny_backbone, config, 1)
+    received = _stored(_examples(), tmp_path, tiny_backbone, config, 1)
     np.testing.assert_array_equal(received[0], first[0] + 1000)
     assert np.abs(received[1]).max() < 500
     assert not np.array_equal(received[1], first[1])
 
 
 def test_more_views_keep_those_there_are(tiny_backbone, tmp_path):
-    first = stored_features(_examples(), tmp_path, tiny_backbone, _AUGMENT, 1)
+    first = _stored(_examples(), tmp_path, tiny_backbone, _AUGMENT, 1)
     _poison(tmp_path)
-    received = stored_features(_examples(), tmp_path, tiny_backbone, _AUGMENT, 2)
+    received = _stored(_examples(), tmp_path, tiny_backbone, _AUGMENT, 2)
     np.testing.assert_array_equal(received[:2], first + 1000)
     assert np.abs(received[2]).max() < 500
 
 
 def test_other_weights_make_new_features(tiny_backbone, tmp_path):
-    stored_features(_examples(), tmp_path, tiny_backbone, _AUGMENT, 0)
+    _stored(_examples(), tmp_path, tiny_backbone, _AUGMENT, 0)
     _poison(tmp_path)
     other = keras.models.clone_model(tiny_backbone)
     weights = tiny_backbone.get_weights()
     other.set_weights([*weights[:-1], weights[-1] * 2])  # only a moving variance differs
-    received = stored_features(_examples(), tmp_path, other, _AUGMENT, 0)
+    received = _stored(_examples(), tmp_path, other, _AUGMENT, 0)
     rois = np.stack([example["roi"] for example in _examples().as_numpy_iterator()])
     np.testing.assert_allclose(received[0], other.predict(rois, verbose=0), rtol=1e-5, atol=1e-5)
 
@@ -139,6 +153,17 @@ def _flip_a_byte(data_path, note_path):
     data = bytearray(data_path.read_bytes())
     data[-5] ^= 64
     data_path.write_bytes(data)
+
+
+def _lose_note(data_path, note_path):
+    note_path.unlink()
+
+
+def _swap_two_rows(data_path, note_path):
+    """The hash of the data still fits, but frames would get each other's features."""
+    note = json.loads(note_path.read_text())
+    note["rows"][:2] = note["rows"][1::-1]
+    note_path.write_text(json.dumps(note))
 
 
 @pytest.mark.parametrize(
@@ -150,16 +175,124 @@ def _flip_a_byte(data_path, note_path):
         lambda data_path, note_path: note_path.write_bytes(note_path.read_bytes()[:-20]),
         lambda data_path, note_path: note_path.write_bytes(b"\xff\xfe\0\0"),
         lambda data_path, note_path: note_path.write_text("[]"),
-        lambda data_path, note_path: note_path.unlink(),
+        _swap_two_rows,
+        _lose_note,
     ],
-    ids=["bit", "cut", "gone", "note cut", "note not text", "note empty", "note gone"],
+    ids=[
+        "byte",
+        "cut",
+        "gone",
+        "note cut",
+        "note not text",
+        "note empty",
+        "rows swapped",
+        "note gone",
+    ],
 )
-def test_damaged_shard_is_computed_again(tiny_backbone, tmp_path, damage):
-    first = stored_features(_examples(), tmp_path, tiny_backbone, _AUGMENT, 0)
+def test_damaged_shard_is_computed_again(tiny_backbone, tmp_path, capsys, damage):
+    first = _stored(_examples(), tmp_path, tiny_backbone, _AUGMENT, 0)
     (data_path,) = tmp_path.rglob("*.npy")
     damage(data_path, data_path.with_suffix(".json"))
-    again = stored_features(_examples(), tmp_path, tiny_backbone, _AUGMENT, 0)
+    again = _stored(_examples(), tmp_path, tiny_backbone, _AUGMENT, 0)
     np.testing.assert_array_equal(again, first)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    told = "is damaged; computing it again" in captured.err
+    assert told == (damage is not _lose_note)  # a shard without a note was never finished
     _poison(tmp_path)  # and the store is whole again
-    third = stored_features(_examples(), tmp_path, tiny_backbone, _AUGMENT, 0)
+    third = _stored(_examples(), tmp_path, tiny_backbone, _AUGMENT, 0)
     np.testing.assert_array_equal(third, first + 1000)
+
+
+@contextmanager
+def _largest_file(num_bytes: int) -> Iterator[None]:
+    """What a full disk does: the write stops short and fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room", [7000, 40000], ids=["in the data", "in the note"])
+def test_full_disk_is_refused_and_leaves_nothing(tmp_path, room):
+    """A shard of 2048 frames is 8 KB, its note 72 KB: one of them does not fit."""
+    engine = mean_engine(lambda number: None)
+    call = (many_examples(), tmp_path, nothing_backbone(), engine, _AUGMENT, 0)
+    with (
+        _largest_file(room),
+        pytest.raises(OSError, match=r"write 0\.0 MB.*Received: File too large.*Free space"),
+    ):
+        stored_features(*call)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {".lock"}
+    np.testing.assert_array_equal(stored_features(*call)[0, :, 0], np.arange(5000))
+
+
+# Writes 2048-row shards of one number per frame, and is killed by the system in the middle of
+# writing the second: SIGXFSZ at its default ends a process at once, as SIGKILL does, but at a
+# byte that can be chosen.
+_KILLED_WRITER = """
+    import resource, signal, sys
+    import keras, numpy as np
+    sys.path.insert(0, sys.argv[2])
+    from test_features import many_examples, mean_engine, nothing_backbone
+    from steatosis_tf.config import AugmentConfig
+    from steatosis_tf.model.features import stored_features
+
+    def before_batch(number):
+        if number == 200:  # 16 frames each: the first shard of 2048 is written, the second not
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+
+    engine = mean_engine(before_batch)
+    stored_features(many_examples(), sys.argv[1], nothing_backbone(), engine, AugmentConfig(), 0)
+"""
+
+
+def many_examples() -> tf.data.Dataset:
+    """5000 tiny frames that can be told from each other by their mean."""
+
+    def example(number: tf.Tensor) -> dict[str, tf.Tensor]:
+        digits = tf.stack([number // 250, number % 250])
+        roi = tf.cast(tf.reshape(digits, (2, 1, 1)), tf.uint8)
+        return {"roi": roi, "frame_id": tf.strings.as_string(number)}
+
+    return tf.data.Dataset.range(5000).map(example)
+
+
+def nothing_backbone() -> keras.Model:
+    roi = keras.Input((2, 1, 1), dtype="uint8")
+    return keras.Model(roi, keras.layers.Flatten()(roi))
+
+
+def mean_engine(before_batch) -> Engine:
+    """An engine whose feature is the number of the frame."""
+
+    def forward(batches):
+        for number, batch in enumerate(batches):
+            before_batch(number)
+            yield batch[:, :, 0, 0].astype(np.float32) @ np.float32([[250], [1]])
+
+    return Engine("keras", "float32", forward)
+
+
+def test_killed_writer_leaves_whole_shards_and_nothing_half_used(tmp_path):
+    script = textwrap.dedent(_KILLED_WRITER)
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", script, str(tmp_path / "store"), str(here)]
+    killed = subprocess.run(command, cwd=here.parents[1], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGXFSZ, killed.stderr.decode()[-2000:]
+    (half,) = (tmp_path / "store").rglob(".unfinished-*")
+    assert half.stat().st_size == 5000  # it was in the middle
+    assert len(list((tmp_path / "store").rglob("*.json"))) == 1
+
+    seen = []
+    engine = mean_engine(seen.append)
+    received = stored_features(
+        many_examples(), tmp_path / "store", nothing_backbone(), engine, _AUGMENT, 0
+    )
+    np.testing.assert_array_equal(received[0, :, 0], np.arange(5000))
+    assert len(seen) == -(-(5000 - 2048) // 16)  # the first shard was not computed again
+    assert not list((tmp_path / "store").rglob(".unfinished-*"))
+    assert len(list((tmp_path / "store").rglob("*.npy"))) == 3

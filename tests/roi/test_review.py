@@ -325,6 +325,16 @@ def test_everything_by_keyboard(server, open_page):
     page.wait_for_function("document.querySelector('#state').textContent === 'To review'")
     assert shown_box(page) == PROPOSAL
 
+    width = page.locator("#numbers input").nth(3)
+    width.fill("9999")  # more than the frame has
+    width.press("Enter")
+    assert width.get_attribute("aria-invalid") == "true"
+    assert page.is_disabled("#correct")
+    width.fill("90")
+    width.press("Enter")
+    assert shown_box(page) == (120, 150, 100, 90)
+    page.keyboard.press("Escape")
+
     page.keyboard.press("?")
     page.wait_for_selector("#helpSheet[open]")
     page.keyboard.press("Escape")
@@ -427,7 +437,7 @@ def test_the_next_frame_is_there_before_it_is_asked_for(server, open_page):
             ".some(entry => entry.name.includes(`${id}/picture`))",
             arg=following,
         )
-        page.wait_for_timeout(200)  # decoding, and the reviewer's look at this frame
+        page.wait_for_timeout(500)  # decoding, and the reviewer's look at this frame
         pictures.clear()
         took_ms.append(page.evaluate(TIME_NEXT))
         assert page.get_attribute("#stage", "data-frame") == following

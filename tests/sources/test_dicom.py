@@ -74,6 +74,7 @@ def test_the_row_of_a_file(source, key, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydicom, as the file is made
 @pytest.mark.parametrize(
     ("age", "birth", "expected"),
     [

@@ -85,6 +85,15 @@ def shipped(name: str) -> Callable[[], bytes]:
     return lambda: Path(get_testdata_file(name, download=False)).read_bytes()
 
 
+def with_region(name: str, corners: tuple[int, int, int, int]) -> Callable[[], bytes]:
+    def run() -> bytes:
+        dataset = dcmread(get_testdata_file(name, download=False))
+        dataset.SequenceOfUltrasoundRegions = Sequence([region(corners)])
+        return file_bytes(dataset)
+
+    return run
+
+
 def cut(num_bytes: int) -> Callable[[], bytes]:
     return lambda: file_bytes(made_dataset(number=next(NUMBERS)))[:num_bytes]
 
@@ -160,8 +169,14 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "no meta": (shipped("no_meta.dcm"), "DICM marker is missing"),
     "DICOMDIR": (shipped("DICOMDIR-empty.dcm"), "DICOMDIR index"),
     "report": (made(Rows=None, Columns=None, PhotometricInterpretation=None), "without an image"),
-    "power Doppler": (shipped("examples_rgb_color.dcm"), "colour Doppler pixels"),
-    "power Doppler J2K": (shipped("examples_jpeg2k.dcm"), "colour Doppler pixels"),
+    "power Doppler": (
+        with_region("examples_rgb_color.dcm", (4, 54, 313, 167)),
+        "colour Doppler pixels",
+    ),
+    "power Doppler J2K": (
+        with_region("examples_jpeg2k.dcm", (8, 108, 627, 334)),
+        "colour Doppler pixels",
+    ),
     "no patient": (shipped("ExplVR_BigEnd.dcm"), "patient unknown"),
     "volume": (made(SOPClassUID="1.2.840.10008.5.1.4.1.1.6.2"), "3-D ultrasound volume"),
     "no rows": (made(Rows=None), "missing or impossible"),
@@ -255,6 +270,14 @@ def test_burned_in_files_are_taken_when_allowed(source, key, tmp_path):
     write_made(source / "a", BurnedInAnnotation="YES")
     summary = ingest_dicom(source, tmp_path / "out", key_path=key, allow_burned_in=True)
     assert summary.num_frames == 1
+    (log,) = table(tmp_path / "out" / "deidentification.csv")
+    assert log["burned_in_annotation"] == "YES"
+
+
+def test_a_name_typed_into_the_burned_in_mark_counts_as_yes(source, key, tmp_path):
+    write_made(source / "a", BurnedInAnnotation="DOE JOHN")
+    assert ingest_dicom(source, tmp_path / "out", key_path=key).num_frames == 0
+    ingest_dicom(source, tmp_path / "out", key_path=key, allow_burned_in=True)
     (log,) = table(tmp_path / "out" / "deidentification.csv")
     assert log["burned_in_annotation"] == "YES"
 

@@ -1,0 +1,105 @@
+"""Sector and liver of every frame of a manifest, as mask files and on a contact sheet."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from steatosis_tf.atomic import replacing
+from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path
+from steatosis_tf.roi.crop import Rectangle
+from steatosis_tf.roi.liver import liver_mask
+from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.roi.sheet import MAX_TILES, SheetRow, write_sheet
+from steatosis_tf.sources.folder import read_frame
+
+
+def write_masks(
+    frame_table: pd.DataFrame, manifest_path: str | Path, masks_dir: str | Path
+) -> None:
+    """Write `<frame file stem>_sector.png` and `<stem>_liver.png` (0 or 255, full frame size).
+
+    A frame without a sector has no masks; its `roi_reason` in the manifest says why.
+
+    Args:
+        frame_table: manifest rows.
+        manifest_path: where the manifest lies.
+        masks_dir: folder to write to.
+
+    Raises:
+        ValueError: if two frames have the same file stem, because their masks would collide.
+    """
+    stems = frame_table["path"].map(lambda path: PurePosixPath(path).stem)
+    twice = stems[stems.duplicated()]
+    if len(twice):
+        raise ValueError(
+            f"Expected every frame file to have a name of its own. Received: {len(twice)} "
+            f"repeated, first stem={twice.iloc[0]!r}. Give them different names for the masks."
+        )
+
+    def work(path: str) -> None:
+        try:
+            masks = _masks(read_frame(frame_path(manifest_path, path)))
+        except ValueError:
+            return  # the manifest holds the reason
+        for name, mask in masks.items():
+            target = Path(masks_dir) / f"{PurePosixPath(path).stem}_{name}.png"
+            with replacing(target) as temporary:
+                cv2.imwrite(str(temporary), mask.astype(np.uint8) * 255)
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        list(tqdm(pool.map(work, frame_table["path"]), total=len(frame_table), desc="masks"))
+
+
+def draw_sheet(
+    frame_table: pd.DataFrame, manifest_path: str | Path, output_path: str | Path
+) -> Path:
+    """Draw the frames with the worst proposals on a contact sheet, frames without any first.
+
+    Args:
+        frame_table: manifest rows with ROI columns.
+        manifest_path: where the manifest lies.
+        output_path: PNG file to write.
+    """
+    rank = frame_table["roi_quality"].fillna(2.0) - 10 * frame_table["roi_height"].isna()
+    worst = frame_table.loc[rank.sort_values(kind="stable").index[:MAX_TILES]]
+    return write_sheet(_sheet_rows(worst, Path(manifest_path)), output_path)
+
+
+def _sheet_rows(rows: pd.DataFrame, manifest_path: Path) -> Iterator[SheetRow]:
+    for row in tqdm(rows.to_dict("records"), desc="sheet", unit="frame"):
+        try:
+            frame = read_frame(frame_path(manifest_path, row["path"]))
+        except ValueError:
+            frame = np.zeros((260, 360), np.uint8)  # an empty tile with its reason below
+        try:
+            masks = _masks(frame)
+        except ValueError:
+            masks = {}
+        yield SheetRow(
+            frame,
+            row["frame_id"],
+            rectangle=_rectangle(row),
+            quality=None if pd.isna(row["roi_quality"]) else float(row["roi_quality"]),
+            reason=row["roi_reason"],
+            source=row["roi_source"],
+            sector_mask=masks.get("sector"),
+            liver_mask=masks.get("liver"),
+        )
+
+
+def _masks(frame: np.ndarray) -> dict[str, np.ndarray]:
+    sector = find_sector(frame)
+    return {"sector": sector.mask, "liver": liver_mask(frame, sector)}
+
+
+def _rectangle(row: dict[str, Any]) -> Rectangle | None:
+    if pd.isna(row["roi_height"]):
+        return None
+    return Rectangle(*(int(row[name]) for name in ROI_COLUMNS))

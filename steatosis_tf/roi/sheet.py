@@ -1,0 +1,158 @@
+"""Contact sheets: many frames at a glance with what was found in them, worst first."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from steatosis_tf.roi.crop import Rectangle
+
+_TILE_WIDTH_PX, _TILE_HEIGHT_PX, _CAPTION_PX = 360, 260, 40
+_GAP_PX = 6
+# A sheet of more tiles is neither readable nor quick to open.
+MAX_TILES = 120
+_BACKGROUND = 24
+# RGB, told apart by the colour blind as well.
+_SECTOR_COLOUR, _LIVER_COLOUR = (86, 180, 233), (0, 158, 115)
+_AUTO_COLOUR, _PERSON_COLOUR = (240, 228, 66), (204, 121, 167)
+_TEXT_COLOUR, _REASON_COLOUR = (220, 220, 220), (230, 159, 0)
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One frame of a contact sheet.
+
+    Attributes:
+        frame: `(height, width)` or `(height, width, 3)` RGB, uint8.
+        caption: what to write below it, such as the pseudonymous frame id.
+        rectangle: the ROI in px of the frame, or None.
+        quality: 0 to 1, or None where unknown; the sheet is sorted by it.
+        reason: why there is no ROI; empty where there is one.
+        source: `auto` or `person`.
+        sector_mask: `(height, width)` bool, or None.
+        liver_mask: `(height, width)` bool, or None.
+    """
+
+    frame: np.ndarray
+    caption: str
+    rectangle: Rectangle | None = None
+    quality: float | None = None
+    reason: str = ""
+    source: str = "auto"
+    sector_mask: np.ndarray | None = None
+    liver_mask: np.ndarray | None = None
+
+
+def write_sheet(rows: Iterable[SheetRow], output_path: str | Path, num_columns: int = 4) -> Path:
+    """Draw a contact sheet.
+
+    Only the worst 120 rows are drawn. Rows may come from a generator: each is shrunk at once and
+    forgotten, so memory does not grow with their number.
+
+    Args:
+        rows: the frames, in any order.
+        output_path: PNG file to write.
+        num_columns: tiles side by side.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: if there are no rows, or the file's suffix is not .png.
+    """
+    output_path = Path(output_path)
+    if output_path.suffix.lower() != ".png":
+        raise ValueError(f"expected a .png file. Received: output_path={output_path.name}")
+    tiles: list[tuple[float, str, np.ndarray]] = []
+    total = 0
+    for row in rows:
+        total += 1
+        tiles.append((_rank(row), row.caption, _tile(row)))
+        if len(tiles) >= 2 * MAX_TILES:
+            tiles = _worst(tiles)
+    if not tiles:
+        raise ValueError("expected at least one row to draw. Received: none")
+    shown = [tile for _, _, tile in _worst(tiles)]
+    sheet = _header(shown, total, num_columns)
+    _write_png(sheet, output_path)
+    return output_path
+
+
+def _rank(row: SheetRow) -> float:
+    """Frames without a rectangle first, then by quality; those of unknown quality last."""
+    quality = 2.0 if row.quality is None else row.quality
+    return quality - 10 if row.rectangle is None else quality
+
+
+def _worst(tiles: list[tuple[float, str, np.ndarray]]) -> list[tuple[float, str, np.ndarray]]:
+    return sorted(tiles, key=lambda tile: tile[:2])[:MAX_TILES]
+
+
+def _tile(row: SheetRow) -> np.ndarray:
+    frame = row.frame
+    if frame.ndim == 2:
+        frame = np.asarray(cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB))
+    scale = min(_TILE_WIDTH_PX / frame.shape[1], _TILE_HEIGHT_PX / frame.shape[0])
+    size = (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale)))
+    picture = np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
+    for mask, colour in ((row.sector_mask, _SECTOR_COLOUR), (row.liver_mask, _LIVER_COLOUR)):
+        if mask is not None:
+            small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+            contours, _ = cv2.findContours(small, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(picture, contours, -1, colour, 1)
+    if row.rectangle is not None:
+        box = row.rectangle
+        colour = _PERSON_COLOUR if row.source == "person" else _AUTO_COLOUR
+        first = (round(box.left * scale), round(box.top * scale))
+        last = (round(box.right * scale) - 1, round(box.bottom * scale) - 1)
+        cv2.rectangle(picture, first, last, colour, 2)
+    tile = np.full((_TILE_HEIGHT_PX + _CAPTION_PX, _TILE_WIDTH_PX, 3), _BACKGROUND, np.uint8)
+    top, left = (_TILE_HEIGHT_PX - size[1]) // 2, (_TILE_WIDTH_PX - size[0]) // 2
+    tile[top : top + size[1], left : left + size[0]] = picture
+    quality = "" if row.quality is None else f"  quality {row.quality:.2f}"
+    _write(tile, row.caption + quality, 1, _TEXT_COLOUR)
+    _write(tile, row.reason, 2, _REASON_COLOUR)
+    return tile
+
+
+def _write(tile: np.ndarray, text: str, line: int, colour: tuple[int, int, int]) -> None:
+    # OpenCV's fonts know ASCII only, and draw "?" for the rest.
+    place = (4, _TILE_HEIGHT_PX - 2 + 18 * line)
+    cv2.putText(tile, text[:52], place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, 1, cv2.LINE_AA)
+
+
+def _header(tiles: list[np.ndarray], total: int, num_columns: int) -> np.ndarray:
+    """The tiles in a grid under one line that says what the colours mean."""
+    num_columns = min(num_columns, len(tiles))
+    num_rows = -(-len(tiles) // num_columns)
+    tile_height, tile_width = tiles[0].shape[:2]
+    width = num_columns * (tile_width + _GAP_PX) + _GAP_PX
+    top = 34
+    sheet = np.zeros((top + num_rows * (tile_height + _GAP_PX), max(width, 740), 3), np.uint8)
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, num_columns)
+        y, x = top + row * (tile_height + _GAP_PX), _GAP_PX + column * (tile_width + _GAP_PX)
+        sheet[y : y + tile_height, x : x + tile_width] = tile
+    x = _GAP_PX
+    for text, colour in (
+        (f"{len(tiles)} of {total} frames, worst first", _TEXT_COLOUR),
+        ("sector", _SECTOR_COLOUR),
+        ("liver", _LIVER_COLOUR),
+        ("proposal", _AUTO_COLOUR),
+        ("a person's box", _PERSON_COLOUR),
+    ):
+        cv2.putText(sheet, text, (x, 23), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
+        x += cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)[0][0] + 24
+    return sheet
+
+
+def _write_png(picture: np.ndarray, path: Path) -> None:
+    ok, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    if not ok:
+        raise ValueError(f"could not encode a picture of shape {picture.shape} as PNG")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    unfinished.write_bytes(data.tobytes())
+    unfinished.replace(path)

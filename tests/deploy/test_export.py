@@ -1,0 +1,172 @@
+"""An exported model gives Keras' numbers and says what it is; one that does not is not kept."""
+
+import json
+
+import keras
+import numpy as np
+import onnx
+import onnxruntime
+import pandas as pd
+import pytest
+
+from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
+from steatosis_tf.config import Config, RoiConfig, save_config
+from steatosis_tf.deploy.export import export_onnx, export_run
+from steatosis_tf.deploy.predict import predict_frames
+from steatosis_tf.grades import NOTICE
+from steatosis_tf.records.builder import cut_roi
+from steatosis_tf.records.pipeline import read_records
+from steatosis_tf.roi.columns import propose_roi
+from steatosis_tf.roi.crop import crop_roi
+from steatosis_tf.sources.folder import read_frame
+
+_SCORES = ["p_normal", "p_mild", "p_moderate", "p_severe"]
+
+
+@pytest.fixture(scope="module")
+def rois(phantom_records) -> np.ndarray:
+    return np.stack(
+        [example["roi"] for example in read_records(phantom_records).as_numpy_iterator()]
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(random_grader, rois, tmp_path_factory):
+    """The ONNX file of the whole model and the difference that was found."""
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    return path, export_onnx(
+        random_grader, path, rois, {"run_id": "0123", "roi": '{"method": "sector"}'}
+    )
+
+
+def _tiny_grader() -> keras.Model:
+    """Four probabilities from 7 x 7 means."""
+    keras.utils.set_random_seed(1)
+    roi = keras.Input((224, 224, 1), dtype="uint8", name="roi")
+    x = keras.layers.AveragePooling2D(32)(keras.layers.Rescaling(1 / 255)(roi))
+    x = keras.layers.Dense(4)(keras.layers.Flatten()(x))
+    return keras.Model(roi, keras.layers.Softmax(name="probabilities")(x))
+
+
+def _session(path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def test_one_uint8_input_and_a_free_batch_size(exported, random_grader, rois):
+    session = _session(exported[0])
+    (roi,), (probabilities,) = session.get_inputs(), session.get_outputs()
+    assert (roi.name, roi.type) == ("roi", "tensor(uint8)")
+    assert roi.shape[1:] == [224, 224, 1]
+    assert not isinstance(roi.shape[0], int)
+    assert probabilities.name == "probabilities"
+    assert not isinstance(probabilities.shape[0], int)
+    expected = random_grader.predict(rois, verbose=0)
+    for size in (1, 3, 12):
+        received = session.run(None, {"roi": rois[:size]})[0]
+        assert received.dtype == np.float32
+        np.testing.assert_allclose(received, expected[:size], atol=1e-4)
+
+
+def test_file_says_what_it_is(exported):
+    texts = {entry.key: entry.value for entry in onnx.load(exported[0]).metadata_props}
+    assert json.loads(texts["steatosis.grades"]) == ["Normal", "Mild", "Moderate", "Severe"]
+    assert texts["steatosis.notice"] == NOTICE
+    assert texts["steatosis.run_id"] == "0123"
+    assert texts["steatosis.steatosis_tf"]
+
+
+def test_difference_is_the_largest_one(exported, random_grader, rois):
+    path, difference = exported
+    received = _session(path).run(None, {"roi": rois})[0]
+    expected = np.abs(received - random_grader.predict(rois, verbose=0)).max()
+    assert difference == pytest.approx(expected, abs=1e-6)
+    assert 0 <= difference <= 1e-4
+
+
+def test_same_numbers_and_grades_on_real_frames(exported, random_grader, real_data_dir):
+    labels = pd.read_csv(real_data_dir / "byra2018" / "labels.csv", dtype=str)
+    paths = labels.drop_duplicates("patient_id")["path"].iloc[::2]
+    rois = []
+    for path in paths:
+        frame = read_frame(real_data_dir / "byra2018" / path)
+        proposal = propose_roi(frame, RoiConfig(method="sector"))
+        rois.append(crop_roi(frame, proposal.sector.mask, proposal.rectangle)[..., np.newaxis])
+    received = _session(exported[0]).run(None, {"roi": np.stack(rois)})[0]
+    expected = random_grader.predict(np.stack(rois), verbose=0)
+    assert np.abs(received - expected).max() <= 1e-4
+    np.testing.assert_array_equal(received.argmax(axis=1), expected.argmax(axis=1))
+    # the scores do depend on the frame
+    assert np.ptp(expected, axis=0).max() > 1e-3
+
+
+def test_predictions_are_those_of_keras_on_the_same_roi(exported, random_grader, phantom_manifest):
+    table = read_manifest(phantom_manifest).sort_values("path")
+    rois = np.stack([cut_roi(row, phantom_manifest) for row in table.to_dict("records")])
+    expected = random_grader.predict(rois[..., np.newaxis], verbose=0)
+    received = predict_frames(exported[0], [phantom_manifest.parent / "phantoms" / "images"])
+    assert [path.split("/")[-1] for path in received["path"]] == [
+        path.split("/")[-1] for path in table["path"]
+    ]
+    np.testing.assert_allclose(received[_SCORES], expected, atol=1e-4)
+    names = np.array(["Normal", "Mild", "Moderate", "Severe"])
+    assert list(received["grade"]) == list(names[expected.argmax(axis=1)])
+
+
+class _OtherEveryTime(keras.layers.Layer):
+    """Multiplies by the number of times it was traced, as a badly written layer can."""
+
+    traces = 0
+
+    def call(self, x):
+        self.traces += 1
+        return x * self.traces
+
+
+@pytest.mark.parametrize("former", [None, b"former"])
+def test_model_that_differs_is_not_kept(tmp_path, rois, former):
+    path = tmp_path / "model.onnx"
+    if former:
+        path.write_bytes(former)
+    roi = keras.Input((224, 224, 1), dtype="uint8", name="roi")
+    x = keras.layers.AveragePooling2D(32)(keras.layers.Rescaling(1 / 255)(roi))
+    x = _OtherEveryTime()(keras.layers.Dense(4)(keras.layers.Flatten()(x)))
+    model = keras.Model(roi, keras.layers.Softmax(name="probabilities")(x))
+    with pytest.raises(RuntimeError, match=r"within 0\.0001 of Keras.*No file was written"):
+        export_onnx(model, path, rois)
+    assert (path.read_bytes() if path.exists() else None) == former
+    assert [p.name for p in tmp_path.iterdir()] == (["model.onnx"] if former else [])
+
+
+def test_model_of_nan_is_not_kept(tmp_path, rois):
+    broken = _tiny_grader()
+    broken.set_weights([weight * np.nan for weight in broken.get_weights()])
+    with pytest.raises(RuntimeError, match="difference=nan"):
+        export_onnx(broken, tmp_path / "model.onnx", rois)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_to_check_on_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="at least one ROI to check"):
+        export_onnx(_tiny_grader(), tmp_path / "model.onnx", np.empty((0, 224, 224, 1), np.uint8))
+
+
+def test_model_of_a_run_is_exported(tmp_path, phantom_manifest, rois):
+    run_dir = tmp_path / "runs" / "7f3a"
+    run_dir.mkdir(parents=True)
+    table = relocate(read_manifest(phantom_manifest), phantom_manifest, run_dir)
+    write_manifest(table, run_dir / "manifest.csv")
+    grader = _tiny_grader()
+    grader.save(run_dir / "model.keras")
+    save_config(Config(roi=RoiConfig(method="sector")), run_dir / "config.json")
+    difference = export_run(run_dir, tmp_path / "out" / "model.onnx")
+    assert 0 <= difference <= 1e-4
+    received = _session(tmp_path / "out" / "model.onnx").run(None, {"roi": rois})[0]
+    np.testing.assert_allclose(received, grader.predict(rois, verbose=0), atol=1e-5)
+    texts = _session(tmp_path / "out" / "model.onnx").get_modelmeta().custom_metadata_map
+    assert texts["steatosis.run_id"] == "7f3a"
+    assert json.loads(texts["steatosis.roi"])["method"] == "sector"
+
+
+def test_directory_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"run directory with model\.keras.*run_dir='empty'"):
+        export_run(tmp_path / "empty", tmp_path / "model.onnx")

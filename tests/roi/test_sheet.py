@@ -1,0 +1,66 @@
+"""A sheet shows the worst first, with boxes where they belong."""
+
+import cv2
+import numpy as np
+import pytest
+
+from steatosis_tf.roi.crop import Rectangle
+from steatosis_tf.roi.sheet import MAX_TILES, SheetRow, write_sheet
+
+YELLOW = (240, 228, 66)
+
+
+def grey_row(level, **settings):
+    return SheetRow(np.full((260, 360), level, np.uint8), caption=f"frame {level}", **settings)
+
+
+def tile_levels(path, count, num_columns):
+    """Grey level in the middle of each tile of 360 x 300 px, 6 px apart, below 34 px of legend."""
+    sheet = cv2.imread(str(path))
+    places = [divmod(index, num_columns) for index in range(count)]
+    return [int(sheet[34 + 306 * row + 30, 6 + 366 * column + 30, 0]) for row, column in places]
+
+
+def test_worst_first_and_those_without_a_box_before_all(tmp_path):
+    box = Rectangle(100, 100, 80, 80)
+    rows = [
+        grey_row(50, rectangle=box, quality=0.9),
+        grey_row(60, rectangle=box, quality=0.5),
+        grey_row(70, quality=0.2, reason="no liver found (0.0 % of the sector)"),
+        grey_row(80, rectangle=box),
+    ]
+    path = write_sheet(rows, tmp_path / "sheet.png", num_columns=2)
+    assert tile_levels(path, 4, 2) == [70, 60, 50, 80]
+    assert [file.name for file in tmp_path.iterdir()] == ["sheet.png"]
+
+
+def test_boxes_and_outlines_are_drawn_in_the_scaled_frame(tmp_path):
+    mask = np.zeros((520, 720), bool)
+    mask[100:400, 100:600] = True
+    row = SheetRow(
+        np.full((520, 720), 90, np.uint8), "a", Rectangle(200, 300, 100, 120), 0.7, sector_mask=mask
+    )
+    path = write_sheet([row], tmp_path / "sheet.png")
+    sheet = cv2.imread(str(path))[..., ::-1]
+    # Half size: the box's top left corner is at row 100, column 150 of the tile.
+    assert tuple(sheet[34 + 100, 6 + 150 + 20]) == YELLOW
+    assert tuple(sheet[34 + 50, 6 + 100]) == (86, 180, 233)
+
+
+def test_only_the_worst_are_kept_of_many(tmp_path):
+    box = Rectangle(10, 10, 50, 50)
+    rows = (
+        SheetRow(np.full((26, 36), index % 200 + 20, np.uint8), str(index), box, index / 300)
+        for index in reversed(range(300))
+    )
+    path = write_sheet(rows, tmp_path / "sheet.png", num_columns=10)
+    height = cv2.imread(str(path)).shape[0]
+    assert height == 34 + 306 * (MAX_TILES // 10)
+    assert tile_levels(path, 3, 10) == [20, 21, 22]
+
+
+def test_faults_are_named(tmp_path):
+    with pytest.raises(ValueError, match="at least one row"):
+        write_sheet([], tmp_path / "sheet.png")
+    with pytest.raises(ValueError, match=r"output_path=sheet\.jpg"):
+        write_sheet([grey_row(1)], tmp_path / "sheet.jpg")

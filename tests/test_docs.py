@@ -1,0 +1,57 @@
+"""What the documents tell people to type exists: verbs, flags, scripts, make targets, links."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from steatosis_tf import cli
+from steatosis_tf.config import Config, override
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+def shell_lines(document: Path) -> list[str]:
+    """Commands in the sh blocks of a document, continued lines joined, comments cut."""
+    blocks = re.findall(
+        r"```(?:sh|bash)\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL
+    )
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip()]
+
+
+COMMANDS = [(doc.name, line) for doc in DOCUMENTS for line in shell_lines(doc)]
+
+
+@pytest.mark.parametrize(("name", "line"), [c for c in COMMANDS if c[1].startswith("steatosis ")])
+def test_verbs_in_documents_parse(name: str, line: str) -> None:
+    cli.parse(shlex.split(line)[1:])  # argparse exits with 2 on a verb or flag that is not there
+
+
+@pytest.mark.parametrize(("name", "line"), [c for c in COMMANDS if "experiments/" in c[1]])
+def test_experiment_scripts_in_documents_exist(name: str, line: str) -> None:
+    words = shlex.split(line)
+    script = next(word for word in words if word.startswith("experiments/"))
+    assert (REPOSITORY / script).is_file()
+    override(Config(), [word for word in words if re.fullmatch(r"[a-z]+\.[a-z_]+=\S+", word)])
+
+
+@pytest.mark.parametrize(("name", "line"), [c for c in COMMANDS if c[1].startswith("make ")])
+def test_make_targets_in_documents_exist(name: str, line: str) -> None:
+    targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    assert line.split()[1] in targets
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
+        if "://" not in link:
+            assert (document.parent / link).exists(), link
+
+
+def test_readme_names_every_verb() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    missing = [name for name, *_ in cli.VERBS if f"`{name}`" not in readme]
+    assert not missing
