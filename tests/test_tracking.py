@@ -150,11 +150,11 @@ def test_metrics_are_flattened_and_what_is_no_number_is_left_out():
 def test_history_is_logged_per_epoch():
     history = pd.DataFrame({"epoch": [0, 1, 2], "loss": [3.0, 2.0, 1.5], "val_loss": [4, 5, 6]})
     with tracking.start_run("e", "run") as run:
-        tracking.log_history(history, prefix="refit.")
+        tracking.log_history(history)
     client = mlflow.MlflowClient()
-    received = client.get_metric_history(run.run_id, "refit.loss")
+    received = client.get_metric_history(run.run_id, "loss")
     assert [(point.step, point.value) for point in received] == [(0, 3.0), (1, 2.0), (2, 1.5)]
-    assert len(client.get_metric_history(run.run_id, "refit.val_loss")) == 3
+    assert len(client.get_metric_history(run.run_id, "val_loss")) == 3
 
 
 def test_long_parameters_do_not_stop_a_run():
