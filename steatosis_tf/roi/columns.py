@@ -14,7 +14,7 @@ from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, read_manifest
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.roi.crop import Rectangle, central_rectangle
 from steatosis_tf.roi.fold import fold_decisions, write_automatic_boxes
-from steatosis_tf.roi.liver import liver_mask
+from steatosis_tf.roi.liver import liver_probability
 from steatosis_tf.roi.overlays import find_overlays
 from steatosis_tf.roi.proposal import propose_rectangle
 from steatosis_tf.roi.sector import Sector, find_sector
@@ -56,7 +56,7 @@ def propose_roi(frame: np.ndarray, config: RoiConfig) -> Roi:
     if config.method == "sector":
         return Roi(sector, central_rectangle(sector))
     overlays = find_overlays(frame, sector)
-    proposal = propose_rectangle(frame, sector, liver_mask(frame, sector), overlays)
+    proposal = propose_rectangle(frame, sector, liver_probability(frame, sector), overlays)
     if proposal.rectangle is not None:
         return Roi(sector, proposal.rectangle, proposal.quality)
     if not config.sector_fallback:
