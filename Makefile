@@ -35,7 +35,7 @@ browser:
 	touch $@
 
 .venv/.dev: .venv/.core
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,dicom,page,fast]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,dicom,page,fast,sweep]'
 	touch $@
 
 clean:
