@@ -21,6 +21,7 @@ import hashlib
 import json
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,14 +67,16 @@ def open_study(folder: Path, fingerprint: str, seed: int) -> optuna.Study:
     """The Optuna study of exactly these frames, features and settings; made if new."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():  # "QMCSampler is experimental", for years
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=seed)
     return optuna.create_study(
         study_name=fingerprint,
         storage=f"sqlite:///{(folder / 'optuna.db').absolute()}",
-        sampler=optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=seed,
-                                           warn_asynchronous_seeding=False),
+        sampler=sampler,
         direction="maximize",
         load_if_exists=True,
-    )  # fmt: skip
+    )
 
 
 def finished_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

@@ -1,10 +1,15 @@
-"""The compiled fit does what Keras' `fit` does."""
+"""The compiled fit does what Keras' `fit` does, and a sweep on it chooses without the test part."""
+
+import importlib.util
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 
-from steatosis_tf.config import ModelConfig, TrainConfig
+from steatosis_tf import tracking
+from steatosis_tf.config import Config, ModelConfig, SplitConfig, TrainConfig
 from steatosis_tf.model.classifier import build_head
 from steatosis_tf.model.compiled_fit import (
     Fold,
@@ -15,6 +20,7 @@ from steatosis_tf.model.compiled_fit import (
     probabilities,
     random_passes,
 )
+from steatosis_tf.model.head_sweep import Sweep, outer_folds, ranking_score
 from steatosis_tf.model.train import class_weights, fit
 
 _MODEL = ModelConfig(weights="random", hidden_units=8, dropout=0.0)
@@ -114,3 +120,92 @@ def test_diverged_fit_is_an_error():
     settings = HeadSettings(0.0, np.ones(4), TrainConfig(epochs=3, learning_rate=1e38))
     with pytest.raises(RuntimeError, match=r"finite validation loss.*learning_rate=1e\+38"):
         fit_compiled(start, StoredStudy(views, labels), fold, settings)
+
+
+def _index(num_patients: int = 24, frames: int = 2) -> pd.DataFrame:
+    patients = np.repeat(np.arange(num_patients), frames)
+    return pd.DataFrame(
+        {
+            "frame_id": [f"{number:016x}" for number in range(len(patients))],
+            "patient_id": [f"P{number:02d}" for number in patients],
+            "label": patients % 4,
+        }
+    )
+
+
+def test_no_tested_patient_is_in_the_inner_folds_that_choose():
+    index = _index()
+    patients = index["patient_id"].to_numpy()
+    config = Config(split=SplitConfig(kind="kfold", folds=3))
+    folds = outer_folds(index, config, 2)
+    tested = np.concatenate([fold.test for fold in folds])
+    assert sorted(tested) == list(range(len(index)))  # every frame tested once
+    for fold in folds:
+        others = set(patients) - set(patients[fold.test])
+        assert set(patients[fold.final.train]) | set(patients[fold.final.validation]) == others
+        validated = np.concatenate([inner.validation for inner in fold.inner])
+        assert set(patients[validated]) == others
+        for inner in fold.inner:
+            assert not set(patients[inner.train]) & set(patients[inner.validation])
+            assert set(patients[inner.train]) <= others
+
+
+def test_ranking_score_by_hand():
+    # Patients by grade; their mean probability above each cut ranks all but one pair rightly.
+    index = pd.DataFrame({"patient_id": list("aabcd"), "label": [0, 0, 1, 2, 3]})
+    scores = np.array(
+        [
+            [0.2, 0.8, 0.0, 0.0],  # patient a: mean (0.6, 0.4, 0, 0)
+            [1.0, 0.0, 0.0, 0.0],
+            [0.7, 0.1, 0.1, 0.1],
+            [0.3, 0.1, 0.3, 0.3],
+            [0.1, 0.1, 0.3, 0.5],
+        ]
+    )
+    # >= Mild: a 0.4; b 0.3, c 0.7, d 0.9: 2 of 3 pairs. Other cuts: all pairs right.
+    received = ranking_score(index, np.arange(5), scores)
+    assert received == pytest.approx((2 / 3 + 1 + 1) / 3)
+
+
+@pytest.fixture(scope="module")
+def sweep_head():
+    pytest.importorskip("optuna")
+    path = Path(__file__).resolve().parents[2] / "experiments" / "sweep_head.py"
+    spec = importlib.util.spec_from_file_location("sweep_head", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _small_sweep() -> Sweep:
+    generator = np.random.default_rng(3)
+    index = _index()
+    noise = generator.normal(0, 0.5, (2, len(index), 12))
+    views = (generator.normal(0, 1, (4, 12))[index["label"]] + noise).astype(np.float32)
+    config = Config(
+        split=SplitConfig(kind="kfold", folds=3), train=TrainConfig(epochs=8, batch_size=8)
+    )
+    return Sweep(index, views, config, 2)
+
+
+def test_a_sweep_goes_on_where_it_stopped(sweep_head, tmp_path, monkeypatch):
+    monkeypatch.setenv("STEATOSIS_MLRUNS", str(tmp_path / "mlruns"))
+    # One width, so that one program is compiled: this test is about resuming.
+    propose = sweep_head.propose
+    monkeypatch.setattr(sweep_head, "propose", lambda trial: propose(trial) | {"hidden_units": 16})
+    sweep = _small_sweep()
+
+    def run(name: str, *totals: int) -> dict:
+        for total in totals:
+            study = sweep_head.open_study(tmp_path / name, "abc", 0)
+            with tracking.start_run("sweep_test", "sweep"):
+                sweep_head.add_trials(study, sweep, total)
+        return sweep_head.summarize(study, sweep, total)
+
+    straight, resumed = run("straight", 4), run("resumed", 2, 4)
+    for summary in (straight, resumed):
+        assert summary.pop("cpu_seconds_per_trial") > 0
+    assert resumed == straight
+    assert straight["num_trials"] == 4
+    assert len(straight["chosen_per_outer_fold"]) == 3
+    assert straight["test_auc"] > 0.7  # the frames were made so that grades can be told apart
