@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow ui install lint clean
+.PHONY: demo test test-slow bench ui install lint clean
 
 demo: .venv/.core
 	$(BIN)/steatosis demo
@@ -16,6 +16,11 @@ test: .venv/.dev
 
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow
+
+# Ratios measured side by side; about five minutes on two idle cores.
+bench: .venv/.dev
+	$(BIN)/python benchmarks/speed_engines.py
+	$(BIN)/python benchmarks/speed_line.py
 
 ui: .venv/.core
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
@@ -35,7 +40,7 @@ browser:
 	touch $@
 
 .venv/.dev: .venv/.core
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,dicom,page,fast]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,dicom,page,fast,sweep]'
 	touch $@
 
 clean:

@@ -94,8 +94,9 @@ def _checked(engine: Engine, backbone: keras.Model, check_rois: np.ndarray) -> E
     expected = next(_keras_engine(backbone).forward([batch]))[:count]
     received = next(engine.forward([batch]))[:count]
     norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(received, axis=1)
-    cosine = float(((expected * received).sum(axis=1) / norms).min())
-    if not cosine >= MIN_COSINE:  # also catches NaN
+    with np.errstate(invalid="ignore"):  # features that are all 0 give NaN, and are refused
+        cosine = float(((expected * received).sum(axis=1) / norms).min())
+    if not cosine >= MIN_COSINE:
         raise RuntimeError(
             f"Expected features of engine {engine.name} within cosine {MIN_COSINE} of Keras. "
             f"Received: {cosine:.6f}. Use model.engine=keras."
