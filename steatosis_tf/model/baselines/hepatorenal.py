@@ -97,9 +97,7 @@ def measure_hepatorenal(
     )
 
 
-def _nearest_liver(
-    depth_gap: np.ndarray, side_gap: np.ndarray, patch_px: int
-) -> np.ndarray | None:
+def _nearest_liver(depth_gap: np.ndarray, side_gap: np.ndarray, patch_px: int) -> np.ndarray | None:
     """Indices of the liver pixels to compare with, or None if there are too few."""
     for tolerance in (_DEPTH_TOLERANCE, 2 * _DEPTH_TOLERANCE, _WIDEST_TOLERANCE):
         near = np.flatnonzero(depth_gap <= tolerance)

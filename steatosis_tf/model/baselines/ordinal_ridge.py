@@ -18,7 +18,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 #: Penalties among which the training part chooses, for standardised features.
-PENALTIES = tuple(10.0**power for power in np.arange(-1, 3.1, 0.5))
+PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
 #: Fat percents at which the grade changes: Mild from 5, Moderate over 33, Severe over 66.
 GRADE_CUTS = (5.0, 33.0, 66.0)
 
