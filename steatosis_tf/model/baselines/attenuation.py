@@ -2,8 +2,8 @@
 
 A fatty liver weakens the beam more, so the far field is darker; it is one of the signs that
 readers grade by (Hamaguchi et al. 2007, doi 10.1111/j.1572-0241.2007.01526.x), and the quantity
-behind attenuation imaging (Kuc & Schwartz 1979, doi 10.1109/T-SU.1979.31120, for the log-spectral
-form; here its video-signal form: the slope of log-compressed grey against depth).
+behind attenuation imaging (Kuc & Schwartz 1979, IEEE Trans Sonics Ultrason SU-26, 353-362, from
+the echo's spectrum; here from the picture: the slope of log-compressed grey against depth).
 
 What is measured is the loss that the picture shows: tissue attenuation, both ways, minus what the
 scanner's time gain compensation gives back. Between scanners or sliders it is therefore comparable

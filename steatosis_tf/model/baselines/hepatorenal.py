@@ -1,6 +1,6 @@
 """Hepatorenal index: brightness of the liver over renal cortex at the same depth.
 
-Webb et al. 2009 (doi 10.2214/AJR.07.4016) and Marshall et al. 2012 (doi 10.2214/AJR.11.6466)
+Webb et al. 2009 (doi 10.2214/AJR.07.4016) and Marshall et al. 2012 (doi 10.2214/AJR.11.6677)
 divide the mean grey of a liver box by that of a box in the cortex of the right kidney at the same
 depth. Grey is log-compressed, so that their ratio changes with gain. Here grey is linearised
 first; the ratio of amplitudes, or their difference in dB, does not.
