@@ -55,7 +55,7 @@ INNER_FOLDS = 3
 def propose(trial: optuna.Trial) -> dict[str, Any]:
     """One point of the searched space."""
     return {
-        "hidden_units": 2 ** trial.suggest_int("log2_hidden_units", 4, 9),
+        "hidden_units": 2 ** trial.suggest_int("log2_hidden_units", 4, 8),
         "dropout": trial.suggest_float("dropout", 0.0, 0.8),
         "weight_decay": trial.suggest_float("weight_decay", 1e-4, 1.0, log=True),
         "learning_rate": trial.suggest_float("learning_rate", 3e-5, 1e-2, log=True),
