@@ -263,7 +263,7 @@ def many_examples() -> tf.data.Dataset:
 
 def nothing_backbone() -> keras.Model:
     roi = keras.Input((2, 1, 1), dtype="uint8")
-    return keras.Model(roi, keras.layers.Flatten()(roi))
+    return keras.Model(roi, keras.layers.Flatten()(roi), name="nothing")
 
 
 def mean_engine(before_batch) -> Engine:
