@@ -9,8 +9,6 @@ The rule that turns frames into a patient is part of the configuration, so it is
 the test part is scored. Where two grades tie, the lower one is predicted (`numpy.argmax`).
 """
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from steatosis_tf.atomic import replacing
 from steatosis_tf.evaluation.checks import check_frame_scores, check_table, first_ids, id_key
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS, label_of
 
@@ -177,17 +176,10 @@ def write_scores(table: pd.DataFrame, path: str | Path, *, validation: bool = Fa
         ValueError: if the table is not a valid score table.
     """
     check_table(table, "frame_id" if "frame_id" in table else "patient_id", validation)
-    path = Path(path)
     # float32 would be written with 8 digits and read back as another float64.
     wide = table.astype(dict.fromkeys(SCORE_COLUMNS, np.float64))
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            wide.to_csv(file, index=False, lineterminator="\n")
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; the old file was not
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        wide.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def check_same_patients(frame_scores: pd.DataFrame, patient_scores: pd.DataFrame) -> None:
