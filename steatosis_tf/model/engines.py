@@ -8,9 +8,11 @@ of a number, so every engine is held against the reference on the study's own fr
 
 import hashlib
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -26,6 +28,9 @@ from steatosis_tf.model.backbone import backbone_sha256
 BATCH = 16
 #: Cosine between an engine's features and the reference's, on every checked frame.
 MIN_COSINE = 0.999
+
+# Two streams compute while two further batches wait, so that neither ever stands idle.
+_IN_FLIGHT = 4
 
 _AUTO_ORDER = ("openvino", "tf-bf16")
 
@@ -164,24 +169,29 @@ def _openvino_engine(backbone: keras.Model, cache_dir: Path) -> Engine:
     )
 
     def forward(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        waiting: dict[int, np.ndarray] = {}
-        queue = openvino.AsyncInferQueue(compiled, 4)
-        queue.set_callback(
-            lambda request, number: waiting.__setitem__(
-                number, request.get_output_tensor(0).data.copy()
-            )
-        )
-        due = 0
-        for number, batch in enumerate(batches):
-            queue.start_async({0: batch}, number)
-            while due in waiting:
-                yield waiting.pop(due)
-                due += 1
-        queue.wait_all()
-        for number in range(due, due + len(waiting)):
-            yield waiting.pop(number)
+        # Requests are waited for in turn, without callbacks: OpenVINO's AsyncInferQueue calls back
+        # into Python from threads of its own, which was seen to stop for ever when one ended.
+        free = [compiled.create_infer_request() for _ in range(_IN_FLIGHT)]
+        running: deque[Any] = deque()
+        for batch in batches:
+            if not free:
+                yield _finished(running, free)
+            request = free.pop()
+            request.start_async({0: batch})
+            running.append(request)
+        while running:
+            yield _finished(running, free)
 
     return Engine("openvino", "bfloat16" if has_bf16 else "float32", forward)
+
+
+def _finished(running: deque[Any], free: list[Any]) -> np.ndarray:
+    """Features of the oldest running request, which is free again afterwards."""
+    request = running.popleft()
+    request.wait()
+    features = request.get_output_tensor(0).data.copy()
+    free.append(request)
+    return features
 
 
 def _convert(backbone: keras.Model, path: Path) -> None:
