@@ -1,7 +1,7 @@
 """Engines for the frozen forward pass: the same features, faster.
 
 `keras` is the reference, float32. `tf-bf16` is the same TensorFlow graph with oneDNN's bfloat16.
-`openvino` (extra `fast`) compiles the graph for fixed batches and keeps two of them in flight; it
+`openvino` (extra `fast`) compiles the graph for fixed batches and keeps four of them in flight; it
 computes in bfloat16 on a processor with AMX or AVX512-BF16, else in float32. bfloat16 keeps 8 bits
 of a number, so every engine is held against the reference on the study's own frames when it starts.
 """
@@ -169,8 +169,8 @@ def _openvino_engine(backbone: keras.Model, cache_dir: Path) -> Engine:
     )
 
     def forward(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        # Requests are waited for in turn, without callbacks: OpenVINO's AsyncInferQueue calls back
-        # into Python from threads of its own, which was seen to stop for ever when one ended.
+        # Requests are waited for in turn, without callbacks: with OpenVINO's AsyncInferQueue a test
+        # run was seen to stop for ever in here; its callback against Python's lock is suspected.
         free = [compiled.create_infer_request() for _ in range(_IN_FLIGHT)]
         running: deque[Any] = deque()
         for batch in batches:
