@@ -1,14 +1,19 @@
 """Items of three reporting guidelines, in our own words, and where a report answers each.
 
-- CLAIM 2024: Tejani et al., Radiology: AI 2024, doi 10.1148/ryai.240300.
-- TRIPOD+AI: Collins et al., BMJ 2024, doi 10.1136/bmj-2023-078378.
-- STARD-AI: Sounderajah et al., Nature Medicine 2025. Items carry the numbers of STARD 2015 (Bossuyt
-  et al., BMJ 2015, doi 10.1136/bmj.h5527), on which it builds; the subjects it adds are lettered
-  AI-a, AI-b, ... here. Take the official numbers from the published checklist.
+Numbers are those of the published checklists:
+
+- CLAIM 2024, 44 items: Tejani et al., Radiology: AI 2024, doi 10.1148/ryai.240300.
+- TRIPOD+AI, 27 items in 52 rows: Collins et al., BMJ 2024, doi 10.1136/bmj-2023-078378.
+- STARD-AI, 40 items in 48 rows: Sounderajah et al., Nature Medicine 2025,
+  doi 10.1038/s41591-025-03953-8, table 2.
+
+Checked in November 2026, row by row, against two independent renderings of each (the checklists of
+github.com/Aperivue/medsci-skills, and checklists filled in by other authors), not against the
+journals' own pages.
 
 One line an item: number | subject | evidence. Evidence is `auto:NAME` (answered by the run, see
-`checklists.py`), `study:NAME` (answered by the author in study.json) or `author` (belongs in the
-manuscript).
+`checklists.py`), `study:NAME` (answered by the author in study.json), several of these joined by
+`+` where the item asks for all of them, or `author` (belongs in the manuscript).
 """
 
 CLAIM_2024 = """
@@ -114,54 +119,54 @@ TRIPOD_AI = """
 """
 
 STARD_AI = """
-1 | Title: diagnostic accuracy, AI, a measure of accuracy | author
+1 | Title or abstract: diagnostic accuracy of an AI, a measure of accuracy | author
 2 | Structured abstract | author
-3 | Background, intended use and role of the index test | study:intended_use
+3 | Background, intended use of the index test, place in the workflow | study:intended_use
 4 | Objectives and hypotheses | author
 5 | Data collected before or after the tests | author
-6 | Eligibility of participants | study:eligibility
-7 | How participants were identified | study:eligibility
-8 | Where and when | study:dates
-9 | Consecutive, random or convenience series | study:eligibility
-AI-a | Sources, composition and consent of the data sets | study:consent
-AI-b | Preprocessing and quality control of inputs | auto:preprocessing
-AI-c | Partitions and their independence | auto:disjoint
-AI-d | Leak audit between partitions | auto:leak
-10a | Index test, to be repeated by others: model, version, inputs | auto:config
-AI-e | Development of the model: training and choice | auto:config
-AI-f | Software, hardware | auto:environment
-10b | Reference standard | study:reference_standard
-11 | Reason for the reference standard | study:reference_standard
-12a | Cut-offs of the index test, fixed before or found after | auto:operating
-12b | Cut-offs of the reference standard | study:reference_standard
-13a | What readers of the index test knew | study:readers
-13b | What assessors of the reference knew | study:readers
-14 | Estimating and comparing accuracy | auto:intervals
-15 | Indeterminate results, abstention | auto:rejection
-16 | Missing data | study:missing_data
-17 | Variability in accuracy, subgroups | auto:subgroups
-18 | Sample size | study:sample_size
-19 | Flow of participants | auto:flow
-20 | Baseline characteristics | auto:characteristics
-21a | Severity in those with the condition | auto:metrics
-21b | Other diagnoses in those without | author
-22 | Interval between index test and reference | study:reference_standard
-23 | Cross tabulation of index test and reference | auto:metrics
-24 | Accuracy with its precision | auto:intervals
-AI-g | Calibration of probabilities | auto:calibration
-AI-h | Robustness to changed inputs | auto:robustness
-AI-i | Error analysis | auto:gallery
-AI-j | Explanations and their validation | auto:explanations
-AI-k | Generalisation to other places | auto:external
-AI-l | Fairness and bias | auto:subgroups
-25 | Adverse events | author
-26 | Limitations | study:limitations
-27 | Implications for practice | author
-28 | Registration | study:protocol
-29 | Protocol | study:protocol
-30 | Funding and role of funders | study:funding
-AI-m | Availability of code, model, data | study:availability
-AI-n | Monitoring and updating in use | study:monitoring
+6 | Ethics approval, or why none was needed | study:consent
+7 | Eligibility of participants and of data | study:eligibility
+8 | How participants were identified | study:eligibility
+9 | Where and when | study:dates
+10 | Consecutive, random or convenience series | study:eligibility
+11 | Source of the data, and why they were collected | study:data_sources
+12 | Who annotated the data, with what experience, and how | study:readers
+13 | Devices and software, with versions | study:devices + auto:environment
+14 | Acquisition and preprocessing | study:devices + auto:preprocessing
+15a | Index test, to be repeated by others | auto:config
+15b | Development of the index test: parts and their sizes | auto:config + auto:split
+15c | Cut-offs of the index test, fixed before or found after | auto:operating
+15d | Who uses it, with what expertise | study:users
+16a | Reference standard | study:reference_standard
+16b | Reason for the reference standard | study:reference_standard
+16c | Cut-offs of the reference standard | study:reference_standard
+17a | What readers of the index test knew | study:readers
+17b | What assessors of the reference knew | study:readers
+18 | Estimating and comparing accuracy | auto:intervals
+19 | Indeterminate results, abstention | auto:rejection
+20 | Missing data | study:missing_data
+21 | Variability in accuracy | auto:subgroups
+22 | Sample size | study:sample_size
+23 | Analysis of errors, bias and fairness | auto:gallery + auto:subgroups
+24 | Flow of participants, as a diagram | auto:flow
+25 | Characteristics of each part of the data | auto:characteristics
+26a | Severity in those with the condition | auto:metrics
+26b | Other diagnoses in those without | author
+27 | Interval and treatment between index test and reference | study:reference_standard
+28 | Whether the data represent the intended population | study:population
+29 | How external data differ | auto:external
+30 | Cross tabulation of index test and reference | auto:metrics
+31 | Accuracy with its precision | auto:intervals
+32 | Adverse events | author
+33 | Limitations, bias, generalisability | study:limitations
+34 | Implications for practice | author
+35 | Ethical considerations and fairness | author
+36 | Registration | study:protocol
+37 | Protocol | study:protocol
+38 | Funding and role of funders | study:funding
+39 | Commercial interests | study:funding
+40a | Availability of data and code | study:availability
+40b | Outputs stored and open to audit | auto:outputs
 """
 
 CHECKLISTS = {

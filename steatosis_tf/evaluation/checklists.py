@@ -83,6 +83,10 @@ _EVIDENCE: dict[str, tuple[str, _Holds]] = {
     "metrics": ("results", lambda run, analysis: "patient" in analysis.metrics),
     "model": ("split", lambda run, analysis: "model.onnx" in run.hashes),
     "operating": ("operating", lambda run, analysis: analysis.thresholds.operating is not None),
+    "outputs": (
+        "split",
+        lambda run, analysis: {"frame_scores.csv", "model.onnx", "config.json"} <= set(run.hashes),
+    ),
     "preprocessing": (
         "method",
         lambda run, analysis: run.manifest is not None and "roi_height" in run.manifest,
@@ -119,11 +123,18 @@ def count_statuses(items: list[Item]) -> str:
 
 def _item(line: str, run: RunRecord, analysis: Analysis) -> Item:
     number, subject, evidence = (part.strip() for part in line.split("|"))
+    answers = [_answer(part.strip(), run, analysis) for part in evidence.split("+")]
+    # What the run lacks stands before what only the author can add.
+    status = next(s for s in (NOT_MET, AUTHOR, MET) if s in [status for status, _ in answers])
+    return Item(number, subject, status, next(place for s, place in answers if s == status))
+
+
+def _answer(evidence: str, run: RunRecord, analysis: Analysis) -> tuple[str, str]:
+    """Status and section of one piece of evidence."""
     kind, _, name = evidence.partition(":")
     if kind == "auto":
         section, holds = _EVIDENCE[name]
-        return Item(number, subject, MET if holds(run, analysis) else NOT_MET, section)
+        return MET if holds(run, analysis) else NOT_MET, section
     if kind == "study":
-        section = _STUDY_SECTIONS.get(name, "data")
-        return Item(number, subject, MET if name in run.study else AUTHOR, section)
-    return Item(number, subject, AUTHOR, "")
+        return MET if name in run.study else AUTHOR, _STUDY_SECTIONS.get(name, "data")
+    return AUTHOR, ""

@@ -58,8 +58,7 @@ def checklists_markdown(content: dict[str, Any]) -> str:
         f"# Reporting checklists: {_plain(content['title'])}",
         f"{_plain(content['subtitle'])}. {content['notice']}",
         '"Met" says that the report answers the item, not that the answer is good. Subjects are in '
-        "our own words; cite the published checklists. STARD-AI items carry the numbers of STARD "
-        "2015, the subjects it adds are lettered.",
+        "our own words under the published numbers; cite the published checklists.",
     ]
     for name, items in content["checklists"].items():
         parts.append(f"## {name}: {count_statuses(items)}")

@@ -8,9 +8,11 @@ from scipy import stats
 from steatosis_tf.evaluation.delong import auc_covariance, delong_test
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 
-# Ovarian cancer patients of DeLong, DeLong and Clarke-Pearson 1988, as printed in the SAS/STAT
-# User's Guide, PROC LOGISTIC, example "Comparing Receiver Operating Characteristic Curves":
-# albumin, total protein, 10 - K-G score, benefit from surgery.
+# Ovarian cancer patients of DeLong, DeLong and Clarke-Pearson 1988, compared number by number with
+# the SAS/STAT User's Guide, PROC LOGISTIC, "Comparing Receiver Operating Characteristic Curves"
+# (support.sas.com, docset statug 68162, statug_logistic_examples08.htm, example 72.8; 43 patients,
+# those of the 49 with no test missing): albumin, total protein, K-G score (SAS takes 10 - score),
+# benefit from surgery.
 OVARIAN = """
 3.0 5.8 10 0   3.2 6.3  5 1   3.9 6.8  3 1   2.8 4.8  6 0   3.2 5.8  3 1   0.9 4.0  5 0
 2.5 5.7  8 0   1.6 5.6  5 1   3.8 5.7  5 1   3.7 6.7  6 1   3.2 5.4  4 1   3.8 6.6  6 1

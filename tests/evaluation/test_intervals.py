@@ -26,7 +26,8 @@ from steatosis_tf.evaluation.resampling import (
 from steatosis_tf.evaluation.scores import labels_and_probabilities, patient_scores
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 
-# Spatial test scores A of 26 children, Efron and Tibshirani 1993, table 14.1.
+# Spatial test scores A of 26 children: Efron and Tibshirani 1993, An Introduction to the Bootstrap,
+# table 14.1 on page 180; the same numbers stand in the tests of the Python package pylogit.
 SPATIAL = np.array(
     [48, 36, 20, 29, 42, 42, 20, 42, 22, 41, 45, 14, 6, 0, 33, 28, 34, 4, 32, 24, 47, 41, 24, 26,
      30, 41]
@@ -57,7 +58,8 @@ def study(
 
 
 def test_bca_of_efron_and_tibshirani_1993() -> None:
-    """Chapter 14: variance 171.5, a = 0.061, 90 % BCa (115.8, 259.6), percentile (100.8, 233.9).
+    """Variance 171.5, a = 0.061 (page 186), and from table 14.2 on page 183 the 90 % intervals:
+    BCa (115.8, 259.6), percentile (100.8, 233.9).
 
     Their 2,000 replicates carry a Monte Carlo error: the ends have standard deviations 1.7 and
     1.9 (measured on 150 sets of 2,000), so the tolerance is three of them.
