@@ -1,23 +1,22 @@
 """The ROI columns of a manifest: the automatic proposal of every frame, a person's box kept."""
 
-import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, read_manifest
 from steatosis_tf.config import RoiConfig
-from steatosis_tf.roi.crop import Rectangle, central_rectangle
+from steatosis_tf.roi.crop import Rectangle, central_rectangle, crop_roi
 from steatosis_tf.roi.fold import fold_decisions, write_automatic_boxes
 from steatosis_tf.roi.liver import liver_probability
 from steatosis_tf.roi.overlays import find_overlays
 from steatosis_tf.roi.proposal import propose_rectangle
 from steatosis_tf.roi.sector import Sector, find_sector
+from steatosis_tf.roi.workers import on_all_cores
 from steatosis_tf.sources.folder import read_frame
 
 # A killed run loses at most this many proposals, or a twentieth of a large study, because the
@@ -85,12 +84,11 @@ def fill_manifest(
     if again:
         table.loc[automatic, list(ROI_COLUMNS)] = pd.NA
         table.loc[automatic, "roi_source"] = ""
-    wanted = table.index[table["roi_source"] == ""]
     step = max(_CHECKPOINT_ROWS, len(table) // 20)
-    with tqdm(total=len(wanted), desc="ROI", unit="frame") as bar:
-        for start in range(0, len(wanted), step):
-            _propose(table, wanted[start : start + step], Path(manifest_path), config, bar)
+    for done in _propose(table, manifest_path, config):
+        if done % step == 0:
             write_automatic_boxes(manifest_path, table)
+    write_automatic_boxes(manifest_path, table)
     return read_manifest(manifest_path)  # with what reviewers have decided meanwhile
 
 
@@ -100,7 +98,9 @@ def add_roi_columns(
     """Propose a ROI for every frame of a table that has none, leaving the manifest alone.
 
     Args:
-        frame_table: manifest rows. Rows with a ROI, a person's above all, stay as they are.
+        frame_table: manifest rows. Rows with a ROI, a person's above all, stay as they are, unless
+            nothing of the person's box is in a sector: the model could see nothing of it, so it
+            is taken out of this table, with the reason.
         manifest_path: where the manifest lies; frame paths are relative to it.
         config: how to propose.
 
@@ -109,9 +109,9 @@ def add_roi_columns(
         where there is no proposal), `roi_source`, `roi_quality` and `roi_reason`.
     """
     table = with_roi_columns(frame_table)
-    wanted = table.index[table["roi_source"] == ""]
-    with tqdm(total=len(wanted), desc="ROI", unit="frame") as bar:
-        _propose(table, wanted, Path(manifest_path), config, bar)
+    for _ in _propose(table, manifest_path, config):
+        pass
+    _empty_useless_boxes(table, manifest_path)
     return table
 
 
@@ -130,30 +130,48 @@ def with_roi_columns(frame_table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _propose(
-    table: pd.DataFrame, wanted: pd.Index, manifest_path: Path, config: RoiConfig, bar: tqdm
-) -> None:
-    """Fill the rows named, in place."""
-
-    def work(index: Any) -> tuple[Roi | None, str]:
-        try:
-            frame = read_frame(frame_path(manifest_path, table.at[index, "path"]))
-            roi = propose_roi(frame, config)
-            return roi, roi.reason
-        except ValueError as error:
-            return None, str(error)
-
-    # OpenCV and onnxruntime release Python's lock, so threads use every core.
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        results = []
-        for index, result in zip(wanted, pool.map(work, wanted), strict=True):
-            roi, reason = result
-            box = roi.rectangle if roi else None
-            results.append((index, box, roi.quality if roi else np.nan, reason))
-            bar.update()
-    for index, box, quality, reason in results:
+def _propose(table: pd.DataFrame, manifest_path: str | Path, config: RoiConfig) -> Iterator[int]:
+    """Fill the rows nobody has looked at, in place; yields how many are done after each."""
+    wanted = table.index[table["roi_source"] == ""]
+    paths = [frame_path(manifest_path, path) for path in table.loc[wanted, "path"]]
+    answers = on_all_cores(partial(_answer, config), paths, "ROI")
+    for done, (index, (box, quality, reason)) in enumerate(zip(wanted, answers, strict=True), 1):
         if box is not None:
             table.loc[index, list(ROI_COLUMNS)] = [box.top, box.left, box.height, box.width]
         table.at[index, "roi_source"] = "auto"
         table.at[index, "roi_quality"] = quality
         table.at[index, "roi_reason"] = reason
+        yield done
+
+
+def _answer(config: RoiConfig, path: Path) -> tuple[Rectangle | None, float, str]:
+    """Box, quality and reason: without the sector's mask, to travel light between processes."""
+    try:
+        roi = propose_roi(read_frame(path), config)
+    except ValueError as error:
+        return None, np.nan, str(error)
+    return roi.rectangle, roi.quality, roi.reason
+
+
+def _empty_useless_boxes(table: pd.DataFrame, manifest_path: str | Path) -> None:
+    """Take out, in place, persons' boxes of which a model would see nothing."""
+    drawn = table.index[(table["roi_source"] == "person") & table["roi_height"].notna()]
+    rows = [
+        (frame_path(manifest_path, row["path"]), [int(row[name]) for name in ROI_COLUMNS])
+        for row in table.loc[drawn].to_dict("records")
+    ]
+    faults = on_all_cores(_fault_of_box, rows, "persons' boxes") if rows else []
+    for index, fault in zip(drawn, faults, strict=True):
+        if fault:
+            table.loc[index, list(ROI_COLUMNS)] = pd.NA
+            table.at[index, "roi_reason"] = f"a person's box, but {fault}"
+
+
+def _fault_of_box(row: tuple[Path, list[int]]) -> str:
+    path, box = row
+    try:
+        frame = read_frame(path)
+        crop_roi(frame, find_sector(frame).mask, Rectangle(*box))
+    except ValueError as error:
+        return str(error)
+    return ""

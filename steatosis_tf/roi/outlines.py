@@ -1,8 +1,7 @@
 """Sector and liver of every frame of a manifest, as mask files and on a contact sheet."""
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,20 +16,27 @@ from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.roi.sheet import MAX_TILES, SheetRow, write_sheet
+from steatosis_tf.roi.workers import on_all_cores
 from steatosis_tf.sources.folder import read_frame
 
 
 def write_masks(
-    frame_table: pd.DataFrame, manifest_path: str | Path, masks_dir: str | Path
+    frame_table: pd.DataFrame,
+    manifest_path: str | Path,
+    masks_dir: str | Path,
+    *,
+    again: bool = False,
 ) -> None:
     """Write `<frame file stem>_sector.png` and `<stem>_liver.png` (0 or 255, full frame size).
 
-    A frame without a sector has no masks; its `roi_reason` in the manifest says why.
+    A frame without a sector has no masks; its `roi_reason` in the manifest says why. A frame that
+    has both files already is left alone, so that a killed call goes on where it stopped.
 
     Args:
         frame_table: manifest rows.
         manifest_path: where the manifest lies.
         masks_dir: folder to write to.
+        again: replace the files that are there, those of a person's outlines too.
 
     Raises:
         ValueError: if two frames have the same file stem, because their masks would collide.
@@ -42,19 +48,25 @@ def write_masks(
             f"Expected every frame file to have a name of its own. Received: {len(twice)} "
             f"repeated, first stem={twice.iloc[0]!r}. Give them different names for the masks."
         )
+    paths = [frame_path(manifest_path, path) for path in frame_table["path"]]
+    if not again:
+        paths = [path for path in paths if not _have_masks(Path(masks_dir), path.stem)]
+    for _ in on_all_cores(partial(_write_masks_of, Path(masks_dir)), paths, "masks"):
+        pass
 
-    def work(path: str) -> None:
-        try:
-            masks = _masks(read_frame(frame_path(manifest_path, path)))
-        except ValueError:
-            return  # the manifest holds the reason
-        for name, mask in masks.items():
-            target = Path(masks_dir) / f"{PurePosixPath(path).stem}_{name}.png"
-            with replacing(target) as temporary:
-                cv2.imwrite(str(temporary), mask.astype(np.uint8) * 255)
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        list(tqdm(pool.map(work, frame_table["path"]), total=len(frame_table), desc="masks"))
+def _have_masks(masks_dir: Path, stem: str) -> bool:
+    return all((masks_dir / f"{stem}_{name}.png").is_file() for name in ("sector", "liver"))
+
+
+def _write_masks_of(masks_dir: Path, path: Path) -> None:
+    try:
+        masks = _masks(read_frame(path))
+    except ValueError:
+        return  # the manifest holds the reason
+    for name, mask in masks.items():
+        with replacing(masks_dir / f"{path.stem}_{name}.png") as temporary:
+            cv2.imwrite(str(temporary), mask.astype(np.uint8) * 255)
 
 
 def draw_sheet(

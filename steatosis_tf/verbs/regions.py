@@ -15,21 +15,21 @@ def roi(args: Namespace) -> Result:
     config = override(Config(), args.settings)
     table = fill_manifest(args.manifest, config.roi, again=args.again)
     if args.masks:
-        write_masks(table, args.manifest, args.masks)
+        write_masks(table, args.manifest, args.masks, again=args.again)
     if args.sheet:
         draw_sheet(table, args.manifest, args.sheet)
     without = table.loc[table["roi_height"].isna()]
     reasons = {str(k): int(v) for k, v in without["roi_reason"].value_counts().items()}
-    values = {"num_frames": len(table), "num_without_roi": len(without), "reasons": reasons}
+    counts = {"num_frames": len(table), "num_without_roi": len(without)}
     if args.sheet:
         from steatosis_tf import tracking
 
         with tracking.start_run("roi", config.roi.method, dataclasses.asdict(config.roi)):
-            tracking.log_metrics(values)
+            tracking.log_metrics(counts)
             tracking.log_artifacts(args.sheet)
     lines = [f"{len(table) - len(without)} of {len(table)} frames have a ROI"]
     lines += [f"{count:6} without: {reason}" for reason, count in reasons.items()]
-    return Result(values, "\n".join(lines))
+    return Result({**counts, "reasons": reasons}, "\n".join(lines))
 
 
 def _roi_arguments(parser: ArgumentParser) -> None:
@@ -41,8 +41,8 @@ def _roi_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--masks", metavar="DIR", help="also write sector and liver masks")
     parser.add_argument("--sheet", metavar="PNG",
                         help="also draw the worst proposals; logged to MLflow")  # fmt: skip
-    parser.add_argument("--again", action="store_true", help="replace earlier proposals, never a "
-                        "person's box")  # fmt: skip
+    parser.add_argument("--again", action="store_true", help="replace earlier proposals and masks, "
+                        "never a person's box")  # fmt: skip
 
 
 def review(args: Namespace) -> Result:

@@ -1,5 +1,7 @@
 """Every frame gets a ROI or a reason; what a person has set stays."""
 
+import re
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -61,6 +63,26 @@ def test_box_of_a_person_is_kept(fan_manifest):
     found.loc[1, "roi_source"] = "person"  # a person has said: no ROI in this frame
     again = add_roi_columns(found, fan_manifest, SECTOR)
     pd.testing.assert_frame_equal(again, found)
+
+
+@pytest.mark.parametrize(
+    ("row", "box", "reason"),
+    [
+        (2, [10, 10, 50, 50], "a person's box, but .*(sector|black)"),
+        (0, [0, 0, 20, 20], "a person's box, but no pixel of the rectangle is in the sector"),
+        (0, [400, 0, 100, 100], "a person's box, but expected a rectangle inside the frame"),
+    ],
+)
+def test_a_persons_box_that_shows_nothing_is_rejected_with_its_reason(
+    fan_manifest, row, box, reason
+):
+    table = add_roi_columns(read_manifest(fan_manifest), fan_manifest, SECTOR)
+    table.loc[row, [*_BOX, "roi_source"]] = [*box, "person"]
+    found = add_roi_columns(table, fan_manifest, SECTOR)
+    assert found.loc[row, _BOX].isna().all()
+    assert found.at[row, "roi_source"] == "person"
+    assert re.match(reason, found.at[row, "roi_reason"])
+    pd.testing.assert_frame_equal(found.drop(row), table.drop(row))
 
 
 def test_frame_that_cannot_be_read_gets_its_reason(fan_manifest):

@@ -4,7 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -140,10 +140,24 @@ def _experiment():
     return module
 
 
+def test_copies_of_one_picture_are_never_trained_on_and_scored():
+    experiment = _experiment()
+    groups = [["a", "b"], ["c"], ["d", "e"], ["f"], ["g"], ["h", "i"]]
+    config = replace(experiment.CONFIG, num_test=3, num_folds=2, validation_every=2)
+    assert experiment.parts_of(groups, None, config) == {
+        "scored": ["a", "b", "c"], "validation": ["d", "e", "g"], "train": ["f", "h", "i"],
+    }  # fmt: skip
+    assert experiment.parts_of(groups, 1, config) == {
+        "scored": ["f", "h", "i"], "validation": ["d", "e"], "train": ["g"],
+    }  # fmt: skip
+
+
 def test_the_fixed_test_part_is_outlined_well(real_data_dir):
     """The shipped network on 30 images of the test part, which no network was trained on."""
     experiment = _experiment()
-    names = experiment.ranked_names(real_data_dir / "aul")[:30]
+    groups = experiment.ranked_groups(real_data_dir / "aul")
+    assert ["benign_018", "benign_007"] in groups  # the nearest of eight pairs
+    names = experiment.parts_of(groups, None, experiment.CONFIG)["scored"][:30]
     scores = []
     for name in names:
         polygons = json.loads((real_data_dir / "aul" / "polygons" / f"{name}.json").read_text())
