@@ -40,7 +40,7 @@ browser:
 	touch $@
 
 .venv/.dev: .venv/.core
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,dicom,page,fast,sweep]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,dicom,page,fast,sweep,table1]'
 	touch $@
 
 clean:

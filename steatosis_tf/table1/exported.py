@@ -1,0 +1,59 @@
+"""The files systems are exported to, read back and timed without the code that trained them."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+#: Functions and classes of ours that a skops file may name; all else skops itself must trust.
+_OURS = "steatosis_tf.model.baselines."
+
+Grader = Callable[[np.ndarray], np.ndarray]
+
+
+def load_exported(path: str | Path) -> Grader:
+    """Open an exported system.
+
+    Args:
+        path: `.onnx` with the input `roi`, or `.skops` with a scikit-learn estimator on ROIs.
+
+    Returns:
+        function from `(n, 224, 224, 1)` uint8 to `(n, num_classes)` float.
+
+    Raises:
+        ValueError: if the file is of another kind, or a skops file names code that is not ours.
+    """
+    path = Path(path)
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return lambda rois: np.concatenate(
+            [session.run(None, {"roi": rois[i : i + 32]})[0] for i in range(0, len(rois), 32)]
+        )
+    if path.suffix == ".skops":
+        import skops.io
+
+        named = skops.io.get_untrusted_types(file=path)
+        foreign = [name for name in named if not name.startswith(_OURS)]
+        if foreign:
+            raise ValueError(
+                f"Expected a skops file of scikit-learn and {_OURS}*. Received: {path.name} with "
+                f"{', '.join(foreign)}. It could run any code: not opened."
+            )
+        return skops.io.load(path, trusted=named).predict_proba
+    raise ValueError(f"Expected a .onnx or .skops file. Received: {path.name}.")
+
+
+def milliseconds_per_frame(grader: Grader, rois: np.ndarray, num_frames: int = 16) -> float:
+    """Median processor time for one frame at a time, ROI to probabilities.
+
+    Processor time, because the clock of a shared machine measures its other users.
+    """
+    seconds = []
+    for roi in rois[:num_frames]:
+        start = time.process_time()
+        grader(roi[np.newaxis])
+        seconds.append(time.process_time() - start)
+    return 1000 * float(np.median(seconds))
