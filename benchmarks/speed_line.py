@@ -32,7 +32,7 @@ from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.classifier import assemble, build_head
 from steatosis_tf.model.engines import choose_engine
 from steatosis_tf.model.features import stored_features
-from steatosis_tf.model.train import feature_batches, fit
+from steatosis_tf.model.train import feature_batches, fit, frame_order
 from steatosis_tf.records.builder import write_records
 from steatosis_tf.records.pipeline import (
     keep_patients,
@@ -130,7 +130,11 @@ def _pipeline(folder: Path, partition: Partition, config: Config) -> None:
     )
     labels = index["label"].to_numpy()
     batches = feature_batches(
-        views[1:, train], labels[train], batch_size=config.train.batch_size, seed=0
+        views[1:],
+        labels,
+        frame_order(train, seed=0),
+        batch_size=config.train.batch_size,
+        seed=0,
     )
     head = build_head(config.model, views[0, train], 0)
     fit(head, batches, (views[0, held_out], labels[held_out]), None, config.train)

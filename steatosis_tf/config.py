@@ -91,11 +91,15 @@ class AugmentConfig:
         _require(0 <= self.zoom < 0.5, "augment.zoom from 0 to 0.5", zoom=self.zoom)
 
 
+HeadKind = Literal["softmax", "ordinal", "regression"]
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Backbone and head. `weights` is "imagenet", "random" or the path of a weights file;
     `normalize_gain` takes each frame's mean grey level out, `normalize_features` standardises the
-    features by the training part."""
+    features by the training part. `head` softmax: four grades without order; ordinal: one score
+    and ordered cuts; regression: fat percent, read as grades (model/heads.py)."""
 
     weights: str = "imagenet"
     backbone_seed: int = 0
@@ -104,6 +108,7 @@ class ModelConfig:
     hidden_units: int = 256
     dropout: float = 0.5
     normalize_features: bool = True
+    head: HeadKind = "softmax"
 
     def __post_init__(self) -> None:
         _require(bool(self.weights), 'model.weights "imagenet", "random" or a path',
@@ -118,7 +123,9 @@ class TrainConfig:
     """Fitting of the head. `views` = 0 augments online in every epoch; `views` = K draws each
     frame from K stored augmented views, so that the backbone runs K times instead of `epochs`.
     `checkpoint` "best" keeps the epoch with the lowest validation loss; with a handful of
-    validating patients that epoch is chance, so "last" is the default."""
+    validating patients that epoch is chance, so "last" is the default. `sampling` frames: every
+    frame once an epoch; patients: every patient equally often, whatever number of frames.
+    `class_weights` lets every grade count the same; a regression has no classes to weigh."""
 
     epochs: int = 100
     batch_size: int = 32
@@ -129,6 +136,7 @@ class TrainConfig:
     plateau_patience: int = 10
     checkpoint: Literal["best", "last"] = "last"
     views: int = 4
+    sampling: Literal["frames", "patients"] = "frames"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -142,6 +150,9 @@ class TrainConfig:
         _require(0 < self.plateau_factor < 1, "train.plateau_factor in (0, 1)",
                  plateau_factor=self.plateau_factor)  # fmt: skip
         _require(self.views >= 0, "train.views of 0 or more", views=self.views)
+        _require(self.views >= 1 or self.sampling == "frames",
+                 "train.views of 1 or more with train.sampling=patients, which draws stored views",
+                 views=self.views)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import tensorflow as tf
 from steatosis_tf import tracking
 from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.splits import Partition
-from steatosis_tf.config import Config
+from steatosis_tf.config import Config, HeadKind
 from steatosis_tf.deploy.export import NUM_CHECKED
 from steatosis_tf.evaluation.metrics import compute_metrics
 from steatosis_tf.evaluation.scores import labels_and_probabilities, write_scores
@@ -22,7 +22,13 @@ from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.classifier import assemble, build_head, copy_weights
 from steatosis_tf.model.engines import choose_engine
 from steatosis_tf.model.features import stored_features
-from steatosis_tf.model.train import EpochCallback, class_weights, feature_batches, fit
+from steatosis_tf.model.train import (
+    EpochCallback,
+    class_weights,
+    feature_batches,
+    fit,
+    frame_order,
+)
 from steatosis_tf.records.pipeline import (
     keep_frames,
     keep_patients,
@@ -148,20 +154,26 @@ def _without_test(partition: Partition) -> Partition:
 def _fit_head(
     data: StudyData, partition: Partition, config: Config, on_epoch: EpochCallback | None
 ) -> tuple[keras.Model, pd.DataFrame]:
-    labels = data.index["label"].to_numpy()
     train = _rows_of(data, partition.train)
     validation = _rows_of(data, partition.validation)
+    targets = _targets(data.index, np.concatenate([train, validation]), config.model.head)
     seed = config.train.seed
     head = build_head(config.model, data.views[0, train], seed)
-    weights = class_weights(labels[train], len(GRADES)) if config.train.class_weights else None
+    patient_ids = data.index["patient_id"].to_numpy()[train]
+    balanced = patient_ids if config.train.sampling == "patients" else None
+    weights = _class_weights(data.index.iloc[train], config)
     if config.train.views:
         batches = feature_batches(
-            data.views[1:, train], labels[train], batch_size=config.train.batch_size, seed=seed
+            data.views[1:],
+            targets,
+            frame_order(train, balanced, seed=seed),
+            batch_size=config.train.batch_size,
+            seed=seed,
         )
-        held_out = (data.views[0, validation], labels[validation])
+        held_out = (data.views[0, validation], targets[validation])
         return head, fit(head, batches, held_out, weights, config.train, on_epoch)
     model = assemble(data.backbone, head, config.model)
-    examples = read_records(data.records_dir)
+    examples = _with_targets(read_records(data.records_dir), targets)
     training = keep_patients(examples, partition.train)
     batches = training_batches(
         # Keras would warn in the first epoch that data of unknown length ran out.
@@ -174,6 +186,34 @@ def _fit_head(
     history = fit(model, batches, held_out, weights, config.train, on_epoch)
     copy_weights(model, head)
     return head, history
+
+
+def _targets(index: pd.DataFrame, rows: np.ndarray, head: HeadKind) -> np.ndarray:
+    """What a head is to say of every frame; `rows` are those it learns or is validated on."""
+    if head != "regression":
+        return index["label"].to_numpy()
+    unknown = index.iloc[rows].loc[lambda part: part["fat_percent"].isna(), "patient_id"].unique()
+    if len(unknown):
+        raise ValueError(
+            "Expected fat_percent for every frame that trains or validates, which "
+            f"model.head=regression learns. Received: none for {len(unknown)} patients, first "
+            f"{', '.join(unknown[:3])}. Leave them out of the manifest, or use model.head=ordinal."
+        )
+    return np.sqrt(index["fat_percent"].to_numpy(np.float32))
+
+
+def _class_weights(training: pd.DataFrame, config: Config) -> dict[int, float] | None:
+    if not config.train.class_weights or config.model.head == "regression":
+        return None
+    if config.train.sampling == "patients":  # a grade then counts as often as it has patients
+        training = training.drop_duplicates("patient_id")
+    return class_weights(training["label"].to_numpy(), len(GRADES))
+
+
+def _with_targets(examples: tf.data.Dataset, targets: np.ndarray) -> tf.data.Dataset:
+    """The records with each frame's target in place of its label, in the order of the index."""
+    pairs = tf.data.Dataset.zip(examples, tf.data.Dataset.from_tensor_slices(targets))
+    return pairs.map(lambda example, target: example | {"label": target})
 
 
 def _rows_of(data: StudyData, patient_ids: frozenset[str]) -> np.ndarray:

@@ -10,6 +10,10 @@ Moderate over 33 to 66 %, Severe over 66 %.
 
 GRADES = ("Normal", "Mild", "Moderate", "Severe")
 
+#: Fat percents at which the grade changes: Mild from the first, Moderate over the second, Severe
+#: over the third.
+FAT_CUTS_PERCENT = (5, 33, 66)
+
 #: Name of the probability column of each grade in every score table.
 SCORE_COLUMNS = tuple(f"p_{grade.lower()}" for grade in GRADES)
 
@@ -43,11 +47,12 @@ def grade_from_fat_percent(fat_percent: float) -> str:
             f"Expected fat_percent from 0 to 100. Received: fat_percent={fat_percent}. "
             "Give percent of hepatocytes, not a fraction; leave the cell empty if unknown."
         )
-    if fat_percent < 5:
+    mild, moderate, severe = FAT_CUTS_PERCENT
+    if fat_percent < mild:
         return "Normal"
-    if fat_percent <= 33:
+    if fat_percent <= moderate:
         return "Mild"
-    if fat_percent <= 66:
+    if fat_percent <= severe:
         return "Moderate"
     return "Severe"
 

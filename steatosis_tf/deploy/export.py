@@ -18,7 +18,7 @@ from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.config import Config, load_config
 from steatosis_tf.grades import GRADES, NOTICE
-from steatosis_tf.model.classifier import OUTPUT_LAYER
+from steatosis_tf.model.heads import OUTPUT_LAYER
 from steatosis_tf.records.builder import cut_roi, usable_rows
 
 #: How far an exported probability may lie from the Keras one.

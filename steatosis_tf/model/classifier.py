@@ -6,9 +6,9 @@ import numpy as np
 from steatosis_tf.config import ModelConfig
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.backbone import FEATURE_LAYER
+from steatosis_tf.model.heads import end_network
 
 NORMALIZATION_LAYER = "feature_normalization"
-OUTPUT_LAYER = "probabilities"
 
 
 def build_head(
@@ -20,7 +20,7 @@ def build_head(
     BatchNormalization, because Keras' Normalization would add a required input to the ONNX file.
 
     Args:
-        config: hidden units, dropout, normalisation.
+        config: hidden units, dropout, normalisation, kind of head.
         training_features: `(num_frames, num_features)` float32 of the training part only.
         seed: of the initial weights and the dropout.
         num_grades: probabilities to give.
@@ -79,4 +79,4 @@ def _head_layers(
         )(x)
     x = keras.layers.Dense(config.hidden_units, activation="relu", name="hidden")(x)
     x = keras.layers.Dropout(config.dropout, name="dropout")(x)
-    return keras.layers.Dense(num_grades, activation="softmax", name=OUTPUT_LAYER)(x)
+    return end_network(x, config.head, num_grades)

@@ -80,6 +80,16 @@ class Sweep:
     """One study, its folds, and what a trial does on them."""
 
     def __init__(self, index: pd.DataFrame, views: np.ndarray, config: Config, inner: int) -> None:
+        """
+        Raises:
+            ValueError: if the config asks for what the compiled fit does not do.
+        """
+        if config.model.head != "softmax" or config.train.sampling != "frames":
+            raise ValueError(
+                "Expected model.head=softmax and train.sampling=frames in a sweep. Received: "
+                f"model.head={config.model.head} train.sampling={config.train.sampling}. "
+                "experiments/heads.py compares these."
+            )
         self.index, self.config = index, config
         self.folds = outer_folds(index, config, inner)
         self.study = StoredStudy(views, index["label"].to_numpy())

@@ -9,6 +9,7 @@ import pandas as pd
 import tensorflow as tf
 
 from steatosis_tf.config import TrainConfig
+from steatosis_tf.model.heads import has_regression, objective, set_spread
 
 EpochCallback = Callable[[int, dict[str, float]], None]
 
@@ -19,29 +20,69 @@ def make_repeatable(seed: int) -> None:
     tf.config.experimental.enable_op_determinism()
 
 
-def feature_batches(
-    views: np.ndarray, labels: np.ndarray, *, batch_size: int, seed: int
+def frame_order(
+    frames: np.ndarray, patient_ids: np.ndarray | None = None, *, seed: int
 ) -> tf.data.Dataset:
-    """Shuffled training batches; each pass draws one of the stored views of every frame anew.
+    """Which frames an epoch reads, in which order; every pass over the dataset draws anew.
 
     Args:
-        views: `(num_views, num_frames, num_features)` float32.
-        labels: `(num_frames,)` int, 0 to 3.
-        batch_size: frames per batch.
-        seed: of the order and of the draw.
+        frames: `(num_frames,)` int, rows of the training part.
+        patient_ids: `(num_frames,)`, whose they are, to read every patient equally often: patients
+            in turn, each time a frame drawn at random, until there were as many draws as frames or
+            just more. None: every frame once.
+        seed: of the order and the draws.
 
     Returns:
-        dataset of (`(batch, num_features)` float32, `(batch,)` int64).
+        dataset of int64 scalars, of known length.
     """
-    num_views, num_frames, _ = views.shape
-    table = tf.constant(views.reshape(num_views * num_frames, -1))
-    classes = tf.constant(labels, tf.int64)
-    order = tf.data.Dataset.range(num_frames).shuffle(num_frames, seed=seed)
+    if patient_ids is None:
+        places = tf.data.Dataset.range(len(frames)).shuffle(len(frames), seed=seed)
+        rows = tf.constant(frames, tf.int64)
+        return places.map(lambda place: rows[place])
+    owners = np.unique(np.asarray(patient_ids, str), return_inverse=True)[1]
+    own = tf.ragged.stack([frames[owners == owner] for owner in range(owners.max() + 1)])
+    own, num_own = tf.cast(own.to_tensor(), tf.int64), tf.cast(own.row_lengths(), tf.int64)
+    num_patients = len(num_own)
+    patients = tf.data.Dataset.range(num_patients).shuffle(num_patients, seed=seed)
+    turns = patients.repeat(-(-len(frames) // num_patients))
+    draws = tf.data.Dataset.random(seed=seed + 1, rerandomize_each_iteration=True)
+    return tf.data.Dataset.zip(turns, draws).map(
+        lambda patient, draw: own[patient, draw % num_own[patient]]
+    )
+
+
+def feature_batches(
+    views: np.ndarray,
+    targets: np.ndarray,
+    order: tf.data.Dataset,
+    *,
+    batch_size: int,
+    seed: int,
+) -> tf.data.Dataset:
+    """Training batches; each pass draws one of the stored views of every frame anew.
+
+    Args:
+        views: `(num_views, num_frames, ...)` float32, in memory or mapped from a file; of it only
+            the batches under way are copied.
+        targets: `(num_frames,)` what the head is to say: labels, int, or square roots of fat
+            percent, float32.
+        order: which frames are read, as `frame_order` gives them.
+        batch_size: frames per batch.
+        seed: of the draw.
+
+    Returns:
+        dataset of (`(batch, ...)` float32, `(batch,)` int64 or float32).
+    """
     draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+    is_label = np.issubdtype(targets.dtype, np.integer)
+    answers = tf.constant(targets, tf.int64 if is_label else tf.float32)
+
+    def read(frame: np.ndarray, draw: np.ndarray) -> np.ndarray:
+        return views[draw % len(views), frame]
 
     def gather(frame: tf.Tensor, draw: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        row = (draw % num_views) * num_frames + frame
-        return tf.gather(table, row), tf.gather(classes, frame)
+        batch = tf.numpy_function(read, (frame, draw), tf.float32, stateful=False)
+        return tf.ensure_shape(batch, (None, *views.shape[2:])), tf.gather(answers, frame)
 
     # Gathering a whole batch at once keeps an epoch of a few hundred frames in milliseconds.
     return tf.data.Dataset.zip(order, draws).batch(batch_size).map(gather).prefetch(2)
@@ -72,6 +113,8 @@ def fit(
 ) -> pd.DataFrame:
     """Train what is trainable in the model, in place.
 
+    A regression's `spread` is set to its error on the validation part.
+
     With `config.checkpoint` "best" the model is left with the weights of the epoch with the
     lowest validation loss, otherwise with those of the last epoch.
 
@@ -79,7 +122,7 @@ def fit(
         model: head on features, or the whole model on pixels.
         training: batches of inputs and labels.
         validation: the same, from other patients.
-        weights: class weights, or None.
+        weights: class weights, or None; None for a regression.
         config: optimizer, schedule, epochs.
         on_epoch: called after each epoch with its number (from 0) and its numbers.
 
@@ -89,10 +132,11 @@ def fit(
     Raises:
         RuntimeError: if no epoch had a finite validation loss.
     """
-    model.compile(
+    fitted = objective(model)
+    fitted.model.compile(
         optimizer=keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay),
-        loss=keras.losses.SparseCategoricalCrossentropy(),
-        metrics=["accuracy"],
+        loss=fitted.loss,
+        metrics=[fitted.accuracy],
     )
     best = _BestWeights()
     callbacks: list[keras.callbacks.Callback] = [
@@ -107,7 +151,7 @@ def fit(
     ]
     if on_epoch is not None:
         callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=on_epoch))
-    history = model.fit(
+    history = fitted.model.fit(
         training,
         validation_data=validation,
         epochs=config.epochs,
@@ -122,8 +166,11 @@ def fit(
             f"{history['val_loss'][-1]} with train.learning_rate={config.learning_rate}. "
             "Choose a lower one."
         )
+    kept_loss = history["val_loss"][-1]
     if config.checkpoint == "best":
-        best.restore()
+        kept_loss = best.restore()
+    if has_regression(model):
+        set_spread(model, kept_loss)
     return pd.DataFrame({"epoch": range(config.epochs), **history})
 
 
@@ -145,6 +192,8 @@ class _BestWeights(keras.callbacks.Callback):
             self._lowest = loss
             self._weights = [weight.numpy() for weight in self.model.trainable_variables]
 
-    def restore(self) -> None:
+    def restore(self) -> float:
+        """Put the weights back; their validation loss."""
         for variable, value in zip(self.model.trainable_variables, self._weights, strict=True):
             variable.assign(value)
+        return self._lowest

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 
 import keras
 import numpy as np
@@ -11,7 +12,13 @@ from steatosis_tf.config import AugmentConfig, ModelConfig, TrainConfig
 from steatosis_tf.model.classifier import assemble, build_head
 from steatosis_tf.model.engines import choose_engine
 from steatosis_tf.model.features import stored_features
-from steatosis_tf.model.train import class_weights, feature_batches, fit, make_repeatable
+from steatosis_tf.model.train import (
+    class_weights,
+    feature_batches,
+    fit,
+    frame_order,
+    make_repeatable,
+)
 from steatosis_tf.records.pipeline import (
     keep_patients,
     pixel_batches,
@@ -34,11 +41,16 @@ def _cohort(num_frames: int = 40, num_views: int = 2, seed: int = 0):
     return (centres[labels] + noise).astype(np.float32), labels
 
 
+def _batches(views: np.ndarray, labels: np.ndarray, seed: int = 0):
+    order = frame_order(np.arange(len(labels)), seed=seed)
+    return feature_batches(views, labels, order, batch_size=8, seed=seed)
+
+
 def _fit(train: TrainConfig, model: ModelConfig = _MODEL, *, labels_of=lambda labels: labels):
     views, labels = _cohort()
     held_out, held_out_labels = _cohort(seed=1)
     head = build_head(model, views[0], seed=train.seed)
-    batches = feature_batches(views, labels, batch_size=train.batch_size, seed=train.seed)
+    batches = _batches(views, labels, train.seed)
     validation = (held_out[0], labels_of(held_out_labels))
     return head, fit(head, batches, validation, None, train), validation
 
@@ -67,7 +79,7 @@ def test_class_weights_reach_the_loss():
     weights = class_weights(labels, 4)
     losses = -np.log(probabilities[np.arange(8), labels])
     expected = np.mean([weights[label] * loss for label, loss in zip(labels, losses, strict=True)])
-    batches = feature_batches(views[:1], labels, batch_size=8, seed=0)
+    batches = _batches(views[:1], labels)
     config = dataclasses.replace(_TRAIN, epochs=1)
     history = fit(head, batches, (views[0], labels), weights, config)
     # One batch: the loss reported is that before the first step.
@@ -78,7 +90,7 @@ def test_batches_draw_views_anew_and_repeat_by_seed():
     views, labels = _cohort(num_frames=30, num_views=3)
 
     def epochs(seed: int) -> list[np.ndarray]:
-        batches = feature_batches(views, labels, batch_size=8, seed=seed)
+        batches = _batches(views, labels, seed)
         return [np.concatenate([x for x, _ in batches.as_numpy_iterator()]) for _ in range(2)]
 
     first, second = epochs(5)
@@ -89,15 +101,54 @@ def test_batches_draw_views_anew_and_repeat_by_seed():
     drawn = [places[row.tobytes()] for row in first]
     assert sorted(frame for _, frame in drawn) == list(range(30))  # every frame once
     assert {view for view, _ in drawn} == {0, 1, 2}
-    for x, y in feature_batches(views, labels, batch_size=8, seed=5).as_numpy_iterator():
+    for x, y in _batches(views, labels, 5).as_numpy_iterator():
         assert [labels[places[row.tobytes()][1]] for row in x] == y.tolist()
+
+
+def _read_per_patient(counts: dict[str, int], frames: np.ndarray, seed: int = 0) -> list[dict]:
+    """How often each of two epochs reads each patient, and how often each row."""
+    patient_ids = np.repeat(list(counts), list(counts.values()))
+    owner = dict(zip(frames.tolist(), patient_ids.tolist(), strict=True))
+    order = frame_order(frames, patient_ids, seed=seed)
+    epochs = [[int(row) for row in order.as_numpy_iterator()] for _ in range(2)]
+    assert order.cardinality() == len(epochs[0]) == len(epochs[1])
+    assert epochs[0] != epochs[1]
+    return [
+        {"patients": Counter(owner[row] for row in rows), "rows": Counter(rows)} for rows in epochs
+    ]
+
+
+def test_every_patient_is_read_equally_often_whatever_number_of_frames():
+    # 1 + 2 + 30 frames of 3 patients, rows 5 to 37 of the study: 11 draws each make 33
+    for epoch in _read_per_patient({"a": 1, "b": 2, "c": 30}, np.arange(5, 38)):
+        assert epoch["patients"] == {"a": 11, "b": 11, "c": 11}
+        assert epoch["rows"][5] == 11  # the only frame of a
+        assert set(epoch["rows"]) <= set(range(5, 38))
+        assert len([row for row in epoch["rows"] if row >= 8]) > 5  # not one frame of c only
+    # 4 frames of 3 patients: 2 draws each, no fewer draws than frames
+    for epoch in _read_per_patient({"a": 1, "b": 1, "c": 2}, np.array([7, 0, 3, 9]), seed=3):
+        assert epoch["patients"] == {"a": 2, "b": 2, "c": 2}
+
+
+def test_every_frame_is_read_once_without_patients():
+    order = frame_order(np.array([8, 2, 5]), seed=0)
+    assert sorted(order.as_numpy_iterator()) == [2, 5, 8]
+
+
+def test_features_are_read_from_a_mapped_file(tmp_path):
+    views, labels = _cohort(num_frames=12)
+    np.save(tmp_path / "views.npy", views)
+    mapped = np.load(tmp_path / "views.npy", mmap_mode="r")
+    for expected, received in zip(_batches(views, labels), _batches(mapped, labels), strict=True):
+        np.testing.assert_array_equal(received[0], expected[0])
+        np.testing.assert_array_equal(received[1], expected[1])
 
 
 def test_training_learns_and_tells_of_every_epoch():
     told = []
     views, labels = _cohort()
     head = build_head(_MODEL, views[0], seed=0)
-    batches = feature_batches(views, labels, batch_size=8, seed=0)
+    batches = _batches(views, labels)
     config = dataclasses.replace(_TRAIN, epochs=8)
     history = fit(
         head, batches, (views[0], labels), None, config, lambda epoch, logs: told.append(epoch)
@@ -218,7 +269,7 @@ def test_backbone_is_the_same_to_the_bit_after_both_kinds_of_fit(
     views = stored_features(examples, tmp_path, random_backbone, engine, AugmentConfig(), 1)
     labels = read_index(phantom_records)["label"].to_numpy()
     head = build_head(_MODEL, views[0], seed=0)
-    batches = feature_batches(views[1:], labels, batch_size=4, seed=0)
+    batches = _batches(views[1:], labels)
     fit(head, batches, (views[0], labels), None, dataclasses.replace(_TRAIN, epochs=1))
     model = assemble(random_backbone, head, _MODEL)
     _assert_same(random_backbone.get_weights(), before)

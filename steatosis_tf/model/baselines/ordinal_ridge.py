@@ -1,13 +1,10 @@
 """Ridge regression on the square root of fat percent, read as four ordered grades.
 
-The square root evens out the spread of biopsy readings, which grows with fat. The grade's
-probabilities are the shares of a normal distribution around the prediction between the cuts of
-`grades.py`; its width is the error on patients left out inside the training part. Penalty and
-width are thus chosen without the patients the model is then asked about.
+The reading is that of `fat_reading.py`; its width is the error on patients left out inside the
+training part. Penalty and width are thus chosen without the patients the model is then asked about.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from scipy import special
@@ -17,14 +14,13 @@ from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from steatosis_tf.model.fat_reading import MIN_SPREAD, grade_probabilities
+
 #: Penalties among which the training part chooses, for standardised features.
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
-#: Fat percents at which the grade changes: Mild from 5, Moderate over 33, Severe over 66.
-GRADE_CUTS = (5.0, 33.0, 66.0)
 
 _INNER_FOLDS = 10
 _MIN_PATIENTS = 10
-_MIN_SPREAD = 1e-3
 
 
 @dataclass(frozen=True)
@@ -47,10 +43,8 @@ class OrdinalRidge:
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Probabilities of the four grades, `(n, 4)`, each row sums to 1."""
-        predicted = self.pipeline.predict(features)
-        below = [special.ndtr((np.sqrt(cut) - predicted) / self.spread) for cut in GRADE_CUTS]
-        steps = [np.zeros(len(predicted)), *below, np.ones(len(predicted))]
-        return np.stack([high - low for low, high in pairwise(steps)], axis=1)
+        predicted = self.pipeline.predict(features)[:, np.newaxis]
+        return np.asarray(grade_probabilities(predicted, self.spread, special.ndtr))
 
     def weights(self) -> np.ndarray:
         """Weight of each standardised feature, square root of percent per standard deviation."""
@@ -85,7 +79,7 @@ def fit_ordinal_ridge(
         cv=folds,
     ).fit(features, target)
     left_out = cross_val_predict(search.best_estimator_, features, target, cv=folds)
-    spread = max(float(np.sqrt(np.mean((left_out - target) ** 2))), _MIN_SPREAD)
+    spread = max(float(np.sqrt(np.mean((left_out - target) ** 2))), MIN_SPREAD)
     return OrdinalRidge(search.best_estimator_, float(search.best_params_["ridge__alpha"]), spread)
 
 
