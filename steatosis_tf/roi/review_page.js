@@ -171,6 +171,7 @@ const restart = () => inTurn(async () => show(await go(place({ frame_id: "" })))
 function setFilter(name) {
   if (!isUnsaved()) {
     now.filter = name;
+    remember();
     restart();
   }
   at("filter").value = now.filter;
@@ -184,6 +185,7 @@ function goTo(rank) {
 function toggleWorst() {
   if (isUnsaved()) return;
   now.order = now.order === "worst" ? "file" : "worst";
+  remember(); // a page that is loaded anew before the server answers still knows the choice
   if (now.order === "file" && now.row) return inTurn(async () => show(await go(place({ frame_id: now.row.frame_id }))));
   restart();
 }

@@ -24,9 +24,11 @@ class ReviewQueue:
         for code, state in enumerate(STATES, start=1):
             self._codes[states == state] = code
         self._has_box = has_box.copy()
-        # A frame without a box needs a person most, so it is worse than the worst box.
-        badness = np.where(has_box & ~np.isnan(qualities), qualities, -1.0)
-        badness[has_box & np.isnan(qualities)] = 2.0  # boxes that nobody has rated come last
+        # A frame without a proposal needs a person most; boxes that nobody has rated come last. The
+        # order must not hang on decisions, or frames would change their number under the reviewer:
+        # a person's box or rejection leaves the quality, which is the proposer's, as it was.
+        unrated = np.where(has_box & (states != "corrected"), 2.0, -1.0)
+        badness = np.where(np.isnan(qualities), unrated, qualities)
         self._sequence = {
             "file": np.arange(len(states)),
             "worst": np.argsort(badness, kind="stable"),

@@ -351,3 +351,19 @@ def test_order_filter_and_progress(manifest):
         "rejected": 0,
         "all": 3,
     }
+
+
+def test_decisions_change_no_place_in_the_worst_first_order(tmp_path):
+    path = tmp_path / "manifest.csv"
+    unrated = "d4,f/d4.png,009,Severe,70,x,,1,2,30,40,auto,,\n"
+    hopeless = "e5,f/e5.png,010,Severe,70,x,,,,,,auto,,no sector found\n"
+    path.write_text(HEADER + ROWS + unrated + hopeless)
+    store = DecisionStore(path)
+    decide(store, "a1", "reject", reason="shadow")
+    decide(store, "e5", "correct", rectangle=Rectangle(1, 2, 50, 60))
+    store.close()  # the decisions are in the manifest now
+    for opened in (store, DecisionStore(path)):
+        ranks = [opened.queue.rank(opened.position(at), "worst") for at in ("e5", "c3", "b2")]
+        assert ranks == [0, 1, 2]
+        assert opened.queue.rank(opened.position("a1"), "worst") == 3
+        assert opened.queue.rank(opened.position("d4"), "worst") == 4
