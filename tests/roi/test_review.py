@@ -167,6 +167,7 @@ def server(browser, tmp_path_factory) -> Iterator[Server]:
     text = manifest.read_text().splitlines()
     cells = text[NUM_FRAMES].split(",")  # the last drawn frame has no proposal
     cells[6:10] = [""] * 4
+    cells[11] = "0.1"
     cells[12] = "no liver found"
     text[NUM_FRAMES] = ",".join(cells)
     manifest.write_text("\n".join(text) + "\n")
