@@ -104,8 +104,8 @@ def test_attenuation_slope_is_the_simulated_one(patients):
 
 def test_hepatorenal_index_ranks_as_the_simulated_ratio(patients):
     assert stats.spearmanr(patients["ratio"], patients["true_ratio"]).statistic >= 0.95
-    # With the found liver instead of the box beside the kidney, a little less.
-    assert stats.spearmanr(patients["found_ratio"], patients["true_ratio"]).statistic >= 0.90
+    # The found liver lies before the kidney: attenuation in between adds, in order of fat.
+    assert stats.spearmanr(patients["found_ratio"], patients["true_ratio"]).statistic >= 0.95
     # Not only the rank: the ratio itself, without bias.
     assert (patients["ratio"] / patients["true_ratio"]).median() == pytest.approx(1, abs=0.1)
 
@@ -198,4 +198,4 @@ def test_real_frames_are_measured_and_fat_darkens_the_depth(real_data_dir: Path)
     assert slope > 0.5
     measured = numbers["hepatorenal_db"].notna()
     assert measured.mean() > 0.5
-    assert stats.spearmanr(numbers["hepatorenal_db"][measured], fat[measured]).statistic > 0.4
+    assert stats.spearmanr(numbers["hepatorenal_db"][measured], fat[measured]).statistic > 0.6

@@ -87,17 +87,30 @@ def test_index_by_hand():
     assert found.index_db == pytest.approx(6.0)
     assert found.ratio == pytest.approx(1.9953, rel=1e-4)
     assert (found.liver_level, found.cortex_level) == (120, 90)
-    assert found.depth_gap == pytest.approx(0, abs=0.01)
+    assert found.depth_gap == pytest.approx(-0.14, abs=0.01)
 
 
-def test_index_compares_at_the_same_depth_only():
-    grey = np.rint(200 - 0.4 * DEPTH).astype(np.uint8)
+def test_index_takes_the_liver_before_the_cortex_on_its_own_beams():
+    grey = np.full(SHAPE, 30, np.uint8)  # liver in the dark edge, at any depth
+    cortex = Rectangle(200, 50, 28, 28)
+    grey[200:228, 50:78] = 90
+    grey[:200, 30:110] = 120
+    found = measure_hepatorenal(grey, WHOLE, cortex, *place())
+    assert (found.liver_level, found.cortex_level) == (120, 90)
+
+
+def test_index_needs_liver_near_the_cortex():
+    grey = np.full(SHAPE, 120, np.uint8)
+    cortex = Rectangle(200, 50, 28, 28)
+    grey[200:228, 50:78] = 90
     liver = np.zeros(SHAPE, bool)
-    liver[:260, 100:] = True
-    found = measure_hepatorenal(grey, liver, Rectangle(200, 50, 28, 28), *place())
-    assert found.ratio == pytest.approx(1, abs=0.02)
-    liver[140:] = False  # all liver is far above the cortex
-    assert measure_hepatorenal(grey, liver, Rectangle(200, 50, 28, 28), *place()) is None
+    liver[200:, 100:] = True  # none before the cortex, but some beside it
+    beside = measure_hepatorenal(grey, liver, cortex, *place())
+    assert beside.index_db == pytest.approx(6.0)
+    assert beside.depth_gap == pytest.approx(0, abs=0.03)
+    liver[:] = False
+    liver[:85] = True  # all liver is far above the cortex
+    assert measure_hepatorenal(grey, liver, cortex, *place()) is None
 
 
 def test_rayleigh_speckle_has_its_textbook_numbers():
