@@ -22,6 +22,7 @@ from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.classifier import assemble, build_head, copy_weights
 from steatosis_tf.model.engines import choose_engine
 from steatosis_tf.model.features import stored_features
+from steatosis_tf.model.shards import StoredViews
 from steatosis_tf.model.train import (
     EpochCallback,
     class_weights,
@@ -50,7 +51,7 @@ class StudyData:
 
     records_dir: Path
     index: pd.DataFrame
-    views: np.ndarray
+    views: StoredViews
     backbone: keras.Model
 
 

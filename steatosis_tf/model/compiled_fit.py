@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from steatosis_tf.config import TrainConfig
 from steatosis_tf.grades import GRADES
+from steatosis_tf.model.shards import StoredViews
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7  # AdamW as Keras sets it
 _NORMALIZATION_EPSILON = 1e-6  # that of the layer in classifier.py
@@ -45,7 +46,7 @@ class HeadSettings:
 class StoredStudy:
     """Features and labels of a study, put where the compiled program reads them, once."""
 
-    def __init__(self, views: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(self, views: np.ndarray | StoredViews, labels: np.ndarray) -> None:
         """
         Args:
             views: `(1 + K, num_frames, num_features)` float32; view 0 is the frame as it is, the
@@ -55,7 +56,7 @@ class StoredStudy:
         self.num_views, self.num_frames, num_features = views.shape
         self.plain = views[0]
         self.labels = np.asarray(labels, np.int32)
-        self.table = tf.constant(views.reshape(-1, num_features))
+        self.table = tf.constant(np.asarray(views).reshape(-1, num_features))
 
 
 def random_passes(fold: Fold, study: StoredStudy, config: TrainConfig) -> np.ndarray:

@@ -1,19 +1,20 @@
 """Backbone features, computed once per frame and view, kept on disk.
 
 The backbone is frozen, so running it in every epoch is waste. A store is a folder per backbone and
-view; in it, shards of features with a JSON beside each that names the rows and the hash of the
-file. A row is named by the hash of its ROI pixels and frame id, a folder by the hash of weights,
-engine and augmentation: what is stale is never found, what is valid is never computed again.
+view that holds shards. A row is named by the hash of its ROI pixels and frame id, a folder by the
+hash of weights, engine, augmentation and number format: what is stale is never found, what is valid
+is never computed again.
 
-One process writes to a store at a time; another waits for it and then finds the work done. Whoever
-writes first clears away what a killed writer left.
+`stored_features` does all of it in one process. Where several share the work, one of them calls
+`row_name`, `store_views` and, inside `writing`, `missing_rows`; every worker calls `compute_rows`
+on its part; `open_views` gives the result.
 """
 
+import contextlib
 import hashlib
-import io
+import itertools
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,21 +24,28 @@ import tensorflow as tf
 from filelock import FileLock
 from tqdm import tqdm
 
-from steatosis_tf.atomic import replacing
 from steatosis_tf.config import AugmentConfig
 from steatosis_tf.model.backbone import backbone_sha256
 from steatosis_tf.model.engines import BATCH, Engine, padded
+from steatosis_tf.model.shards import ABSENT, StoredViews, add_shard, clear_away, find_rows
 from steatosis_tf.records.augment import augment, view_seed
 
-_SHARD_ROWS = 2048
+#: Rows of a shard: 16 MB as float32. What a killed process loses at most.
+SHARD_ROWS = 2048
+
+#: Number format on disk. float32, so that a head on stored features and the whole model agree
+#: within 1e-5; float16 halves the disk and keeps three digits.
+STORED_DTYPE = "float32"
 
 
 @dataclass(frozen=True)
-class _View:
-    """One stored view: number 0 is the frame as it is, the others are augmented."""
+class View:
+    """One stored view: number 0 is the frame as it is, the others are augmented. Can be pickled."""
 
     number: int
     folder: Path
+    augment: AugmentConfig
+    dtype: str
 
 
 def stored_features(
@@ -47,7 +55,7 @@ def stored_features(
     engine: Engine,
     config: AugmentConfig,
     num_views: int,
-) -> np.ndarray:
+) -> StoredViews:
     """Features of every example, plain and in `num_views` augmented views.
 
     Args:
@@ -59,32 +67,124 @@ def stored_features(
         num_views: augmented views per frame, 0 or more.
 
     Returns:
-        `(1 + num_views, num_frames, 2048)` float32; view 0 is the frame as it is.
+        `(1 + num_views, num_frames, 2048)`, on disk; view 0 is the frame as it is.
 
     Raises:
         OSError: if a shard cannot be written, for example on a full disk. The shards before it
             stay, and the next call goes on from them.
+        ValueError: if a feature is not finite in the number format of the store.
     """
-    rows = _row_names(examples)
+    rows = [row_name(e["frame_id"], e["roi"]) for e in examples.as_numpy_iterator()]
+    views = store_views(store_dir, backbone, engine, config, num_views)
+    for view in views:
+        if not any(missing_rows(view, rows)):
+            continue
+        with writing(view):
+            missing = missing_rows(view, rows)  # another writer may have been here
+            names = list(itertools.compress(rows, missing))
+            compute_rows(view, engine, _selected(examples, missing), names)
+    return open_views(views, rows)
+
+
+def row_name(frame_id: bytes, roi: np.ndarray) -> str:
+    """Name of a frame's row in every view: hash of its id and its ROI pixels."""
+    digest = hashlib.sha256(frame_id)
+    digest.update(roi.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def store_views(
+    store_dir: str | Path,
+    backbone: keras.Model,
+    engine: Engine,
+    config: AugmentConfig,
+    num_views: int,
+    dtype: str = STORED_DTYPE,
+) -> list[View]:
+    """The views of a store, 0 to `num_views`; arguments as of `stored_features`."""
     name = f"resnet50-{backbone_sha256(backbone)[:16]}-{engine.name}-{engine.precision}"
-    engine_dir = Path(store_dir) / name
-    views = []
-    for number in range(num_views + 1):
-        view = _View(number, engine_dir / _view_name(number, config))
-        known = _load(view.folder, frozenset(rows))
-        if any(row not in known for row in rows):
-            known = _complete(examples, view, config, engine, rows)
-        views.append(np.stack([known[row] for row in rows]))
-    return np.stack(views)
+    if dtype != "float32":
+        name += f"-kept-as-{dtype}"
+    folder = Path(store_dir) / name
+    return [
+        View(number, folder / _view_name(number, config), config, dtype)
+        for number in range(num_views + 1)
+    ]
 
 
-def _row_names(examples: tf.data.Dataset) -> list[str]:
-    names = []
-    for example in examples.as_numpy_iterator():
-        digest = hashlib.sha256(example["frame_id"])
-        digest.update(example["roi"].tobytes())
-        names.append(digest.hexdigest()[:32])
-    return names
+def missing_rows(view: View, rows: Sequence[str]) -> list[bool]:
+    """For each row, whether no whole shard of the view holds it."""
+    return (find_rows(view.folder, rows)[1] == ABSENT).tolist()
+
+
+@contextlib.contextmanager
+def writing(view: View) -> Iterator[None]:
+    """Be the one who has a view written, by this process or by its workers; others wait.
+
+    Whoever writes first clears away what is damaged and what a killed writer left.
+    """
+    view.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(view.folder / ".lock"):  # the system frees it when its holder is killed
+        clear_away(view.folder)
+        yield
+
+
+def compute_rows(view: View, engine: Engine, examples: tf.data.Dataset, rows: list[str]) -> None:
+    """Run the backbone over examples and keep each shard as soon as it is full.
+
+    Args:
+        view: whose rows.
+        engine: of the kind `store_views` was called with.
+        examples: dicts with `roi` and `frame_id`.
+        rows: `row_name` of each example, in the same order.
+
+    Raises:
+        OSError, ValueError: as `stored_features`.
+    """
+
+    def pixels(example: dict[str, tf.Tensor]) -> tf.Tensor:
+        if view.number == 0:
+            return example["roi"]
+        seed = view_seed(example["frame_id"], view.augment.seed, view.number)
+        return augment(example["roi"], seed, view.augment)
+
+    batches = (
+        examples.map(pixels, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .batch(BATCH)
+        .prefetch(4)
+    )
+    forward = engine.forward(padded(batch) for batch in batches.as_numpy_iterator())
+    total = -(-len(rows) // BATCH)
+    name = f"features, view {view.number}"
+    with tqdm(forward, name, total, unit="frame", unit_scale=BATCH) as computed:
+        remaining = iter(computed)
+        for start in range(0, len(rows), SHARD_ROWS):
+            names = rows[start : start + SHARD_ROWS]
+            shard = list(itertools.islice(remaining, -(-len(names) // BATCH)))
+            values = np.concatenate(shard)[: len(names)]  # the last batch is filled up
+            add_shard(view.folder, names, _as_stored(values, view.dtype))
+        next(remaining, None)  # lets engine and bar come to their end
+
+
+def open_views(views: Sequence[View], rows: Sequence[str]) -> StoredViews:
+    """The rows in every view, in the order asked for.
+
+    Raises:
+        ValueError: if a row is missing or its shard is damaged.
+    """
+    paths: list[Path] = []
+    shards, places = [], []
+    for view in views:
+        found, shard, place = find_rows(view.folder, rows)
+        if num_missing := int((shard == ABSENT).sum()):
+            raise ValueError(
+                f"Expected features of {len(rows)} frames in view {view.number}. Received: "
+                f"{num_missing} missing or damaged. Compute them again."
+            )
+        shards.append(shard + len(paths))
+        places.append(place)
+        paths += found
+    return StoredViews(paths, np.stack(shards), np.stack(places))
 
 
 def _view_name(number: int, config: AugmentConfig) -> str:
@@ -92,38 +192,6 @@ def _view_name(number: int, config: AugmentConfig) -> str:
         return "plain"
     text = json.dumps([number, asdict(config)], sort_keys=True)
     return f"view-{number:03d}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-def _complete(
-    examples: tf.data.Dataset, view: _View, config: AugmentConfig, engine: Engine, rows: list[str]
-) -> dict[str, np.ndarray]:
-    """Compute the rows that are not there, as the only writer of the view."""
-    view.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(view.folder / ".lock"):  # the system frees it when its holder is killed
-        _clear_away(view.folder)
-        known = _load(view.folder, frozenset(rows))  # another writer may have been here
-        missing = [row not in known for row in rows]
-        new_rows = [row for row, needed in zip(rows, missing, strict=True) if needed]
-        if new_rows:
-            known |= _compute(_selected(examples, missing), view, config, engine, new_rows)
-    return known
-
-
-def _clear_away(folder: Path) -> None:
-    """Remove what is damaged or was never finished; only the holder of the lock may."""
-    for path in folder.glob(".unfinished-*"):
-        path.unlink()
-    for data_path in folder.glob("*.npy"):
-        if not data_path.with_suffix(".json").exists():
-            data_path.unlink()
-    for note_path in folder.glob("*.json"):
-        if not _whole_rows(note_path, note_path.with_suffix(".npy")):
-            note_path.unlink()
-            note_path.with_suffix(".npy").unlink(missing_ok=True)
-            tqdm.write(
-                f"feature store: shard {note_path.stem} is damaged; computing it again",
-                file=sys.stderr,
-            )
 
 
 def _selected(examples: tf.data.Dataset, wanted: list[bool]) -> tf.data.Dataset:
@@ -135,94 +203,12 @@ def _selected(examples: tf.data.Dataset, wanted: list[bool]) -> tf.data.Dataset:
     )
 
 
-def _compute(
-    examples: tf.data.Dataset,
-    view: _View,
-    config: AugmentConfig,
-    engine: Engine,
-    rows: list[str],
-) -> dict[str, np.ndarray]:
-    """Run the backbone over the examples and keep each shard as soon as it is full."""
-
-    def pixels(example: dict[str, tf.Tensor]) -> tf.Tensor:
-        if view.number == 0:
-            return example["roi"]
-        seed = view_seed(example["frame_id"], config.seed, view.number)
-        return augment(example["roi"], seed, config)
-
-    batches = (
-        examples.map(pixels, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .batch(BATCH)
-        .prefetch(4)
-    )
-    computed: dict[str, np.ndarray] = {}
-    shard: list[np.ndarray] = []
-    names = iter(rows)
-    remaining = len(rows)
-    with tqdm(total=len(rows), desc=f"features, view {view.number}", unit="frame") as bar:
-        for values in engine.forward(padded(batch) for batch in batches.as_numpy_iterator()):
-            count = min(BATCH, remaining)  # the last batch is filled up
-            shard.extend(values[:count])
-            remaining -= count
-            bar.update(count)
-            if len(shard) >= _SHARD_ROWS:
-                computed |= _keep_shard(view.folder, names, shard)
-                shard = []
-    if shard:
-        computed |= _keep_shard(view.folder, names, shard)
-    return computed
-
-
-def _keep_shard(
-    folder: Path, names: Iterator[str], shard: list[np.ndarray]
-) -> dict[str, np.ndarray]:
-    rows = [next(names) for _ in shard]
-    values = np.stack(shard)
-    # Hashed in memory: a hash of the file would vouch for whatever a full disk let through.
-    memory = io.BytesIO()
-    np.save(memory, values)
-    data = memory.getvalue()
-    note = {"sha256": hashlib.sha256(data).hexdigest(), "rows": rows}
-    stem = _stem(rows)
-    try:
-        with replacing(folder / f"{stem}.npy") as temporary:
-            temporary.write_bytes(data)
-        # The JSON comes last: a shard without it was never finished and is never read.
-        with replacing(folder / f"{stem}.json") as temporary:
-            temporary.write_text(json.dumps(note))
-    except OSError as error:
-        (folder / f"{stem}.npy").unlink(missing_ok=True)
-        raise OSError(
-            f"Expected to write {len(data) / 1e6:.1f} MB of features to the store. Received: "
-            f"{error.strerror or error}. Free space, or choose another runs folder; what is "
-            "stored already is kept, and the next run goes on from there."
-        ) from error
-    return dict(zip(rows, values, strict=True))
-
-
-def _stem(rows: list[str]) -> str:
-    return hashlib.sha256("".join(rows).encode()).hexdigest()[:16]
-
-
-def _load(folder: Path, wanted: frozenset[str]) -> dict[str, np.ndarray]:
-    """The wanted rows out of all whole shards; of other studies' rows nothing is kept."""
-    known: dict[str, np.ndarray] = {}
-    for note_path in sorted(folder.glob("*.json")):
-        data_path = note_path.with_suffix(".npy")
-        rows = _whole_rows(note_path, data_path)
-        if wanted.intersection(rows):
-            pairs = zip(rows, np.load(data_path), strict=True)
-            known |= {row: values for row, values in pairs if row in wanted}
-    return known
-
-
-def _whole_rows(note_path: Path, data_path: Path) -> list[str]:
-    """Rows of a shard; none if the shard or its note is not what was written."""
-    try:
-        note = json.loads(note_path.read_text())
-        digest = hashlib.sha256(data_path.read_bytes()).hexdigest()
-        rows = note["rows"]
-        whole = digest == note["sha256"] and note_path.stem == _stem(rows)
-        return rows if whole else []
-    except (OSError, ValueError, TypeError, KeyError):
-        return []
+def _as_stored(values: np.ndarray, dtype: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        stored = values.astype(dtype, copy=False)
+    if not np.isfinite(stored).all():
+        raise ValueError(
+            f"Expected finite features. Received: NaN, or numbers up to {np.nanmax(values):.3g}, "
+            f"which {dtype} cannot hold. See to the weights, or keep features as float32."
+        )
+    return stored

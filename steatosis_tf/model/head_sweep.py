@@ -22,6 +22,7 @@ from steatosis_tf.model.compiled_fit import (
     fit_compiled,
     probabilities,
 )
+from steatosis_tf.model.shards import StoredViews
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ def ranking_score(index: pd.DataFrame, rows: np.ndarray, scores: np.ndarray) -> 
 class Sweep:
     """One study, its folds, and what a trial does on them."""
 
-    def __init__(self, index: pd.DataFrame, views: np.ndarray, config: Config, inner: int) -> None:
+    def __init__(self, index: pd.DataFrame, views: StoredViews, config: Config, inner: int) -> None:
         """
         Raises:
             ValueError: if the config asks for what the compiled fit does not do.

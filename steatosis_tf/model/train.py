@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from steatosis_tf.config import TrainConfig
 from steatosis_tf.model.heads import has_regression, objective, set_spread
+from steatosis_tf.model.shards import StoredViews
 
 EpochCallback = Callable[[int, dict[str, float]], None]
 
@@ -52,7 +53,7 @@ def frame_order(
 
 
 def feature_batches(
-    views: np.ndarray,
+    views: np.ndarray | StoredViews,
     targets: np.ndarray,
     order: tf.data.Dataset,
     *,
@@ -62,8 +63,8 @@ def feature_batches(
     """Training batches; each pass draws one of the stored views of every frame anew.
 
     Args:
-        views: `(num_views, num_frames, ...)` float32, in memory or mapped from a file; of it only
-            the batches under way are copied.
+        views: `(num_views, num_frames, ...)` float32; of it only the rows of the batches under way
+            are read.
         targets: `(num_frames,)` what the head is to say: labels, int, or square roots of fat
             percent, float32.
         order: which frames are read, as `frame_order` gives them.
@@ -78,7 +79,7 @@ def feature_batches(
     answers = tf.constant(targets, tf.int64 if is_label else tf.float32)
 
     def read(frame: np.ndarray, draw: np.ndarray) -> np.ndarray:
-        return views[draw % len(views), frame]
+        return views[draw % views.shape[0], frame]
 
     def gather(frame: tf.Tensor, draw: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         batch = tf.numpy_function(read, (frame, draw), tf.float32, stateful=False)

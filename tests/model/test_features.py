@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import pickle
 import resource
 import signal
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +19,18 @@ import pytest
 import tensorflow as tf
 
 from steatosis_tf.config import AugmentConfig
+from steatosis_tf.model import features
 from steatosis_tf.model.engines import Engine, choose_engine
-from steatosis_tf.model.features import stored_features
+from steatosis_tf.model.features import (
+    compute_rows,
+    missing_rows,
+    open_views,
+    row_name,
+    store_views,
+    stored_features,
+    writing,
+)
+from steatosis_tf.model.shards import find_rows
 from steatosis_tf.records.augment import augment, view_seed
 from steatosis_tf.records.pipeline import read_records
 
@@ -37,7 +49,7 @@ def _examples(num_frames: int = 7) -> tf.data.Dataset:
 
 def _stored(examples, store_dir, backbone, config, num_views) -> np.ndarray:
     engine = choose_engine("keras", backbone, np.empty((0, 224, 224, 1), np.uint8), store_dir)
-    return stored_features(examples, store_dir, backbone, engine, config, num_views)
+    return np.asarray(stored_features(examples, store_dir, backbone, engine, config, num_views))
 
 
 def _with_first_pixel(examples: tf.data.Dataset, number: int) -> tf.data.Dataset:
@@ -50,13 +62,16 @@ def _with_first_pixel(examples: tf.data.Dataset, number: int) -> tf.data.Dataset
     )
 
 
-def _poison(store_dir, pattern: str = "*") -> None:
+def _poison(store_dir) -> None:
     """Add 1000 to what is stored, with a right hash: whoever reads 1000 has not computed."""
-    for path in store_dir.glob(f"*/{pattern}/*.npy"):
-        np.save(path, np.load(path) + 1000)
-        note = json.loads(path.with_suffix(".json").read_text())
-        note["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-        path.with_suffix(".json").write_text(json.dumps(note))
+    for note_path in list(store_dir.glob("*/*/*.json")):
+        data_path = note_path.with_suffix(".npy")
+        np.save(data_path, np.load(data_path) + 1000)
+        digest = hashlib.sha256(data_path.read_bytes()).hexdigest()
+        names = json.loads(note_path.read_text())["rows"]
+        stem = hashlib.sha256("".join([*names, digest]).encode()).hexdigest()[:32]
+        data_path.rename(data_path.with_stem(stem))
+        note_path.rename(note_path.with_stem(stem))
 
 
 def test_features_are_those_of_the_backbone(phantom_records, random_backbone, tmp_path):
@@ -217,7 +232,7 @@ def _largest_file(num_bytes: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("room", [7000, 40000], ids=["in the data", "in the note"])
 def test_full_disk_is_refused_and_leaves_nothing(tmp_path, room):
-    """A shard of 2048 frames is 8 KB, its note 72 KB: one of them does not fit."""
+    """A shard of 2048 frames is 8 KB, its note 74 KB: one of them does not fit."""
     engine = mean_engine(lambda number: None)
     call = (many_examples(), tmp_path, nothing_backbone(), engine, _AUGMENT, 0)
     with (
@@ -226,7 +241,7 @@ def test_full_disk_is_refused_and_leaves_nothing(tmp_path, room):
     ):
         stored_features(*call)
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {".lock"}
-    np.testing.assert_array_equal(stored_features(*call)[0, :, 0], np.arange(5000))
+    np.testing.assert_array_equal(stored_features(*call)[0][:, 0], np.arange(5000))
 
 
 # Writes 2048-row shards of one number per frame, and is killed by the system in the middle of
@@ -292,7 +307,125 @@ def test_killed_writer_leaves_whole_shards_and_nothing_half_used(tmp_path):
     received = stored_features(
         many_examples(), tmp_path / "store", nothing_backbone(), engine, _AUGMENT, 0
     )
-    np.testing.assert_array_equal(received[0, :, 0], np.arange(5000))
+    np.testing.assert_array_equal(received[0][:, 0], np.arange(5000))
     assert len(seen) == -(-(5000 - 2048) // 16)  # the first shard was not computed again
     assert not list((tmp_path / "store").rglob(".unfinished-*"))
     assert len(list((tmp_path / "store").rglob("*.npy"))) == 3
+
+
+def test_only_the_rows_asked_for_are_read_in_numpys_way(tmp_path):
+    engine = mean_engine(lambda number: None)
+    views = stored_features(many_examples(), tmp_path, nothing_backbone(), engine, _AUGMENT, 0)
+    assert len(list(tmp_path.rglob("*.npy"))) == 3
+    assert views.shape == (1, 5000, 1)
+    chosen = np.array([4999, 0, 2048, 2047, 17])
+    np.testing.assert_array_equal(views[0, chosen][:, 0], chosen)
+    np.testing.assert_array_equal(views[np.zeros(5, int), chosen][:, 0], chosen)
+    np.testing.assert_array_equal(views[0, 3], [3])
+    np.testing.assert_array_equal(np.asarray(views)[0, :, 0], np.arange(5000))
+    part = views[:, chosen]  # several views stay on disk
+    assert part.shape == (1, 5, 1)
+    np.testing.assert_array_equal(part[0, [1, 0]][:, 0], [0, 4999])
+    np.testing.assert_array_equal(np.asarray(part)[0, :, 0], chosen)
+
+
+def test_features_are_not_held_in_memory(tmp_path, monkeypatch):
+    """5000 rows of 4000 float32 are 80 MB; a shard of 256 of them is 4 MB."""
+    monkeypatch.setattr(features, "SHARD_ROWS", 256)
+
+    def forward(batches):
+        for batch in batches:
+            yield np.repeat(batch[:, :1, 0, 0].astype(np.float32), 4000, axis=1)
+
+    engine = Engine("keras", "float32", forward)
+    tracemalloc.start()
+    views = stored_features(many_examples(), tmp_path, nothing_backbone(), engine, _AUGMENT, 0)
+    for frames in np.arange(5000).reshape(-1, 50):
+        views[0, frames]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.npy")) > 80e6
+    assert peak < 40e6
+
+
+def test_float16_halves_the_disk_and_keeps_three_digits(tiny_backbone, tmp_path):
+    engine = choose_engine("keras", tiny_backbone, np.empty((0, 224, 224, 1), np.uint8), tmp_path)
+    rows = [row_name(e["frame_id"], e["roi"]) for e in _examples().as_numpy_iterator()]
+    read = {}
+    for dtype in ("float32", "float16"):
+        views = store_views(tmp_path, tiny_backbone, engine, _AUGMENT, 1, dtype)
+        for view in views:
+            with writing(view):
+                compute_rows(view, engine, _examples(), rows)
+        read[dtype] = np.asarray(open_views(views, rows))
+    assert read["float16"].dtype == np.float32
+    np.testing.assert_allclose(read["float16"], read["float32"], rtol=1e-3, atol=1e-4)
+    assert not np.array_equal(read["float16"], read["float32"])
+    assert len({path.stat().st_size for path in tmp_path.rglob("*.npy")}) == 2
+
+
+@pytest.mark.parametrize(
+    ("factor", "dtype", "received"),
+    [(1000, "float16", r"numbers up to 2\.49e\+05, which float16"), (np.nan, "float32", "NaN, or")],
+)
+def test_features_that_are_no_numbers_are_not_kept(tmp_path, factor, dtype, received):
+    def forward(batches):
+        for batch in batches:
+            yield batch[:, :, 0, 0].astype(np.float32) * np.float32([1, factor])
+
+    engine = Engine("keras", "float32", forward)
+    (view,) = store_views(tmp_path, nothing_backbone(), engine, _AUGMENT, 0, dtype)
+    rows = [f"{number:032x}" for number in range(5000)]
+    with writing(view), pytest.raises(ValueError, match=f"finite features.*{received}"):
+        compute_rows(view, engine, many_examples(), rows)
+
+
+def test_damaged_or_missing_rows_are_not_opened(tiny_backbone, tmp_path):
+    _stored(_examples(), tmp_path, tiny_backbone, _AUGMENT, 0)
+    engine = choose_engine("keras", tiny_backbone, np.empty((0, 224, 224, 1), np.uint8), tmp_path)
+    views = store_views(tmp_path, tiny_backbone, engine, _AUGMENT, 0)
+    assert missing_rows(views[0], ["0" * 32]) == [True]
+    rows = [row_name(e["frame_id"], e["roi"]) for e in _examples().as_numpy_iterator()]
+    assert missing_rows(views[0], [*rows, "0" * 32]) == [False] * 7 + [True]
+    with pytest.raises(ValueError, match=r"of 8 frames in view 0\. Received: 1 missing"):
+        open_views(views, [*rows, "0" * 32])
+    (data_path,) = tmp_path.rglob("*.npy")
+    _flip_a_byte(data_path, None)
+    with pytest.raises(ValueError, match=r"of 7 frames in view 0\. Received: 7 missing"):
+        open_views(views, rows)
+
+
+# What a worker of a cluster does with its part of the rows, in a process of its own.
+_WORKER = """
+    import sys
+    import pickle
+    sys.path.insert(0, sys.argv[2])
+    from test_features import many_examples, mean_engine
+    from steatosis_tf.model.features import compute_rows
+
+    view, start, count = pickle.loads(bytes.fromhex(sys.argv[1]))
+    rows = [f"{number:032x}" for number in range(start, start + count)]
+    examples = many_examples().skip(start).take(count)
+    compute_rows(view, mean_engine(lambda number: None), examples, rows)
+"""
+
+
+def test_workers_fill_one_view_at_the_same_time(tmp_path):
+    engine = mean_engine(lambda number: None)
+    views = store_views(tmp_path, nothing_backbone(), engine, _AUGMENT, 0)
+    here = Path(__file__).parent
+    with writing(views[0]):
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-c", textwrap.dedent(_WORKER),
+                 pickle.dumps((views[0], start, 3000)).hex(), str(here)],
+                cwd=here.parents[1],
+            )
+            for start in (0, 2000)  # 1000 rows are computed twice, as after a worker was lost
+        ]  # fmt: skip
+        assert [worker.wait() for worker in workers] == [0, 0]
+    rows = [f"{number:032x}" for number in range(5000)]
+    assert not any(missing_rows(views[0], rows))
+    np.testing.assert_array_equal(open_views(views, rows)[0][:, 0], np.arange(5000))
+    paths, _, _ = find_rows(views[0].folder, rows[:10])
+    assert len(paths) == 1  # only the shards that hold a row are read

@@ -1,7 +1,6 @@
 """Fitting: only the head learns, the schedule and the checkpoint do what they say, repeatably."""
 
 import dataclasses
-import math
 from collections import Counter
 
 import keras
@@ -277,4 +276,4 @@ def test_backbone_is_the_same_to_the_bit_after_both_kinds_of_fit(
         np.testing.assert_array_equal(layer.moving_mean, mean)
         np.testing.assert_array_equal(layer.moving_variance, variance)
         np.testing.assert_array_equal(model.get_layer(layer.name).moving_mean, mean)
-    assert math.isfinite(float(views.sum()))
+    assert np.isfinite(np.asarray(views)).all()
