@@ -96,11 +96,12 @@ HeadKind = Literal["softmax", "ordinal", "regression"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Backbone and head. `weights` is "imagenet", "random" or the path of a weights file;
+    """Backbone and head. `weights` of the backbone is "imagenet", "random" or a file's path;
     `normalize_gain` takes each frame's mean grey level out, `normalize_features` standardises the
     features by the training part. `head` softmax: four grades without order; ordinal: one score
     and ordered cuts; regression: fat percent, read as grades (model/heads.py)."""
 
+    backbone: Literal["resnet50", "resnet18", "densenet121", "vgg16", "vgg19"] = "resnet50"
     weights: str = "imagenet"
     backbone_seed: int = 0
     normalize_gain: bool = True
@@ -111,6 +112,9 @@ class ModelConfig:
     head: HeadKind = "softmax"
 
     def __post_init__(self) -> None:
+        kinds = typing.get_args(typing.get_type_hints(type(self))["backbone"])
+        _require(self.backbone in kinds, f"model.backbone out of {', '.join(kinds)}",
+                 backbone=self.backbone)  # fmt: skip
         _require(bool(self.weights), 'model.weights "imagenet", "random" or a path',
                  weights=self.weights)  # fmt: skip
         _require(self.hidden_units >= 1, "model.hidden_units of 1 or more",

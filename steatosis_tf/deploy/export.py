@@ -37,27 +37,29 @@ def export_onnx(
 
     The file has one input `roi` (batch, 224, 224, 1) uint8 and one output `probabilities`
     (batch, 4) float32, both with a free batch size, and says in its metadata what the grades
-    are, in which order, and what it is not for.
+    are, in which order, and what it is not for. A model whose outputs are a dict keeps all of
+    them by name, in the order of their names.
 
     Args:
-        model: float32 model, as `assemble` gives it.
+        model: float32 model, as `assemble` gives it; another task's has another number of classes.
         output_path: file to write; left untouched if the check fails.
         check_rois: `(num_frames, 224, 224, 1)` uint8, at least one.
-        metadata: further texts to keep in the file, for example the run id.
+        metadata: further texts to keep in the file, for example the run id; `grades` replaces the
+            class names, a JSON list, where the task is not the four grades.
 
     Returns:
-        largest difference of a probability between ONNX and Keras.
+        largest difference of an output between ONNX and Keras.
 
     Raises:
         ValueError: if there is no ROI to check on.
-        RuntimeError: if a probability differs by more than 1e-4 or is NaN, or a grade changes.
+        RuntimeError: if an output differs by more than 1e-4 or is NaN, or a grade changes.
     """
     if not len(check_rois):
         raise ValueError("Expected at least one ROI to check the export on. Received: none.")
     size_px = model.input_shape[1]
     signature = (tf.TensorSpec((None, size_px, size_px, 1), tf.uint8, name="roi"),)
     proto, _ = tf2onnx.convert.from_keras(model, input_signature=signature, opset=17)
-    _rename_output(proto, OUTPUT_LAYER)
+    _rename_outputs(proto, _output_names(model))
     texts = {
         "grades": json.dumps(GRADES),
         "notice": NOTICE,
@@ -125,23 +127,32 @@ def run_metadata(run_dir: Path, config: Config) -> dict[str, str]:
     return texts
 
 
-def _rename_output(proto: onnx.ModelProto, name: str) -> None:
-    old = proto.graph.output[0].name
-    for node in proto.graph.node:
-        for index, output in enumerate(node.output):
-            if output == old:
-                node.output[index] = name
-    proto.graph.output[0].name = name
+def _output_names(model: keras.Model) -> list[str]:
+    """Names of the outputs in the order TensorFlow flattens them: a dict's by name."""
+    return sorted(model.output) if isinstance(model.output, dict) else [OUTPUT_LAYER]
+
+
+def _rename_outputs(proto: onnx.ModelProto, names: list[str]) -> None:
+    for output, name in zip(proto.graph.output, names, strict=True):
+        for node in proto.graph.node:
+            for values in (node.output, node.input):
+                for index, value in enumerate(values):
+                    if value == output.name:
+                        values[index] = name
+        output.name = name
 
 
 def _largest_difference(model: keras.Model, onnx_path: Path, rois: np.ndarray) -> float:
     session = onnxruntime.InferenceSession(str(onnx_path), providers=["CPUExecutionProvider"])
-    expected = model.predict(rois, batch_size=32, verbose=0)
-    received = np.concatenate(
-        [session.run(None, {"roi": rois[i : i + 32]})[0] for i in range(0, len(rois), 32)]
-    )
-    difference = float(np.abs(received - expected).max())  # NaN if any probability is NaN
-    changed = int((received.argmax(axis=1) != expected.argmax(axis=1)).sum())
+    names = _output_names(model)
+    answer = model.predict(rois, batch_size=32, verbose=0)
+    expected = answer if isinstance(answer, dict) else {OUTPUT_LAYER: answer}
+    parts = [session.run(names, {"roi": rois[i : i + 32]}) for i in range(0, len(rois), 32)]
+    received = dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+    # NaN if any value is NaN
+    difference = float(np.max([np.abs(received[name] - expected[name]).max() for name in names]))
+    grades = [found[OUTPUT_LAYER].argmax(axis=1) for found in (received, expected)]
+    changed = int((grades[0] != grades[1]).sum())
     # A tie within float rounding is not a changed model, but nobody should have to judge that
     # here: any changed grade stops the export.
     if not difference <= MAX_DIFFERENCE or changed:

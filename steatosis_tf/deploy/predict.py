@@ -122,7 +122,7 @@ def _predict_batch(
             row |= {"reason": str(error)}
         rows.append(row | {"notice": NOTICE})
     if rois:
-        scores = iter(session.run(None, {"roi": np.stack(rois)[..., np.newaxis]})[0])
+        scores = iter(session.run(["probabilities"], {"roi": np.stack(rois)[..., np.newaxis]})[0])
         for row in rows:
             if not row["reason"]:
                 values = next(scores)

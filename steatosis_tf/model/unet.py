@@ -17,7 +17,11 @@ WIDTHS = (16, 32, 48, 64, 96)
 FEATURE_ROWS = (40, 20, 10)
 
 
-def build_unet(widths: tuple[int, ...] = WIDTHS, dropout: float = 0.2) -> keras.Model:
+def build_unet(
+    widths: tuple[int, ...] = WIDTHS,
+    dropout: float = 0.2,
+    size_px: tuple[int, int] = (INPUT_HEIGHT_PX, INPUT_WIDTH_PX),
+) -> keras.Model:
     """The untrained network.
 
     Input `(batch, 160, 224, 2)` float32 as `steatosis_tf.roi.liver.network_input` makes it
@@ -26,17 +30,19 @@ def build_unet(widths: tuple[int, ...] = WIDTHS, dropout: float = 0.2) -> keras.
     Args:
         widths: channels per level, finest first; at least two levels.
         dropout: share of the coarsest level's channels dropped in training, 0 to below 1.
+        size_px: height and width of the input, if not 160 x 224; the output has half of each.
 
     Raises:
         ValueError: if there are fewer than two levels or the frame cannot be halved so often.
     """
     factor = 2 ** len(widths)
-    if len(widths) < 2 or INPUT_HEIGHT_PX % factor or INPUT_WIDTH_PX % factor:
+    height_px, width_px = size_px
+    if len(widths) < 2 or height_px % factor or width_px % factor:
         raise ValueError(
-            f"Expected 2 to 5 levels, so that {INPUT_HEIGHT_PX} x {INPUT_WIDTH_PX} px halve "
+            f"Expected 2 to 5 levels, so that {height_px} x {width_px} px halve "
             f"evenly. Received: widths={widths}."
         )
-    crop = keras.Input((INPUT_HEIGHT_PX, INPUT_WIDTH_PX, 2), name="crop")
+    crop = keras.Input((height_px, width_px, 2), name="crop")
     level = layers.Conv2D(widths[0], 5, strides=2, padding="same", name="stem")(crop)
     skips = []
     for width in widths[:-1]:

@@ -22,9 +22,9 @@ INPUT_WIDTH_PX = 224
 #: Liver where the probability is at least this.
 LIVER_THRESHOLD = 0.5
 
-_NETWORK_PATH = Path(__file__).with_name("liver_unet.onnx")
-# Grey is clipped at these multiples of the sector's own spread: calipers and text stay harmless.
-_CLIP = (-3.0, 5.0)
+NETWORK_PATH = Path(__file__).with_name("liver_unet.onnx")
+#: Grey is clipped at these multiples of the sector's own spread: calipers and text stay harmless.
+GREY_CLIP = (-3.0, 5.0)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def normalised(grey: np.ndarray, sector_mask: np.ndarray) -> np.ndarray:
     """
     inside = grey[sector_mask]
     mean, spread = (inside.mean(), inside.std()) if inside.size else (0.0, 1.0)
-    standard = np.clip((grey - mean) / max(float(spread), 1e-3), *_CLIP)
+    standard = np.clip((grey - mean) / max(float(spread), 1e-3), *GREY_CLIP)
     return np.stack([standard * sector_mask, sector_mask], axis=-1).astype(np.float32)
 
 
@@ -181,7 +181,7 @@ def one_piece(mask: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=1)
 def liver_session() -> onnxruntime.InferenceSession:
     """The shipped network, loaded once per process."""
-    return single_threaded_session(_NETWORK_PATH)
+    return single_threaded_session(NETWORK_PATH)
 
 
 def single_threaded_session(path: Path) -> onnxruntime.InferenceSession:

@@ -28,7 +28,9 @@ def robustness(args: Namespace) -> Result:
 
     session = load_model(Path(args.run_dir) / "model.onnx")
     path = write_robustness(
-        args.run_dir, lambda rois: session.run(None, {"roi": rois})[0], num_resamples=args.resamples
+        args.run_dir,
+        lambda rois: session.run(None, {"roi": rois})[0],
+        num_resamples=args.resamples,
     )
     return Result({"robustness": str(path)}, f"{path}\nnow: steatosis report {args.run_dir}")
 

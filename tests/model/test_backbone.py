@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 
 from steatosis_tf.config import ModelConfig
-from steatosis_tf.model.backbone import LAST_MAP_LAYER, backbone_sha256, build_backbone
+from steatosis_tf.model.backbone import (
+    LAST_MAP_LAYER,
+    backbone_sha256,
+    build_backbone,
+    with_whole_map,
+)
 from steatosis_tf.records.pipeline import read_records
 
 _IMAGENET_FILE = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
@@ -187,3 +192,84 @@ def test_good_download_is_loaded(weights_server, legacy_file, random_backbone, m
     loaded = build_backbone(ModelConfig(weights="imagenet", backbone_seed=1))
     _assert_same_weights(loaded, random_backbone)
     assert capsys.readouterr().out == ""  # stdout is for results
+
+
+# What keras.io/api/applications states with 1,000 classes, less the layers at the top: VGG
+# 7 x 7 x 512 -> 4096 -> 4096 -> 1000, DenseNet 1024 -> 1000. ResNet-18: KerasHub's own card.
+_TOP = 25088 * 4096 + 4096 + 4096 * 4096 + 4096 + 4096 * 1000 + 1000
+_OTHERS = [
+    ("vgg16", 512, 138_357_544 - _TOP),
+    ("vgg19", 512, 143_667_240 - _TOP),
+    ("densenet121", 1024, 8_062_504 - 1024 * 1000 - 1000),
+    ("resnet18", 512, 11_186_112),
+]
+
+
+@pytest.mark.parametrize(("network", "num_features", "num_parameters"), _OTHERS)
+def test_other_backbones_are_the_published_ones(network, num_features, num_parameters):
+    backbone = build_backbone(ModelConfig(backbone=network, weights="random"))
+    assert backbone.count_params() == num_parameters
+    assert backbone.trainable_weights == []
+    assert not any(isinstance(layer, keras.Model) for layer in backbone.layers)
+    assert backbone.output.shape == (None, num_features)
+    assert backbone.name == f"frozen_{network}_one_level"
+    whole = with_whole_map(backbone)
+    assert whole.output.shape == (None, 7 * 7 * num_features)
+    assert whole.name != backbone.name
+    rois = np.random.default_rng(0).integers(0, 200, (1, 224, 224, 1), dtype=np.uint8)
+    places = np.asarray(whole(rois)).reshape(1, 49, num_features)
+    np.testing.assert_allclose(places.mean(axis=1), backbone(rois), rtol=1e-3, atol=1e-4)
+
+
+def test_densenet_sees_what_it_was_trained_to_see():
+    backbone = build_backbone(
+        ModelConfig(backbone="densenet121", weights="random", normalize_gain=False)
+    )
+    rois = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 1), dtype=np.uint8)
+    pixels = keras.Model(backbone.input, backbone.get_layer("imagenet_mean").output)
+    colour = np.repeat(rois, 3, axis=-1).astype(np.float32)
+    expected = keras.applications.densenet.preprocess_input(colour)
+    np.testing.assert_allclose(pixels(rois), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "title"), [("resnet18", "ResNet-18"), ("densenet121", "DenseNet-121")]
+)
+def test_weights_of_another_network_are_refused_by_name(tmp_path, tiny_backbone, network, title):
+    path = tmp_path / "other.weights.h5"
+    tiny_backbone.save_weights(path)
+    with pytest.raises(ValueError, match=rf"{title} without top.*other.weights.h5, which does not"):
+        build_backbone(ModelConfig(backbone=network, weights=str(path)))
+
+
+def test_weights_of_resnet18_are_loaded_to_the_bit(tmp_path):
+    from keras_hub.models import ResNetBackbone
+
+    keras.utils.set_random_seed(3)
+    network = ResNetBackbone([64], [7], [64, 128, 256, 512], [2] * 4, [1, 2, 2, 2], "basic_block")
+    path = tmp_path / "model.weights.h5"
+    network.save_weights(path)
+    loaded = build_backbone(ModelConfig(backbone="resnet18", weights=str(path)))
+    _assert_same_weights(loaded, network)
+
+
+def test_failed_download_of_resnet18_says_what_to_do(tmp_path, monkeypatch):
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"fetch the ImageNet weights.*resnet_18_imagenet"):
+        build_backbone(ModelConfig(backbone="resnet18", weights="imagenet"))
+
+
+def test_failed_download_of_vgg_says_what_to_do(weights_server, monkeypatch):
+    from keras.src.applications import resnet
+
+    gone = f"{resnet.BASE_WEIGHTS_PATH}gone.h5"
+    monkeypatch.setattr("keras.src.applications.vgg16.WEIGHTS_PATH_NO_TOP", gone)
+    with pytest.raises(RuntimeError, match=r"404.*download .*/vgg16/vgg16_weights.*notop.h5"):
+        build_backbone(ModelConfig(backbone="vgg16", weights="imagenet"))
+
+
+def test_unknown_backbone_is_refused():
+    with pytest.raises(ValueError, match=r"model.backbone out of resnet50.*backbone='alexnet'"):
+        ModelConfig(backbone="alexnet")
