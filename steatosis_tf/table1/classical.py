@@ -1,11 +1,18 @@
 """scikit-learn pipelines under the protocol: tuned by patients inside, saved without pickle."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.svm import SVC
 
 from steatosis_tf.atomic import replacing
 from steatosis_tf.table1.system import Lesson
@@ -65,3 +72,83 @@ def inner_folds(
         )
     splitter = StratifiedGroupKFold(min(_INNER_FOLDS, *counts), shuffle=True, random_state=seed)
     return list(splitter.split(np.zeros(len(classes)), classes, patients))
+
+
+def fit_svm(
+    lesson: Lesson,
+    describe: Callable[..., np.ndarray],
+    parameters: dict[str, Any],
+    *,
+    penalties: Iterable[float],
+    widths: Iterable[float],
+) -> FittedPipeline:
+    """Support vector machine with a Gaussian kernel on standardised features.
+
+    Inner folds of whole patients choose the penalty and the kernel's width by balanced accuracy,
+    and give the left-out decisions from which Platt's sigmoids are fitted.
+
+    Args:
+        lesson: what may be learnt from.
+        describe: function of `model/baselines/` from ROIs to features.
+        parameters: keyword arguments of `describe`.
+        penalties: values of C to choose from.
+        widths: values of gamma times the number of features to choose from.
+    """
+    rows = learnable_rows(lesson)
+    features = describe(lesson.study.rois[rows], **parameters)
+    classes = lesson.classes(rows)
+    folds = inner_folds(classes, lesson.patients(rows), lesson.seed)
+    machine = make_pipeline(StandardScaler(), SVC(class_weight="balanced"))
+    grid = {
+        "svc__C": list(penalties),
+        "svc__gamma": [width / features.shape[1] for width in widths],
+    }
+    best = _chosen(machine, grid, features, classes, folds)
+    calibrated = CalibratedClassifierCV(best, cv=folds, ensemble=False).fit(features, classes)
+    fitted = calibrated.calibrated_classifiers_[0].estimator[-1]
+    num_parameters = fitted.support_vectors_.size + fitted.dual_coef_.size + fitted.intercept_.size
+    return FittedPipeline(_from_rois(describe, parameters, calibrated), int(num_parameters))
+
+
+def fit_neighbours(
+    lesson: Lesson,
+    describe: Callable[..., np.ndarray],
+    parameters: dict[str, Any],
+    *,
+    num_neighbours: Iterable[int],
+) -> FittedPipeline:
+    """k nearest neighbours on standardised features, k chosen by inner folds of whole patients.
+
+    Args:
+        lesson: what may be learnt from.
+        describe: function of `model/baselines/` from ROIs to features.
+        parameters: keyword arguments of `describe`.
+        num_neighbours: values of k to choose from.
+    """
+    rows = learnable_rows(lesson)
+    features = describe(lesson.study.rois[rows], **parameters)
+    classes = lesson.classes(rows)
+    folds = inner_folds(classes, lesson.patients(rows), lesson.seed)
+    smallest = min(len(train) for train, _ in folds)
+    grid = {"kneighborsclassifier__n_neighbors": [k for k in num_neighbours if k <= smallest]}
+    machine = make_pipeline(StandardScaler(), KNeighborsClassifier())
+    best = _chosen(machine, grid, features, classes, folds).fit(features, classes)
+    return FittedPipeline(_from_rois(describe, parameters, best), features.size)
+
+
+def _chosen(
+    machine: Pipeline,
+    grid: dict[str, list],
+    features: np.ndarray,
+    classes: np.ndarray,
+    folds: list[tuple[np.ndarray, np.ndarray]],
+) -> Pipeline:
+    """The machine, not yet fitted, with the settings that do best on patients left out inside."""
+    search = GridSearchCV(machine, grid, scoring="balanced_accuracy", cv=folds, refit=False)
+    return machine.set_params(**search.fit(features, classes).best_params_)
+
+
+def _from_rois(
+    describe: Callable[..., np.ndarray], parameters: dict[str, Any], fitted: BaseEstimator
+) -> Pipeline:
+    return make_pipeline(FunctionTransformer(describe, kw_args=parameters), fitted)

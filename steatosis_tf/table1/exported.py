@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-#: Functions and classes of ours that a skops file may name; all else skops itself must trust.
-_OURS = "steatosis_tf.model.baselines."
+#: What a skops file may name beyond what skops trusts by itself: our features, which are plain
+#: arithmetic, and the private classes of scikit-learn's calibration, which only hold numbers.
+_TRUSTED = ("steatosis_tf.model.baselines.", "sklearn.calibration.")
 
 Grader = Callable[[np.ndarray], np.ndarray]
 
@@ -22,7 +23,7 @@ def load_exported(path: str | Path) -> Grader:
         function from `(n, 224, 224, 1)` uint8 to `(n, num_classes)` float.
 
     Raises:
-        ValueError: if the file is of another kind, or a skops file names code that is not ours.
+        ValueError: if the file is of another kind, or a skops file names other code.
     """
     path = Path(path)
     if path.suffix == ".onnx":
@@ -36,11 +37,11 @@ def load_exported(path: str | Path) -> Grader:
         import skops.io
 
         named = skops.io.get_untrusted_types(file=path)
-        foreign = [name for name in named if not name.startswith(_OURS)]
+        foreign = [name for name in named if not name.startswith(_TRUSTED)]
         if foreign:
             raise ValueError(
-                f"Expected a skops file of scikit-learn and {_OURS}*. Received: {path.name} with "
-                f"{', '.join(foreign)}. It could run any code: not opened."
+                f"Expected a skops file of scikit-learn and our features. Received: {path.name} "
+                f"with {', '.join(foreign)}. It could run any code: not opened."
             )
         return skops.io.load(path, trusted=named).predict_proba
     raise ValueError(f"Expected a .onnx or .skops file. Received: {path.name}.")
