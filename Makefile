@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench ui install lint clean
+.PHONY: demo test test-slow bench table1 ui install lint clean
 
 demo: .venv/.core
 	$(BIN)/steatosis demo
@@ -21,6 +21,14 @@ test-slow: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python benchmarks/speed_engines.py
 	$(BIN)/python benchmarks/speed_line.py
+
+# Every system of the paper's Table I under one protocol; goes on where it stopped. ONLY=NAME runs
+# one system, WEIGHTS=imagenet starts the pretrained ones from ImageNet.
+DATA ?= ../shared/data
+table1: .venv/.dev
+	$(BIN)/steatosis manifest $(DATA)/byra2018/labels.csv --output runs/byra.csv
+	$(BIN)/python experiments/table1/run_all.py --manifest runs/byra.csv \
+		$(if $(ONLY),--only $(ONLY)) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 ui: .venv/.core
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db

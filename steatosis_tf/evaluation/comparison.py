@@ -1,13 +1,20 @@
 """Runs side by side: intervals, paired differences to a baseline, cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from steatosis_tf.evaluation.canvas import COLOURS, INK, new_sheet, save_sheet, style_axes
+from steatosis_tf.evaluation.canvas import (
+    COLOURS,
+    FAINT,
+    INK,
+    new_sheet,
+    save_sheet,
+    style_axes,
+)
 from steatosis_tf.evaluation.intervals import bootstrap_intervals
 from steatosis_tf.evaluation.paired import paired_bootstrap
 
@@ -111,14 +118,31 @@ def comparison_text(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def comparison_figure(rows: Sequence[dict[str, Any]], path: str | Path) -> Path:
-    """Forest plot: one panel per metric, one line per run, 95 % intervals over patients."""
+def comparison_figure(
+    rows: Sequence[dict[str, Any]],
+    path: str | Path,
+    *,
+    compared: Mapping[str, str] = COMPARED,
+    title: str = "Runs side by side",
+    reference: int | None = None,
+) -> Path:
+    """Forest plot: one panel per metric, one line per row, 95 % intervals over patients.
+
+    Args:
+        rows: each with `name` and for each metric a dict `value, low, high`.
+        path: PNG to write.
+        compared: metric -> heading of its panel.
+        title: of the figure.
+        reference: row whose value is drawn through each panel as a dashed line.
+    """
     subtitle = f"{len(rows)} runs; 95 % intervals over patients"
-    figure = new_sheet("Runs side by side", subtitle, 12.0, 2.2 + 0.4 * len(rows))
-    axes = figure.subplots(1, len(COMPARED), sharey=True)
+    figure = new_sheet(title, subtitle, 12.0, 2.2 + 0.4 * len(rows))
+    axes = figure.subplots(1, len(compared), sharey=True)
     places = range(len(rows))
-    for panel, (name, heading) in zip(axes, COMPARED.items(), strict=True):
+    for panel, (name, heading) in zip(axes, compared.items(), strict=True):
         style_axes(panel, heading, "")
+        if reference is not None and rows[reference][name]["value"] is not None:
+            panel.axvline(rows[reference][name]["value"], color=FAINT, linestyle="--", linewidth=1)
         for place, row in zip(places, rows, strict=True):
             cell = row[name]
             if cell["value"] is None:

@@ -29,12 +29,16 @@ def main(doc: str, systems: Sequence[System], argv: Sequence[str] | None = None)
     parser.add_argument("--manifest", required=True, metavar="MANIFEST_CSV")
     parser.add_argument("--weights", help='"imagenet", "random" or a path, for the systems that '
                         "start from pretrained weights")  # fmt: skip
+    parser.add_argument(
+        "--only", metavar="NAME", help="one of " + ", ".join(s.name for s in systems)
+    )
     parser.add_argument("--runs-dir", default="runs")
     parser.add_argument("--again", action="store_true", help="compute finished repeats once more")
     args = parser.parse_args(argv)
     try:
+        chosen = _named(with_weights(systems, args.weights), args.only)
         study = load_study(args.manifest, args.runs_dir)
-        for system in with_weights(systems, args.weights):
+        for system in chosen:
             run_system(system, study, args.runs_dir, again=args.again)
             for task in system.tasks:
                 if row := read_row(system, task, study, args.runs_dir):
@@ -54,3 +58,11 @@ def with_weights(systems: Sequence[System], weights: str | None) -> list[System]
         else system
         for system in systems
     ]
+
+
+def _named(systems: Sequence[System], only: str | None) -> list[System]:
+    chosen = [system for system in systems if only in (None, system.name)]
+    if not chosen:
+        names = ", ".join(system.name for system in systems)
+        raise ValueError(f"Expected --only out of {names}. Received: only={only!r}.")
+    return chosen

@@ -43,6 +43,7 @@ class Row:
         patient_scores: patient table with the column `repeat`; a grade stands for the lowest of
             its class (see `system.lowest_labels`).
         cost: `num_parameters`, `train_minutes` (processor time of the folds of one repeat),
+            `total_minutes` (processor time of everything, all repeats),
             `ms_per_frame` (processor time), `by_image_accuracy` (per frame, split without regard
             to patients).
     """
@@ -93,9 +94,11 @@ def read_row(system: System, task: str, study: Study, runs_dir: str | Path = "ru
         for repeat, folder in enumerate(folders)
     ]
     costs = [json.loads((folder / _DONE).read_text()) for folder in folders]
-    minutes = float(np.mean([cost["train_minutes"] for cost in costs]))
-    return Row(system, task, pd.concat(tables, ignore_index=True),
-               costs[0] | {"train_minutes": minutes})  # fmt: skip
+    minutes = {
+        "train_minutes": float(np.mean([cost["train_minutes"] for cost in costs])),
+        "total_minutes": sum(cost["total_minutes"] for cost in costs),
+    }
+    return Row(system, task, pd.concat(tables, ignore_index=True), costs[0] | minutes)
 
 
 def row_dir(system: System, task: str, study: Study, runs_dir: str | Path) -> Path:
@@ -106,7 +109,7 @@ def row_dir(system: System, task: str, study: Study, runs_dir: str | Path) -> Pa
 def _run_repeat(
     system: System, task: str, repeat: int, study: Study, folder: Path
 ) -> dict[str, Any]:
-    seed = study.config.train.seed + repeat
+    start_repeat, seed = time.process_time(), study.config.train.seed + repeat
     partitions = [part for part in study.partitions if part.repeat == repeat]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _DONE).unlink(missing_ok=True)
@@ -131,6 +134,7 @@ def _run_repeat(
             split_table(partitions).to_csv(temporary, index=False)
         write_scores(pd.concat(tables, ignore_index=True), folder / "frame_scores.csv")
         _evaluate(folder, study, task, cost)
+    cost["total_minutes"] = (time.process_time() - start_repeat) / 60
     with replacing(folder / _DONE) as temporary:
         temporary.write_text(json.dumps(cost, indent=2) + "\n")
     return cost

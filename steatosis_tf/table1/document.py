@@ -1,0 +1,150 @@
+"""The table as a page: `docs/table1.md` and its figure, written from finished results only."""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from steatosis_tf.atomic import replacing
+from steatosis_tf.evaluation.comparison import comparison_figure
+from steatosis_tf.grades import GRADES, NOTICE, TASKS
+from steatosis_tf.table1.numbers import SHOWN, interval_text, row_numbers
+from steatosis_tf.table1.protocol import Row
+from steatosis_tf.table1.study import Study
+from steatosis_tf.table1.system import System
+
+FIGURE = "images/table1.png"
+#: The floor whose values the figure draws through its panels.
+_FLOOR = "nearest"
+_DRAWN = tuple(SHOWN)[2:]
+
+Numbers = dict[str, dict[str, Any]]
+
+
+def write_page(
+    rows: Sequence[Row], missing: Sequence[System], study: Study, path: str | Path
+) -> None:
+    """Write the page and, beside it, the figure of the four-grade rows.
+
+    Args:
+        rows: finished ones, in the order of the table.
+        missing: systems without a finished result, named at the end of the page.
+        study: what the rows were computed on.
+        path: Markdown file.
+    """
+    path = Path(path)
+    numbers = [row_numbers(row) for row in rows]
+    pairs = list(zip(rows, numbers, strict=True))
+    parts = [
+        _head(study),
+        "## Four grades",
+        _table([pair for pair in pairs if pair[0].task == "four_grades"]),
+        f"![Intervals of the four-grade systems]({FIGURE})",
+        "The dashed line is the nearest neighbour on thumbnails.",
+    ]
+    for task in ("three_grades", "at_least_mild"):
+        if chosen := [pair for pair in pairs if pair[0].task == task]:
+            parts += [f"## {len(TASKS[task][0])} classes: {', '.join(TASKS[task][0])}",
+                      _table(chosen)]  # fmt: skip
+    parts += ["## Cost and settings", _costs(rows), "## Systems", _systems(rows)]
+    if missing:
+        parts += ["## Not run", "\n".join(f"- {system.title}" for system in missing)]
+    with replacing(path) as temporary:
+        temporary.write_text("\n\n".join([*parts, f"*{NOTICE}*"]) + "\n", encoding="utf-8")
+    _draw([pair for pair in pairs if pair[0].task == "four_grades"], path.parent / FIGURE)
+
+
+def _head(study: Study) -> str:
+    patients = study.index.drop_duplicates("patient_id")
+    counts = ", ".join(f"{(patients['label'] == i).sum()} {name}" for i, name in enumerate(GRADES))
+    return f"""# Table I under one protocol
+
+Written by `make table1`; do not edit. `make table1 ONLY=chen2008` runs one system, and what is
+finished is not run again. How the protocol works: [architecture.md](architecture.md).
+
+{len(patients)} patients ({counts}), {len(study.index)} frames. Whole patients in
+{study.config.split.folds} folds, stratified by grade; repeats deal them anew. Every system sees the
+same ROI (`{study.config.roi.method}`, chosen before any was scored) and is tested on all frames; a
+patient's probabilities are the mean over frames. Hyperparameters that are chosen are chosen by
+inner folds of the training patients. Values are pooled over folds and averaged over repeats;
+intervals are 95 % BCa over patients and do not contain the spread over training sets. With this
+few patients most intervals overlap: the order of two rows is no finding.
+
+The struck-through column is **wrong on purpose**: the same system with frames dealt without regard
+to patients (one fifth tested, accuracy per frame). It measures how well a system recognises a
+patient it was trained on."""
+
+
+def _table(pairs: Sequence[tuple[Row, Numbers]]) -> str:
+    header = ("System", *SHOWN.values(), "~~split by image~~")
+    body = [
+        (
+            row.system.title,
+            *(interval_text(numbers[name]) for name in SHOWN),
+            f"~~{row.cost['by_image_accuracy']:.2f}~~",
+        )
+        for row, numbers in pairs
+    ]
+    return _markdown(header, body)
+
+
+def _costs(rows: Sequence[Row]) -> str:
+    header = ("System", "classes", "parameters", "training, processor minutes", "ms per frame",
+              "repeats", "settings")  # fmt: skip
+    body = [
+        (
+            row.system.title,
+            str(len(TASKS[row.task][0])),
+            f"{row.cost['num_parameters']:,}",
+            f"{row.cost['train_minutes']:.2f}",
+            f"{row.cost['ms_per_frame']:.1f}",
+            str(row.system.repeats),
+            ", ".join(f"{name} {value}" for name, value in row.system.settings.items()),
+        )
+        for row in rows
+    ]
+    total = sum(row.cost["total_minutes"] for row in rows)
+    return (
+        "Training is the processor time of the folds of one repeat; milliseconds are the median "
+        "processor time of one frame through the exported file (ONNX or skops), ROI to "
+        f"probabilities. The rows of this page took {total:.0f} processor minutes together, "
+        "evaluation and the split by image included.\n\n" + _markdown(header, body)
+    )
+
+
+def _systems(rows: Sequence[Row]) -> str:
+    """What each file says of its system: once per file, for all its rows."""
+    files: dict[str, list[System]] = {}
+    for row in rows:
+        source = str(inspect.getsourcefile(row.system.fit))
+        if row.system not in files.setdefault(source, []):
+            files[source].append(row.system)
+    entries = []
+    for source, systems in files.items():
+        papers = "; ".join(dict.fromkeys(system.paper for system in systems))
+        name = Path(source).name
+        link = f"[`{name}`](../experiments/table1/{name})"
+        entries.append(f"- {link}: {papers}.")
+    return "What was adapted stands at the top of each file.\n\n" + "\n".join(entries)
+
+
+def _draw(pairs: Sequence[tuple[Row, Numbers]], path: Path) -> None:
+    if not pairs:
+        return
+    rows = [
+        {"name": row.system.title, **{name: numbers[name] for name in _DRAWN}}
+        for row, numbers in pairs
+    ]
+    names = [row.system.name for row, _ in pairs]
+    comparison_figure(
+        rows,
+        path,
+        compared={name: SHOWN[name] for name in _DRAWN},
+        title="Table I, four grades, under one protocol",
+        reference=names.index(_FLOOR) if _FLOOR in names else None,
+    )
+
+
+def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,101 @@
+"""The page of the table, and the command line of one file, on simulated patients."""
+
+import dataclasses
+import importlib.util
+import re
+from pathlib import Path
+
+import cv2
+import pytest
+from sklearn.dummy import DummyClassifier
+
+from steatosis_tf.cohort.manifest import build_manifest
+from steatosis_tf.sources.phantom import write_phantoms
+from steatosis_tf.table1.classical import FittedPipeline, learnable_rows
+from steatosis_tf.table1.document import write_page
+from steatosis_tf.table1.main import main
+from steatosis_tf.table1.protocol import read_row, row_dir
+from steatosis_tf.table1.study import load_study
+from steatosis_tf.table1.system import Lesson, System
+
+RUN_ALL = Path(__file__).resolve().parents[2] / "experiments" / "table1" / "run_all.py"
+
+
+def fit_prior(lesson: Lesson, *, weights: str) -> FittedPipeline:
+    rows = learnable_rows(lesson)
+    dummy = DummyClassifier(strategy="prior").fit(lesson.study.rois[rows], lesson.classes(rows))
+    return FittedPipeline(dummy, 1234)
+
+
+PRIOR = System("prior", "Prior 2026", 2026, "nobody's paper", ("at_least_mild", "four_grades"),
+               fit_prior, {"weights": "random"})  # fmt: skip
+LATER = dataclasses.replace(PRIOR, name="later", title="Later 2027")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("table1")
+    labels_path = write_phantoms(folder / "phantoms", num_patients=34, frames_per_patient=1, seed=2)
+    build_manifest(labels_path, folder / "manifest.csv")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STEATOSIS_MLRUNS", str(folder / "mlruns"))
+        patch.chdir(folder)
+        arguments = ["--manifest", "manifest.csv", "--only", "prior"]
+        assert main("About priors.", [PRIOR, LATER], arguments) == 0
+    return folder
+
+
+def test_the_page_holds_every_finished_row_and_names_the_others(folder: Path) -> None:
+    study = load_study(folder / "manifest.csv", folder / "runs")
+    rows = [read_row(PRIOR, task, study, folder / "runs") for task in PRIOR.tasks]
+    page = folder / "docs" / "table1.md"
+    write_page(rows, [LATER], study, page)
+    text = page.read_text()
+    four, two = text.split("## Four grades")[1].split("## 2 classes: Normal, Mild or worse")
+    for part in (four, two):
+        line = next(line for line in part.splitlines() if line.startswith("| Prior 2026 |"))
+        mine = next(row for row in rows if (row.task == "four_grades") == (part is four))
+        assert f"~~{mine.cost['by_image_accuracy']:.2f}~~ |" in line
+    assert re.search(r"\| Prior 2026 \| 4 \| 1,234 \| \d+\.\d\d \| \d+\.\d \| 1 \| weights random",
+                     text)  # fmt: skip
+    assert text.split("## Not run")[1].count("- Later 2027") == 1
+    assert "34 patients" in text
+    assert "Not a diagnosis" in text
+    picture = cv2.imread(str(folder / "docs" / "images" / "table1.png"))
+    assert picture is not None
+    assert picture.shape[1] == 1800  # 12 inches at 150 dpi
+
+
+def test_weights_are_a_setting_of_their_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("STEATOSIS_MLRUNS", str(folder / "mlruns"))
+    study = load_study("manifest.csv")
+    other = dataclasses.replace(PRIOR, settings={"weights": "imagenet"})
+    assert row_dir(PRIOR, "four_grades", study, "runs") != row_dir(
+        other, "four_grades", study, "runs"
+    )
+    assert main("About priors.", [PRIOR], ["--manifest", "manifest.csv"]) == 0
+    printed = capsys.readouterr().out
+    assert "repeat 0" not in printed  # nothing was computed again
+    assert "Prior 2026: Normal, Mild or worse" in printed
+    assert "Not a diagnosis" in printed
+
+
+def test_an_unknown_system_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--manifest", str(folder / "manifest.csv"), "--only", "gone"]
+    assert main("About priors.", [PRIOR], arguments) == 1
+    assert "Expected --only out of prior. Received: only='gone'" in capsys.readouterr().err
+
+
+def test_every_file_of_the_folder_has_systems_with_names_of_their_own() -> None:
+    spec = importlib.util.spec_from_file_location("run_all", RUN_ALL)
+    run_all = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run_all)
+    systems = [one for some in run_all.systems_of_folder().values() for one in some]
+    names = [system.name for system in systems]
+    assert len(set(names)) == len(names)
+    assert {"majority", "nearest", "chen2008", "istepanian2011_svm"} <= set(names)
+    for system in systems:
+        assert system.tasks[-1] == "four_grades", system.name
