@@ -86,7 +86,14 @@ def _print_biopsy(folder: Path) -> None:
         f"  proposed for {len(gaps)} of {reasons.total()}; "
         f"over a kidney box {np.mean(touches):.3f}; "
         f"gap to a liver box: median {np.median(gaps):.0f} px, 90th percentile "
-        f"{np.percentile(gaps, 90):.0f} px; centres: median {np.median(centres):.0f} px"
+        f"{np.percentile(gaps, 90):.0f} px; centres: median {np.median(centres):.0f} px; "
+        f"over a liver box {np.mean(np.array(gaps) == 0):.3f}"
+    )
+    own = np.array([pair for placed in boxes.values() for pair in _among_operators(placed)])
+    print(
+        f"  operators among themselves: gap median {np.median(own[:, 0]):.0f} px, 90th percentile "
+        f"{np.percentile(own[:, 0], 90):.0f} px; centres: median {np.median(own[:, 1]):.0f} px; "
+        f"boxes that overlap {np.mean(own[:, 0] == 0):.3f}"
     )
     _print_reasons(reasons)
 
@@ -115,6 +122,14 @@ def _distances(box: Rectangle, placed: pd.DataFrame, organ: str) -> Iterator[tup
             middle[0] - (box.left + box.right) / 2, middle[1] - (box.top + box.bottom) / 2
         )
         yield float(np.hypot(across, down)), float(centre)
+
+
+def _among_operators(placed: pd.DataFrame) -> Iterator[tuple[float, float]]:
+    """Gap and distance of centres, px, for every pair of operators' liver boxes on a frame."""
+    whole = placed.dropna(subset=["liver_x", "liver_y"]).astype({"liver_x": int, "liver_y": int})
+    for at, (x, y) in enumerate(zip(whole["liver_x"], whole["liver_y"], strict=True), 1):
+        box = Rectangle(y, x, OPERATOR_BOX_PX, OPERATOR_BOX_PX)
+        yield from _distances(box, whole[at:], "liver")
 
 
 def _part(mask: np.ndarray, box: Rectangle) -> np.ndarray:
