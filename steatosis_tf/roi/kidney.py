@@ -1,8 +1,9 @@
 """A patch of renal cortex in views that show the kidney beside the liver.
 
 The hepatorenal index compares the liver's brightness with such a patch. One weight per feature of
-the frozen liver network says where operators would put it. The weights are fitted by
-`experiments/kidney_head.py` to the operators' boxes of Byra et al. 2018; the liver network has
+the frozen liver network says where operators would put it, another whether what surrounds that
+place is a kidney at all. The weights are fitted by `experiments/kidney_head.py` and
+`experiments/kidney_in_view.py` to the operators' boxes of Byra et al. 2018; the liver network has
 never seen those frames, and nothing in it is changed. `liver_unet_card.md` has the scores.
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from scipy.special import expit
 
 from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.liver import (
@@ -26,16 +28,22 @@ from steatosis_tf.roi.sector import Sector
 
 #: Rows and columns of the grid on which cortex is looked for.
 GRID = (40, 56)
+_CELL_PX = INPUT_HEIGHT_PX // GRID[0]
 #: Side of the patch per height of the sector's bounding box: the operators' 28 px of 370.
 BOX_SHARE = 0.075
 #: Below this quality half of the out-of-fold findings miss the operators' boxes, above it one in
-#: twelve. It does not tell views without a kidney: see liver_unet_card.md.
+#: twelve.
 MIN_QUALITY = 0.55
+#: Nine in ten patches in views with a kidney are above it, out of fold.
+MIN_LIKENESS = 0.75
 # A patch that holds more liver than this is not cortex, whatever the features say.
 _MAX_LIVER_SHARE = 0.2
 
 _OUTPUTS = ("liver_logit", "features_40", "features_20", "features_10")
-_WEIGHTS_PATH = Path(__file__).with_name("kidney_head.json")
+_WHERE_PATH = Path(__file__).with_name("kidney_head.json")
+_WHETHER_PATH = Path(__file__).with_name("kidney_in_view.json")
+# Cells around the patch on each side that show whether it lies in a kidney: 36 px of the input.
+_REACH = 4
 
 
 @dataclass(frozen=True)
@@ -73,8 +81,17 @@ def find_kidney_cortex(frame: np.ndarray, sector: Sector, liver_mask: np.ndarray
             f"Received: liver_mask.shape={liver_mask.shape} frame.shape={frame.shape}."
         )
     crop, placement = network_input(frame, sector.mask)
-    logit = cortex_features(crop) @ _weights()
-    return best_patch(logit, crop[..., 1], liver_in_input(liver_mask, placement), placement)
+    features = cortex_features(crop)
+    liver = liver_in_input(liver_mask, placement)
+    finding = best_patch(features @ _weights(_WHERE_PATH), crop[..., 1], liver, placement)
+    if finding.box is None:
+        return finding
+    *weights, bias = _weights(_WHETHER_PATH)
+    likeness = expit(surroundings(features, finding.box, placement) @ weights + bias)
+    if likeness < MIN_LIKENESS:
+        reason = f"no kidney seen (likeness {likeness:.2f}, at least {MIN_LIKENESS})"
+        return KidneyFinding(None, finding.quality, reason)
+    return finding
 
 
 def cortex_features(crop: np.ndarray) -> np.ndarray:
@@ -99,8 +116,33 @@ def cortex_features(crop: np.ndarray) -> np.ndarray:
     return np.dstack([*levels, liver, around, *before])
 
 
+def surroundings(features: np.ndarray, box: Rectangle, placement: Placement) -> np.ndarray:
+    """Mean features in and around a patch.
+
+    Args:
+        features: `(40, 56, num_features)` float32, from `cortex_features`.
+        box: the patch, px of the full frame.
+        placement: where the network's input lies in the frame.
+
+    Returns:
+        `(num_features,)` float32.
+    """
+    scale = placement.input_height / placement.height
+    middle = np.array([box.top + box.height / 2, box.left + box.width / 2])
+    inside = (middle - np.array([placement.top, placement.left])) * scale
+    cell = (inside + np.array([placement.input_top, placement.input_left])) / _CELL_PX
+    row, column = np.rint(cell - 0.5).astype(int)
+    rows = slice(max(row - _REACH, 0), row + _REACH + 1)
+    columns = slice(max(column - _REACH, 0), column + _REACH + 1)
+    return np.asarray(features[rows, columns].mean(axis=(0, 1)))
+
+
 def best_patch(
-    logit: np.ndarray, sector: np.ndarray, liver: np.ndarray, placement: Placement
+    logit: np.ndarray,
+    sector: np.ndarray,
+    liver: np.ndarray,
+    placement: Placement,
+    min_quality: float = MIN_QUALITY,
 ) -> KidneyFinding:
     """The patch of cortex that the logits point at.
 
@@ -110,9 +152,10 @@ def best_patch(
         sector: `(160, 224)` float32, 0 or 1.
         liver: `(160, 224)` float32, share of liver.
         placement: where the network's input lies in the frame.
+        min_quality: below it there is no finding.
 
     Returns:
-        See `find_kidney_cortex`.
+        See `find_kidney_cortex`; whether there is a kidney at all is not asked here.
     """
     size = (INPUT_WIDTH_PX, INPUT_HEIGHT_PX)
     smooth = cv2.resize(logit, size, interpolation=cv2.INTER_LINEAR)
@@ -127,15 +170,15 @@ def best_patch(
     row, column = np.unravel_index(np.where(allowed, near, -1.0).argmax(), allowed.shape)
     around = cv2.boxFilter(belief, -1, (3 * side, 3 * side), normalize=False)
     quality = min(float(around[row, column]), 1.0)
-    if quality < MIN_QUALITY:
-        reason = f"no kidney seen (quality {quality:.2f}, at least {MIN_QUALITY})"
+    if quality < min_quality:
+        reason = f"no kidney seen (quality {quality:.2f}, at least {min_quality})"
         return KidneyFinding(None, quality, reason)
     return KidneyFinding(_box(float(row), float(column), placement), quality, "")
 
 
-@lru_cache(maxsize=1)
-def _weights() -> np.ndarray:
-    return np.array(json.loads(_WEIGHTS_PATH.read_text()), np.float32)
+@lru_cache(maxsize=2)
+def _weights(path: Path) -> np.ndarray:
+    return np.array(json.loads(path.read_text()), np.float32)
 
 
 def _share(mask: np.ndarray, side: int) -> np.ndarray:

@@ -103,3 +103,30 @@ def test_on_real_frames_a_patch_lies_in_the_sector_by_an_operators_box(real_data
         near.append(apart.min() < 28)
     assert len(near) >= 0.6 * len(paths)
     assert np.mean(near) >= 0.8
+
+
+def test_a_view_without_a_kidney_is_told(real_data_dir):
+    """Frames cut off above the kidney; gall bladders that lie where a kidney could, which the place
+    alone was sure of (quality 0.85 to 0.95); and a kidney on a scanner no head was fitted to."""
+    folder = real_data_dir / "byra2018"
+    boxes = pd.read_csv(folder / "operator_boxes_28px.csv").dropna().groupby("path")["kidney_y"]
+    num_cut = 0
+    for path, top in boxes.min().iloc[::10].items():
+        frame = read_frame(folder / path)
+        sector = find_sector(frame)
+        kept = sector.mask.copy()
+        kept[int(top) - 25 :] = False
+        if kept.sum() > 0.35 * sector.mask.sum():
+            cut = DrawnSector(kept)
+            finding = find_kidney_cortex(frame, cut, liver_mask(frame, cut))
+            assert finding.box is None
+            assert finding.reason != ""
+            num_cut += 1
+    assert num_cut >= 5
+    for name, reason in (("normal_061", "likeness"), ("benign_113", "likeness"),
+                         ("malignant_153", "")):  # fmt: skip
+        frame = read_frame(real_data_dir / "aul" / "images" / f"{name}.jpg")
+        sector = find_sector(frame)
+        finding = find_kidney_cortex(frame, sector, liver_mask(frame, sector))
+        assert reason in finding.reason
+        assert (finding.box is None) == bool(reason)
