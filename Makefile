@@ -48,7 +48,7 @@ browser:
 	touch $@
 
 .venv/.dev: .venv/.core
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,dicom,page,fast,sweep,table1]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,dicom,page,fast,sweep,table1,dask]'
 	touch $@
 
 clean:

@@ -6,80 +6,84 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
 from absl import logging as absl_logging
+from filelock import FileLock
 
 from steatosis_tf import __version__
 from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.leak_gate import refuse_leaks
-from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, read_manifest
+from steatosis_tf.cohort.manifest import ROI_COLUMNS, read_manifest
 from steatosis_tf.cohort.splits import Partition, partitions_of_column
-from steatosis_tf.grades import GRADES, label_of
-from steatosis_tf.roi.crop import INPUT_SIZE_PX, Rectangle, crop_roi
-from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.records.shards import plan_shards, record_features, write_shard
+from steatosis_tf.spread import spread
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
 
 # tensorflow-datasets warns of its own deprecated attribute at every read.
 absl_logging.set_verbosity(absl_logging.ERROR)
 
-_CHUNK = 256  # frames decoded ahead of the writer: bounds memory, whatever the size of a study
 
+class SteatosisRecords(tfds.core.dataset_builder.FileReaderBuilder):
+    """One example per graded frame; one tfds split per value of the manifest's `split`.
 
-class SteatosisRecords(tfds.core.GeneratorBasedBuilder):
-    """One example per graded frame; one tfds split per value of the manifest's `split`."""
+    Shards are written in `unfinished_dir` and moved into the data set when all are there, so a
+    killed run goes on from the shards it finished. With `beam_options` in the `DownloadConfig`
+    they are written by the workers of a Beam runner.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "Grey ROI, label, ids and fat."}
 
-    def __init__(self, *, manifest_path: str | Path, **kwargs: Any) -> None:
+    def __init__(
+        self, *, manifest_path: str | Path, unfinished_dir: str | Path, **kwargs: Any
+    ) -> None:
         self._manifest_path = Path(manifest_path)
+        self._unfinished_dir = Path(unfinished_dir)
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             description="Hepatic steatosis ultrasound ROIs, split by patient.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "roi": tfds.features.Tensor(
-                        shape=(INPUT_SIZE_PX, INPUT_SIZE_PX, 1),
-                        dtype=np.uint8,
-                        # Raw bytes: decoding a PNG would cost more than reading 50 kB.
-                        encoding=tfds.features.Encoding.BYTES,
-                    ),
-                    "label": tfds.features.ClassLabel(names=list(GRADES)),
-                    "frame_id": tfds.features.Text(),
-                    "patient_id": tfds.features.Text(),
-                    "fat_percent": np.float32,
-                }
-            ),
+            features=record_features(),
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+    def _download_and_prepare(
+        self,
+        dl_manager: tfds.download.DownloadManager,
+        download_config: tfds.download.DownloadConfig | None = None,
+    ) -> None:
+        options = download_config.beam_options if download_config else None
         rows = usable_rows(read_manifest(self._manifest_path))
-        return {
-            str(split): self._generate_examples(group) for split, group in rows.groupby("split")
+        planned = {
+            str(split): plan_shards(group, str(split), self._manifest_path, self._unfinished_dir)
+            for split, group in rows.groupby("split")
         }
-
-    def _generate_examples(self, rows: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any]]]:
-        def example(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-            return row["frame_id"], {
-                "roi": cut_roi(row, self._manifest_path)[..., np.newaxis],
-                "label": label_of(row["grade"]),
-                "frame_id": row["frame_id"],
-                "patient_id": row["patient_id"],
-                "fat_percent": row["fat_percent"],
-            }
-
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            for start in range(0, len(rows), _CHUNK):
-                yield from pool.map(example, rows.iloc[start : start + _CHUNK].to_dict("records"))
+        # A runner spreads shards over cores; here the frames of a shard are.
+        work = partial(write_shard, num_threads=1 if options else os.cpu_count() or 1)
+        every_shard = [shard for shards in planned.values() for shard in shards]
+        spread(work, every_shard, options, desc="records")
+        split_infos = []
+        for split, shards in planned.items():
+            template = self._get_filename_template(split_name=split)
+            targets = template.sharded_filepaths(num_shards=len(shards))
+            for shard, target in zip(shards, targets, strict=True):
+                os.replace(shard.path, target)
+            split_infos.append(
+                tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=[shard.num_frames for shard in shards],
+                    num_bytes=sum(Path(target).stat().st_size for target in targets),
+                    filename_template=template,
+                )
+            )
+        self.info.set_splits(tfds.core.SplitDict(split_infos))
 
 
 def write_records(
@@ -90,8 +94,12 @@ def write_records(
     time_column: str = "",
     gate_path: str | Path | None = None,
     hashes_path: str | Path | None = None,
+    options: "PipelineOptions | None" = None,
 ) -> Path:
     """Pass the leak gate, then write the records of a manifest unless the same ones are there.
+
+    A run that was killed goes on from the shards it finished. Whatever the runner, the records
+    are the same bytes.
 
     Args:
         manifest_path: manifest with `split` and ROI columns.
@@ -100,6 +108,8 @@ def write_records(
         time_column: date column of a temporal split.
         gate_path: JSON file for what the gate looked at.
         hashes_path: file that keeps the gate's perceptual hashes between calls.
+        options: Beam runner whose workers write the shards, see `spread.beam_options`; None
+            writes them in this process.
 
     Returns:
         the folder tensorflow-datasets reads (`records_dir/steatosis_records/1.0.0`).
@@ -107,6 +117,8 @@ def write_records(
     Raises:
         ValueError: if the manifest has no split or ROI columns or no usable row, if the gate
             finds a leak (the text lists every one), or if the folder holds other records.
+        RuntimeError: if the runner gave up; finished shards stay for the next call.
+        OSError: if a shard cannot be written, for example on a full disk.
     """
     records_dir = Path(records_dir)
     rows = usable_rows(read_manifest(manifest_path))
@@ -118,26 +130,53 @@ def write_records(
         with replacing(gate_path) as temporary:
             temporary.write_text(json.dumps(gate, indent=2) + "\n")
     fingerprint = records_fingerprint(rows)
-    note_path = records_dir / "records.json"
-    if note_path.is_file():
-        known = json.loads(note_path.read_text())["fingerprint"]
-        if known == fingerprint:
-            return records_location(records_dir)
-        raise ValueError(
-            f"Expected an empty folder or records of this manifest. Received: {records_dir.name} "
-            "with records of other frames, splits or ROIs. Name another folder, or delete it."
-        )
-    # Without records.json whatever lies here is the remains of a killed run.
-    shutil.rmtree(records_dir / SteatosisRecords.name, ignore_errors=True)
-    builder = SteatosisRecords(manifest_path=manifest_path, data_dir=str(records_dir))
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, tfds prints progress
-        builder.download_and_prepare()
-    with replacing(note_path) as temporary:
-        counts = {str(split): int(count) for split, count in rows["split"].value_counts().items()}
-        temporary.write_text(
-            json.dumps({"fingerprint": fingerprint, "frames": counts}, indent=2) + "\n"
-        )
+    counts = {str(split): int(count) for split, count in rows["split"].value_counts().items()}
+    del rows  # the builder reads them anew, and a large study needs them once only
+    records_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(records_dir / ".lock"):
+        if not _holds(records_dir, fingerprint):
+            _prepare(manifest_path, records_dir, fingerprint, options)
+            with replacing(records_dir / "records.json") as temporary:
+                temporary.write_text(
+                    json.dumps({"fingerprint": fingerprint, "frames": counts}, indent=2) + "\n"
+                )
     return records_location(records_dir)
+
+
+def _holds(records_dir: Path, fingerprint: str) -> bool:
+    note_path = records_dir / "records.json"
+    if not note_path.is_file():
+        return False
+    if json.loads(note_path.read_text())["fingerprint"] == fingerprint:
+        return True
+    raise ValueError(
+        f"Expected an empty folder or records of this manifest. Received: {records_dir.name} "
+        "with records of other frames, splits or ROIs. Name another folder, or delete it."
+    )
+
+
+def _prepare(
+    manifest_path: str | Path,
+    records_dir: Path,
+    fingerprint: str,
+    options: "PipelineOptions | None",
+) -> None:
+    unfinished = records_dir / f"unfinished-{fingerprint[:16]}"
+    # Without records.json whatever lies here is the remains of a killed run. Its whole shards are
+    # of use if it was of the same rows.
+    for path in records_dir.glob("unfinished-*"):
+        if path != unfinished:
+            shutil.rmtree(path)
+    for path in unfinished.glob(".unfinished-*"):
+        path.unlink()
+    shutil.rmtree(records_dir / SteatosisRecords.name, ignore_errors=True)
+    builder = SteatosisRecords(
+        manifest_path=manifest_path, unfinished_dir=unfinished, data_dir=str(records_dir)
+    )
+    config = tfds.download.DownloadConfig(beam_options=options, try_download_gcs=False)
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, tfds prints progress
+        builder.download_and_prepare(download_config=config)
+    shutil.rmtree(unfinished)
 
 
 def records_location(records_dir: str | Path) -> Path:
@@ -152,8 +191,12 @@ def records_fingerprint(rows: pd.DataFrame) -> str:
     """
     columns = ["frame_id", "pixels_sha256", *ROI_COLUMNS, "grade", "fat_percent", "patient_id",
                "split"]  # fmt: skip
-    text = rows[columns].sort_values("frame_id").to_csv(index=False)
-    return hashlib.sha256(f"{SteatosisRecords.VERSION} {__version__}\n{text}".encode()).hexdigest()
+    rows = rows[columns].sort_values("frame_id")
+    digest = hashlib.sha256(f"{SteatosisRecords.VERSION} {__version__}\n".encode())
+    for start in range(0, len(rows), 4096):  # the text of a large study is not held at once
+        part = rows.iloc[start : start + 4096]
+        digest.update(part.to_csv(index=False, header=start == 0).encode())
+    return digest.hexdigest()
 
 
 def usable_rows(frame_table: pd.DataFrame) -> pd.DataFrame:
@@ -176,19 +219,3 @@ def usable_rows(frame_table: pd.DataFrame) -> pd.DataFrame:
             f"{len(frame_table)}. The columns roi_reason and rejected.csv say why."
         )
     return rows
-
-
-def cut_roi(row: dict[str, Any], manifest_path: str | Path) -> np.ndarray:
-    """The ROI of a manifest row as the model sees it: `(224, 224)` uint8, 0 outside the sector.
-
-    Raises:
-        ValueError: if the frame is gone, has no sector, or does not hold the rectangle. The text
-            names the frame.
-    """
-    path = frame_path(manifest_path, row["path"])
-    try:
-        frame = read_frame(path)
-        rectangle = Rectangle(*(int(row[name]) for name in ROI_COLUMNS))
-        return crop_roi(frame, find_sector(frame).mask, rectangle)
-    except ValueError as error:
-        raise ValueError(f"{path.name} (frame_id={row['frame_id']}): {error}") from error

@@ -4,6 +4,7 @@ import dataclasses
 from argparse import ArgumentParser, Namespace
 
 from steatosis_tf.verbs.result import Result
+from steatosis_tf.verbs.runner import add_runner_arguments, runner_options
 
 
 def phantom(args: Namespace) -> Result:
@@ -97,13 +98,14 @@ def records(args: Namespace) -> Result:
     """Write the TFRecords of a manifest that has split and ROI."""
     from steatosis_tf.records.builder import write_records
 
-    location = write_records(args.manifest, args.output)
+    location = write_records(args.manifest, args.output, options=runner_options(args))
     return Result({"records": str(location)}, f"records: {location}")
 
 
 def _records_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("manifest", metavar="MANIFEST_CSV")
     parser.add_argument("--output", required=True, metavar="RECORDS_DIR")
+    add_runner_arguments(parser)
 
 
 VERBS = (

@@ -1,0 +1,166 @@
+"""One shard of records: planned from rows of the manifest, written by whichever worker takes it.
+
+The study is cut into shards before any frame is read, in the order of a hash, so that a shard
+holds the same bytes whoever writes it. (The writers of tensorflow-datasets sort finished examples
+instead: that sends every pixel through the runner, keeps up to 1 GB in memory on one machine and
+everything in memory on Beam's DirectRunner, and begins again after a kill.)
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from steatosis_tf.atomic import replacing
+from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, read_manifest, write_manifest
+from steatosis_tf.grades import GRADES, label_of
+from steatosis_tf.roi.crop import INPUT_SIZE_PX, Rectangle, crop_roi
+from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.sources.folder import read_frame
+
+#: Frames per shard: 100 MB, what a worker loses at most when it is killed.
+SHARD_FRAMES = 2000
+
+_CHUNK = 256  # frames decoded ahead of the writer: bounds memory, whatever the size of a shard
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard to be written.
+
+    Attributes:
+        path: of the shard.
+        plan_path: manifest of its rows, in the order of the records.
+        manifest_path: the study's manifest, to find the frames.
+        num_frames: rows of the plan.
+    """
+
+    path: str
+    plan_path: str
+    manifest_path: str
+    num_frames: int
+
+
+def record_features() -> tfds.features.FeaturesDict:
+    """What an example holds."""
+    return tfds.features.FeaturesDict(
+        {
+            "roi": tfds.features.Tensor(
+                shape=(INPUT_SIZE_PX, INPUT_SIZE_PX, 1),
+                dtype=np.uint8,
+                # Raw bytes: decoding a PNG would cost more than reading 50 kB.
+                encoding=tfds.features.Encoding.BYTES,
+            ),
+            "label": tfds.features.ClassLabel(names=list(GRADES)),
+            "frame_id": tfds.features.Text(),
+            "patient_id": tfds.features.Text(),
+            "fat_percent": np.float32,
+        }
+    )
+
+
+def plan_shards(
+    rows: pd.DataFrame, split: str, manifest_path: str | Path, folder: Path
+) -> list[Shard]:
+    """Cut the rows of one split into shards and write down what belongs in each.
+
+    Args:
+        rows: graded rows with a ROI.
+        split: name of the split; salts the order, as tensorflow-datasets does.
+        manifest_path: where the frames' paths begin.
+        folder: for the plans and the shards.
+
+    Returns:
+        the shards, of even size, in the order of the records.
+    """
+    order = [
+        hashlib.md5(f"{split}{frame_id}".encode()).hexdigest() for frame_id in rows["frame_id"]
+    ]
+    rows = rows.iloc[np.argsort(order)]
+    num_shards = -(-len(rows) // SHARD_FRAMES)
+    bounds = [round(len(rows) * number / num_shards) for number in range(num_shards + 1)]
+    shards = []
+    for number, (start, stop) in enumerate(pairwise(bounds)):
+        path = folder / f"{split}-{number:05d}-of-{num_shards:05d}"
+        plan_path = path.with_name(f"{path.name}.csv")
+        write_manifest(rows.iloc[start:stop], plan_path)
+        shards.append(Shard(
+            str(path.resolve()), str(plan_path.resolve()), str(Path(manifest_path).resolve()),
+            stop - start,
+        ))  # fmt: skip
+    return shards
+
+
+def write_shard(shard: Shard, num_threads: int = 1) -> None:
+    """Write a shard, whole or not at all, unless it is there.
+
+    Raises:
+        ValueError: if a frame cannot be used; the text names it.
+        OSError: if the shard cannot be written, for example on a full disk.
+    """
+    if Path(shard.path).exists():
+        return
+    features = record_features()
+    try:
+        with (
+            replacing(shard.path) as temporary,
+            tf.io.TFRecordWriter(os.fspath(temporary)) as writer,
+        ):
+            for example in _examples(shard, num_threads):
+                writer.write(_stable(features.serialize_example(example)))
+    except tf.errors.OpError as error:
+        raise OSError(
+            f"Expected to write a shard of {shard.num_frames} records. Received: {error.message}. "
+            "Free space, or choose another folder; finished shards are kept."
+        ) from error
+
+
+def cut_roi(row: dict[str, Any], manifest_path: str | Path) -> np.ndarray:
+    """The ROI of a manifest row as the model sees it: `(224, 224)` uint8, 0 outside the sector.
+
+    Raises:
+        ValueError: if the frame is gone, has no sector, or does not hold the rectangle. The text
+            names the frame.
+    """
+    path = frame_path(manifest_path, row["path"])
+    try:
+        frame = read_frame(path)
+        rectangle = Rectangle(*(int(row[name]) for name in ROI_COLUMNS))
+        return crop_roi(frame, find_sector(frame).mask, rectangle)
+    except ValueError as error:
+        raise ValueError(f"{path.name} (frame_id={row['frame_id']}): {error}") from error
+
+
+def _stable(serialized: bytes) -> bytes:
+    """The same example with its fields in one order; protobuf leaves it to chance per process."""
+    return tf.train.Example.FromString(serialized).SerializeToString(deterministic=True)
+
+
+def _order(split: str, frame_id: str) -> str:
+    return hashlib.md5(f"{split}{frame_id}".encode()).hexdigest()
+
+
+def _examples(shard: Shard, num_threads: int) -> Iterator[dict[str, Any]]:
+    def example(row: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "roi": cut_roi(row, shard.manifest_path)[..., np.newaxis],
+            "label": label_of(row["grade"]),
+            "frame_id": row["frame_id"],
+            "patient_id": row["patient_id"],
+            "fat_percent": row["fat_percent"],
+        }
+
+    rows = read_manifest(shard.plan_path)
+    # OpenCV releases Python's lock.
+    with ThreadPoolExecutor(max_workers=num_threads) as pool:
+        for start in range(0, len(rows), _CHUNK):
+            yield from pool.map(example, rows.iloc[start : start + _CHUNK].to_dict("records"))

@@ -1,0 +1,120 @@
+"""Work on the parts of a stage, in this process or on an Apache Beam runner.
+
+A part is some rows of a study whose result is a file of its own: a shard of records, proposals of
+some frames. The work on a part writes its file whole or not at all, and does nothing where the
+file is there. So a worker that is killed loses the part it was at and nothing else, a second call
+goes on from the files, and what comes out does not depend on how many workers there were. Only
+the parts' names travel through the runner, never pixels, so its memory does not grow with a study.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:  # a hundred modules that only large studies need
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+Part = TypeVar("Part")
+
+# Beam knows its runners by short names, but for this one.
+_DASK = "apache_beam.runners.dask.dask_runner.DaskRunner"
+
+
+def beam_options(runner: str, options: Sequence[str] = ()) -> "PipelineOptions":
+    """Where a Beam pipeline shall run.
+
+    Args:
+        runner: `DirectRunner`, `FlinkRunner`, `SparkRunner`, `DataflowRunner`, `DaskRunner`, or
+            the full name of a runner's class.
+        options: `NAME=VALUE` or `NAME`, as on the command line of Beam without the dashes.
+
+    Raises:
+        ValueError: if the runner or an option is not known.
+        RuntimeError: if the runner's package is not installed.
+    """
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.runners.runner import create_runner
+
+        name = _DASK if runner == "DaskRunner" else runner
+        create_runner(name)  # imports it, and with it its options
+    except ImportError as error:
+        raise RuntimeError(
+            f"Expected Apache Beam with {runner}. Received: {error}. Install the extra: "
+            "pip install 'steatosis_tf[beam]', or [dask] for DaskRunner."
+        ) from error
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"Expected a Beam runner. Received: runner={runner!r} ({error}).") from (
+            error
+        )
+    flags = [f"--{option}" for option in options]
+    if not any(flag.startswith("--default_sdk_harness_log_level") for flag in flags):
+        flags.append("--default_sdk_harness_log_level=WARNING")
+    if name == _DASK and not any("partition" in flag for flag in flags):
+        # Its own choice, 128 parts in a row for one worker, would leave the others idle.
+        flags.append("--dask_partition_size=1")
+    if name in ("DirectRunner", _DASK):  # the job services of the others know more than Beam here
+        _refuse_unknown(flags, PipelineOptions)
+    return PipelineOptions([f"--runner={name}", *flags])
+
+
+def spread(
+    work: Callable[[Part], None],
+    parts: Sequence[Part],
+    options: "PipelineOptions | None" = None,
+    *,
+    desc: str,
+) -> None:
+    """Do the work on every part.
+
+    Args:
+        work: writes the file of a part. It can be pickled: a function of a module, or a `partial`
+            of one.
+        parts: what `work` takes; small, because they are part of the job's description.
+        options: from `beam_options`; None works here, one part after the other.
+        desc: what is being done, for the progress bar.
+
+    Raises:
+        RuntimeError: if the runner gave up. Finished parts stay, and a second call goes on.
+    """
+    if options is None:
+        for part in tqdm(parts, desc=desc, unit="part", disable=len(parts) < 2):
+            work(part)
+        return
+    import apache_beam as beam
+
+    print(f"{desc}: {len(parts)} parts", file=sys.stderr)
+    try:
+        # One straight line of steps: DaskRunner computes only what leads to the last one.
+        with beam.Pipeline(options=options) as pipeline:
+            _ = (
+                pipeline
+                | "parts" >> beam.Create(parts)
+                # Keeps the runner from handing neighbouring parts to one worker as one bundle.
+                | "spread" >> beam.Reshuffle()
+                | desc >> beam.Map(work)
+            )
+    except Exception as error:
+        raise RuntimeError(
+            f"Expected the runner to finish {desc}. Received: {_last_line(error)}. Finished parts "
+            "are kept: run the same command again."
+        ) from error
+
+
+def _refuse_unknown(flags: list[str], pipeline_options: Any) -> None:
+    """Beam itself leaves out a misspelt option with a warning, and runs on one worker."""
+    known = pipeline_options([]).get_all_options()
+    asked = pipeline_options(flags).get_all_options(retain_unknown_options=True)
+    unknown = sorted(set(asked) - set(known))
+    if unknown:
+        raise ValueError(
+            f"Expected options that Beam knows. Received: {', '.join(unknown)}. They are those of "
+            "Beam's PipelineOptions, without the dashes."
+        )
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

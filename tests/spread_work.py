@@ -1,0 +1,29 @@
+"""Work on parts for the tests of `spread`; a module, because worker processes import it."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def write_number(part: str) -> None:
+    """Write the part's number and the process that did it."""
+    if not Path(part).exists():
+        time.sleep(0.2)  # so that no worker is done before the next one is up
+        Path(part).write_text(f"{Path(part).name} {os.getpid()}")
+
+
+def die_at_three(part: str) -> None:
+    """As `write_number`, but the first worker that comes to part 3 is ended by the system."""
+    grave = Path(part).parent / "grave"
+    if Path(part).name == "3" and not grave.exists():
+        grave.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_number(part)
+
+
+def refuse_three(part: str) -> None:
+    """As `write_number`, but part 3 has a fault."""
+    if Path(part).name == "3":
+        raise ValueError("part 3 is faulty")
+    write_number(part)
