@@ -7,16 +7,29 @@ goes on from the files, and what comes out does not depend on how many workers t
 the parts' names travel through the runner, never pixels, so its memory does not grow with a study.
 """
 
+import hashlib
+import json
+import shutil
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
+
+from steatosis_tf.atomic import replacing
 
 if TYPE_CHECKING:  # a hundred modules that only large studies need
     from apache_beam.options.pipeline_options import PipelineOptions
 
 Part = TypeVar("Part")
+
+#: Items per file of results: what a worker loses at most when it is killed.
+PART_ITEMS = 500
 
 # Beam knows its runners by short names, but for this one.
 _DASK = "apache_beam.runners.dask.dask_runner.DaskRunner"
@@ -83,24 +96,111 @@ def spread(
         for part in tqdm(parts, desc=desc, unit="part", disable=len(parts) < 2):
             work(part)
         return
-    import apache_beam as beam
-
     print(f"{desc}: {len(parts)} parts", file=sys.stderr)
     try:
-        # One straight line of steps: DaskRunner computes only what leads to the last one.
-        with beam.Pipeline(options=options) as pipeline:
-            _ = (
-                pipeline
-                | "parts" >> beam.Create(parts)
-                # Keeps the runner from handing neighbouring parts to one worker as one bundle.
-                | "spread" >> beam.Reshuffle()
-                | desc >> beam.Map(work)
-            )
+        with _deaths_noticed():
+            _run_pipeline(work, parts, options, desc)
     except Exception as error:
         raise RuntimeError(
             f"Expected the runner to finish {desc}. Received: {_last_line(error)}. Finished parts "
             "are kept: run the same command again."
         ) from error
+
+
+def _run_pipeline(
+    work: Callable[[Part], None], parts: Sequence[Part], options: "PipelineOptions", desc: str
+) -> None:
+    import apache_beam as beam
+
+    pipeline = beam.Pipeline(options=options)
+    # One straight line of steps: DaskRunner computes only what leads to the last one.
+    _ = (
+        pipeline
+        | "parts" >> beam.Create(parts)
+        # Keeps the runner from handing neighbouring parts to one worker as one bundle.
+        | "spread" >> beam.Reshuffle()
+        | desc >> beam.Map(work)
+    )
+    result = pipeline.run()
+    try:
+        result.wait_until_finish()
+    finally:
+        if hasattr(result, "client"):  # DaskRunner leaves its connection open
+            result.client.close()
+
+
+@contextmanager
+def _deaths_noticed() -> Iterator[None]:
+    """Stop waiting when a local worker process dies.
+
+    DirectRunner would wait for it for ever: a thread of its own ends with an error, and nobody
+    looks. Other runners give the work to another worker.
+    """
+    deaths: list[str] = []
+    usual = threading.excepthook
+
+    def notice(args: threading.ExceptHookArgs) -> None:
+        usual(args)
+        if args.thread is not None and args.thread.name == "run_worker":
+            deaths.append(str(args.exc_value))
+            signal.pthread_kill(waiting, signal.SIGINT)
+
+    waiting = threading.get_ident()
+    threading.excepthook = notice
+    try:
+        yield
+    except KeyboardInterrupt:
+        if deaths:
+            raise RuntimeError(deaths[0]) from None
+        raise
+    finally:
+        threading.excepthook = usual
+
+
+def answers(
+    work: Callable[[Any], Any],
+    items: Sequence[Any],
+    folder: Path,
+    options: "PipelineOptions",
+    *,
+    desc: str,
+) -> Iterator[Any]:
+    """Results of small work on many items, from the workers of a runner, in the order of the items.
+
+    They come back through files, one per `PART_ITEMS` items, so that a second call after a kill
+    does only what is missing. When the last result has been taken the files are removed.
+
+    Args:
+        work: gives something JSON can hold for something JSON can hold.
+        items: what `work` takes.
+        folder: for the files, to be seen by all workers; named by all that changes results.
+        options: from `beam_options`.
+        desc: what is being done.
+
+    Raises:
+        RuntimeError: if the runner gave up.
+    """
+    parts = []
+    for start in range(0, len(items), PART_ITEMS):
+        text = json.dumps(items[start : start + PART_ITEMS])
+        plan_path = folder.resolve() / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.plan"
+        with replacing(plan_path) as temporary:
+            temporary.write_text(text)
+        parts.append(str(plan_path))
+    if parts:
+        spread(partial(_answer_part, work), parts, options, desc=desc)
+    for part in parts:
+        yield from json.loads(Path(part).with_suffix(".json").read_text())
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _answer_part(work: Callable[[Any], Any], plan_path: str) -> None:
+    path = Path(plan_path).with_suffix(".json")
+    if path.exists():
+        return
+    results = [work(item) for item in json.loads(Path(plan_path).read_text())]
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(results))
 
 
 def _refuse_unknown(flags: list[str], pipeline_options: Any) -> None:

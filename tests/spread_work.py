@@ -27,3 +27,9 @@ def refuse_three(part: str) -> None:
     if Path(part).name == "3":
         raise ValueError("part 3 is faulty")
     write_number(part)
+
+
+def half_of(asked_dir: str, number: int) -> float:
+    """Half of a number; fails if it is asked twice."""
+    (Path(asked_dir) / str(number)).touch(exist_ok=False)
+    return number / 2

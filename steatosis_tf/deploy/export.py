@@ -20,7 +20,7 @@ from steatosis_tf.config import Config, load_config
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.heads import OUTPUT_LAYER
 from steatosis_tf.records.builder import usable_rows
-from steatosis_tf.records.shards import cut_roi
+from steatosis_tf.records.examples import cut_roi
 
 #: How far an exported probability may lie from the Keras one.
 MAX_DIFFERENCE = 1e-4

@@ -66,7 +66,7 @@ class SteatosisRecords(tfds.core.dataset_builder.FileReaderBuilder):
             for split, group in rows.groupby("split")
         }
         # A runner spreads shards over cores; here the frames of a shard are.
-        work = partial(write_shard, num_threads=1 if options else os.cpu_count() or 1)
+        work = partial(write_shard, all_cores=options is None)
         every_shard = [shard for shards in planned.values() for shard in shards]
         spread(work, every_shard, options, desc="records")
         split_infos = []

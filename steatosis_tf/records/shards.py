@@ -8,12 +8,10 @@ everything in memory on Beam's DirectRunner, and begins again after a kill.)
 
 import hashlib
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,16 +19,14 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from steatosis_tf.atomic import replacing
-from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, read_manifest, write_manifest
-from steatosis_tf.grades import GRADES, label_of
-from steatosis_tf.roi.crop import INPUT_SIZE_PX, Rectangle, crop_roi
-from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.cohort.manifest import read_manifest, write_manifest
+from steatosis_tf.grades import GRADES
+from steatosis_tf.records.examples import example_of
+from steatosis_tf.roi.crop import INPUT_SIZE_PX
+from steatosis_tf.roi.workers import on_all_cores
 
 #: Frames per shard: 100 MB, what a worker loses at most when it is killed.
 SHARD_FRAMES = 2000
-
-_CHUNK = 256  # frames decoded ahead of the writer: bounds memory, whatever the size of a shard
 
 
 @dataclass(frozen=True)
@@ -100,8 +96,12 @@ def plan_shards(
     return shards
 
 
-def write_shard(shard: Shard, num_threads: int = 1) -> None:
+def write_shard(shard: Shard, *, all_cores: bool = False) -> None:
     """Write a shard, whole or not at all, unless it is there.
+
+    Args:
+        shard: what to write.
+        all_cores: cut the frames on every core of this machine.
 
     Raises:
         ValueError: if a frame cannot be used; the text names it.
@@ -110,34 +110,20 @@ def write_shard(shard: Shard, num_threads: int = 1) -> None:
     if Path(shard.path).exists():
         return
     features = record_features()
+    rows = read_manifest(shard.plan_path).to_dict("records")
+    work = partial(example_of, shard.manifest_path)
     try:
         with (
             replacing(shard.path) as temporary,
             tf.io.TFRecordWriter(os.fspath(temporary)) as writer,
         ):
-            for example in _examples(shard, num_threads):
+            for example in on_all_cores(work, rows, "records") if all_cores else map(work, rows):
                 writer.write(_stable(features.serialize_example(example)))
     except tf.errors.OpError as error:
         raise OSError(
             f"Expected to write a shard of {shard.num_frames} records. Received: {error.message}. "
             "Free space, or choose another folder; finished shards are kept."
         ) from error
-
-
-def cut_roi(row: dict[str, Any], manifest_path: str | Path) -> np.ndarray:
-    """The ROI of a manifest row as the model sees it: `(224, 224)` uint8, 0 outside the sector.
-
-    Raises:
-        ValueError: if the frame is gone, has no sector, or does not hold the rectangle. The text
-            names the frame.
-    """
-    path = frame_path(manifest_path, row["path"])
-    try:
-        frame = read_frame(path)
-        rectangle = Rectangle(*(int(row[name]) for name in ROI_COLUMNS))
-        return crop_roi(frame, find_sector(frame).mask, rectangle)
-    except ValueError as error:
-        raise ValueError(f"{path.name} (frame_id={row['frame_id']}): {error}") from error
 
 
 def _stable(serialized: bytes) -> bytes:
@@ -147,20 +133,3 @@ def _stable(serialized: bytes) -> bytes:
 
 def _order(split: str, frame_id: str) -> str:
     return hashlib.md5(f"{split}{frame_id}".encode()).hexdigest()
-
-
-def _examples(shard: Shard, num_threads: int) -> Iterator[dict[str, Any]]:
-    def example(row: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "roi": cut_roi(row, shard.manifest_path)[..., np.newaxis],
-            "label": label_of(row["grade"]),
-            "frame_id": row["frame_id"],
-            "patient_id": row["patient_id"],
-            "fat_percent": row["fat_percent"],
-        }
-
-    rows = read_manifest(shard.plan_path)
-    # OpenCV releases Python's lock.
-    with ThreadPoolExecutor(max_workers=num_threads) as pool:
-        for start in range(0, len(rows), _CHUNK):
-            yield from pool.map(example, rows.iloc[start : start + _CHUNK].to_dict("records"))

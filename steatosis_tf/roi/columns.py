@@ -1,13 +1,19 @@
 """The ROI columns of a manifest: the automatic proposal of every frame, a person's box kept."""
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from steatosis_tf import __version__
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, read_manifest
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.roi.crop import Rectangle, central_rectangle, crop_roi
@@ -18,6 +24,12 @@ from steatosis_tf.roi.proposal import propose_rectangle
 from steatosis_tf.roi.sector import Sector, find_sector
 from steatosis_tf.roi.workers import on_all_cores
 from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.spread import answers
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+_ANSWER_COLUMNS = [*ROI_COLUMNS, "roi_quality", "roi_reason"]
 
 # A killed run loses at most this many proposals, or a twentieth of a large study, because the
 # whole manifest is written each time.
@@ -64,19 +76,30 @@ def propose_roi(frame: np.ndarray, config: RoiConfig) -> Roi:
 
 
 def fill_manifest(
-    manifest_path: str | Path, config: RoiConfig, *, again: bool = False
+    manifest_path: str | Path,
+    config: RoiConfig,
+    *,
+    again: bool = False,
+    options: "PipelineOptions | None" = None,
 ) -> pd.DataFrame:
     """Propose a ROI for every frame of a manifest that has none, and write them into it.
 
-    Written in steps, so that a killed run goes on where it stopped.
+    Written in steps, so that a killed run goes on where it stopped. On a runner the steps are
+    files beside the manifest until all are there.
 
     Args:
         manifest_path: manifest to complete in place.
         config: how to propose.
         again: propose anew where an earlier proposal stands. A person's box is never touched.
+        options: Beam runner whose workers propose, see `spread.beam_options`; None proposes on
+            the cores of this machine. The proposals are the same.
 
     Returns:
         the completed table.
+
+    Raises:
+        ValueError: if the manifest cannot be used.
+        RuntimeError: if the runner gave up; what is done stays for the next call.
     """
     fold_decisions(manifest_path)
     table = with_roi_columns(read_manifest(manifest_path))
@@ -84,9 +107,8 @@ def fill_manifest(
     if again:
         table.loc[automatic, list(ROI_COLUMNS)] = pd.NA
         table.loc[automatic, "roi_source"] = ""
-    step = max(_CHECKPOINT_ROWS, len(table) // 20)
-    for done in _propose(table, manifest_path, config):
-        if done % step == 0:
+    for _ in _propose(table, manifest_path, config, options):
+        if options is None:
             write_automatic_boxes(manifest_path, table)
     write_automatic_boxes(manifest_path, table)
     return read_manifest(manifest_path)  # with what reviewers have decided meanwhile
@@ -130,27 +152,49 @@ def with_roi_columns(frame_table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _propose(table: pd.DataFrame, manifest_path: str | Path, config: RoiConfig) -> Iterator[int]:
-    """Fill the rows nobody has looked at, in place; yields how many are done after each."""
+def _propose(
+    table: pd.DataFrame,
+    manifest_path: str | Path,
+    config: RoiConfig,
+    options: "PipelineOptions | None" = None,
+) -> Iterator[None]:
+    """Fill the rows nobody has looked at, in place; yields after each step."""
     wanted = table.index[table["roi_source"] == ""]
-    paths = [frame_path(manifest_path, path) for path in table.loc[wanted, "path"]]
-    answers = on_all_cores(partial(_answer, config), paths, "ROI")
-    for done, (index, (box, quality, reason)) in enumerate(zip(wanted, answers, strict=True), 1):
-        if box is not None:
-            table.loc[index, list(ROI_COLUMNS)] = [box.top, box.left, box.height, box.width]
-        table.at[index, "roi_source"] = "auto"
-        table.at[index, "roi_quality"] = quality
-        table.at[index, "roi_reason"] = reason
-        yield done
+    paths = [str(frame_path(manifest_path, path)) for path in table.loc[wanted, "path"]]
+    work = partial(_answer, config)
+    if options is None:
+        found = on_all_cores(work, paths, "ROI")
+    else:
+        folder = _work_folder(Path(manifest_path), table.loc[wanted, "pixels_sha256"], config)
+        paths = [str(Path(path).resolve()) for path in paths]
+        found = answers(work, paths, folder, options, desc="ROI")
+    step, start = max(_CHECKPOINT_ROWS, len(table) // 20), 0
+    while block := list(islice(found, step)):
+        rows = wanted[start : start + len(block)]
+        columns = pd.DataFrame(block, columns=_ANSWER_COLUMNS, index=rows)
+        for name in _ANSWER_COLUMNS:
+            table.loc[rows, name] = columns[name].astype(table[name].dtype)
+        table.loc[rows, "roi_source"] = "auto"
+        start += len(block)
+        yield
 
 
-def _answer(config: RoiConfig, path: Path) -> tuple[Rectangle | None, float, str]:
-    """Box, quality and reason: without the sector's mask, to travel light between processes."""
+def _answer(config: RoiConfig, path: str) -> tuple[int | float | str | None, ...]:
+    """The columns of one frame: without the sector's mask, to travel light between processes."""
     try:
         roi = propose_roi(read_frame(path), config)
     except ValueError as error:
-        return None, np.nan, str(error)
-    return roi.rectangle, roi.quality, roi.reason
+        return None, None, None, None, np.nan, str(error)
+    box = roi.rectangle
+    return box.top, box.left, box.height, box.width, roi.quality, roi.reason
+
+
+def _work_folder(manifest_path: Path, pixels: pd.Series, config: RoiConfig) -> Path:
+    """Beside the manifest; another one for other frames, settings or code."""
+    settings = json.dumps([__version__, dataclasses.asdict(config)], sort_keys=True)
+    digest = hashlib.sha256(settings.encode())
+    digest.update("".join(pixels).encode())
+    return manifest_path.with_name(f"{manifest_path.name}.roi-{digest.hexdigest()[:16]}")
 
 
 def _empty_useless_boxes(table: pd.DataFrame, manifest_path: str | Path) -> None:

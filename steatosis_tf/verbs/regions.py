@@ -4,6 +4,7 @@ import dataclasses
 from argparse import ArgumentParser, Namespace
 
 from steatosis_tf.verbs.result import Result
+from steatosis_tf.verbs.runner import add_runner_arguments, runner_options
 
 
 def roi(args: Namespace) -> Result:
@@ -13,7 +14,7 @@ def roi(args: Namespace) -> Result:
     from steatosis_tf.roi.outlines import draw_sheet, write_masks
 
     config = override(Config(), args.settings)
-    table = fill_manifest(args.manifest, config.roi, again=args.again)
+    table = fill_manifest(args.manifest, config.roi, again=args.again, options=runner_options(args))
     if args.masks:
         write_masks(table, args.manifest, args.masks, again=args.again)
     if args.sheet:
@@ -43,6 +44,7 @@ def _roi_arguments(parser: ArgumentParser) -> None:
                         help="also draw the worst proposals; logged to MLflow")  # fmt: skip
     parser.add_argument("--again", action="store_true", help="replace earlier proposals and masks, "
                         "never a person's box")  # fmt: skip
+    add_runner_arguments(parser)
 
 
 def review(args: Namespace) -> Result:

@@ -14,8 +14,8 @@ from steatosis_tf.config import Config, RoiConfig, save_config
 from steatosis_tf.deploy.export import export_onnx, export_run
 from steatosis_tf.deploy.predict import predict_frames
 from steatosis_tf.grades import NOTICE
+from steatosis_tf.records.examples import cut_roi
 from steatosis_tf.records.pipeline import read_records
-from steatosis_tf.records.shards import cut_roi
 from steatosis_tf.roi.columns import propose_roi
 from steatosis_tf.roi.crop import crop_roi
 from steatosis_tf.sources.folder import read_frame

@@ -1,0 +1,43 @@
+"""What one row of the manifest becomes. No TensorFlow: processes that only cut start at once."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path
+from steatosis_tf.grades import label_of
+from steatosis_tf.roi.crop import Rectangle, crop_roi
+from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.sources.folder import read_frame
+
+
+def example_of(manifest_path: str | Path, row: dict[str, Any]) -> dict[str, Any]:
+    """The example of a graded row with a ROI, as the records hold it.
+
+    Raises:
+        ValueError: as `cut_roi`.
+    """
+    return {
+        "roi": cut_roi(row, manifest_path)[..., np.newaxis],
+        "label": label_of(row["grade"]),
+        "frame_id": row["frame_id"],
+        "patient_id": row["patient_id"],
+        "fat_percent": row["fat_percent"],
+    }
+
+
+def cut_roi(row: dict[str, Any], manifest_path: str | Path) -> np.ndarray:
+    """The ROI of a manifest row as the model sees it: `(224, 224)` uint8, 0 outside the sector.
+
+    Raises:
+        ValueError: if the frame is gone, has no sector, or does not hold the rectangle. The text
+            names the frame.
+    """
+    path = frame_path(manifest_path, row["path"])
+    try:
+        frame = read_frame(path)
+        rectangle = Rectangle(*(int(row[name]) for name in ROI_COLUMNS))
+        return crop_roi(frame, find_sector(frame).mask, rectangle)
+    except ValueError as error:
+        raise ValueError(f"{path.name} (frame_id={row['frame_id']}): {error}") from error

@@ -1,0 +1,101 @@
+"""Work spread over real worker processes: all of it done, and a killed worker loses nothing."""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import spread_work
+
+from steatosis_tf.spread import answers, beam_options, spread
+
+pytest.importorskip("apache_beam", reason="the extra beam is not installed")
+
+TWO_PROCESSES = ("direct_num_workers=2", "direct_running_mode=multi_processing")
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch) -> list[str]:
+    """Eight files to be written, by processes that can import `spread_work`."""
+    here = Path(__file__).resolve().parent
+    monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{here.parent}")
+    return [str(tmp_path / str(number)) for number in range(8)]
+
+
+@pytest.fixture(scope="module")
+def dask_address() -> Iterator[str]:
+    """A scheduler and two worker processes."""
+    distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+def workers_of(parts: list[str]) -> set[str]:
+    """The processes that did the parts; fails if a part is missing or another's."""
+    texts = [Path(part).read_text().split() for part in parts]
+    assert [text[0] for text in texts] == [Path(part).name for part in parts]
+    return {text[1] for text in texts}
+
+
+def test_here_one_after_the_other(parts):
+    spread(spread_work.write_number, parts, desc="numbers")
+    assert workers_of(parts) == {str(os.getpid())}
+
+
+def test_two_beam_processes_and_one_is_killed(parts):
+    work = spread_work.die_at_three
+    with pytest.raises(RuntimeError, match=r"Worker subprocess exited.*137.*same command again"):
+        spread(work, parts, beam_options("DirectRunner", TWO_PROCESSES), desc="numbers")
+    kept = {part: Path(part).read_text() for part in parts if Path(part).exists()}
+    assert parts[3] not in kept
+    spread(work, parts, beam_options("DirectRunner", TWO_PROCESSES), desc="numbers")
+    workers = workers_of(parts)
+    assert len(workers) >= 2
+    assert str(os.getpid()) not in workers
+    assert {part: Path(part).read_text() for part in kept} == kept  # not done twice
+
+
+def test_a_dask_cluster_gives_a_killed_workers_part_to_another(parts, dask_address):
+    options = beam_options("DaskRunner", [f"dask_client_address={dask_address}"])
+    spread(spread_work.die_at_three, parts, options, desc="numbers")
+    workers = workers_of(parts)
+    assert len(workers) >= 2
+    assert str(os.getpid()) not in workers
+    assert Path(parts[0]).with_name("grave").exists()
+
+
+def test_a_fault_is_told_and_the_other_parts_stay(parts):
+    one_process = beam_options("DirectRunner")
+    with pytest.raises(RuntimeError, match=r"numbers.*part 3 is faulty.*parts are kept"):
+        spread(spread_work.refuse_three, parts, one_process, desc="numbers")
+    spread(spread_work.write_number, parts, one_process, desc="numbers")
+    workers_of(parts)
+
+
+def test_answers_come_in_order_and_only_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("steatosis_tf.spread.PART_ITEMS", 3)
+    options = beam_options("DirectRunner")
+    asked = tmp_path / "asked"
+    asked.mkdir()
+    work = partial(spread_work.half_of, str(asked))
+    folder = tmp_path / "work"
+    received = answers(work, list(range(10)), folder, options, desc="halves")
+    assert [next(received) for _ in range(4)] == [0, 0.5, 1, 1.5]
+    # as after a kill: everything is computed, nothing is taken; then asked again
+    again = answers(work, list(range(10)), folder, options, desc="halves")
+    assert list(again) == [number / 2 for number in range(10)]
+    assert len(list(asked.iterdir())) == 10
+    assert not folder.exists()
+
+
+def test_unknown_runners_and_options_are_refused():
+    with pytest.raises(ValueError, match=r"a Beam runner\. Received: runner='SlowRunner'"):
+        beam_options("SlowRunner")
+    with pytest.raises(ValueError, match=r"options that Beam knows\. Received: direct_num_worker"):
+        beam_options("DirectRunner", ["direct_num_worker=2"])
+    with pytest.raises(RuntimeError, match=r"Received: No module named 'nowhere'.*extra"):
+        beam_options("nowhere.Runner")
+    beam_options("FlinkRunner", ["an_option_of_its_job_service=1"])
