@@ -30,14 +30,11 @@ import numpy as np
 
 from steatosis_tf import tracking
 from steatosis_tf.atomic import replacing
-from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
-from steatosis_tf.cohort.splits import make_partitions, test_column
 from steatosis_tf.config import Config, SplitConfig, TrainConfig, flatten, override
-from steatosis_tf.folds import load_study
+from steatosis_tf.experiment import add_config_arguments, given_settings
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.head_sweep import Sweep, ranking_score
-from steatosis_tf.records.builder import records_fingerprint, usable_rows, write_records
-from steatosis_tf.roi.columns import add_roi_columns
+from steatosis_tf.study import prepare_study
 
 try:
     import optuna
@@ -135,19 +132,8 @@ def summarize(study: optuna.Study, sweep: Sweep, num_trials: int) -> dict[str, A
 
 
 def prepare(manifest_path: Path, config: Config, runs_dir: Path, inner: int) -> tuple[Sweep, str]:
-    """Records and features of the manifest, found or made, and a name for all that matters."""
-    table = add_roi_columns(read_manifest(manifest_path), manifest_path, config.roi)
-    partitions = make_partitions(table, config.split)
-    folder = runs_dir / EXPERIMENT
-    folder.mkdir(parents=True, exist_ok=True)
-    table = relocate(table, manifest_path, folder)
-    table["split"] = test_column(table, partitions)
-    fingerprint = records_fingerprint(usable_rows(table))
-    write_manifest(table, folder / "manifest.csv")
-    records_dir = runs_dir / "cache" / "records" / fingerprint[:16]
-    gate_path = folder / "leak_gate.json"
-    write_records(folder / "manifest.csv", records_dir, partitions, gate_path=gate_path)
-    data = load_study(records_dir, runs_dir / "cache" / "features", config)
+    """The sweep on the manifest's frames, and a name for all that matters."""
+    data, fingerprint = prepare_study(manifest_path, config, runs_dir / EXPERIMENT, runs_dir)
     text = json.dumps([fingerprint, flatten(config), inner, data.views.shape], sort_keys=True)
     digest = hashlib.sha256(text.encode() + data.views[0].tobytes()).hexdigest()
     return Sweep(data.index, data.views, config, inner), digest[:16]
@@ -159,18 +145,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=NOTICE
     )
     parser.add_argument("--manifest", required=True, metavar="MANIFEST_CSV")
-    parser.add_argument("--weights", help='"imagenet", "random" or a path')
+    add_config_arguments(parser)
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--inner-folds", type=int, default=INNER_FOLDS)
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="STAGE.NAME=VALUE", dest="settings"
-    )
     parser.add_argument("--runs-dir", default="runs")
     parser.add_argument("--report", metavar="FILE", help="write a JSON summary")
     args = parser.parse_args(argv)
-    settings = [*args.settings, *([f"model.weights={args.weights}"] if args.weights else [])]
     try:
-        config = override(CONFIG, settings)
+        config = override(CONFIG, given_settings(args))
         params = flatten(config) | {"trials": args.trials, "inner_folds": args.inner_folds}
         with tracking.start_run(EXPERIMENT, "sweep", params):
             runs_dir = Path(args.runs_dir)

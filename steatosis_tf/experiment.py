@@ -9,6 +9,7 @@ import hashlib
 import json
 import sys
 import time
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from steatosis_tf.cohort.flow import count_flow
 from steatosis_tf.cohort.flow_figure import write_flow
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.splits import Partition, make_partitions, split_table, test_column
-from steatosis_tf.config import Config, flatten, override, save_config
+from steatosis_tf.config import Config, ModelConfig, flatten, override, save_config
 from steatosis_tf.deploy.export import export_onnx, milliseconds_per_frame, run_metadata
 from steatosis_tf.environment import describe_environment
 from steatosis_tf.evaluation.evaluate import evaluate_run, lock_operating_points, metrics_text
@@ -65,16 +66,12 @@ def main(doc: str, experiment: str, config: Config, argv: Sequence[str] | None =
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--manifest", required=True, metavar="MANIFEST_CSV")
-    parser.add_argument("--weights", help='"imagenet", "random" or a path')
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="STAGE.NAME=VALUE", dest="settings"
-    )
+    add_config_arguments(parser)
     parser.add_argument("--runs-dir", default="runs")
     parser.add_argument("--report", metavar="FILE", help="write a JSON summary of the run")
     args = parser.parse_args(argv)
-    settings = [*args.settings, *([f"model.weights={args.weights}"] if args.weights else [])]
     try:
-        config = override(config, settings)
+        config = override(config, given_settings(args))
         summaries = [
             run(experiment, args.manifest, config, args.runs_dir, repeat=repeat)
             for repeat in range(config.split.repeats)
@@ -88,6 +85,22 @@ def main(doc: str, experiment: str, config: Config, argv: Sequence[str] | None =
     print("", *(f"run: {summary.run_dir}" for summary in summaries), sep="\n")
     print(f"compare: steatosis compare {experiment}, or make ui")
     return 0
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every script that runs the backbone takes: `--weights`, `--engine`, `--set`."""
+    engines = typing.get_args(typing.get_type_hints(ModelConfig)["engine"])
+    parser.add_argument("--weights", help='"imagenet", "random" or a path')
+    parser.add_argument("--engine", choices=engines, help="runs the backbone; see docs/speed.md")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="STAGE.NAME=VALUE", dest="settings"
+    )
+
+
+def given_settings(args: argparse.Namespace) -> list[str]:
+    """The arguments of `add_config_arguments` as settings for `config.override`."""
+    named = {"model.weights": args.weights, "model.engine": args.engine}
+    return args.settings + [f"{name}={value}" for name, value in named.items() if value]
 
 
 def run(

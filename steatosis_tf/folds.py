@@ -72,7 +72,13 @@ def load_study(records_dir: Path, features_dir: Path, config: Config) -> StudyDa
     rois = check_rois(index, examples)
     engine = choose_engine(config.model.engine, backbone, rois, features_dir)
     tracking.log_tags({"engine": f"{engine.name} {engine.precision}"})
-    tracking.log_metrics({"engine_min_cosine": engine.min_cosine})
+    tracking.log_metrics(
+        {
+            "engine_min_cosine": engine.min_cosine,
+            "engine_changed_decisions": engine.changed,
+            "engine_speedup": engine.speedup,
+        }
+    )
     views = stored_features(
         examples, features_dir, backbone, engine, config.augment, config.train.views
     )

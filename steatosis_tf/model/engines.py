@@ -1,38 +1,34 @@
 """Engines for the frozen forward pass: the same features, faster.
 
-`keras` is the reference, float32. `tf-bf16` is the same TensorFlow graph with oneDNN's bfloat16.
-`openvino` (extra `fast`) compiles the graph for fixed batches and keeps four of them in flight; it
-computes in bfloat16 on a processor with AMX or AVX512-BF16, else in float32. bfloat16 keeps 8 bits
-of a number, so every engine is held against the reference on the study's own frames when it starts.
+`keras` is the reference: plain Keras in float32, on a GPU with the network in float16. `tf-bf16` is
+the same TensorFlow graph with oneDNN's bfloat16. `openvino` (extra `fast`, see openvino_engine.py)
+computes in bfloat16 where the processor can, else in float32. Rounded numbers keep 8 bits, so every
+engine is held against the reference on the study's own frames when it starts, for what it computes
+and for what it costs.
 """
 
-import hashlib
 import sys
-from collections import deque
+import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
-import onnx
 import tensorflow as tf
-import tf2onnx
 from tqdm import tqdm
 
-from steatosis_tf.atomic import replacing
-from steatosis_tf.model.backbone import backbone_sha256
+from steatosis_tf.model.agreement import (
+    MAX_CHANGED,
+    MIN_COSINE,
+    changed_decisions,
+    smallest_cosine,
+)
+from steatosis_tf.model.backbone import FEATURE_LAYER
+from steatosis_tf.model.openvino_engine import openvino_forward
 
 #: Frames per call. A fixed size lets OpenVINO choose its kernels once.
 BATCH = 16
-#: Cosine between an engine's features and the reference's, on every checked frame.
-MIN_COSINE = 0.999
-
-# Two streams compute while two further batches wait, so that neither ever stands idle.
-_IN_FLIGHT = 4
-
-_AUTO_ORDER = ("openvino", "tf-bf16")
 
 Forward = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
 
@@ -43,43 +39,53 @@ class Engine:
 
     Attributes:
         name: keras, tf-bf16 or openvino.
-        precision: float32 or bfloat16.
+        precision: float32, bfloat16 or float16.
         forward: batches `(BATCH, 224, 224, 1)` uint8 -> features `(BATCH, 2048)` float32, in
             order; lazily, so that decoding and computing overlap.
         min_cosine: smallest cosine to the reference on the checked frames.
+        changed: share of random heads' decisions on them that change.
+        speedup: processor time of the reference over that of the engine, measured in turn.
     """
 
     name: str
     precision: str
     forward: Forward
     min_cosine: float = 1.0
+    changed: float = 0.0
+    speedup: float = 1.0
 
 
 def choose_engine(
     name: str, backbone: keras.Model, check_rois: np.ndarray, cache_dir: str | Path
 ) -> Engine:
-    """Make the engine asked for and hold it against the Keras reference.
+    """Make the engine asked for, hold it against the Keras reference, and say on stderr which.
 
     Args:
-        name: "keras", "tf-bf16", "openvino", or "auto": the fastest that is installed and agrees.
+        name: "keras", "tf-bf16", "openvino", or "auto": the first of openvino and tf-bf16 that is
+            installed, that the processor has instructions for, that agrees and that is no slower
+            than the reference; else the reference.
         backbone: as `build_backbone` gives it.
         check_rois: `(num_frames, 224, 224, 1)` uint8, real frames of the study, one or more.
         cache_dir: where OpenVINO's converted graph is kept.
 
     Raises:
-        RuntimeError: if the engine asked for is not installed, or its features are off. "auto"
-            says on stderr why it passed an engine over and ends at `keras`.
+        RuntimeError: if the engine asked for is not installed, or its features are off.
     """
-    if name == "keras":
-        return _keras_engine(backbone)
-    if name != "auto":
-        return _checked(_make(name, backbone, Path(cache_dir)), backbone, check_rois)
-    for candidate in _AUTO_ORDER:
+    reference = Engine("keras", "float32", _keras_forward(backbone))
+    for candidate in _candidates(name):
         try:
-            return _checked(_make(candidate, backbone, Path(cache_dir)), backbone, check_rois)
+            engine = _make(candidate, backbone, Path(cache_dir))
+            engine = _held_against(reference, engine, check_rois)
+            if name != "auto" or engine.speedup >= 1:
+                _tell(f"engine {name}: {_text(engine)}")
+                return engine
+            _tell(f"engine {candidate} passed over: {_text(engine)}")
         except RuntimeError as error:
-            tqdm.write(f"engine {candidate} passed over: {error}", file=sys.stderr)
-    return _keras_engine(backbone)
+            if name == candidate != "keras":
+                raise
+            _tell(f"engine {candidate} passed over: {error}")
+    _tell(f"engine {name}: keras float32, the reference")
+    return reference
 
 
 def padded(batch: np.ndarray) -> np.ndarray:
@@ -89,24 +95,76 @@ def padded(batch: np.ndarray) -> np.ndarray:
     return np.concatenate([batch, np.zeros((BATCH - len(batch), *batch.shape[1:]), batch.dtype)])
 
 
+def has_bfloat16(cpuinfo_path: str | Path = "/proc/cpuinfo") -> bool:
+    """Whether the processor multiplies bfloat16 itself; emulated it is four times slower than
+    float32. Where the system does not tell (not Linux): no."""
+    try:
+        text = Path(cpuinfo_path).read_text(errors="replace")
+    except OSError:
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(text.split()))
+
+
+def _candidates(name: str) -> list[str]:
+    """Engines to try before the plain reference."""
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    if name == "keras" or (name == "auto" and on_gpu):
+        return ["keras"] if on_gpu else []
+    if name != "auto":
+        return [name]
+    if has_bfloat16():
+        return ["openvino", "tf-bf16"]
+    _tell("engine tf-bf16 passed over: this processor has no bfloat16 (avx512_bf16, amx_bf16)")
+    return ["openvino"]
+
+
 def _make(name: str, backbone: keras.Model, cache_dir: Path) -> Engine:
-    return _openvino_engine(backbone, cache_dir) if name == "openvino" else _bf16_engine(backbone)
+    if name == "openvino":
+        return Engine(name, *openvino_forward(backbone, cache_dir, BATCH))
+    if name == "tf-bf16":
+        return Engine(name, "bfloat16", _bf16_forward(backbone))
+    return Engine(name, "float16", _keras_forward(in_float16(backbone)))
 
 
-def _checked(engine: Engine, backbone: keras.Model, check_rois: np.ndarray) -> Engine:
+def _held_against(reference: Engine, engine: Engine, check_rois: np.ndarray) -> Engine:
+    """The engine with what the comparison gave.
+
+    Raises:
+        RuntimeError: if its features are off.
+    """
     batch = padded(check_rois[:BATCH])
     count = min(BATCH, len(check_rois))
-    expected = next(_keras_engine(backbone).forward([batch]))[:count]
+    expected = next(reference.forward([batch]))[:count]
     received = next(engine.forward([batch]))[:count]
-    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(received, axis=1)
-    with np.errstate(invalid="ignore"):  # features that are all 0 give NaN, and are refused
-        cosine = float(((expected * received).sum(axis=1) / norms).min())
-    if not cosine >= MIN_COSINE:
+    cosine = smallest_cosine(received, expected)
+    changed = changed_decisions(received, expected)
+    if not (cosine >= MIN_COSINE and changed <= MAX_CHANGED):
         raise RuntimeError(
-            f"Expected features of engine {engine.name} within cosine {MIN_COSINE} of Keras. "
-            f"Received: {cosine:.6f}. Use model.engine=keras."
+            f"Expected features of engine {engine.name} {engine.precision} within cosine "
+            f"{MIN_COSINE} of Keras and at most {MAX_CHANGED:.0%} of random heads' decisions "
+            f"changed. Received: {cosine:.6f} and {changed:.1%}. Use model.engine=keras."
         )
-    return Engine(engine.name, engine.precision, engine.forward, cosine)
+    # Both ran once, so both are compiled. Processor time, because others may use the machine.
+    speedup = _cpu_seconds(reference, batch) / _cpu_seconds(engine, batch)
+    return replace(engine, min_cosine=cosine, changed=changed, speedup=speedup)
+
+
+def _cpu_seconds(engine: Engine, batch: np.ndarray) -> float:
+    start = time.process_time()
+    next(engine.forward([batch]))
+    return time.process_time() - start
+
+
+def _text(engine: Engine) -> str:
+    return (
+        f"{engine.name} {engine.precision}, {engine.speedup:.1f} times as fast as Keras float32 "
+        f"(processor time), cosine {engine.min_cosine:.6f}, {engine.changed:.1%} of random heads' "
+        "decisions changed"
+    )
+
+
+def _tell(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)
 
 
 def _graph(backbone: keras.Model) -> tf.types.experimental.ConcreteFunction:
@@ -118,14 +176,31 @@ def _graph(backbone: keras.Model) -> tf.types.experimental.ConcreteFunction:
     return function.get_concrete_function()
 
 
-def _keras_engine(backbone: keras.Model) -> Engine:
+def _keras_forward(backbone: keras.Model) -> Forward:
     graph = _graph(backbone)
-    return Engine(
-        "keras", "float32", lambda batches: (graph(tf.constant(b)).numpy() for b in batches)
-    )
+    return lambda batches: (graph(tf.constant(b)).numpy() for b in batches)
 
 
-def _bf16_engine(backbone: keras.Model) -> Engine:
+def in_float16(backbone: keras.Model) -> keras.Model:
+    """The backbone with its network in mixed float16; preprocessing and features stay float32."""
+
+    def mixed(layer: keras.Operation) -> keras.Operation:
+        config = layer.get_config()
+        # The network begins at its first weights. Before, sums of grey levels exceed 65504.
+        if layer.name in network:
+            config["dtype"] = "mixed_float16"
+        return type(layer).from_config(config)
+
+    names = [layer.name for layer in backbone.layers]
+    first = next(n for n, layer in enumerate(backbone.layers) if layer.weights)
+    network = set(names[first:]) - {FEATURE_LAYER}
+
+    model = keras.models.clone_model(backbone, clone_function=mixed)
+    model.set_weights(backbone.get_weights())
+    return model
+
+
+def _bf16_forward(backbone: keras.Model) -> Forward:
     from tensorflow.python.framework.convert_to_constants import (
         convert_variables_to_constants_v2,
     )
@@ -146,78 +221,4 @@ def _bf16_engine(backbone: keras.Model) -> Engine:
                 {"auto_mixed_precision_onednn_bfloat16": False} | before
             )
 
-    return Engine("tf-bf16", "bfloat16", forward)
-
-
-def _openvino_engine(backbone: keras.Model, cache_dir: Path) -> Engine:
-    try:
-        import openvino
-    except ImportError as error:
-        raise RuntimeError(
-            "Expected the package openvino. Received: not installed. "
-            "Install it with `pip install steatosis_tf[fast]`, or use model.engine=keras."
-        ) from error
-    core = openvino.Core()
-    path = cache_dir / f"backbone-{backbone_sha256(backbone)[:16]}-batch-{BATCH}.onnx"
-    if not _is_whole(path):
-        _convert(backbone, path)
-    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    compiled = core.compile_model(
-        str(path),
-        "CPU",
-        {"INFERENCE_PRECISION_HINT": "bf16" if has_bf16 else "f32", "NUM_STREAMS": 2},
-    )
-
-    def forward(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        # Requests are waited for in turn, without callbacks: with OpenVINO's AsyncInferQueue a test
-        # run was seen to stop for ever in here; its callback against Python's lock is suspected.
-        free = [compiled.create_infer_request() for _ in range(_IN_FLIGHT)]
-        running: deque[Any] = deque()
-        for batch in batches:
-            if not free:
-                yield _finished(running, free)
-            request = free.pop()
-            request.start_async({0: batch})
-            running.append(request)
-        while running:
-            yield _finished(running, free)
-
-    return Engine("openvino", "bfloat16" if has_bf16 else "float32", forward)
-
-
-def _finished(running: deque[Any], free: list[Any]) -> np.ndarray:
-    """Features of the oldest running request, which is free again afterwards."""
-    request = running.popleft()
-    request.wait()
-    features = request.get_output_tensor(0).data.copy()
-    free.append(request)
-    return features
-
-
-def _convert(backbone: keras.Model, path: Path) -> None:
-    """Keep the graph for OpenVINO as ONNX: conversion takes longer than a thousand frames.
-
-    By tf2onnx, because OpenVINO's own converter reports its use to its makers unless a file in
-    the home folder tells it not to; a hospital machine must stay silent.
-    """
-    shape = (BATCH, *backbone.input_shape[1:])
-    signature = (tf.TensorSpec(shape, tf.uint8, name="roi"),)
-    proto, _ = tf2onnx.convert.from_keras(backbone, input_signature=signature, opset=17)
-    with replacing(path) as temporary:
-        onnx.save(proto, str(temporary))
-        digest = _file_sha256(temporary)
-    with replacing(path.with_suffix(".sha256")) as temporary:
-        temporary.write_text(digest)
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether the kept graph is what was written; a damaged one is converted again."""
-    note_path = path.with_suffix(".sha256")
-    if not path.is_file() or not note_path.is_file():
-        return False
-    return note_path.read_text(errors="replace") == _file_sha256(path)
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return forward

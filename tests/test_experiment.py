@@ -1,0 +1,29 @@
+"""What every experiment script takes on its command line."""
+
+import argparse
+
+import pytest
+
+from steatosis_tf.config import Config, override
+from steatosis_tf.experiment import add_config_arguments, given_settings
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    add_config_arguments(parser)
+    return parser
+
+
+def test_engine_weights_and_settings_reach_the_config():
+    arguments = "--engine keras --weights random --set train.epochs=3 --set train.views=1"
+    config = override(Config(), given_settings(_parser().parse_args(arguments.split())))
+    assert (config.model.engine, config.model.weights) == ("keras", "random")
+    assert (config.train.epochs, config.train.views) == (3, 1)
+    assert override(Config(), given_settings(_parser().parse_args([]))) == Config()
+
+
+def test_unknown_engine_is_refused_with_those_there_are(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        _parser().parse_args(["--engine", "tensorrt"])
+    said = capsys.readouterr().err
+    assert all(name in said for name in ("auto", "keras", "tf-bf16", "openvino"))
