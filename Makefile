@@ -17,10 +17,9 @@ test: .venv/.dev
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow
 
-# Ratios measured side by side; about five minutes on two idle cores.
+# One table of ratios measured side by side; about five minutes on two idle cores.
 bench: .venv/.dev
-	$(BIN)/python benchmarks/speed_engines.py
-	$(BIN)/python benchmarks/speed_line.py
+	$(BIN)/python benchmarks/speed.py
 
 # Every system of the paper's Table I under one protocol; goes on where it stopped. ONLY=NAME runs
 # one system, WEIGHTS=imagenet starts the pretrained ones from ImageNet.

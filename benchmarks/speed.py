@@ -1,0 +1,65 @@
+"""One table of ratios, each measured side by side in this process.
+
+    python benchmarks/speed.py
+    python benchmarks/speed.py --manifest MANIFEST_CSV --views 4
+
+Without a manifest simulated frames are used, as many patients as `--patients` says. Ratios are of
+processor time, because others may use the machine; wall times and the load stand beside them.
+Limits inside keep it to a few minutes on two idle cores: of the plain way a few batches are
+measured and carried on in a straight line to 100 epochs, which a frozen network allows.
+
+What is compared in (a) is time. That both ways give the same grades is experiments/views.py: plain
+Keras is K = 0 there. Peak memory (d) is measured by the script that docs/scale.md names.
+"""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import tensorflow as tf
+from speed_engines import engine_rows
+from speed_line import line_rows
+from speed_records import record_rows
+
+from steatosis_tf.cohort.manifest import build_manifest
+from steatosis_tf.sources.phantom import write_phantoms
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print one table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--manifest", type=Path, help="simulated frames if not given")
+    parser.add_argument("--patients", type=int, default=44, help="simulated, ten frames each")
+    parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3, help="of engines and records")
+    arguments = parser.parse_args(argv)
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        manifest_path = arguments.manifest or _phantoms(folder, arguments.patients)
+        rows = record_rows(manifest_path, folder / "records", rounds=arguments.rounds)
+        rows += engine_rows(rounds=arguments.rounds)
+        rows += line_rows(manifest_path, folder / "line", num_views=arguments.views)
+    heads = ("", "what", "measured", "ratio", "aim")
+    for row in (heads, tuple("---" for _ in heads), *rows):
+        print("| " + " | ".join(row) + " |")
+    print(f"load of the machine: {load:.1f} before, {os.getloadavg()[0]:.1f} after, "
+          f"on {os.cpu_count()} cores")  # fmt: skip
+
+
+def _phantoms(folder: Path, num_patients: int) -> Path:
+    labels_path = write_phantoms(
+        folder / "phantoms", num_patients=num_patients, frames_per_patient=10, seed=0
+    )
+    build_manifest(labels_path, folder / "phantom_manifest.csv")
+    return folder / "phantom_manifest.csv"
+
+
+if __name__ == "__main__":
+    tf.get_logger().setLevel("ERROR")
+    main()
