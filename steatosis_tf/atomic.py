@@ -1,10 +1,15 @@
 """Files appear whole or not at all."""
 
+import glob
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+#: An unfinished file that nobody wrote to for so long was left by a writer that is dead.
+ABANDONED_AFTER_S = 24 * 3600
 
 
 @contextmanager
@@ -12,14 +17,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it into place when the block ends well.
 
     A killed or failing writer leaves the old file, or none, never half of a new one. The
-    temporary name keeps the suffix, because OpenCV, Keras and pandas choose formats by it.
+    temporary name keeps the suffix, because OpenCV, Keras and pandas choose formats by it. What a
+    killed writer of the same file left behind is cleared after a day: until then the writer may
+    be alive, on another machine that shares the folder.
 
     Raises:
         OSError: if the folder cannot be made or the move fails, for example on a full disk.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".unfinished-", suffix=path.suffix, dir=path.parent)
+    prefix = f".unfinished-{path.stem[:40]}-"  # a name may hold 255 bytes
+    _clear_abandoned(path.parent, prefix, path.suffix)
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -28,6 +37,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _clear_abandoned(folder: Path, prefix: str, suffix: str) -> None:
+    before = time.time() - ABANDONED_AFTER_S
+    for left in folder.glob(f"{glob.escape(prefix)}*{glob.escape(suffix)}"):
+        try:
+            if left.stat().st_mtime < before:
+                left.unlink()
+        except FileNotFoundError:  # another writer has cleared it
+            continue
 
 
 def _give_usual_mode(path: Path) -> None:

@@ -5,11 +5,12 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from steatosis_tf.atomic import replacing
+from steatosis_tf.atomic import ABANDONED_AFTER_S, replacing
 
 
 def test_file_appears_when_the_block_ends(tmp_path):
@@ -40,7 +41,7 @@ def test_killed_writer_leaves_what_was_there(tmp_path):
     path.write_text("former")
     script = (
         "import os, signal, sys\n"
-        "from steatosis_tf.atomic import replacing\n"
+        "from steatosis_tf.atomic import ABANDONED_AFTER_S, replacing\n"
         "with replacing(sys.argv[1]) as temporary:\n"
         "    temporary.write_text('hal')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -50,6 +51,31 @@ def test_killed_writer_leaves_what_was_there(tmp_path):
     assert path.read_text() == "former"
     # what is left over is hidden and does not look like a result
     assert all(p.name.startswith(".unfinished-") for p in tmp_path.iterdir() if p != path)
+
+
+def test_a_day_later_the_leftovers_of_the_same_file_are_cleared(tmp_path):
+    def leave(name: str) -> Path:
+        with pytest.raises(KeyboardInterrupt), replacing(tmp_path / name) as temporary:  # noqa: PT012
+            temporary.write_text("hal")
+            copy = temporary.with_name(temporary.name.replace(".csv", "x.csv"))
+            copy.write_text("hal")  # stands in for what a kill leaves
+            raise KeyboardInterrupt
+        return copy
+
+    old, young, other = leave("table.csv"), leave("table.csv"), leave("other.csv")
+    yesterday = time.time() - ABANDONED_AFTER_S - 60
+    for path in (old, other):
+        os.utime(path, (yesterday, yesterday))
+    with replacing(tmp_path / "table.csv") as temporary:
+        temporary.write_text("whole")
+    assert set(tmp_path.iterdir()) == {tmp_path / "table.csv", young, other}
+
+
+def test_any_name_can_be_written(tmp_path):
+    for name in ("ü" * 120 + ".csv", "[a]*?.csv", "no_suffix"):
+        with replacing(tmp_path / name) as temporary:
+            temporary.write_text("whole")
+        assert (tmp_path / name).read_text() == "whole"
 
 
 def test_other_users_may_read_as_the_umask_says(tmp_path):
