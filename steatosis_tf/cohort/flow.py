@@ -50,7 +50,8 @@ def count_flow(
 
     Args:
         frame_table: manifest; with ROI columns, frames without a ROI are left aside.
-        rejected: `rejected.csv` of the manifest: `patient_id, reason`, one row per frame.
+        rejected: `rejected.csv` beside the manifest: `patient_id, reason`, one row per frame, or
+            per file that an ingest rejected whole.
         partitions: the split. With several, the foot says how often each patient is tested.
 
     Raises:

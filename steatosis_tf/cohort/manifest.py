@@ -2,7 +2,8 @@
 
 `labels.csv` holds `path, patient_id` and `grade` or `fat_percent`; every other column is carried
 along as a covariate. Rows without a grade are kept for ROI work and prediction. A row with a
-fault goes to `rejected.csv` beside the manifest, with its reason; nothing is silently dropped.
+fault goes to `rejected.csv` beside the manifest, with its reason; nothing is silently dropped. What
+an ingest rejected before is carried along there, so that one file tells of everything left out.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.labels import check_labels, read_table
 from steatosis_tf.grades import GRADES
 from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.pseudonym import OUTPUT_MARK
 
 #: First columns of every manifest, in this order; covariates follow.
 MANIFEST_COLUMNS = ("frame_id", "path", "patient_id", "grade", "fat_percent", "pixels_sha256")
@@ -28,11 +30,12 @@ ROI_COLUMNS = ("roi_top", "roi_left", "roi_height", "roi_width")
 
 @dataclass(frozen=True)
 class ManifestSummary:
-    """What became of the rows of a label table."""
+    """What became of the rows of a label table; `num_rejected_before` are rows of the ingest."""
 
     num_rows: int
     num_accepted: int
     num_rejected: int
+    num_rejected_before: int
     num_ungraded: int
     num_patients: int
     patients_per_grade: dict[str, int]
@@ -48,7 +51,8 @@ def build_manifest(
         labels_path: CSV with `path` (relative to the CSV's folder, or absolute) and
             `patient_id`, and `grade` or `fat_percent` where known. Comma, semicolon or tab,
             UTF-8 with or without byte order mark.
-        output_path: where the manifest goes. `rejected.csv` goes beside it.
+        output_path: where the manifest goes. `rejected.csv` goes beside it: the rows at fault,
+            then what an ingest rejected, if one of the two folders is its output.
         strict: refuse instead of setting faulty rows aside; then nothing is written.
 
     Raises:
@@ -74,8 +78,9 @@ def build_manifest(
         raise ValueError(_fault_report(labels_path.name, rejected))
 
     accepted = table.loc[~faulty].drop(columns=["row", "fault"])
+    before = _rejected_by_ingest({labels_path.parent.resolve(), output_path.parent.resolve()})
     with replacing(rejected_path) as temporary:
-        rejected.to_csv(temporary, index=False)
+        pd.concat([rejected.astype(str), before]).to_csv(temporary, index=False)
     if accepted.empty:
         raise ValueError(_fault_report(labels_path.name, rejected) + "\nNo row is left.")
     accepted["frame_id"] = [frame_id_of(path) for path in accepted["path"]]
@@ -84,7 +89,7 @@ def build_manifest(
     ]
     covariates = [name for name in accepted.columns if name not in MANIFEST_COLUMNS]
     write_manifest(accepted[[*MANIFEST_COLUMNS, *covariates]], output_path)
-    return _summary(accepted, rejected, rejected_path)
+    return _summary(accepted, rejected, len(before), rejected_path)
 
 
 def read_manifest(path: str | Path) -> pd.DataFrame:
@@ -216,6 +221,16 @@ def _hash_frames(table: pd.DataFrame, folder: Path, reasons: dict[int, list[str]
     return hashes
 
 
+def _rejected_by_ingest(folders: set[Path]) -> pd.DataFrame:
+    """What ingests left out; a manifest beside one must not write over its rejected.csv."""
+    tables = [
+        pd.read_csv(folder / "rejected.csv", dtype=str, keep_default_na=False)
+        for folder in sorted(folders)
+        if (folder / OUTPUT_MARK).is_file() and (folder / "rejected.csv").is_file()
+    ]
+    return pd.concat([pd.DataFrame(), *(table[table["source_id"] != ""] for table in tables)])
+
+
 def _relative(path: Path, folder: Path) -> str:
     try:
         return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
@@ -230,13 +245,14 @@ def _fault_report(name: str, rejected: pd.DataFrame) -> str:
 
 
 def _summary(
-    accepted: pd.DataFrame, rejected: pd.DataFrame, rejected_path: Path
+    accepted: pd.DataFrame, rejected: pd.DataFrame, num_rejected_before: int, rejected_path: Path
 ) -> ManifestSummary:
     graded = accepted.loc[accepted["grade"] != ""].drop_duplicates("patient_id")
     return ManifestSummary(
         num_rows=len(accepted) + len(rejected),
         num_accepted=len(accepted),
         num_rejected=len(rejected),
+        num_rejected_before=num_rejected_before,
         num_ungraded=int((accepted["grade"] == "").sum()),
         num_patients=accepted["patient_id"].nunique(),
         patients_per_grade={str(k): int(v) for k, v in graded["grade"].value_counts().items()},

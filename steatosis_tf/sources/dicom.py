@@ -19,6 +19,7 @@ from steatosis_tf.sources.dicom_scan import Scan, first_study_days, refuse_repea
 from steatosis_tf.sources.ingest_output import (
     Output,
     check_places,
+    rejected_by_manifest,
     update_private_table,
     write_table,
 )
@@ -161,7 +162,9 @@ def _write_tables(
     findings = patient_findings(scans)
     private_path = key_path.with_name(key_path.name + ".sources.csv")
     update_private_table(private_path, output.folder, PRIVATE_COLUMNS, map(private_row, scans))
-    write_table(output.folder / "rejected.csv", REJECTED_COLUMNS, rejected)
+    later = rejected_by_manifest(output.folder / "rejected.csv")
+    columns = (*REJECTED_COLUMNS, "row", "path") if later else REJECTED_COLUMNS
+    write_table(output.folder / "rejected.csv", columns, [*rejected, *later])
     write_table(output.folder / "deidentification.csv", LOG_COLUMNS, log)
     write_table(output.folder / "patient_findings.csv", FINDING_COLUMNS, findings)
     write_table(output.folder / "labels.csv", LABEL_COLUMNS, labels)

@@ -44,6 +44,10 @@ def manifest(args: Namespace) -> Result:
     )
     if summary.num_rejected:
         text += f"\n{summary.num_rejected} rows rejected, reasons in {summary.rejected_path}"
+    if summary.num_rejected_before:
+        text += (
+            f"\n{summary.num_rejected_before} files or frames rejected by ingest, listed there too"
+        )
     return Result(dataclasses.asdict(summary), text)
 
 

@@ -354,3 +354,33 @@ def test_the_labels_make_a_manifest_without_a_fault(source, key, tmp_path):
     assert len(manifest) == 6
     assert manifest["grade"].nunique() == 3
     assert set(manifest["model"]) == {"LOGIQ E9"}
+
+
+def test_one_rejected_csv_holds_what_ingest_and_manifest_left_out(source, key, tmp_path):
+    """Both write into one folder; neither loses what the other found."""
+    cohort = tmp_path / "cohort"
+    for number in range(3):
+        write_made(source / f"{number}", number=number, PatientID=f"P{number}")
+    (source / "bad").write_bytes(b"")
+    ingest_dicom(source, cohort, key_path=key)
+    by_ingest = table(cohort / "rejected.csv")
+    assert [row["reason"] for row in by_ingest] == ["empty file (0 bytes); export it again"]
+    labels = pd.read_csv(cohort / "labels.csv", dtype=str).assign(grade=["Mild", "Grave", "Mild"])
+    labels.to_csv(cohort / "labels.csv", index=False)
+
+    for output in (cohort, tmp_path / "study", cohort):  # beside the labels, elsewhere, again
+        output.mkdir(exist_ok=True)
+        summary = build_manifest(cohort / "labels.csv", output / "manifest.csv")
+        assert (summary.num_rejected, summary.num_rejected_before) == (1, 1)
+        by_manifest, carried = table(output / "rejected.csv")
+        assert by_manifest["row"] == "3"
+        assert "unknown grade 'Grave'" in by_manifest["reason"]
+        assert {name: carried[name] for name in by_ingest[0]} == by_ingest[0]
+
+    ingest_dicom(source, cohort, key_path=key)
+    first, second = table(cohort / "rejected.csv")
+    assert {name: first[name] for name in by_ingest[0]} == by_ingest[0]
+    assert {name: second[name] for name in by_manifest} == by_manifest
+    before = contents(cohort)
+    ingest_dicom(source, cohort, key_path=key)
+    assert contents(cohort) == before
