@@ -95,7 +95,7 @@ def _draw_parts(
 ) -> None:
     # The foot: a rail from the analysed frames to each part.
     analysed_bottom, rail = top - _GAP_IN, top - _GAP_IN / 2
-    width = min(3.5, (_WIDTH_IN - 0.4 - 0.2 * (len(parts) - 1)) / len(parts))
+    width = min(_MAIN_WIDTH, (_WIDTH_IN - 0.4 - 0.2 * (len(parts) - 1)) / len(parts))
     lefts = [0.2 + number * (width + 0.2) for number in range(len(parts))]
     if len(parts) == 1:
         lefts = [middle - width / 2]

@@ -62,11 +62,16 @@ def style_axes(axes: Axes, x_label: str, y_label: str) -> None:
     axes.set_axisbelow(True)
 
 
-def add_legend(axes: Axes, location: Any = "best") -> None:
-    """A framed legend, so that a curve behind it does not read as part of the text."""
+def add_legend(axes: Axes, location: Any = "best", *, below: bool = False) -> None:
+    """A framed legend, so that a curve behind it does not read as part of the text.
+
+    `below` sets it under the x label, in two columns, where curves may go anywhere.
+    """
+    place = {"bbox_to_anchor": (0.45, -0.11), "ncols": 2, "columnspacing": 1.2} if below else {}
     axes.legend(
-        loc=location, fontsize=_FONT_SIZE - 1, framealpha=0.92, edgecolor="none", handlelength=3.2
-    )
+        loc=location, fontsize=_FONT_SIZE - 1, framealpha=0.92, edgecolor="none",
+        handlelength=3.2, **place,
+    )  # fmt: skip
 
 
 def unit_square(axes: Axes) -> None:

@@ -135,13 +135,14 @@ def roc_figure(
     """
     truth, scores = checked_scores(labels, probabilities, len(grades))
     counts = num_of(truth, unit, patient_ids)
-    figure = new_sheet("ROC curves, each grade against the rest", cohort_line(counts), 5.3, 6.1)
+    figure = new_sheet("ROC curves, each grade against the rest", cohort_line(counts), 5.3, 6.5)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
     _draw_roc_curves(axes, truth, scores, grades, unit)
     unit_square(axes)
     style_axes(axes, "1 - specificity", "Sensitivity")
-    add_legend(axes, "lower right")
+    # Below the axes: the curve of a grade told worse than by chance fills the lower right.
+    add_legend(axes, "upper center", below=True)
     return save_sheet(figure, path)
 
 
