@@ -13,6 +13,7 @@ from steatosis_tf.sources.dicom_header import Header, text_of
 from steatosis_tf.sources.dicom_regions import Region
 from steatosis_tf.sources.personal_values import personal_values
 from steatosis_tf.sources.rejection import Rejection
+from steatosis_tf.sources.split_screen import is_split_screen
 from steatosis_tf.sources.value_finder import Finder
 
 #: Columns of labels.csv that come from the header; nothing else of it leaves.
@@ -104,8 +105,11 @@ def sector_mask(frames: np.ndarray) -> np.ndarray:
         `(height, width)` bool.
 
     Raises:
-        Rejection: if no sector is found, or one that may hold more than the picture.
+        Rejection: if no sector is found, one that may hold more than the picture, or two side by
+            side.
     """
+    if is_split_screen(frames):
+        raise Rejection("split_screen", count=2)
     try:
         sector = find_sector(frames)
     except ValueError as error:

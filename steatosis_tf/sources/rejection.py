@@ -39,7 +39,7 @@ REASONS = {
     "colour_doppler": "colour Doppler region",
     "m_mode": "M-mode region",
     "spectral_doppler": "spectral Doppler region",
-    "split_screen": "split screen: {count} separate 2-D regions",
+    "split_screen": "split screen: {count} separate 2-D pictures",
     "no_tissue_region": "its region list holds no 2-D tissue region",
     "small_region": "2-D region smaller than {low} px",
     "image_type_doppler": "image type says Doppler, M-mode, 3-D or tissue characterisation",

@@ -209,7 +209,11 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "CW trace": (regions(region(spatial=4, kind=5)), "spectral Doppler"),
     "split screen": (
         regions(region((0, 20, 75, 110)), region((80, 20, 155, 110))),
-        "split screen: 2 separate 2-D regions",
+        "split screen: 2 separate 2-D pictures",
+    ),
+    "split screen without regions": (
+        made(frames=np.hstack([made_frame(5), made_frame(6)]), SequenceOfUltrasoundRegions=None),
+        "split screen: 2 separate 2-D pictures",
     ),
     "ECG only": (regions(region(spatial=4, kind=10)), "no 2-D tissue region"),
     "tiny region": (regions(region((50, 50, 60, 60))), "smaller than 32 px"),

@@ -21,7 +21,9 @@ from pydicom.sequence import Sequence
 
 from steatosis_tf.sources.dicom import ingest_dicom
 from steatosis_tf.sources.dicom_pixels import FrameReader, read_layout
+from steatosis_tf.sources.folder import read_frame
 from steatosis_tf.sources.pseudonym import create_key
+from steatosis_tf.sources.split_screen import is_split_screen
 
 INSIDE = np.zeros((HEIGHT, WIDTH), bool)
 INSIDE[REGION[1] : REGION[3] + 1, REGION[0] : REGION[2] + 1] = True
@@ -269,3 +271,17 @@ def test_a_region_as_large_as_the_screen_does_not_keep_the_banner(pictures):
     (picture,) = pictures(made_dataset(SequenceOfUltrasoundRegions=whole))
     assert not picture[:18].any()
     assert picture.any()
+
+
+def test_real_frames_side_by_side_are_a_split_screen_and_alone_are_not(real_data_dir):
+    images = real_data_dir / "byra2018" / "images"
+    one, other = (read_frame(images / name) for name in ("P02_F00.png", "P50_F00.png"))
+    assert not is_split_screen(one[None])
+    assert is_split_screen(np.hstack([one, other])[None])
+    clip = np.stack([np.hstack([read_frame(images / f"P02_F0{k}.png"), other]) for k in range(3)])
+    assert is_split_screen(clip)
+    assert is_split_screen(np.repeat(clip[..., None], 3, axis=-1))
+    # A body mark beside a single picture leaves a dark gap, but is no second picture.
+    marked = np.hstack([one, np.zeros_like(one)])
+    cv2.circle(marked, (1000, 300), 30, 200, 2)
+    assert not is_split_screen(marked[None])
