@@ -7,14 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from steatosis_tf.evaluation.canvas import (
-    COLOURS,
-    FAINT,
-    INK,
-    new_sheet,
-    save_sheet,
-    style_axes,
-)
+from steatosis_tf.evaluation.canvas import COLOURS, FAINT, INK, new_sheet, save_sheet, style_axes
+from steatosis_tf.evaluation.delong import delong_test
 from steatosis_tf.evaluation.intervals import bootstrap_intervals
 from steatosis_tf.evaluation.paired import paired_bootstrap
 
@@ -57,7 +51,9 @@ def compare_runs(
     Returns:
         per run `run_id`, `name`, `num_patients`, the cost, and for each of `COMPARED` a dict
         `value, low, high, difference`; `difference` is `{value, low, high, p_value}`, None for
-        the baseline, or a text if the run has other patients and cannot be paired.
+        the baseline, or a text if the run has other patients and cannot be paired. Beside it
+        `delong`: DeLong's test of the AUC, see `delong.delong_test`; None for the baseline, for
+        unpaired runs and for repeated cross-validation.
 
     Raises:
         ValueError: if no or several runs are called `baseline_id`.
@@ -94,7 +90,10 @@ def _row(run: ComparedRun, baseline: ComparedRun, num_resamples: int) -> dict[st
     for name in COMPARED:
         interval = {key: intervals[name][key] for key in ("value", "low", "high")}
         row[name] = interval | {"difference": differences[name]}
-    return row
+    tables = run.patient_scores, baseline.patient_scores
+    is_paired = isinstance(differences["accuracy"], dict)
+    once = not any("repeat" in table for table in tables)
+    return row | {"delong": delong_test(*tables) if is_paired and once else None}
 
 
 def comparison_text(rows: Sequence[dict[str, Any]]) -> str:
@@ -113,6 +112,7 @@ def comparison_text(rows: Sequence[dict[str, Any]]) -> str:
         "value [95 % interval over patients] difference to the baseline, paired; "
         "* its interval leaves out 0 (not corrected for the number of comparisons)",
     ]
+    lines += [_delong_text(row["name"], row["delong"]) for row in rows if row["delong"]]
     if unpaired:
         lines.append(f"{unpaired} runs tested other patients than the baseline: not paired")
     return "\n".join(lines)
@@ -129,13 +129,18 @@ def comparison_figure(
     """Forest plot: one panel per metric, one line per row, 95 % intervals over patients.
 
     Args:
-        rows: each with `name` and for each metric a dict `value, low, high`.
+        rows: each with `name` and for each metric a dict `value, low, high`, and `difference`
+            where it is to stand above the dot.
         path: PNG to write.
         compared: metric -> heading of its panel.
         title: of the figure.
         reference: row whose value is drawn through each panel as a dashed line.
     """
     subtitle = f"{len(rows)} runs; 95 % intervals over patients"
+    if any(_difference_text(row[name].get("difference")) for row in rows for name in compared):
+        subtitle += (
+            "; above each dot the paired difference to the baseline (* its interval leaves out 0)"
+        )
     figure = new_sheet(title, subtitle, 12.0, 2.2 + 0.4 * len(rows))
     axes = figure.subplots(1, len(compared), sharey=True)
     places = range(len(rows))
@@ -150,6 +155,9 @@ def comparison_figure(
             if cell["low"] is not None:
                 panel.plot([cell["low"], cell["high"]], [place, place], color=COLOURS[0])
             panel.plot(cell["value"], place, "o", color=INK)
+            if text := _difference_text(cell.get("difference")):
+                panel.annotate(text, (cell["value"], place), (0, 5), textcoords="offset points",
+                               ha="center", size=7, color=FAINT)  # fmt: skip
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
     axes[0].set_yticks(places, [row["name"] for row in rows])
     return save_sheet(figure, path)
@@ -161,12 +169,27 @@ def _value_text(cell: dict[str, Any]) -> str:
     text = f"{cell['value']:.3f}"
     if cell["low"] is not None:
         text += f" [{cell['low']:.3f}, {cell['high']:.3f}]"
-    difference = cell["difference"]
-    if isinstance(difference, dict) and difference["value"] is not None:
-        text += f" {difference['value']:+.3f}"
-        if difference["low"] is not None and not difference["low"] <= 0 <= difference["high"]:
-            text += "*"
-    return text
+    return f"{text} {_difference_text(cell['difference'])}".rstrip()
+
+
+def _difference_text(difference: Any) -> str:
+    """`+0.031`, with a star where the interval leaves out 0; "" where there is none."""
+    if not isinstance(difference, dict) or difference["value"] is None:
+        return ""
+    leaves_out = difference["low"] is not None and not (
+        difference["low"] <= 0 <= difference["high"]
+    )
+    return f"{difference['value']:+.3f}{'*' if leaves_out else ''}"
+
+
+def _delong_text(name: str, found: dict[str, Any]) -> str:
+    where = f"DeLong, AUC for Mild or worse, {name} against the baseline"
+    if found["p_value"] is None:
+        return f"{where}: {found['note']}"
+    return (
+        f"{where}: {found['difference']:+.3f} [{found['low']:.3f}, {found['high']:.3f}], "
+        f"p = {found['p_value']:.3f}"
+    )
 
 
 def _number(value: float | None) -> str:
