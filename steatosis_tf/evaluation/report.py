@@ -7,6 +7,7 @@ report calls itself consistent only if every self-check was made and passed.
 
 import base64
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ _MAX_PICTURE_BYTES = 3_300_000
 _TEMPLATE_PATH = Path(__file__).with_name("report_template.html")
 
 
-def write_report(run_dir: str | Path, *, num_resamples: int = 2000) -> Path:
+def write_report(
+    run_dir: str | Path, *, num_resamples: int = 2000, covariates: Sequence[str] = ()
+) -> Path:
     """Write the report of a run beside its results.
 
     Args:
@@ -41,6 +44,8 @@ def write_report(run_dir: str | Path, *, num_resamples: int = 2000) -> Path:
             leak_gate.json, robustness.csv, hepatorenal.csv (`patient_id, hepatorenal_index`),
             those of `run_record.PARTS`, and the author's study.json (`run_record.STUDY_KEYS`).
         num_resamples: bootstrap resamples of every interval.
+        covariates: columns of the manifest to look at as subgroups, beside
+            `run_analysis.COVARIATES`.
 
     Returns:
         path of `report.html`. Beside it are `report.md`, `model_card.md` and `checklists.md`, and
@@ -51,7 +56,7 @@ def write_report(run_dir: str | Path, *, num_resamples: int = 2000) -> Path:
             error: the report is written and says what is wrong.
     """
     run = read_run(run_dir)
-    analysis = analyse_run(run, num_resamples=num_resamples)
+    analysis = analyse_run(run, num_resamples=num_resamples, covariates=covariates)
     sections = [
         *study_sections(run, analysis),
         *result_sections(run, analysis),

@@ -68,9 +68,12 @@ def _subgroups(analysis: Analysis) -> list[Block]:
         blocks += [_group_table(found), Text(found["statement"])]
         if found["gaps"]:
             blocks.append(_gap_table(found))
-    if analysis.subgroup_notes:
-        absent = "; ".join(f"{name}: {note}" for name, note in analysis.subgroup_notes.items())
-        blocks.append(Lack(f"Not looked at: {absent}."))
+    by_note: dict[str, list[str]] = {}
+    for name, note in analysis.subgroup_notes.items():
+        by_note.setdefault(note, []).append(name)
+    if by_note:
+        absent = "; ".join(f"{', '.join(names)}: {note}" for note, names in by_note.items())
+        blocks.append(Lack(f"Not looked at: {absent.rstrip('.')}."))
     return blocks
 
 

@@ -1,5 +1,6 @@
 """What a report computes anew from the scores of a run: intervals, subgroups, repeatability."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,12 +48,19 @@ class Analysis:
     num_resamples: int
 
 
-def analyse_run(run: RunRecord, *, num_resamples: int = 2000, seed: int = 0) -> Analysis:
+def analyse_run(
+    run: RunRecord,
+    *,
+    num_resamples: int = 2000,
+    covariates: Sequence[str] = (),
+    seed: int = 0,
+) -> Analysis:
     """Compute everything a report adds to the files of a run.
 
     Args:
         run: of `run_record.read_run`.
         num_resamples: bootstrap resamples, 2,000 or more for a report.
+        covariates: further columns of the manifest to look at, beside `COVARIATES`.
         seed: of the bootstrap.
     """
     metrics, intervals = {}, {}
@@ -62,7 +70,9 @@ def analyse_run(run: RunRecord, *, num_resamples: int = 2000, seed: int = 0) -> 
             fat = table["fat_percent"].to_numpy(np.float64) if "fat_percent" in table else None
             metrics[level] = compute_metrics(labels, scores, fat)
             intervals[level] = bootstrap_intervals(table, num_resamples=num_resamples, seed=seed)
-    subgroups, notes = _subgroups(run, num_resamples, seed)
+    left_out = str((run.config or {}).get("split", {}).get("column", ""))
+    columns = (*COVARIATES, *([left_out] if run.protocol == "logo" else []), *covariates)
+    subgroups, notes = _subgroups(run, dict.fromkeys(columns), num_resamples, seed)
     return Analysis(
         checks=check_run(run),
         metrics=metrics,
@@ -83,14 +93,13 @@ def _abstention(run: RunRecord, subgroups: dict[str, Any]) -> list[dict[str, Any
 
 
 def _subgroups(
-    run: RunRecord, num_resamples: int, seed: int
+    run: RunRecord, columns: Iterable[str], num_resamples: int, seed: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     found: dict[str, dict[str, Any]] = {}
     notes: dict[str, str] = {}
     if run.patient_scores is None or run.manifest is None:
         return found, {"all": "patient_scores.csv or manifest.csv is absent or damaged."}
-    left_out = str((run.config or {}).get("split", {}).get("column", ""))
-    for column in dict.fromkeys((*COVARIATES, *([left_out] if run.protocol == "logo" else []))):
+    for column in columns:
         if column not in run.manifest.columns:
             notes[column] = "not in the manifest"
             continue

@@ -12,13 +12,19 @@ def report(args: Namespace) -> Result:
     """Write report.html, report.md, the model card and the checklists of a run."""
     from steatosis_tf.evaluation.report import write_report
 
-    path = write_report(args.run_dir, num_resamples=args.resamples)
+    path = write_report(args.run_dir, num_resamples=args.resamples, covariates=args.subgroups)
     return Result({"report": str(path)}, f"report: {path}")
 
 
-def _report_arguments(parser: ArgumentParser) -> None:
+def _run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR")
     parser.add_argument("--resamples", type=int, default=2000, metavar="N")
+
+
+def _report_arguments(parser: ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("--subgroups", nargs="+", default=[], metavar="COLUMN",
+                        help="also look at these columns of the manifest")  # fmt: skip
 
 
 def robustness(args: Namespace) -> Result:
@@ -56,7 +62,7 @@ def check_tables(args: Namespace) -> Result:
 
 VERBS = (
     ("report", report, _report_arguments),
-    ("robustness", robustness, _report_arguments),
+    ("robustness", robustness, _run_arguments),
     (
         "check-tables",
         check_tables,
