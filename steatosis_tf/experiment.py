@@ -27,9 +27,12 @@ from steatosis_tf.cohort.splits import Partition, make_partitions, split_table, 
 from steatosis_tf.config import Config, ModelConfig, flatten, override, save_config
 from steatosis_tf.deploy.export import export_onnx, milliseconds_per_frame, run_metadata
 from steatosis_tf.environment import describe_environment
+from steatosis_tf.evaluation.comparison import tracked_intervals
 from steatosis_tf.evaluation.evaluate import evaluate_run, lock_operating_points, metrics_text
 from steatosis_tf.evaluation.gallery import draw_run_gallery
 from steatosis_tf.evaluation.report import write_report
+from steatosis_tf.evaluation.run_hepatorenal import write_hepatorenal
+from steatosis_tf.evaluation.scores import read_scores
 from steatosis_tf.folds import StudyData, check_rois, load_study, train_and_score
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.train import make_repeatable
@@ -155,6 +158,7 @@ def run(
         environment = describe_environment() | {"seconds": round(seconds, 1)}
         _write_json(environment, run_dir / "environment.json")
         draw_run_gallery(run_dir)
+        write_hepatorenal(run_dir)
         write_report(run_dir)
         _track(run_dir, metrics, cost | {"train_minutes": train_minutes, "seconds": seconds})
     return RunSummary(tracked.run_id, experiment, str(run_dir), seconds, metrics)
@@ -173,8 +177,10 @@ def _prepare(
     write_manifest(table, run_dir / "manifest.csv")
     with replacing(run_dir / "split.csv") as temporary:
         split_table(partitions).to_csv(temporary, index=False)
-    _write_rejected(table, run_dir / "rejected.csv")
-    _draw_flow(table, manifest_path, partitions, run_dir / "figures")
+    before = _rejected_before(manifest_path)
+    _write_rejected(table, before, run_dir / "rejected.csv")
+    flow = count_flow(table, before, partitions)
+    write_flow(flow, run_dir / "figures" / "flow.svg", run_dir / "figures" / "flow.png")
     fingerprint = records_fingerprint(usable_rows(table))
     records_dir = runs_dir / "cache" / "records" / fingerprint[:16]
     write_records(
@@ -188,22 +194,22 @@ def _prepare(
     return partitions, records_dir
 
 
-def _draw_flow(
-    table: pd.DataFrame, manifest_path: Path, partitions: list[Partition], figures: Path
-) -> None:
-    """Who was found, who was left out and why, who trains and who tests."""
-    rejected_path = manifest_path.parent / "rejected.csv"
-    columns = ["patient_id", "reason"]
-    rejected = pd.DataFrame(columns=columns)
-    if rejected_path.is_file():
-        rejected = pd.read_csv(rejected_path, dtype=str, keep_default_na=False)[columns]
-    write_flow(count_flow(table, rejected, partitions), figures / "flow.svg", figures / "flow.png")
+def _rejected_before(manifest_path: Path) -> pd.DataFrame:
+    """Who did not get as far as the manifest, and why."""
+    path, columns = manifest_path.parent / "rejected.csv", ["patient_id", "reason"]
+    if not path.is_file():
+        return pd.DataFrame(columns=columns)
+    return pd.read_csv(path, dtype=str, keep_default_na=False)[columns]
 
 
-def _write_rejected(table: pd.DataFrame, path: Path) -> None:
+def _write_rejected(table: pd.DataFrame, before: pd.DataFrame, path: Path) -> None:
+    """Everything the run leaves out; what never was in the manifest has no frame_id."""
     rejected = table.loc[table["roi_height"].isna(), ["frame_id", "patient_id", "roi_reason"]]
+    rejected = rejected.rename(columns={"roi_reason": "reason"})
     with replacing(path) as temporary:
-        rejected.rename(columns={"roi_reason": "reason"}).to_csv(temporary, index=False)
+        pd.concat([before.assign(frame_id=""), rejected])[rejected.columns].to_csv(
+            temporary, index=False
+        )
     if len(rejected):
         print(f"{len(rejected)} frames without ROI, see {path}", file=sys.stderr)
 
@@ -223,7 +229,10 @@ def _export(
 
 
 def _track(run_dir: Path, metrics: dict[str, Any], cost: dict[str, float]) -> None:
-    tracking.log_metrics({"patient": metrics["patient"], "frame": metrics["frame"]} | cost)
+    compared = tracked_intervals(read_scores(run_dir / "patient_scores.csv"))
+    tracking.log_metrics(
+        {"patient": metrics["patient"], "frame": metrics["frame"], "compare": compared} | cost
+    )
     tracking.log_tags(
         {
             f"{name}_sha256": hashlib.sha256((run_dir / f"{name}.csv").read_bytes()).hexdigest()

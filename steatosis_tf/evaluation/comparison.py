@@ -96,6 +96,16 @@ def _row(run: ComparedRun, baseline: ComparedRun, num_resamples: int) -> dict[st
     return row | {"delong": delong_test(*tables) if is_paired and once else None}
 
 
+def tracked_intervals(patient_scores: pd.DataFrame) -> dict[str, float | None]:
+    """`COMPARED` for the columns of MLflow's UI: `<metric>`, `<metric>_low`, `<metric>_high`."""
+    found = bootstrap_intervals(patient_scores)
+    return {
+        f"{name}{end}": found[name][key]
+        for name in COMPARED
+        for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))
+    }
+
+
 def comparison_text(rows: Sequence[dict[str, Any]]) -> str:
     """The comparison as a table for the terminal; a star marks an interval that leaves out 0."""
     table = pd.DataFrame(

@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from steatosis_tf.cohort.flow import short_reason
 from steatosis_tf.evaluation.document import (
     Alarm,
     Block,
@@ -90,20 +91,32 @@ def _flow(run: RunRecord) -> list[Block]:
         return [Lack("Not done: manifest.csv is absent or damaged.")]
     blocks: list[Block] = [Picture(path, "Flow of patients and frames")
                            for name, path in run.figures.items() if "flow" in name]  # fmt: skip
-    rows = [_flow_row("In the manifest", run.manifest)]
+    before, later = _rejected_rows(run.rejected)
+    rows = [*before, _flow_row("In the manifest", run.manifest)]
     graded = run.manifest[run.manifest["grade"] != ""]
     rows.append(_flow_row("Without a grade, left aside", run.manifest[run.manifest["grade"] == ""]))
-    if run.rejected is not None and {"frame_id", "reason"} <= set(run.rejected.columns):
-        for reason, part in run.rejected.groupby("reason"):
-            rows.append(_flow_row(f"Rejected: {reason}", part))
+    rows += later
     for name, part in _partitions(run, graded).items():
         rows.append(_flow_row(name, part))
     blocks.append(Table(("Step", "Patients", "Frames"), rows, "Who entered, who left, and why."))
     return [*blocks, _characteristics(run, graded)]
 
 
+def _rejected_rows(rejected: pd.DataFrame | None) -> list[list[tuple[str, str, str]]]:
+    """Rows of those left out before the manifest was made, and of those without a ROI."""
+    if rejected is None or not {"frame_id", "reason"} <= set(rejected.columns):
+        return [[], []]
+    early = rejected["frame_id"] == ""
+    kinds = rejected["reason"].where(~early, rejected["reason"].map(short_reason))
+    return [
+        [_flow_row(f"{name}: {kind}", part) for kind, part in rejected[rows].groupby(kinds[rows])]
+        for name, rows in (("Rejected before the manifest", early), ("Rejected", ~early))
+    ]
+
+
 def _flow_row(name: str, part: pd.DataFrame) -> tuple[str, str, str]:
-    return name, number(int(part["patient_id"].nunique())), number(len(part))
+    patients = part.loc[part["patient_id"] != "", "patient_id"]
+    return name, number(int(patients.nunique())), number(len(part))
 
 
 def _partitions(run: RunRecord, graded: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -17,6 +17,7 @@ from steatosis_tf.evaluation.document import (
 )
 from steatosis_tf.evaluation.run_analysis import Analysis
 from steatosis_tf.evaluation.run_record import RunRecord
+from steatosis_tf.evaluation.run_thresholds import Thresholds
 from steatosis_tf.evaluation.scores import labels_and_probabilities
 from steatosis_tf.grades import SCORE_COLUMNS, TASKS
 
@@ -89,14 +90,12 @@ def calibration_blocks(run: RunRecord, analysis: Analysis) -> list[Block]:
         return [Lack(f"Not done: {found.notes.get('temperature', 'no patient scores')}.")]
     labels, scores = labels_and_probabilities(run.patient_scores)
     drawn = {"as scored": scores}
-    columns = {"As scored": found.before}
-    if found.calibrated is not None and found.after is not None:
+    if found.calibrated is not None:
         drawn["after temperature"] = found.calibrated[list(SCORE_COLUMNS)].to_numpy()
-        columns["After temperature"] = found.after
     path = run.run_dir / "figures" / "reliability_patients.png"
     reliability_figure(labels, drawn, path)
     blocks: list[Block] = [
-        _calibration_table(columns),
+        _calibration_table(found),
         Picture(path, "Reliability of the patients' predicted grade."),
     ]
     if found.temperatures is None:
@@ -109,21 +108,35 @@ def calibration_blocks(run: RunRecord, analysis: Analysis) -> list[Block]:
     return blocks + _conformal_blocks(found.conformal, found.notes.get("conformal", ""))
 
 
-def _calibration_table(columns: dict[str, dict[str, Any]]) -> Table:
+def _calibration_table(found: Thresholds) -> Table:
+    columns = {"As scored": found.intervals["before"]}
+    if "after" in found.intervals:
+        columns["After temperature"] = found.intervals["after"]
     rows = [
-        ["Brier score (sum over grades, 0 to 2)", *(number(c["brier"]) for c in columns.values())],
-        ["Negative log-likelihood (nats)", *(number(c["nll"]) for c in columns.values())],
+        [words, *(with_interval(entries[name]) for entries in columns.values())]
+        for name, words in (
+            ("brier", "Brier score (sum over grades, 0 to 2)"),
+            ("nll", "Negative log-likelihood (nats)"),
+        )
     ]
-    for part, words in (
-        ("confidence", "predicted grade"),
-        *((task, TASKS[task][0][1]) for task in ("at_least_mild", "at_least_moderate", "severe")),
-    ):
+    questions = {"confidence": "predicted grade"} | {
+        task: TASKS[task][0][1] for task in ("at_least_mild", "at_least_moderate", "severe")
+    }
+    for question, words in questions.items():
         for binning in ("equal_width", "equal_mass"):
             name = f"ECE, {words}, {binning.replace('_', ' ')} bins"
-            rows.append([name, *(number(c[part][f"ece_{binning}"]) for c in columns.values())])
-    num_bins = next(iter(columns.values()))["num_bins"]
-    caption = f"Test patients; {num_bins} bins. With few patients ECE is above 0 by chance."
+            rows.append([name, *(_error(e[f"{question}.{binning}"]) for e in columns.values())])
+    num_bins = (found.before or {})["num_bins"]
+    caption = (
+        f"Test patients; {num_bins} bins; 95 % intervals over patients. With few patients ECE is "
+        "above 0 by chance: a perfectly calibrated model with these probabilities stays under the "
+        "value named chance in 97.5 % of samples of this size."
+    )
     return Table(("", *columns), rows, caption)
+
+
+def _error(entry: dict[str, Any]) -> str:
+    return f"{with_interval(entry)}, chance {number(entry['chance'])}"
 
 
 def _temperature_text(temperatures: dict[str, dict[str, Any]]) -> Text:
@@ -188,8 +201,10 @@ def decision_blocks(run: RunRecord, analysis: Analysis) -> list[Block]:
     else:
         blocks.append(
             Text(
-                "The hepatorenal index became a probability by a logistic curve fitted on the "
-                "patients of each partition that were not tested."
+                "The hepatorenal index (liver over renal cortex, measured from the frames without "
+                "a person unless hepatorenal.csv says otherwise) became a probability by a "
+                "logistic curve fitted on the patients of each partition that were not tested. "
+                + found.notes.get("hepatorenal_lacking", "")
             )
         )
     return blocks

@@ -12,21 +12,24 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf.evaluation.calibration import (
+    BINNINGS,
     apply_temperature,
     calibration_metrics,
     fit_temperature,
 )
+from steatosis_tf.evaluation.calibration_intervals import ece_interval
 from steatosis_tf.evaluation.conformal import evaluate_conformal, fit_conformal
 from steatosis_tf.evaluation.decision_curve import (
     decision_curve,
     fit_index_probability,
     index_probability,
 )
+from steatosis_tf.evaluation.intervals import bootstrap_intervals
 from steatosis_tf.evaluation.operating_points import (
     apply_operating_points,
     choose_operating_points,
 )
-from steatosis_tf.evaluation.ordinal import CUMULATIVE_TASKS
+from steatosis_tf.evaluation.ordinal import CUMULATIVE_TASKS, cumulative_scores
 from steatosis_tf.evaluation.run_record import RunRecord
 from steatosis_tf.evaluation.scores import labels_and_probabilities, patient_scores
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
@@ -43,6 +46,7 @@ class Thresholds:
         calibrated: test patients with probabilities at the temperature of their fold.
         before: `calibration.calibration_metrics` of the test patients as scored.
         after: the same at the fitted temperature.
+        intervals: "before" and "after" -> `_calibration_intervals`.
         points_source: "operating_points.json" or "validation_scores.csv".
         operating: of `operating_points.apply_operating_points`.
         conformal: of `conformal.evaluate_conformal`; hold-out runs only.
@@ -54,6 +58,7 @@ class Thresholds:
     calibrated: pd.DataFrame | None
     before: dict[str, Any] | None
     after: dict[str, Any] | None
+    intervals: dict[str, dict[str, dict[str, Any]]]
     points_source: str
     operating: dict[str, Any] | None
     conformal: dict[str, Any] | None
@@ -74,12 +79,14 @@ def apply_validation(run: RunRecord, num_resamples: int = 2000) -> Thresholds:
     if test is None or "repeat" in test:
         why = "no patient scores" if test is None else "repeated cross-validation"
         parts = ("temperature", "operating", "conformal", "decision")
-        return Thresholds(None, None, None, None, "", None, None, {}, dict.fromkeys(parts, why))
+        return Thresholds(None, None, None, None, {}, "", None, None, {}, dict.fromkeys(parts, why))
     labels, scores = labels_and_probabilities(test)
     temperatures, calibrated = _temperatures(validation, test, notes)
     after = None
+    intervals = {"before": _calibration_intervals(test, num_resamples)}
     if calibrated is not None:
         after = calibration_metrics(labels, calibrated[list(SCORE_COLUMNS)].to_numpy())
+        intervals["after"] = _calibration_intervals(calibrated, num_resamples)
     source, operating = _operating(run, validation, test, notes)
     judged = test if calibrated is None else calibrated
     decisions = {}
@@ -94,12 +101,27 @@ def apply_validation(run: RunRecord, num_resamples: int = 2000) -> Thresholds:
         calibrated=calibrated,
         before=calibration_metrics(labels, scores),
         after=after,
+        intervals=intervals,
         points_source=source,
         operating=operating,
         conformal=_conformal(run, validation, test, notes),
         decisions=decisions,
         notes=notes,
     )
+
+
+def _calibration_intervals(patients: pd.DataFrame, num_resamples: int) -> dict[str, dict[str, Any]]:
+    """`brier`, `nll` and `<question>.<binning>` calibration errors, each with its interval."""
+    labels, scores = labels_and_probabilities(patients)
+    found = bootstrap_intervals(patients, num_resamples=num_resamples)
+    entries = {name: found[name] for name in ("brier", "nll")}
+    questions = {"confidence": (scores.argmax(axis=1) == labels, scores.max(axis=1))}
+    for task, score in cumulative_scores(scores).items():
+        questions[task] = (labels >= CUMULATIVE_TASKS[task], score)
+    for question, (happened, probability) in questions.items():
+        for binning in BINNINGS:
+            entries[f"{question}.{binning}"] = ece_interval(happened, probability, binning=binning)
+    return entries
 
 
 def _validation_patients(run: RunRecord, notes: dict[str, str]) -> pd.DataFrame | None:
@@ -154,30 +176,41 @@ def _index_probability(
     """Probability of a task from the hepatorenal index of the test patients, fold by fold.
 
     The curve from index to probability is fitted on all patients of the fold that are not tested:
-    the index itself learns from nobody.
+    the index itself learns from nobody. A test patient without an index gets the share of
+    positives among those patients, as a reader would who sees no kidney.
     """
     if run.hepatorenal is None or run.split is None or run.manifest is None:
         notes["hepatorenal"] = "no hepatorenal.csv, or no split or manifest with it"
         return {}
     index = run.hepatorenal.dropna().set_index("patient_id")["hepatorenal_index"]
     grades = run.manifest.drop_duplicates("patient_id").set_index("patient_id")["grade"]
-    lacking = sorted(set(test["patient_id"].astype(str)) - set(index.index))
-    if lacking:
-        notes["hepatorenal"] = f"{len(lacking)} test patients lack it, first {lacking[0]}"
+    tested = test["patient_id"].astype(str)
+    num_lacking = int((~tested.isin(index.index)).sum())
+    if 2 * num_lacking > len(tested):
+        notes["hepatorenal"] = f"{num_lacking} of {len(tested)} test patients lack it"
         return {}
     probability = np.zeros(len(test))
     for fold in sorted(set(test["fold"])):
         part = run.split[(run.split["fold"] == str(fold))
                          & run.split["split"].isin(["train", "validation"])]  # fmt: skip
-        known = [p for p in part["patient_id"] if p in index.index and grades.get(p) in GRADES]
+        graded = [p for p in part["patient_id"] if grades.get(p) in GRADES]
+        known = [p for p in graded if p in index.index]
         positive = np.array([GRADES.index(grades[p]) >= first for p in known], dtype=bool)
         if not 0 < positive.sum() < len(known):
             notes["hepatorenal"] = f"fold {fold} has untested patients on one side only"
             return {}
         curve = fit_index_probability(index.loc[known].to_numpy(), positive)
         rows = (test["fold"] == fold).to_numpy()
-        values = index.loc[test.loc[rows, "patient_id"].astype(str)].to_numpy()
-        probability[rows] = index_probability(curve, values)
+        values = index.reindex(tested[rows]).to_numpy()
+        share = np.mean([GRADES.index(grades[p]) >= first for p in graded])
+        seen = ~np.isnan(values)
+        probability[np.flatnonzero(rows)[seen]] = index_probability(curve, values[seen])
+        probability[np.flatnonzero(rows)[~seen]] = share
+    if num_lacking:
+        notes["hepatorenal_lacking"] = (
+            f"For {num_lacking} of {len(tested)} test patients it could not be measured: the "
+            "share of positives among the patients not tested stands in."
+        )
     return {"hepatorenal index": probability}
 
 

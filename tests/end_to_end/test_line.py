@@ -49,7 +49,7 @@ def test_run_directory_is_complete(study: Path) -> None:
         "config.json", "manifest.csv", "split.csv", "rejected.csv", "model.keras", "model.onnx",
         "history.csv", "frame_scores.csv", "patient_scores.csv", "validation_scores.csv",
         "metrics.json", "environment.json", "figures", "leak_gate.json", "operating_points.json",
-        "report.html", "model_card.md",
+        "report.html", "model_card.md", "hepatorenal.csv",
     }  # fmt: skip
     figures = {path.name for path in (run_dir(study) / "figures").iterdir()}
     assert figures >= {"confusion_patients.png", "roc_patients.png", "training_0.png"}
@@ -128,10 +128,20 @@ def test_mlflow_holds_the_run(
         steps = store.execute("SELECT COUNT(*) FROM metrics WHERE key = 'val_accuracy'").fetchone()
         tags = dict(store.execute("SELECT key, value FROM tags").fetchall())
         signature = store.execute("SELECT COUNT(*) FROM logged_models").fetchone()
+        columns = store.execute(
+            "SELECT key, value FROM latest_metrics WHERE run_uuid = ?", (runs[0]["run_id"],)
+        ).fetchall()
     assert params["train.epochs"] == "3"
     assert steps == (6,)  # 2 runs, 3 epochs each
     assert len(tags["manifest_sha256"]) == len(tags["split_sha256"]) == 64
     assert signature == (2,)
+    shown = dict(columns)  # the UI shows what `compare` prints
+    kappa = runs[0]["ordinal.quadratic_kappa"]
+    for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
+        if kappa[key] is not None:
+            assert shown[f"compare.ordinal.quadratic_kappa{end}"] == kappa[key]
+    assert shown["compare.accuracy"] == runs[0]["accuracy"]["value"]
+    assert shown["ms_per_frame"] == runs[0]["ms_per_frame"]
     assert list((study / "mlruns").rglob("confusion_patients.png"))
 
 

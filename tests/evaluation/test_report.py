@@ -111,8 +111,11 @@ def test_validation_fixes_temperature_cut_offs_and_grade_sets(whole_run):
     temperature = float(re.search(r"Temperature ([\d.]+), fitted on 40 validation", text)[1])
     assert 1.5 < temperature < 4  # logits were blown up by 3
     before, after = (float(x) for x in re.search(
-        r"Negative log-likelihood \(nats\) \| ([\d.]+) \| ([\d.]+)", text).groups())  # fmt: skip
+        r"\(nats\) \| ([\d.]+) \([\d. to]+\) \| ([\d.]+) \(", text).groups())  # fmt: skip
     assert after < before
+    assert re.search(
+        r"\| ECE, Severe, equal mass bins \| [\d.]+ \([\d.]+ to [\d.]+\), chance 0", text
+    )
     assert re.search(r"\| Mild or worse: Youden \| 0\.\d+ \| 0\.\d+ \(", text)
     assert "| Mild or worse: least cost | 25 % |" in text
     assert "promise to hold the true grade of 90 % of patients" in text
@@ -145,10 +148,13 @@ def test_decision_curve_against_the_hepatorenal_index(run_dir):
     table.to_csv(run_dir / "hepatorenal.csv", index=False)
     before = (run_dir / "figures" / "decision_severe.png").read_bytes()
     page = report_text(run_dir)
-    assert "The hepatorenal index became a probability by a logistic curve" in page
+    assert "not done, no hepatorenal.csv" not in page
+    assert "became a probability by a logistic curve" in page
     assert (run_dir / "figures" / "decision_severe.png").read_bytes() != before
     table.iloc[1:].to_csv(run_dir / "hepatorenal.csv", index=False)
-    assert "not done, 1 test patients lack it, first P000" in report_text(run_dir)
+    assert "For 1 of 48 test patients it could not be measured" in report_text(run_dir)
+    table.iloc[25:].to_csv(run_dir / "hepatorenal.csv", index=False)
+    assert "not done, 25 of 48 test patients lack it" in report_text(run_dir)
 
 
 def test_without_validation_scores_nothing_is_chosen_on_the_test_part(run_dir):
@@ -241,6 +247,35 @@ def test_subgroup_of_three_patients_is_suppressed(whole_run):
     text = (whole_run / "report.md").read_text(encoding="utf-8")
     assert re.search(r"\| rare \| 3 \| 1 / 1 / 1 / 0 \| suppressed", text)
     assert "Groups under 10 patients are suppressed" in text
+
+
+def test_any_column_of_the_manifest_can_be_looked_at(run_dir):
+    manifest = pd.read_csv(run_dir / "manifest.csv", dtype=str)
+    even = manifest["patient_id"].str[-1].astype(int) % 2 == 0
+    manifest.assign(sonographer=np.where(even, "Ann", "Bea")).to_csv(
+        run_dir / "manifest.csv", index=False
+    )
+    assert "By sonographer" not in report_text(run_dir)
+    write_report(run_dir, num_resamples=RESAMPLES, covariates=["sonographer", "ward"])
+    page = (run_dir / "report.md").read_text(encoding="utf-8")
+    assert "By sonographer: 2 groups shown." in page
+    assert "site, ward: not in the manifest" in page
+
+
+def test_the_flow_begins_with_what_never_reached_the_manifest(run_dir):
+    (run_dir / "rejected.csv").write_text(
+        "frame_id,patient_id,reason\n,Q1,\"unknown grade 'Grave', expected one of Normal\"\n"
+        ",,empty file (0 bytes); export it again\n,Q2,unknown grade 'Bad'\nx1,P001,no sector\n"
+    )
+    write_report(run_dir, num_resamples=RESAMPLES)
+    lines = (run_dir / "report.md").read_text(encoding="utf-8").splitlines()
+    flow = [line for line in lines if line.startswith(("| Rejected", "| In the manifest"))]
+    assert flow == [
+        "| Rejected before the manifest: empty file | 0 | 1 |",
+        "| Rejected before the manifest: unknown grade | 2 | 2 |",
+        "| In the manifest | 48 | 144 |",
+        "| Rejected: no sector | 1 | 1 |",
+    ]
 
 
 def test_nan_in_metrics_is_a_fault(run_dir):
