@@ -37,7 +37,7 @@ class ConsensusSummary:
     num_pending: int
     num_unread: int
     patients_per_grade: dict[str, int]
-    fleiss_kappa: float
+    fleiss_kappa: float | None
     fleiss_num_patients: int
     pairwise_kappa: dict[str, KappaInterval]
     adjudicate_path: str
@@ -51,8 +51,9 @@ class ConsensusSummary:
         }
         for pair, kappa in self.pairwise_kappa.items():
             for name, value in asdict(kappa).items():
-                flat[f"kappa.{pair}.{name}"] = float(value)
-        return {name: value for name, value in flat.items() if np.isfinite(value)}
+                if value is not None:
+                    flat[f"kappa.{pair}.{name}"] = float(value)
+        return flat
 
 
 def build_consensus(

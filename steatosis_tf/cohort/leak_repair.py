@@ -63,7 +63,7 @@ def merge_patients(
 
 def drop_copies(
     frame_table: pd.DataFrame, findings: list[Finding]
-) -> tuple[pd.DataFrame, list[str]]:
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Take out frames that are copies of another patient's frames.
 
     Of each pair the frame of the first patient by name stays. Where the same pixels carry two
@@ -71,7 +71,8 @@ def drop_copies(
     copies is gone.
 
     Returns:
-        the repaired manifest without its `split` column; one line per dropped frame.
+        the repaired manifest without its `split` column; the dropped rows, `path, patient_id,
+        reason`, for rejected.csv.
     """
     reasons: dict[str, str] = {}
     for finding in findings:
@@ -84,13 +85,12 @@ def drop_copies(
                 # A frame that is gone itself cannot be the reason to drop its copies.
                 if kept not in reasons:
                     reasons.setdefault(copy, f"copy of frame_id={kept}")
-    dropped = frame_table["frame_id"].isin(list(reasons))
-    done = [
-        f"dropped frame_id={row.frame_id} of patient_id={row.patient_id}: {reasons[row.frame_id]}"
-        for row in frame_table.loc[dropped].itertuples()
-    ]
-    table = frame_table.loc[~dropped].drop(columns="split", errors="ignore")
-    return table.reset_index(drop=True), done
+    is_dropped = frame_table["frame_id"].isin(list(reasons))
+    dropped = frame_table.loc[is_dropped, ["path", "patient_id"]].assign(
+        reason=frame_table["frame_id"].map(reasons)
+    )
+    table = frame_table.loc[~is_dropped].drop(columns="split", errors="ignore")
+    return table.reset_index(drop=True), dropped
 
 
 def _joined(renamed: dict[str, str], patient: str) -> list[str]:

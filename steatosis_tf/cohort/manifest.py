@@ -149,6 +149,16 @@ def write_manifest(frame_table: pd.DataFrame, path: str | Path) -> None:
         frame_table.to_csv(temporary, index=False, lineterminator="\n")
 
 
+def add_rejected(rows: pd.DataFrame, manifest_path: str | Path) -> None:
+    """Add rows `path, patient_id, reason`, left out later, to the rejected.csv of a manifest."""
+    path = Path(manifest_path).parent / "rejected.csv"
+    before = pd.DataFrame()
+    if path.is_file():
+        before = pd.read_csv(path, dtype=str, keep_default_na=False)
+    with replacing(path) as temporary:
+        pd.concat([before, rows]).to_csv(temporary, index=False)
+
+
 def frame_path(manifest_path: str | Path, row_path: str) -> Path:
     """Where the frame of a manifest row lies: `path` is relative to the manifest's folder."""
     return Path(manifest_path).parent / row_path

@@ -171,14 +171,14 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
 
 
 def rejected_by_manifest(path: Path) -> list[dict[str, str]]:
-    """Rows that `steatosis manifest`, writing into the same folder, has added to rejected.csv.
+    """Rows that `manifest` or `leaks`, writing into the same folder, have added to rejected.csv.
 
     They stay until the manifest is made again, so that no run of the ingest loses them.
     """
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as stream:
-        return [row for row in csv.DictReader(stream) if row.get("row")]
+        return [row for row in csv.DictReader(stream) if not row["source_id"]]
 
 
 def update_private_table(

@@ -77,7 +77,9 @@ def compare(args: Namespace) -> Result:
     for experiment in args.experiments:
         for row in tracking.runs_table(experiment).to_dict("records"):
             scores = read_scores(tracking.artifact_path(row["run_id"], "patient_scores.csv"))
-            cost = {key: row.get(f"metrics.{key}") for key in _COST}
+            # A run that lacks a metric others have holds NaN there.
+            logged = {key: row.get(f"metrics.{key}") for key in _COST}
+            cost = {key: value if value == value else None for key, value in logged.items()}
             name = f"{experiment} {row['run_id'][:8]}"
             runs.append(ComparedRun(row["run_id"], name, scores, cost))
     if not runs:

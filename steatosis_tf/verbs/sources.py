@@ -91,10 +91,12 @@ def consensus(args: Namespace) -> Result:
     summary = build_consensus(args.labels, args.output, args.rule)
     with tracking.start_run("reader_consensus", args.rule, {"rule": args.rule}):
         tracking.log_metrics(summary.metrics())
+    fleiss = summary.fleiss_kappa
+    shown = "not defined" if fleiss is None else f"{fleiss:.3f}"
     lines = [
         f"{summary.num_by_rule} of {summary.num_patients} patients graded by {args.rule}, "
         f"{summary.num_adjudicated} by adjudication, {summary.num_unread} unread: {args.output}",
-        f"Fleiss' kappa {summary.fleiss_kappa:.3f} over {summary.fleiss_num_patients} patients",
+        f"Fleiss' kappa {shown} over {summary.fleiss_num_patients} patients",
     ]
     lines += [f"quadratic kappa {pair}: {kappa}" for pair, kappa in summary.pairwise_kappa.items()]
     if summary.num_pending:
@@ -116,7 +118,7 @@ def leaks(args: Namespace) -> Result:
     from steatosis_tf.cohort.leak_findings import leak_report
     from steatosis_tf.cohort.leak_gate import check_leaks
     from steatosis_tf.cohort.leak_repair import drop_copies, merge_patients
-    from steatosis_tf.cohort.manifest import read_manifest, write_manifest
+    from steatosis_tf.cohort.manifest import add_rejected, read_manifest, write_manifest
     from steatosis_tf.cohort.splits import partitions_of_column
 
     table = read_manifest(args.manifest)
@@ -135,8 +137,10 @@ def leaks(args: Namespace) -> Result:
         table, lines = merge_patients(table, findings)
         done += lines
     if args.drop_copies:
-        table, lines = drop_copies(table, findings)
-        done += lines
+        table, dropped = drop_copies(table, findings)
+        add_rejected(dropped, args.manifest)
+        done += [f"dropped {row.path} of patient_id={row.patient_id}: {row.reason}"
+                 for row in dropped.itertuples()]  # fmt: skip
     write_manifest(table, args.manifest)
     text = "\n".join([*done, "The manifest is repaired and has no split now: split it again."])
     return Result(values | {"repaired": done}, text)

@@ -1,12 +1,15 @@
 """Readers' columns in, one grade per patient out; disagreement waits for a person."""
 
+import json
 import re
+import sqlite3
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
+from steatosis_tf import cli
 from steatosis_tf.cohort.agreement import fleiss_kappa, weighted_kappa
 from steatosis_tf.cohort.consensus import build_consensus
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
@@ -194,8 +197,8 @@ def test_fleiss_kappa_is_that_of_statsmodels():
 def test_fleiss_kappa_by_hand():
     # Two readers, two patients, one agreement: P = 1/2, shares 3/4 and 1/4, Pe = 10/16.
     assert fleiss_kappa(np.array([[0, 0], [0, 1]])) == pytest.approx((0.5 - 0.625) / 0.375)
-    assert np.isnan(fleiss_kappa(np.array([[1, 1], [1, 1]])))
-    assert np.isnan(fleiss_kappa(np.empty((0, 3), int)))
+    assert fleiss_kappa(np.array([[1, 1], [1, 1]])) is None
+    assert fleiss_kappa(np.empty((0, 3), int)) is None
 
 
 def test_weighted_kappa_is_that_of_scikit_learn():
@@ -229,3 +232,35 @@ def test_the_summary_reports_agreement_as_numbers(consensus):
     metrics = summary.metrics()
     assert metrics["kappa.reader_1-reader_3.num_patients"] == 50
     assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_the_verb_logs_agreement_to_mlflow(consensus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("STEATOSIS_MLRUNS", str(tmp_path / "mlruns"))
+    rows = [("P1", N, N), ("P2", M, M), ("P3", D, M), ("P4", S, S), ("P5", N, S)]
+    _, summary = consensus(rows)
+    paths = [str(tmp_path / name) for name in ("readings.csv", "labels.csv")]
+    assert cli.main(["consensus", paths[0], "--output", paths[1], "--rule", "majority"]) == 0
+    assert "quadratic kappa reader_1" in capsys.readouterr().out
+    with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as store:
+        logged = dict(store.execute("SELECT key, value FROM latest_metrics").fetchall())
+        names = [name for (name,) in store.execute("SELECT name FROM experiments")]
+    assert "reader_consensus" in names
+    assert logged["fleiss_kappa"] == pytest.approx(summary.fleiss_kappa)
+    assert {"num_by_rule", "num_pending"} <= set(logged)
+
+
+def test_agreement_that_is_not_defined_is_said_and_never_nan(tmp_path, monkeypatch, capsys):
+    """Nobody is read by both readers."""
+    monkeypatch.setenv("STEATOSIS_MLRUNS", str(tmp_path / "mlruns"))
+    (tmp_path / "readings.csv").write_text(
+        "path,patient_id,reader_1,reader_2\na.png,P1,Mild,\nb.png,P2,,Severe\n"
+    )
+    words = ["consensus", str(tmp_path / "readings.csv"), "--output", str(tmp_path / "labels.csv")]
+    assert cli.main(words) == 0
+    text = capsys.readouterr().out
+    assert "Fleiss' kappa not defined over 0 patients" in text
+    assert "reader_1-reader_2: not defined (0 patients" in text
+    assert cli.main([*words, "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed)["fleiss_kappa"] is None
+    assert "nan" not in (text + printed).lower()

@@ -256,12 +256,13 @@ def test_dropping_copies_repairs_and_says_what_it_did(gated):
     )  # fmt: skip
     partitions = [partition("P0", "P1 P2")]
     findings = check_leaks(table, partitions, path)
-    repaired, done = drop_copies(table, findings)
+    repaired, dropped = drop_copies(table, findings)
     assert [Path(name).name for name in repaired["path"]] == ["a.png", "d.png"]
-    assert len(done) == 5
+    assert list(dropped.columns) == ["path", "patient_id", "reason"]
+    assert list(dropped["path"]) == ["b.png", "c.jpg", "e.png", "f.png", "g.png"]
     keeper = table["frame_id"][0]
-    assert done[0].endswith(f"of patient_id=P1: copy of frame_id={keeper}")
-    assert sum("the same pixels with two grades" in line for line in done) == 2
+    assert list(dropped.iloc[0]) == ["b.png", "P1", f"copy of frame_id={keeper}"]
+    assert sum(dropped["reason"] == "the same pixels with two grades") == 2
     assert check_leaks(repaired, partitions, path) == []
 
 
