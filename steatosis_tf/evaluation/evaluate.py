@@ -7,10 +7,13 @@ from typing import Any
 import pandas as pd
 
 from steatosis_tf.atomic import replacing
+from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.config import load_config
 from steatosis_tf.evaluation.figures import confusion_figure, roc_figure, training_curves
 from steatosis_tf.evaluation.metrics import compute_metrics
 from steatosis_tf.evaluation.operating_points import choose_operating_points
+from steatosis_tf.evaluation.run_checks import scored_as_split
+from steatosis_tf.evaluation.run_record import read_split
 from steatosis_tf.evaluation.scores import (
     labels_and_probabilities,
     patient_scores,
@@ -33,11 +36,13 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
         what stands in `metrics.json`: `patient` and `frame` metrics, `aggregation`, `protocol`.
 
     Raises:
-        ValueError: if the run directory lacks its scores or config, or they are damaged.
+        ValueError: if the run directory lacks its scores or config, they are damaged, or other
+            patients are scored than split.csv has for the test part.
     """
     run_dir = Path(run_dir)
     config = load_config(run_dir / "config.json")
     frames = read_scores(run_dir / "frame_scores.csv")
+    _check_complete(run_dir, frames)
     patients = patient_scores(frames, config.evaluation.aggregation)
     write_scores(patients, run_dir / "patient_scores.csv")
     metrics = {
@@ -94,6 +99,10 @@ def metrics_text(runs: list[dict[str, Any]]) -> str:
         rows = [metrics["per_class"][grade] for metrics in parts[0]]
         cells = "".join(f"{_spread([row[key] for row in rows]):>24}" for key in _PER_GRADE)
         lines.append(f"{grade:12}{cells}")
+    notes = parts[0][0]["notes"]
+    if notes and len(runs) == 1:
+        more = f" and {len(notes) - 3} more, see metrics.json" if len(notes) > 3 else ""
+        lines += ["", f"- is undefined on these patients: {' '.join(notes[:3])}{more}"]
     if len(runs) > 1:
         lines += ["", f"mean (lowest to highest) of {len(runs)} repeats, other folds and seeds"]
     return "\n".join([*lines, "", NOTICE])
@@ -109,6 +118,19 @@ _SHOWN = {
     "AUC, Mild or worse": ("ordinal", "auc_at_least_mild"),
     "quadratic kappa": ("ordinal", "quadratic_kappa"),
 }
+
+
+def _check_complete(run_dir: Path, frames: pd.DataFrame) -> None:
+    """A lost patient would only make the numbers other ones."""
+    split_path, manifest_path = run_dir / "split.csv", run_dir / "manifest.csv"
+    if not (split_path.is_file() and manifest_path.is_file()):
+        return  # not a run of the line; the report says what is absent
+    fault, _ = scored_as_split(read_split(split_path), frames, read_manifest(manifest_path))
+    if fault:
+        raise ValueError(
+            f"Expected scores of the test patients of split.csv and of nobody else. "
+            f"Received: {fault}"
+        )
 
 
 def _metrics(table: pd.DataFrame) -> dict[str, Any]:

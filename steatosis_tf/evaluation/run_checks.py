@@ -168,21 +168,48 @@ def _scored_as_split(run: RunRecord) -> Check:
     name = "Exactly the test patients of split.csv are scored, each in its fold"
     if run.split is None or run.frame_scores is None:
         return Check(name, None, "split.csv or frame_scores.csv is absent or damaged.")
-    test = run.split[run.split["split"] == "test"]
+    fault, excused = scored_as_split(run.split, run.frame_scores, run.manifest)
+    if fault:
+        return Check(name, False, fault)
+    num_test = int((run.split["split"] == "test").sum())
+    detail = f"{num_test - excused} test patients, all scored, nobody else."
+    if excused:
+        detail += f" {excused} more have no region of interest on any frame."
+    return Check(name, True, detail)
+
+
+def scored_as_split(
+    split: pd.DataFrame, frame_scores: pd.DataFrame, manifest: pd.DataFrame | None
+) -> tuple[str, int]:
+    """Hold the scored patients against the test part.
+
+    Args:
+        split: `fold, patient_id, split`, all text.
+        frame_scores: frame table.
+        manifest: to excuse patients without a region of interest on any frame; None excuses none.
+
+    Returns:
+        what is wrong, "" if nothing; and the number of test patients excused.
+    """
+    test = split[split["split"] == "test"]
     wanted = set(zip(test["patient_id"], test["fold"], strict=True))
-    scored = run.frame_scores
-    found = set(zip(scored["patient_id"].astype(str), scored["fold"].astype(str), strict=True))
-    if wanted == found:
-        return Check(name, True, f"{len(wanted)} test patients, all scored, nobody else.")
+    found = set(
+        zip(frame_scores["patient_id"].astype(str), frame_scores["fold"].astype(str), strict=True)
+    )
+    blind: set[str] = set()
+    if manifest is not None and "roi_height" in manifest.columns:
+        seen = manifest.loc[manifest["roi_height"].notna(), "patient_id"]
+        blind = set(manifest["patient_id"]) - set(seen)
+    excused = {(patient, fold) for patient, fold in wanted - found if patient in blind}
     parts = []
     for label, patients in (
-        ("not scored", wanted - found),
+        ("not scored", wanted - found - excused),
         ("scored but not test", found - wanted),
     ):
         if patients:
             first, fold = min(patients)
             parts.append(f"{len(patients)} {label}, first patient_id={first} of fold {fold}")
-    return Check(name, False, f"{'; '.join(parts)}. Score the run again.")
+    return f"{'; '.join(parts)}. Score the run again." if parts else "", len(excused)
 
 
 def _split_is_disjoint(run: RunRecord) -> Check:

@@ -130,7 +130,7 @@ def read_run(run_dir: str | Path) -> RunRecord:
         metrics=read("metrics.json", read_json),
         leak_gate=read("leak_gate.json", read_json),
         manifest=read("manifest.csv", read_manifest),
-        split=read("split.csv", _read_split),
+        split=read("split.csv", read_split),
         rejected=read("rejected.csv", _read_text_table),
         history=read("history.csv", pd.read_csv),
         frame_scores=read("frame_scores.csv", read_scores),
@@ -193,7 +193,12 @@ def _read_validation(path: Path) -> pd.DataFrame:
     return read_scores(path, validation=True)
 
 
-def _read_split(path: Path) -> pd.DataFrame:
+def read_split(path: Path) -> pd.DataFrame:
+    """The `split.csv` of a run, all text.
+
+    Raises:
+        ValueError: if a column is missing.
+    """
     table = _read_text_table(path)
     missing = [name for name in ("fold", "patient_id", "split") if name not in table.columns]
     if missing:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from steatosis_tf import cli
 from steatosis_tf.evaluation.evaluate import evaluate_run
 from steatosis_tf.evaluation.operating_points import choose_operating_points
 from steatosis_tf.evaluation.report import write_report
@@ -217,6 +218,29 @@ def test_scored_patient_missing(run_dir):
     assert "1 patients missing from frame_scores, first [&#39;P007&#39;]" in page
 
 
+def test_evaluate_refuses_scores_that_lack_a_patient(run_dir, capsys):
+    scores = pd.read_csv(run_dir / "frame_scores.csv", dtype={"frame_id": str})
+    scores[scores["patient_id"] != "P007"].to_csv(run_dir / "frame_scores.csv", index=False)
+    before = (run_dir / "metrics.json").read_bytes()
+    assert cli.main(["evaluate", str(run_dir)]) == 1
+    error = capsys.readouterr().err
+    assert "Expected scores of the test patients of split.csv and of nobody else" in error
+    assert "1 not scored, first patient_id=P007 of fold 0" in error
+    assert (run_dir / "metrics.json").read_bytes() == before
+
+
+def test_a_test_patient_without_any_region_is_excused_and_counted(run_dir):
+    manifest = pd.read_csv(run_dir / "manifest.csv", dtype=str)
+    manifest.loc[manifest["patient_id"] == "P007", "roi_height"] = ""
+    manifest.to_csv(run_dir / "manifest.csv", index=False)
+    scores = pd.read_csv(run_dir / "frame_scores.csv", dtype={"frame_id": str})
+    scores[scores["patient_id"] != "P007"].to_csv(run_dir / "frame_scores.csv", index=False)
+    evaluate_run(run_dir)
+    page = report_text(run_dir)
+    assert "Consistent: all 8 self-checks hold" in page
+    assert "47 test patients, all scored, nobody else. 1 more have no region of interest" in page
+
+
 def test_patient_table_that_lost_a_row(run_dir):
     patients = pd.read_csv(run_dir / "patient_scores.csv")
     patients.iloc[1:].to_csv(run_dir / "patient_scores.csv", index=False)
@@ -229,12 +253,16 @@ def test_patient_on_both_sides(run_dir):
     assert "1 are, first patient_id=P003 of fold 0" in report_text(run_dir)
 
 
-def test_nobody_with_steatosis_in_the_test_part(tmp_path):
+def test_nobody_with_steatosis_in_the_test_part(tmp_path, capsys):
     page = report_text(make_run(tmp_path, num_patients=12, labels=[0] * 12))
     assert "nobody in the test part has steatosis" in page
     assert "accuracy here is specificity" in page
     assert "undefined" in page
     assert "Consistent: all 8" in page
+    assert cli.main(["evaluate", str(tmp_path / "experiment" / "run")]) == 0
+    text = capsys.readouterr().out
+    assert "- is undefined on these patients: Recall of Mild is undefined: no row has" in text
+    assert "nan" not in text.lower()
 
 
 def test_one_patient_and_one_frame(tmp_path):
