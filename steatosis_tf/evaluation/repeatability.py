@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from steatosis_tf.evaluation.intervals import DEFAULT_RESAMPLES, bca_acceleration, make_entry
+from steatosis_tf.evaluation.resampling import bootstrap_weights, jackknife_weights
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 
 
@@ -24,7 +26,8 @@ def repeatability(frame_scores: pd.DataFrame) -> dict[str, Any]:
     Returns:
         `num_patients` (with two frames or more), `num_frames` (of those), `num_single` (patients
         with one frame, left out); `within_sd` (grades; root of the mean within-patient variance,
-        each variance weighted by its degrees of freedom); `limits_of_agreement` [low, high] in
+        each variance weighted by its degrees of freedom) and `within_sd_interval` [low, high], its
+        95 % BCa bootstrap interval over patients, or None; `limits_of_agreement` [low, high] in
         grades, within which 95 % of differences between two frames of a patient are expected
         (+- 1.96 sqrt(2) within_sd, bias 0 because frames have no order); `coefficient`, the upper
         limit; `between_sd` (grades) and `icc`, the one-way intraclass correlation ICC(1,1);
@@ -62,7 +65,14 @@ def repeatability(frame_scores: pd.DataFrame) -> dict[str, Any]:
     }
     if not len(repeated):
         result["notes"].append("No patient has two frames, so nothing can be said.")
-        empty = ("within_sd", "limits_of_agreement", "coefficient", "between_sd", "icc")
+        empty = (
+            "within_sd",
+            "within_sd_interval",
+            "limits_of_agreement",
+            "coefficient",
+            "between_sd",
+            "icc",
+        )
         return result | dict.fromkeys((*empty, "mixed_share"))
     return result | _variation(kept, result["notes"])
 
@@ -71,11 +81,12 @@ def _variation(groups: Any, notes: list[str]) -> dict[str, Any]:
     """One-way analysis of variance over patients with two frames or more."""
     counts = groups.size().to_numpy(np.float64)
     means = groups["expected"].mean().to_numpy()
-    squares = (groups["expected"].var(ddof=1) * (groups.size() - 1)).sum()
-    within = float(squares / (counts - 1).sum())
+    squares = groups["expected"].var(ddof=1).to_numpy() * (counts - 1)
+    within = float(squares.sum() / (counts - 1).sum())
     spread = 1.96 * np.sqrt(2 * within)
     found: dict[str, Any] = {
         "within_sd": float(np.sqrt(within)),
+        "within_sd_interval": _within_sd_interval(squares, counts - 1),
         "limits_of_agreement": [float(-spread), float(spread)],
         "coefficient": float(spread),
         "mixed_share": float((groups["predicted"].nunique() > 1).mean()),
@@ -97,3 +108,19 @@ def _variation(groups: Any, notes: list[str]) -> dict[str, Any]:
     else:
         notes.append("ICC is undefined: all frames have the same expected grade.")
     return found
+
+
+def _within_sd_interval(squares: np.ndarray, freedom: np.ndarray) -> list[float] | None:
+    """Interval over patients, from each one's sum of squares and degrees of freedom."""
+
+    def within_sd(weights: np.ndarray) -> np.ndarray:
+        return np.sqrt((weights @ squares) / (weights @ freedom))
+
+    rng = np.random.default_rng(0)
+    stratum = np.zeros(len(squares), dtype=int)
+    value = float(within_sd(np.ones((1, len(squares))))[0])
+    left_out, names = jackknife_weights(stratum, rng)
+    acceleration = bca_acceleration(within_sd(left_out), names) if len(names) else 0.0
+    replicates = within_sd(bootstrap_weights(stratum, DEFAULT_RESAMPLES, rng))
+    entry = make_entry(value, replicates, acceleration, 0.95, "bca")
+    return None if entry["low"] is None else [entry["low"], entry["high"]]

@@ -111,12 +111,14 @@ def _robustness(run: RunRecord, analysis: Analysis) -> list[Block]:
     if found["within_sd"] is None:
         return [*blocks, *(Lack(f"Repeatability: {note}") for note in found["notes"])]
     low, high = found["limits_of_agreement"]
+    ends = found["within_sd_interval"] or [None, None]
+    spread = with_interval({"value": found["within_sd"], "low": ends[0], "high": ends[1]})
     icc = "undefined" if found["icc"] is None else f"{found['icc']:.3f}"
     blocks.append(
         Text(
             f"Repeatability over frames: {found['num_patients']:,} patients with two frames or "
             f"more ({found['num_frames']:,} frames). Within-patient SD of the expected grade "
-            f"{found['within_sd']:.3f} grades; 95 % limits of agreement between two frames of a "
+            f"{spread} grades; 95 % limits of agreement between two frames of a "
             f"patient {low:.2f} to {high:.2f} grades; ICC(1,1) {icc}; in "
             f"{100 * found['mixed_share']:.0f} % of patients not all frames get one grade. Frames "
             "of one loop are nearly the same picture: between visits or operators it will be more."

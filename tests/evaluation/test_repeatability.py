@@ -35,6 +35,20 @@ def test_two_patients_by_hand():
     assert found["notes"] == []
 
 
+def test_the_interval_of_the_within_patient_sd_holds_the_truth():
+    """60 studies of 40 patients with 3 frames, SD 0.2; per patient the spread itself varies."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(60):
+        noise = rng.normal(0, 0.2, (40, 3)) * rng.choice([0.5, np.sqrt(1.75)], (40, 1))
+        values = 1.0 + noise  # mean variance 0.2^2 * (0.25 + 1.75) / 2 = 0.2^2
+        found = repeatability(_frames({f"P{k}": list(row) for k, row in enumerate(values)}))
+        low, high = found["within_sd_interval"]
+        assert low < found["within_sd"] < high
+        held += low <= 0.2 <= high
+    assert held >= 52  # 95 % of 60 is 57, less two standard errors of 1.7
+
+
 def test_icc_of_shrout_and_fleiss_1979():
     # Psychol Bull 86:420, Table 2: 6 targets, 4 judges; ICC(1,1) = .17 in their Table 4.
     ratings = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
@@ -52,7 +66,9 @@ def test_single_frames_say_so_instead_of_nan():
     one = repeatability(_frames({"A": [0.0, 1.0]}))
     assert one["icc"] is None
     assert one["within_sd"] == pytest.approx(np.sqrt(0.5))
+    assert one["within_sd_interval"] is None
     still = repeatability(_frames({"A": [1.0, 1.0], "B": [1.0, 1.0]}))
+    assert still["within_sd_interval"] is None
     assert (still["within_sd"], still["icc"]) == (0, None)
 
 
