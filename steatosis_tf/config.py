@@ -129,7 +129,8 @@ class TrainConfig:
     `checkpoint` "best" keeps the epoch with the lowest validation loss; with a handful of
     validating patients that epoch is chance, so "last" is the default. `sampling` frames: every
     frame once an epoch; patients: every patient equally often, whatever number of frames.
-    `class_weights` lets every grade count the same; a regression has no classes to weigh."""
+    `class_weights` lets every grade count the same; a regression has no classes to weigh.
+    `fine_tune_epochs` over 0 adds the stage of model/fine_tune.py, in which `conv5` learns too."""
 
     epochs: int = 100
     batch_size: int = 32
@@ -141,6 +142,8 @@ class TrainConfig:
     checkpoint: Literal["best", "last"] = "last"
     views: int = 4
     sampling: Literal["frames", "patients"] = "frames"
+    fine_tune_epochs: int = 0
+    fine_tune_learning_rate: float = 1e-5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -157,6 +160,14 @@ class TrainConfig:
         _require(self.views >= 1 or self.sampling == "frames",
                  "train.views of 1 or more with train.sampling=patients, which draws stored views",
                  views=self.views)  # fmt: skip
+        _require(self.fine_tune_epochs >= 0, "train.fine_tune_epochs of 0 or more",
+                 fine_tune_epochs=self.fine_tune_epochs)  # fmt: skip
+        _require(self.views >= 1 or not self.fine_tune_epochs,
+                 "train.views of 1 or more with train.fine_tune_epochs, which reads stored maps",
+                 views=self.views)  # fmt: skip
+        _require(0 < self.fine_tune_learning_rate < math.inf,
+                 "train.fine_tune_learning_rate over 0",
+                 fine_tune_learning_rate=self.fine_tune_learning_rate)  # fmt: skip
 
 
 @dataclass(frozen=True)

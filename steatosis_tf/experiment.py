@@ -33,7 +33,8 @@ from steatosis_tf.evaluation.gallery import draw_run_gallery
 from steatosis_tf.evaluation.report import write_report
 from steatosis_tf.evaluation.run_hepatorenal import write_hepatorenal
 from steatosis_tf.evaluation.scores import read_scores
-from steatosis_tf.folds import StudyData, check_rois, load_study, train_and_score
+from steatosis_tf.fold_fit import StudyData
+from steatosis_tf.folds import check_rois, load_study, train_and_score
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.train import make_repeatable
 from steatosis_tf.records.builder import records_fingerprint, usable_rows, write_records

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -13,30 +12,23 @@ import tensorflow as tf
 from steatosis_tf import tracking
 from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.splits import Partition
-from steatosis_tf.config import Config, HeadKind
+from steatosis_tf.config import Config
 from steatosis_tf.deploy.export import NUM_CHECKED
 from steatosis_tf.evaluation.metrics import compute_metrics
 from steatosis_tf.evaluation.scores import labels_and_probabilities, write_scores
+from steatosis_tf.fold_fit import StudyData, rows_of, train_fold
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 from steatosis_tf.model.backbone import build_backbone
-from steatosis_tf.model.classifier import assemble, build_head, copy_weights
+from steatosis_tf.model.classifier import assemble
 from steatosis_tf.model.engines import choose_engine
 from steatosis_tf.model.features import stored_features
-from steatosis_tf.model.shards import StoredViews
-from steatosis_tf.model.train import (
-    EpochCallback,
-    class_weights,
-    feature_batches,
-    fit,
-    frame_order,
-)
+from steatosis_tf.model.fine_tune import maps_at_cut
 from steatosis_tf.records.pipeline import (
     keep_frames,
     keep_patients,
     pixel_batches,
     read_index,
     read_records,
-    training_batches,
 )
 
 #: `fold` of the final model of a cross-validated run in history.csv.
@@ -45,18 +37,8 @@ REFIT_FOLD = -1
 Scorer = Callable[[frozenset[str]], np.ndarray]
 
 
-@dataclass(frozen=True)
-class StudyData:
-    """The records of a study and the features of every frame, in the same order."""
-
-    records_dir: Path
-    index: pd.DataFrame
-    views: StoredViews
-    backbone: keras.Model
-
-
 def load_study(records_dir: Path, features_dir: Path, config: Config) -> StudyData:
-    """Read the index of the records and compute or find the features of every frame.
+    """Read the index of the records and compute or find what the network says of every frame.
 
     Args:
         records_dir: as given to `write_records`.
@@ -82,7 +64,10 @@ def load_study(records_dir: Path, features_dir: Path, config: Config) -> StudyDa
     views = stored_features(
         examples, features_dir, backbone, engine, config.augment, config.train.views
     )
-    return StudyData(records_dir, index, views, backbone)
+    maps = None
+    if config.train.fine_tune_epochs:
+        maps = maps_at_cut(examples, backbone, config.augment, config.train.views, features_dir)
+    return StudyData(records_dir, index, views, backbone, maps)
 
 
 def check_rois(data_index: pd.DataFrame, examples: tf.data.Dataset) -> np.ndarray:
@@ -113,14 +98,15 @@ def train_and_score(
     """
     histories, tested, validated = [], [], []
     for fold, partition in enumerate(partitions):
-        head, history = _tracked_fold(data, partition, config, nested=len(partitions) > 1)
+        trained, history = _tracked_fold(data, partition, config, nested=len(partitions) > 1)
         histories.append(history.assign(fold=fold))
-        tested.append(_scores(data, partition.test, fold, _by_head(head, data)))
-        validated.append(_scores(data, partition.validation, fold, _by_head(head, data)))
+        tested.append(_scores(data, partition.test, fold, _scorer(trained, data)))
+        validated.append(_scores(data, partition.validation, fold, _scorer(trained, data)))
     if len(partitions) > 1:
-        head, history = _fit_head(data, _without_test(partitions[0]), config, None)
+        trained, history = train_fold(data, _without_test(partitions[0]), config, None)
         histories.append(history.assign(fold=REFIT_FOLD))
-    model = assemble(data.backbone, head, config.model)
+    # A fine-tuned model is whole already: its last stage is no longer the backbone's.
+    model = trained if data.maps is not None else assemble(data.backbone, trained, config.model)
     if len(partitions) == 1:
         # What is claimed of a hold-out run is claimed of the very model that is exported, in
         # float32, whatever engine computed the features its head was trained on.
@@ -137,14 +123,14 @@ def _tracked_fold(
 ) -> tuple[keras.Model, pd.DataFrame]:
     """Train one partition; a fold of several is a run of its own below the run."""
     if not nested:
-        return _fit_head(data, partition, config, _log_epoch)
+        return train_fold(data, partition, config, _log_epoch)
     experiment = tracking.open_experiment()
     with tracking.start_run(experiment, partition.name, nested=True):
-        head, history = _fit_head(data, partition, config, None)
+        trained, history = train_fold(data, partition, config, None)
         tracking.log_history(history)
-        scores = _scores(data, partition.test, 0, _by_head(head, data))
+        scores = _scores(data, partition.test, 0, _scorer(trained, data))
         tracking.log_metrics({"test": compute_metrics(*labels_and_probabilities(scores))})
-    return head, history
+    return trained, history
 
 
 def _log_epoch(epoch: int, logs: dict[str, float]) -> None:
@@ -158,80 +144,15 @@ def _without_test(partition: Partition) -> Partition:
     )
 
 
-def _fit_head(
-    data: StudyData, partition: Partition, config: Config, on_epoch: EpochCallback | None
-) -> tuple[keras.Model, pd.DataFrame]:
-    train = _rows_of(data, partition.train)
-    validation = _rows_of(data, partition.validation)
-    targets = _targets(data.index, np.concatenate([train, validation]), config.model.head)
-    seed = config.train.seed
-    head = build_head(config.model, data.views[0, train], seed)
-    patient_ids = data.index["patient_id"].to_numpy()[train]
-    balanced = patient_ids if config.train.sampling == "patients" else None
-    weights = _class_weights(data.index.iloc[train], config)
-    if config.train.views:
-        batches = feature_batches(
-            data.views[1:],
-            targets,
-            frame_order(train, balanced, seed=seed),
-            batch_size=config.train.batch_size,
-            seed=seed,
-        )
-        held_out = (data.views[0, validation], targets[validation])
-        return head, fit(head, batches, held_out, weights, config.train, on_epoch)
-    model = assemble(data.backbone, head, config.model)
-    examples = _with_targets(read_records(data.records_dir), targets)
-    training = keep_patients(examples, partition.train)
-    batches = training_batches(
-        # Keras would warn in the first epoch that data of unknown length ran out.
-        training.apply(tf.data.experimental.assert_cardinality(len(train))),
-        config.augment,
-        batch_size=config.train.batch_size,
-        seed=seed,
-    )
-    held_out = pixel_batches(keep_patients(examples, partition.validation))
-    history = fit(model, batches, held_out, weights, config.train, on_epoch)
-    copy_weights(model, head)
-    return head, history
-
-
-def _targets(index: pd.DataFrame, rows: np.ndarray, head: HeadKind) -> np.ndarray:
-    """What a head is to say of every frame; `rows` are those it learns or is validated on."""
-    if head != "regression":
-        return index["label"].to_numpy()
-    unknown = index.iloc[rows].loc[lambda part: part["fat_percent"].isna(), "patient_id"].unique()
-    if len(unknown):
-        raise ValueError(
-            "Expected fat_percent for every frame that trains or validates, which "
-            f"model.head=regression learns. Received: none for {len(unknown)} patients, first "
-            f"{', '.join(unknown[:3])}. Leave them out of the manifest, or use model.head=ordinal."
-        )
-    return np.sqrt(index["fat_percent"].to_numpy(np.float32))
-
-
-def _class_weights(training: pd.DataFrame, config: Config) -> dict[int, float] | None:
-    if not config.train.class_weights or config.model.head == "regression":
-        return None
-    if config.train.sampling == "patients":  # a grade then counts as often as it has patients
-        training = training.drop_duplicates("patient_id")
-    return class_weights(training["label"].to_numpy(), len(GRADES))
-
-
-def _with_targets(examples: tf.data.Dataset, targets: np.ndarray) -> tf.data.Dataset:
-    """The records with each frame's target in place of its label, in the order of the index."""
-    pairs = tf.data.Dataset.zip(examples, tf.data.Dataset.from_tensor_slices(targets))
-    return pairs.map(lambda example, target: example | {"label": target})
-
-
-def _rows_of(data: StudyData, patient_ids: frozenset[str]) -> np.ndarray:
-    return np.flatnonzero(data.index["patient_id"].isin(patient_ids))
+def _scorer(trained: keras.Model, data: StudyData) -> Scorer:
+    return _by_head(trained, data) if data.maps is None else _by_model(trained, data)
 
 
 def _by_head(head: keras.Model, data: StudyData) -> Scorer:
     """Probabilities of a patient group from the stored plain features."""
 
     def score(patient_ids: frozenset[str]) -> np.ndarray:
-        return np.asarray(head(data.views[0, _rows_of(data, patient_ids)], training=False))
+        return np.asarray(head(data.views[0, rows_of(data, patient_ids)], training=False))
 
     return score
 
@@ -250,8 +171,18 @@ def _by_model(model: keras.Model, data: StudyData) -> Scorer:
 def _scores(
     data: StudyData, patient_ids: frozenset[str], fold: int, scorer: Scorer
 ) -> pd.DataFrame:
-    index = data.index.iloc[_rows_of(data, patient_ids)]
-    probabilities = scorer(patient_ids)
+    index = data.index.iloc[rows_of(data, patient_ids)]
+    return score_table(index, scorer(patient_ids), fold)
+
+
+def score_table(index: pd.DataFrame, probabilities: np.ndarray, fold: int) -> pd.DataFrame:
+    """A frame table as `evaluation/scores.py` reads it.
+
+    Args:
+        index: rows of `read_index`.
+        probabilities: `(num_rows, 4)`, in the same order.
+        fold: in which these frames were tested.
+    """
     table = index[["frame_id", "patient_id"]].assign(
         fold=fold, grade=[GRADES[label] for label in index["label"]],
         fat_percent=index["fat_percent"],

@@ -30,14 +30,35 @@ def build_head(
     """
     features = keras.Input((training_features.shape[1],), name=FEATURE_LAYER)
     keras.utils.set_random_seed(seed)
-    head = keras.Model(features, _head_layers(features, config, num_grades), name="head")
-    if config.normalize_features:
-        mean = training_features.mean(axis=0, dtype=np.float64)
-        variance = training_features.var(axis=0, dtype=np.float64)
-        head.get_layer(NORMALIZATION_LAYER).set_weights(
-            [mean.astype(np.float32), variance.astype(np.float32)]
-        )
+    outputs = end_network(hidden_layers(features, config), config.head, num_grades)
+    head = keras.Model(features, outputs, name="head")
+    set_normalization(head, training_features)
     return head
+
+
+def hidden_layers(features: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
+    """Normalisation, dense, ReLU, dropout: `(..., num_features)` -> `(..., hidden_units)`."""
+    x = features
+    if config.normalize_features:
+        x = keras.layers.BatchNormalization(
+            center=False, scale=False, epsilon=1e-6, trainable=False, name=NORMALIZATION_LAYER
+        )(x)
+    x = keras.layers.Dense(config.hidden_units, activation="relu", name="hidden")(x)
+    return keras.layers.Dropout(config.dropout, name="dropout")(x)
+
+
+def set_normalization(head: keras.Model, training_features: np.ndarray) -> None:
+    """Set mean and variance of the training features, if the head normalises them.
+
+    Args:
+        head: with `hidden_layers`.
+        training_features: `(num_frames, num_features)` float32 of the training part only.
+    """
+    if not any(layer.name == NORMALIZATION_LAYER for layer in head.layers):
+        return
+    moments = (training_features.mean(axis=0, dtype=np.float64),
+               training_features.var(axis=0, dtype=np.float64))  # fmt: skip
+    head.get_layer(NORMALIZATION_LAYER).set_weights([m.astype(np.float32) for m in moments])
 
 
 def assemble(backbone: keras.Model, head: keras.Model, config: ModelConfig) -> keras.Model:
@@ -54,7 +75,7 @@ def assemble(backbone: keras.Model, head: keras.Model, config: ModelConfig) -> k
         model `roi` (batch, 224, 224, 1) uint8 -> `probabilities` (batch, 4) float32.
     """
     num_grades = head.output_shape[-1]
-    outputs = _head_layers(backbone.output, config, num_grades)
+    outputs = end_network(hidden_layers(backbone.output, config), config.head, num_grades)
     model = keras.Model(backbone.input, outputs, name="steatosis_grader")
     for layer in head.layers:
         if layer.weights:
@@ -67,16 +88,3 @@ def copy_weights(model: keras.Model, head: keras.Model) -> None:
     for layer in head.layers:
         if layer.weights:
             layer.set_weights(model.get_layer(layer.name).get_weights())
-
-
-def _head_layers(
-    features: keras.KerasTensor, config: ModelConfig, num_grades: int
-) -> keras.KerasTensor:
-    x = features
-    if config.normalize_features:
-        x = keras.layers.BatchNormalization(
-            center=False, scale=False, epsilon=1e-6, trainable=False, name=NORMALIZATION_LAYER
-        )(x)
-    x = keras.layers.Dense(config.hidden_units, activation="relu", name="hidden")(x)
-    x = keras.layers.Dropout(config.dropout, name="dropout")(x)
-    return end_network(x, config.head, num_grades)

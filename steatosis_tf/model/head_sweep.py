@@ -85,11 +85,11 @@ class Sweep:
         Raises:
             ValueError: if the config asks for what the compiled fit does not do.
         """
-        if config.model.head != "softmax" or config.train.sampling != "frames":
+        asked = config.model.head, config.train.sampling, config.train.fine_tune_epochs
+        if asked != ("softmax", "frames", 0):
             raise ValueError(
-                "Expected model.head=softmax and train.sampling=frames in a sweep. Received: "
-                f"model.head={config.model.head} train.sampling={config.train.sampling}. "
-                "experiments/heads.py compares these."
+                "Expected model.head=softmax, train.sampling=frames and train.fine_tune_epochs=0 "
+                f"in a sweep. Received: {asked}. experiments/heads.py compares heads."
             )
         self.index, self.config = index, config
         self.folds = outer_folds(index, config, inner)

@@ -1,0 +1,121 @@
+"""What a fold learns from: the targets of each head, grades that count the same, sampling."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from steatosis_tf.cohort.splits import Partition
+from steatosis_tf.config import Config, ModelConfig, TrainConfig
+from steatosis_tf.fold_fit import StudyData, train_fold
+from steatosis_tf.model.head_sweep import Sweep
+from steatosis_tf.records.pipeline import read_index
+
+_FAT = (2.0, 20.0, 50.0, 80.0)
+
+
+def _study(tmp_path, frames_of_last: int = 2) -> StudyData:
+    """16 patients, four of each grade, two frames each, the last one perhaps with more."""
+    counts = [2] * 15 + [frames_of_last]
+    patient = np.repeat(np.arange(16), counts)
+    index = pd.DataFrame({
+        "frame_id": [f"f{n}" for n in range(len(patient))],
+        "patient_id": [f"p{n:02d}" for n in patient],
+        "label": patient % 4,
+        "fat_percent": [_FAT[n % 4] for n in patient],
+    })  # fmt: skip
+    noise = np.random.default_rng(0).normal(0, 0.1, (2, len(patient), 5))
+    views = (np.eye(5)[patient % 4] + noise).astype(np.float32)
+    return StudyData(tmp_path, index, views, keras.Sequential())
+
+
+def _partition(study: StudyData) -> Partition:
+    patients = sorted(set(study.index["patient_id"]))
+    parts = (frozenset(patients[8:]), frozenset(patients[4:8]), frozenset(patients[:4]))
+    return Partition("fold", *parts)
+
+
+def _config(head: str = "softmax", **train) -> Config:
+    settings = {"epochs": 1, "views": 1, "learning_rate": 1e-9, "batch_size": 64} | train
+    return Config(
+        model=ModelConfig(weights="random", hidden_units=4, dropout=0.0, head=head),
+        train=TrainConfig(**settings),
+    )
+
+
+def test_regression_needs_fat_where_it_learns_but_not_where_it_is_tested(tmp_path):
+    study = _study(tmp_path)
+    index = study.index.copy()
+    tested = index["patient_id"].isin(["p00", "p01"])
+    index.loc[tested, "fat_percent"] = np.nan
+    partition = _partition(study)
+    train_fold(dataclasses.replace(study, index=index), partition, _config("regression"), None)
+    index.loc[index["patient_id"].isin(["p05", "p12"]), "fat_percent"] = np.nan
+    unknown = dataclasses.replace(study, index=index)
+    message = r"fat_percent for every frame.*none for 2 patients, first p12, p05.*head=ordinal"
+    with pytest.raises(ValueError, match=message):
+        train_fold(unknown, partition, _config("regression"), None)
+    train_fold(unknown, partition, _config("ordinal"), None)
+
+
+def test_regression_learns_the_square_root_of_fat(tmp_path):
+    study = _study(tmp_path)
+    head, history = train_fold(study, _partition(study), _config("regression"), None)
+    rows = study.index["patient_id"].isin(_partition(study).train).to_numpy()
+    sqrt_fat = keras.Model(head.input, head.get_layer("sqrt_fat").output)
+    predicted = sqrt_fat.predict(study.views[1, rows], verbose=0)[:, 0]
+    truth = np.sqrt(study.index["fat_percent"].to_numpy()[rows])
+    # one step at a rate of 1e-9: the loss is that of the untrained head, no grade weighs more
+    assert history["loss"][0] == pytest.approx(np.mean((predicted - truth) ** 2), rel=1e-4)
+
+
+@pytest.mark.parametrize("sampling", ["frames", "patients"])
+def test_grades_count_the_same_by_what_is_read(tmp_path, sampling):
+    """One Severe patient has 20 frames: by frames it fills Severe, by patients it is one of two."""
+    study = _study(tmp_path, frames_of_last=20)
+    partition = _partition(study)
+    head, history = train_fold(study, partition, _config(sampling=sampling), None)
+    rows = np.flatnonzero(study.index["patient_id"].isin(partition.train))
+    index = study.index.iloc[rows]
+    probabilities = head.predict(study.views[1, rows], verbose=0)
+    losses = pd.Series(-np.log(probabilities[np.arange(len(rows)), index["label"]]), index.index)
+    by_grade = [losses[index["label"] == label].mean() for label in range(4)]
+    if sampling == "frames":
+        assert history["loss"][0] == pytest.approx(np.mean(by_grade), rel=1e-4)
+        return
+    # two patients of every grade, so every weight is 1; frames of a patient are nearly alike
+    by_patient = losses.groupby(index["patient_id"]).mean()
+    assert history["loss"][0] == pytest.approx(by_patient.mean(), rel=0.05)
+
+
+def test_online_fit_gets_the_targets_of_its_own_frames(phantom_records, tiny_pixels):
+    """Each frame's own fat percent, although records and index are read apart."""
+    index = read_index(phantom_records)
+    patients = index.sort_values("label", kind="stable")["patient_id"].tolist()
+    partition = Partition("fold", frozenset(patients[2:]), frozenset(patients[:2]), frozenset())
+    views = np.ones((1, len(index), tiny_pixels.output_shape[-1]), np.float32)
+    study = StudyData(phantom_records, index, views, tiny_pixels)
+    config = _config("regression", views=0)
+    head, history = train_fold(study, partition, config, None)
+    # nothing is learnt, all features are alike: each prediction is the same constant
+    sqrt_fat = keras.Model(head.input, head.get_layer("sqrt_fat").output)
+    constant = float(sqrt_fat.predict(views[0, :1], verbose=0)[0, 0])
+    truth = np.sqrt(index.loc[index["patient_id"].isin(partition.validation), "fat_percent"])
+    assert history["val_loss"][0] == pytest.approx(((truth - constant) ** 2).mean(), rel=1e-3)
+
+
+@pytest.fixture
+def tiny_pixels() -> keras.Model:
+    """A network that says the same of every frame."""
+    roi = keras.Input((224, 224, 1), dtype="uint8", name="roi")
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(0.0, 1.0)(roi))
+    return keras.Model(roi, keras.layers.RepeatVector(3)(x)[:, :, 0], name="constant")
+
+
+def test_sweep_refuses_what_it_does_not_do(tmp_path):
+    study = _study(tmp_path)
+    for config in (_config("ordinal"), _config(sampling="patients"), _config(fine_tune_epochs=1)):
+        with pytest.raises(ValueError, match=r"head=softmax, train\.sampling=frames.*in a sweep"):
+            Sweep(study.index, study.views, config, 3)
