@@ -38,8 +38,8 @@ def fit_nearest(lesson: Lesson) -> FittedPipeline:
 
 
 SYSTEMS = (
-    System("majority", "Majority vote", 0, "floor", TASKS, fit_majority, repeats=5),
-    System("nearest", "1 nearest neighbour", 0, "floor", TASKS, fit_nearest, repeats=5),
+    System("majority", "Majority vote", 0, "floor", TASKS, fit_majority, repeats=3),
+    System("nearest", "1 nearest neighbour", 0, "floor", TASKS, fit_nearest, repeats=3),
 )
 
 if __name__ == "__main__":

@@ -6,10 +6,13 @@ import re
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 from sklearn.dummy import DummyClassifier
+from sklearn.metrics import cohen_kappa_score
 
 from steatosis_tf.cohort.manifest import build_manifest
+from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 from steatosis_tf.sources.phantom import write_phantoms
 from steatosis_tf.table1.classical import FittedPipeline, learnable_rows
 from steatosis_tf.table1.document import write_page
@@ -64,6 +67,26 @@ def test_the_page_holds_every_finished_row_and_names_the_others(folder: Path) ->
     picture = cv2.imread(str(folder / "docs" / "images" / "table1.png"))
     assert picture is not None
     assert picture.shape[1] == 1800  # 12 inches at 150 dpi
+
+
+def test_the_page_pairs_every_system_with_the_nearest_neighbour(folder: Path) -> None:
+    study = load_study(folder / "manifest.csv", folder / "runs")
+    floor = read_row(PRIOR, "four_grades", study, folder / "runs")
+    nearest = dataclasses.replace(PRIOR, name="nearest", title="Nearest", year=0)
+    patients = floor.patient_scores.copy()
+    # Three of four patients are graded rightly, the fourth is called Normal.
+    given = np.where(np.arange(len(patients)) % 4 < 3, patients["grade"], "Normal")
+    patients[list(SCORE_COLUMNS)] = (given[:, None] == np.array(GRADES)) * 1.0
+    row = dataclasses.replace(floor, patient_scores=patients.assign(predicted=given))
+    page = folder / "docs" / "paired.md"
+    write_page([dataclasses.replace(floor, system=nearest), row], [], study, page)
+    part = page.read_text().split("### More than a memory of pictures?")[1]
+    assert "Of 1 systems 1 are above it in kappa and 1 in AUC" in part
+    mine, floors = (
+        cohen_kappa_score(patients["grade"], predicted, labels=GRADES, weights="quadratic")
+        for predicted in (given, floor.patient_scores["predicted"])
+    )
+    assert f"| Prior 2026 | {mine - floors:+.2f} (+" in part
 
 
 def test_weights_are_a_setting_of_their_own(
