@@ -91,10 +91,12 @@ def load_study(
     settings = json.dumps(
         [__version__, dataclasses.asdict(config.split), dataclasses.asdict(config.roi)]
     )
-    digest = hashlib.sha256(settings.encode() + manifest_path.read_bytes()).hexdigest()
+    # Without paths: the same frames are the same study wherever they lie.
+    rows = table.drop(columns="path").to_csv(index=False)
+    digest = hashlib.sha256((settings + rows).encode()).hexdigest()
     folder = cache / "table1" / digest[:16]
     partitions = make_partitions(table, config.split)
-    if not (folder / "manifest.csv").is_file():
+    if not (folder / "records" / "records.json").is_file():
         table = relocate(add_roi_columns(table, manifest_path, config.roi), manifest_path, folder)
         table["split"] = test_column(table, [part for part in partitions if part.repeat == 0])
         write_manifest(table, folder / "manifest.csv")

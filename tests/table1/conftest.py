@@ -1,4 +1,6 @@
-"""A study of twelve simulated patients under a protocol of three folds."""
+"""A study of sixteen simulated patients under a protocol of three folds."""
+
+from pathlib import Path
 
 import pytest
 
@@ -9,11 +11,17 @@ from steatosis_tf.table1.study import Study, load_study
 
 
 @pytest.fixture(scope="session")
-def small_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """Three patients or more of every grade, two frames each, two repeats of three folds."""
+def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`manifest.csv` of sixteen patients, three or more of every grade, two frames each."""
     folder = tmp_path_factory.mktemp("small_study")
     labels_path = write_phantoms(folder / "phantoms", num_patients=16, frames_per_patient=2, seed=5)
     build_manifest(labels_path, folder / "manifest.csv")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_study(study_folder: Path) -> Study:
+    """Two repeats of three folds."""
     split = SplitConfig(kind="kfold", folds=3, repeats=2)
     config = Config(split=split, roi=RoiConfig(method="sector"))
-    return load_study(folder / "manifest.csv", folder / "runs", config)
+    return load_study(study_folder / "manifest.csv", study_folder / "runs", config)

@@ -1,5 +1,6 @@
 """The classical systems of the table on simulated patients, from fit to file and back."""
 
+import dataclasses
 import importlib.util
 import zipfile
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_texture_systems_tell_flat_from_rough(small_study: Study) -> None:
     labels = small_study.index["label"].to_numpy()
     amplitude = np.where(labels > 0, 60, 10)[:, None, None, None]
     rois = (128 + amplitude * rng.uniform(-1, 1, small_study.rois.shape)).astype(np.uint8)
-    study = Study(small_study.index, rois, small_study.partitions, small_study.config, "rough")
+    study = dataclasses.replace(small_study, rois=rois)
     part = study.partitions[0]
     tested = study.rows_of(part.test)
     train, validation = study.rows_of(part.train), study.rows_of(part.validation)

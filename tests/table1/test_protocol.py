@@ -10,11 +10,12 @@ import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import f1_score, roc_auc_score
 
+from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.table1.classical import FittedPipeline, inner_folds, learnable_rows
 from steatosis_tf.table1.exported import load_exported
 from steatosis_tf.table1.numbers import row_numbers
 from steatosis_tf.table1.protocol import read_row, row_dir, run_system
-from steatosis_tf.table1.study import Study
+from steatosis_tf.table1.study import Study, load_study
 from steatosis_tf.table1.system import Lesson, System
 
 
@@ -98,6 +99,19 @@ def test_another_setting_is_another_result(small_study: Study, runs_dir: Path) -
     other = dataclasses.replace(PRIOR, settings={"strategy": "most_frequent"})
     assert read_row(other, "four_grades", small_study, runs_dir) is None
     assert read_row(PRIOR, "four_grades", small_study, runs_dir) is not None
+
+
+def test_a_moved_manifest_is_the_same_study(small_study: Study, study_folder: Path) -> None:
+    table = read_manifest(study_folder / "manifest.csv")
+    moved = study_folder / "moved" / "manifest.csv"
+    write_manifest(relocate(table, study_folder / "manifest.csv", moved.parent), moved)
+    assert moved.read_bytes() != (study_folder / "manifest.csv").read_bytes()
+    again = load_study(moved, study_folder / "runs", small_study.config)
+    assert again.fingerprint == small_study.fingerprint
+    regraded = table.assign(fat_percent=table["fat_percent"] + 1)
+    write_manifest(regraded, study_folder / "regraded.csv")
+    other = load_study(study_folder / "regraded.csv", study_folder / "runs", small_study.config)
+    assert other.fingerprint != small_study.fingerprint
 
 
 def test_mlflow_holds_one_parent_per_repeat_with_its_folds_below(
