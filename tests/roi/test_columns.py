@@ -85,6 +85,16 @@ def test_a_persons_box_that_shows_nothing_is_rejected_with_its_reason(
     pd.testing.assert_frame_equal(found.drop(row), table.drop(row))
 
 
+def test_sector_rectangle_stands_in_only_where_the_config_says_so(drawn_fan):
+    frame = np.where(drawn_fan()[0] > 0, 90, 0).astype(np.uint8)  # a fan without any texture
+    with pytest.raises(ValueError, match="no liver found"):
+        propose_roi(frame, RoiConfig())
+    stand_in = propose_roi(frame, RoiConfig(sector_fallback=True))
+    assert stand_in.rectangle == propose_roi(frame, SECTOR).rectangle
+    assert stand_in.quality == 0
+    assert stand_in.reason.startswith("no liver found")
+
+
 def test_frame_that_cannot_be_read_gets_its_reason(fan_manifest):
     (fan_manifest.parent.parent / "frames" / "a.png").write_bytes(b"")
     found = add_roi_columns(read_manifest(fan_manifest), fan_manifest, SECTOR)
