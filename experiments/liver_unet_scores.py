@@ -2,10 +2,11 @@
 
     python experiments/liver_unet_scores.py --data DATA_DIR --out runs/liver_unet
 
-Prints and writes `scores.json`, `aul_scores.csv` and `byra_scores.csv` into the same folder, and
-logs them to MLflow. Images: Dice against the `liver` polygon, out-of-fold for the five folds and
-on the test part for the final network. Frames of byra2018, which no network saw: share of the
-operators' liver and kidney boxes inside the mask. Where no sector is found the Dice counts as 0.
+Writes `aul_scores.csv` and `byra_scores.csv` beside each network, unless they are there, and
+prints, writes and logs to MLflow what they come to (`scores.json`). Images: Dice against the
+`liver` polygon, out-of-fold for the five folds and on the test part for the final network. Frames
+of byra2018, which no network saw: share of the operators' liver and kidney boxes inside the mask.
+Where no sector is found the Dice counts as 0.
 
 Time: about 6 minutes on 2 cores. Result: see steatosis_tf/roi/liver_unet_card.md.
 """
@@ -17,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pandas as pd
-from liver_unet import CONFIG, all_outlined, dice, parts_of, ranked_names
+from liver_unet import CONFIG, all_outlined, dice, parts_of, ranked_groups
 
 from steatosis_tf import tracking
+from steatosis_tf.atomic import replacing
 from steatosis_tf.roi.liver import (
     LIVER_THRESHOLD,
     back_in_frame,
@@ -32,6 +34,7 @@ from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.folder import read_frame
 
 BOX_PX = 28
+NUM_BOOTSTRAPS = 2000
 
 
 def mask_of(
@@ -66,28 +69,26 @@ def aul_rows(
 
 
 def byra_rows(
-    sessions: dict[str, onnxruntime.InferenceSession], byra_dir: Path
+    session: onnxruntime.InferenceSession, byra_dir: Path, network: str
 ) -> list[dict[str, object]]:
-    """One row per network, frame and operator, with the found sector."""
+    """One row per frame and operator, with the found sector."""
     boxes = pd.read_csv(byra_dir / "operator_boxes_28px.csv", dtype={"path": str}).dropna()
     patients = pd.read_csv(byra_dir / "labels.csv", dtype=str).set_index("path")["patient_id"]
     rows = []
     for path, of_frame in boxes.groupby("path"):
         frame = read_frame(byra_dir / str(path))
-        sector = find_sector(frame).mask
-        masks = {network: mask_of(session, frame, sector) for network, session in sessions.items()}
+        mask = mask_of(session, frame, find_sector(frame).mask)
         for box in of_frame.itertuples():
-            for network, mask in masks.items():
-                rows.append(
-                    {
-                        "network": network,
-                        "patient_id": patients[str(path)],
-                        "path": path,
-                        "operator": box.operator,
-                        "liver_inside": share_inside(mask, box.liver_x, box.liver_y),
-                        "kidney_inside": share_inside(mask, box.kidney_x, box.kidney_y),
-                    }
-                )
+            rows.append(
+                {
+                    "network": network,
+                    "patient_id": patients[str(path)],
+                    "path": path,
+                    "operator": box.operator,
+                    "liver_inside": share_inside(mask, box.liver_x, box.liver_y),
+                    "kidney_inside": share_inside(mask, box.kidney_x, box.kidney_y),
+                }
+            )
     return rows
 
 
@@ -95,14 +96,30 @@ def share_inside(mask: np.ndarray, left: float, top: float) -> float:
     return float(mask[int(top) : int(top) + BOX_PX, int(left) : int(left) + BOX_PX].mean())
 
 
-def dice_summary(table: pd.DataFrame) -> dict[str, float]:
-    out: dict[str, float] = {"num_images": len(table)}
+def dice_summary(table: pd.DataFrame) -> dict[str, object]:
+    """Median, 10th percentile and mean, the first two with 95 % bootstrap intervals."""
+    out: dict[str, object] = {"num_images": len(table)}
+    drawn = np.random.default_rng(0).integers(0, len(table), (NUM_BOOTSTRAPS, len(table)))
     for sector in ("true_sector", "found_sector"):
-        scores = table[f"dice_{sector}"]
-        out[f"{sector}_median"] = float(scores.median())
-        out[f"{sector}_p10"] = float(scores.quantile(0.1))
-        out[f"{sector}_mean"] = float(scores.mean())
+        scores = table[f"dice_{sector}"].to_numpy()
+        for name, quantile in (("median", 0.5), ("p10", 0.1)):
+            again = np.quantile(scores[drawn], quantile, axis=1)
+            out[f"{sector}_{name}"] = round(float(np.quantile(scores, quantile)), 4)
+            out[f"{sector}_{name}_interval"] = np.quantile(again, (0.025, 0.975)).round(4).tolist()
+        out[f"{sector}_mean"] = round(float(scores.mean()), 4)
     return out
+
+
+def score(network_dir: Path, data_dir: Path, names: list[str]) -> None:
+    """Write the scores of one network beside it, unless they are there."""
+    session = single_threaded_session(network_dir / "liver_unet.onnx")
+    for file, rows_of in (
+        ("aul_scores.csv", lambda: aul_rows(session, data_dir / "aul", names, network_dir.name)),
+        ("byra_scores.csv", lambda: byra_rows(session, data_dir / "byra2018", network_dir.name)),
+    ):
+        if not (network_dir / file).is_file():
+            with replacing(network_dir / file) as unfinished:
+                pd.DataFrame(rows_of()).to_csv(unfinished, index=False)
 
 
 def main() -> None:
@@ -110,32 +127,33 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="holds aul/ and byra2018/")
     parser.add_argument("--out", type=Path, required=True, help="folder of the trained networks")
     arguments = parser.parse_args()
-    aul_dir = arguments.data / "aul"
-    names = ranked_names(aul_dir)
+    groups = ranked_groups(arguments.data / "aul")
     folds = {"final": None} | {f"fold_{i}": i for i in range(CONFIG.num_folds)}
-    paths = {name: arguments.out / name / "liver_unet.onnx" for name in folds}
-    sessions = {n: single_threaded_session(p) for n, p in paths.items() if p.is_file()}
-    rows: list[dict[str, object]] = []
-    for name, session in sessions.items():
-        rows += aul_rows(session, aul_dir, parts_of(names, folds[name], CONFIG)["scored"], name)
-    aul = pd.DataFrame(rows)
-    byra = pd.DataFrame(byra_rows(sessions, arguments.data / "byra2018"))
+    trained = [n for n in folds if (arguments.out / n / "liver_unet.onnx").is_file()]
+    for name in trained:
+        names = parts_of(groups, folds[name], CONFIG)["scored"]
+        score(arguments.out / name, arguments.data, names)
+    aul, byra = (
+        pd.concat([pd.read_csv(arguments.out / name / file) for name in trained])
+        for file in ("aul_scores.csv", "byra_scores.csv")
+    )
     is_test = aul["network"] == "final"
     inside = byra.groupby("network")[["liver_inside", "kidney_inside"]].mean()
+    parts = {"out_of_fold": aul[~is_test], "test_part": aul[is_test]}
     scores = {
-        "networks": list(sessions),
-        "out_of_fold": dice_summary(aul[~is_test]),
-        "test_part": dice_summary(aul[is_test]),
+        "networks": trained,
+        **{name: dice_summary(part) for name, part in parts.items() if len(part)},
         "byra2018": inside.round(4).to_dict(orient="index"),
     }
     print(json.dumps(scores, indent=1))
-    aul.to_csv(arguments.out / "aul_scores.csv", index=False)
-    byra.to_csv(arguments.out / "byra_scores.csv", index=False)
-    (arguments.out / "scores.json").write_text(json.dumps(scores, indent=1))
+    with replacing(arguments.out / "scores.json") as unfinished:
+        unfinished.write_text(json.dumps(scores, indent=1))
     with tracking.start_run("liver_unet", "five_fold_and_final"):
-        tracking.log_metrics({key: scores[key] for key in ("out_of_fold", "test_part", "byra2018")})
-        for file in ("aul_scores.csv", "byra_scores.csv", "scores.json", "config.json"):
-            tracking.log_artifacts(arguments.out / file)
+        tracking.log_metrics({key: scores[key] for key in scores if key != "networks"})
+        tracking.log_artifacts(arguments.out / "scores.json")
+        for name in trained:
+            for file in ("aul_scores.csv", "byra_scores.csv"):
+                tracking.log_artifacts(arguments.out / name / file, name)
 
 
 if __name__ == "__main__":
