@@ -131,7 +131,7 @@ def _costs(rows: Sequence[Row]) -> str:
             f"{row.cost['num_parameters']:,}",
             f"{row.cost['train_minutes']:.2f}",
             f"{row.cost['ms_per_frame']:.1f}",
-            str(row.system.repeats),
+            _repeats(row),
             ", ".join(f"{name} {value}" for name, value in row.system.settings.items()),
         )
         for row in rows
@@ -143,6 +143,11 @@ def _costs(rows: Sequence[Row]) -> str:
         f"probabilities. The rows of this page took {total:.0f} processor minutes together, "
         "evaluation and the split by image included.\n\n" + _markdown(header, body)
     )
+
+
+def _repeats(row: Row) -> str:
+    done, wanted = row.patient_scores["repeat"].nunique(), row.system.repeats
+    return str(done) if done == wanted else f"{done} of {wanted}"
 
 
 def _systems(rows: Sequence[Row]) -> str:

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -84,16 +85,17 @@ def run_system(
 
 
 def read_row(system: System, task: str, study: Study, runs_dir: str | Path = "runs") -> Row | None:
-    """The finished result of a system on a task; None while a repeat is missing."""
+    """The repeats of a system on a task that are finished; None without the first."""
     folders = [row_dir(system, task, study, runs_dir) / f"repeat_{repeat}"
                for repeat in range(system.repeats)]  # fmt: skip
-    if not all((folder / _DONE).is_file() for folder in folders):
+    finished = list(takewhile(lambda folder: (folder / _DONE).is_file(), folders))
+    if not finished:
         return None
     tables = [
         read_scores(folder / "patient_scores.csv").assign(repeat=repeat)
-        for repeat, folder in enumerate(folders)
+        for repeat, folder in enumerate(finished)
     ]
-    costs = [json.loads((folder / _DONE).read_text()) for folder in folders]
+    costs = [json.loads((folder / _DONE).read_text()) for folder in finished]
     minutes = {
         "train_minutes": float(np.mean([cost["train_minutes"] for cost in costs])),
         "total_minutes": sum(cost["total_minutes"] for cost in costs),
