@@ -13,7 +13,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import pandas as pd
@@ -41,6 +41,10 @@ from steatosis_tf.records.builder import records_fingerprint, usable_rows, write
 from steatosis_tf.records.pipeline import read_records
 from steatosis_tf.roi.columns import add_roi_columns
 from steatosis_tf.roi.fold import fold_decisions
+from steatosis_tf.runner_arguments import add_runner_arguments, runner_options
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,13 @@ def main(doc: str, experiment: str, config: Config, argv: Sequence[str] | None =
     add_config_arguments(parser)
     parser.add_argument("--runs-dir", default="runs")
     parser.add_argument("--report", metavar="FILE", help="write a JSON summary of the run")
+    add_runner_arguments(parser)
     args = parser.parse_args(argv)
     try:
         config = override(config, given_settings(args))
+        options = runner_options(args)
         summaries = [
-            run(experiment, args.manifest, config, args.runs_dir, repeat=repeat)
+            run(experiment, args.manifest, config, args.runs_dir, repeat=repeat, options=options)
             for repeat in range(config.split.repeats)
         ]
     except (ValueError, RuntimeError, OSError) as error:
@@ -114,6 +120,7 @@ def run(
     runs_dir: str | Path = "runs",
     *,
     repeat: int = 0,
+    options: "PipelineOptions | None" = None,
 ) -> RunSummary:
     """Do whatever is missing (split, ROI, records, features), then train, evaluate and export.
 
@@ -128,6 +135,8 @@ def run(
         runs_dir: folder of runs; records and features are kept in `runs_dir/cache`.
         repeat: which round of a repeated k-fold, from 0. Each is a run of its own, with other
             folds and the seed `train.seed + repeat`, so that no patient is counted twice.
+        options: Beam runner that proposes ROIs and makes records and features, see
+            `spread.beam_options`; None does it here.
 
     Returns:
         the run's id, directory and metrics.
@@ -146,8 +155,8 @@ def run(
         run_dir.mkdir(parents=True)
         save_config(config, run_dir / "config.json")
         paths = Path(manifest_path), run_dir, Path(runs_dir)
-        partitions, records_dir = _prepare(*paths, config, repeat)
-        data = load_study(records_dir, Path(runs_dir) / "cache" / "features", config)
+        partitions, records_dir = _prepare(*paths, config, repeat, options)
+        data = load_study(records_dir, Path(runs_dir) / "cache" / "features", config, options)
         train_start = time.monotonic()
         model = train_and_score(data, partitions, config, run_dir)
         train_minutes = (time.monotonic() - train_start) / 60
@@ -166,13 +175,18 @@ def run(
 
 
 def _prepare(
-    manifest_path: Path, run_dir: Path, runs_dir: Path, config: Config, repeat: int
+    manifest_path: Path,
+    run_dir: Path,
+    runs_dir: Path,
+    config: Config,
+    repeat: int,
+    options: "PipelineOptions | None",
 ) -> tuple[list[Partition], Path]:
     """Complete the manifest in the run directory and see that its records exist."""
     fold_decisions(manifest_path)  # a review page that was killed leaves its last ones aside
     table = read_manifest(manifest_path)
     partitions = [p for p in make_partitions(table, config.split) if p.repeat == repeat]
-    table = add_roi_columns(table, manifest_path, config.roi)
+    table = add_roi_columns(table, manifest_path, config.roi, options)
     table = relocate(table, manifest_path, run_dir)
     table["split"] = test_column(table, partitions)
     write_manifest(table, run_dir / "manifest.csv")
@@ -191,6 +205,7 @@ def _prepare(
         time_column=config.split.time_column,
         gate_path=run_dir / "leak_gate.json",
         hashes_path=runs_dir / "cache" / "perceptual_hashes.csv",
+        options=options,
     )
     return partitions, records_dir
 

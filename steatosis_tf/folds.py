@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -21,6 +22,7 @@ from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.classifier import assemble
 from steatosis_tf.model.engines import choose_engine
+from steatosis_tf.model.feature_parts import spread_features
 from steatosis_tf.model.features import stored_features
 from steatosis_tf.model.fine_tune import maps_at_cut
 from steatosis_tf.records.pipeline import (
@@ -31,19 +33,28 @@ from steatosis_tf.records.pipeline import (
     read_records,
 )
 
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
 #: `fold` of the final model of a cross-validated run in history.csv.
 REFIT_FOLD = -1
 
 Scorer = Callable[[frozenset[str]], np.ndarray]
 
 
-def load_study(records_dir: Path, features_dir: Path, config: Config) -> StudyData:
+def load_study(
+    records_dir: Path,
+    features_dir: Path,
+    config: Config,
+    options: "PipelineOptions | None" = None,
+) -> StudyData:
     """Read the index of the records and compute or find what the network says of every frame.
 
     Args:
         records_dir: as given to `write_records`.
         features_dir: feature store, shared by all runs.
         config: backbone, engine, augmentation and number of views.
+        options: Beam runner whose workers compute, see `spread.beam_options`; None computes here.
 
     Raises:
         ValueError: if the records or a weights file cannot be used.
@@ -61,9 +72,12 @@ def load_study(records_dir: Path, features_dir: Path, config: Config) -> StudyDa
             "engine_speedup": engine.speedup,
         }
     )
-    views = stored_features(
-        examples, features_dir, backbone, engine, config.augment, config.train.views
-    )
+    if options is None:
+        views = stored_features(
+            examples, features_dir, backbone, engine, config.augment, config.train.views
+        )
+    else:
+        views = spread_features(records_dir, features_dir, backbone, engine, config, options)
     maps = None
     if config.train.fine_tune_epochs:
         maps = maps_at_cut(examples, backbone, config.augment, config.train.views, features_dir)

@@ -127,17 +127,16 @@ def near_pairs(
     codes = np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int32)
     rows = np.flatnonzero(hashes.any(axis=1))
     codes = codes[rows]
-    signs = [_signs(part) for part in np.split(hashes[rows], 2, axis=1)]
+    halves = np.split(hashes[rows], 2, axis=1)
     # bits apart = (256 - product) / 2
     least = HASH_BITS - 2 * distance
     found: list[tuple[int, int, int]] = []
     for top in range(0, len(rows), _BLOCK):
+        above = [_signs(half[top : top + _BLOCK]) for half in halves]
         for left in range(top, len(rows), _BLOCK):
-            product = signs[0][top : top + _BLOCK] @ signs[0][left : left + _BLOCK].T
-            np.maximum(
-                product, signs[1][top : top + _BLOCK] @ signs[1][left : left + _BLOCK].T,
-                out=product,
-            )  # fmt: skip
+            beside = [_signs(half[left : left + _BLOCK]) for half in halves]
+            product = above[0] @ beside[0].T
+            np.maximum(product, above[1] @ beside[1].T, out=product)
             if product.max() < least:
                 continue
             upper, lower = np.nonzero(product >= least)

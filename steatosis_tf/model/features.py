@@ -82,7 +82,7 @@ def stored_features(
         with writing(view):
             missing = missing_rows(view, rows)  # another writer may have been here
             names = list(itertools.compress(rows, missing))
-            compute_rows(view, engine, _selected(examples, missing), names)
+            compute_rows(view, engine, selected(examples, missing), names)
     return open_views(views, rows)
 
 
@@ -127,6 +127,16 @@ def writing(view: View) -> Iterator[None]:
     with FileLock(view.folder / ".lock"):  # the system frees it when its holder is killed
         clear_away(view.folder)
         yield
+
+
+def selected(examples: tf.data.Dataset, wanted: list[bool]) -> tf.data.Dataset:
+    """Only the examples whose flag is set; one flag per example."""
+    flags = tf.data.Dataset.from_tensor_slices(wanted)
+    return (
+        tf.data.Dataset.zip(examples, flags)
+        .filter(lambda _, flag: flag)
+        .map(lambda example, _: example)
+    )
 
 
 def compute_rows(view: View, engine: Engine, examples: tf.data.Dataset, rows: list[str]) -> None:
@@ -192,15 +202,6 @@ def _view_name(number: int, config: AugmentConfig) -> str:
         return "plain"
     text = json.dumps([number, asdict(config)], sort_keys=True)
     return f"view-{number:03d}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-def _selected(examples: tf.data.Dataset, wanted: list[bool]) -> tf.data.Dataset:
-    flags = tf.data.Dataset.from_tensor_slices(wanted)
-    return (
-        tf.data.Dataset.zip(examples, flags)
-        .filter(lambda _, flag: flag)
-        .map(lambda example, _: example)
-    )
 
 
 def _as_stored(values: np.ndarray, dtype: str) -> np.ndarray:

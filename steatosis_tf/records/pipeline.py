@@ -10,6 +10,9 @@ from steatosis_tf.config import AugmentConfig
 from steatosis_tf.records.augment import augment
 from steatosis_tf.records.builder import records_location
 
+# One file after the other: the order of examples is then the order on disk.
+_IN_ORDER = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+
 
 def read_records(records_dir: str | Path) -> tf.data.Dataset:
     """All examples of all splits, once, always in the same order.
@@ -25,6 +28,19 @@ def read_records(records_dir: str | Path) -> tf.data.Dataset:
         ValueError: if there are no finished records in the folder.
     """
     return _read(records_dir, None)
+
+
+def read_part(records_dir: str | Path, split: str, start: int, stop: int) -> tf.data.Dataset:
+    """Examples `start` to `stop` of one split, as `read_records`; other files are not opened."""
+    builder = _builder(records_dir)
+    place = tfds.core.ReadInstruction(split, from_=start, to=stop, unit="abs")
+    return builder.as_dataset(split=place, shuffle_files=False, read_config=_IN_ORDER)
+
+
+def count_examples(records_dir: str | Path) -> dict[str, int]:
+    """Examples of every split, in the order of `read_records`."""
+    splits = _builder(records_dir).info.splits
+    return {name: splits[name].num_examples for name in sorted(splits)}
 
 
 def read_index(records_dir: str | Path) -> pd.DataFrame:
@@ -93,21 +109,20 @@ def keep_frames(examples: tf.data.Dataset, frame_ids: set[str]) -> tf.data.Datas
 
 
 def _read(records_dir: str | Path, decoding: tfds.decode.PartialDecoding | None) -> tf.data.Dataset:
-    location = records_location(records_dir)
-    if not (Path(records_dir) / "records.json").is_file():
-        raise ValueError(
-            f"Expected finished records. Received: {Path(records_dir).name} without records.json. "
-            "Write them with `steatosis records MANIFEST_CSV --output RECORDS_DIR`."
-        )
-    builder = tfds.builder_from_directory(str(location))
-    parts = builder.as_dataset(
-        decoders=decoding,
-        shuffle_files=False,
-        # One file after the other: the order of examples is then the order on disk.
-        read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+    parts = _builder(records_dir).as_dataset(
+        decoders=decoding, shuffle_files=False, read_config=_IN_ORDER
     )
     ordered = [parts[name] for name in sorted(parts)]
     dataset = ordered[0]
     for part in ordered[1:]:
         dataset = dataset.concatenate(part)
     return dataset
+
+
+def _builder(records_dir: str | Path) -> tfds.core.DatasetBuilder:
+    if not (Path(records_dir) / "records.json").is_file():
+        raise ValueError(
+            f"Expected finished records. Received: {Path(records_dir).name} without records.json. "
+            "Write them with `steatosis records MANIFEST_CSV --output RECORDS_DIR`."
+        )
+    return tfds.builder_from_directory(str(records_location(records_dir)))

@@ -115,7 +115,10 @@ def fill_manifest(
 
 
 def add_roi_columns(
-    frame_table: pd.DataFrame, manifest_path: str | Path, config: RoiConfig
+    frame_table: pd.DataFrame,
+    manifest_path: str | Path,
+    config: RoiConfig,
+    options: "PipelineOptions | None" = None,
 ) -> pd.DataFrame:
     """Propose a ROI for every frame of a table that has none, leaving the manifest alone.
 
@@ -125,13 +128,14 @@ def add_roi_columns(
             is taken out of this table, with the reason.
         manifest_path: where the manifest lies; frame paths are relative to it.
         config: how to propose.
+        options: Beam runner whose workers propose; None proposes on the cores of this machine.
 
     Returns:
         the table with `roi_top, roi_left, roi_height, roi_width` (px of the full frame, empty
         where there is no proposal), `roi_source`, `roi_quality` and `roi_reason`.
     """
     table = with_roi_columns(frame_table)
-    for _ in _propose(table, manifest_path, config):
+    for _ in _propose(table, manifest_path, config, options):
         pass
     _empty_useless_boxes(table, manifest_path)
     return table

@@ -3,8 +3,8 @@
 import dataclasses
 from argparse import ArgumentParser, Namespace
 
+from steatosis_tf.runner_arguments import add_runner_arguments, runner_options
 from steatosis_tf.verbs.result import Result
-from steatosis_tf.verbs.runner import add_runner_arguments, runner_options
 
 
 def roi(args: Namespace) -> Result:

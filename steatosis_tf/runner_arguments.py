@@ -1,4 +1,4 @@
-"""The arguments of verbs whose work can be spread over a cluster."""
+"""The arguments of commands whose work can be spread over a cluster."""
 
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING

@@ -1,0 +1,143 @@
+"""Features of a large study, computed by the workers of an Apache Beam runner.
+
+The same `compute_rows` as in one process, on parts of the records. The store is what `features.py`
+says it is: rows that are there are not computed again, and a killed worker loses its part only.
+"""
+
+import contextlib
+import functools
+import itertools
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import keras
+
+from steatosis_tf.atomic import replacing
+from steatosis_tf.config import AugmentConfig, Config, ModelConfig
+from steatosis_tf.model import features
+from steatosis_tf.model.backbone import build_backbone
+from steatosis_tf.model.engines import BATCH, Engine, choose_engine
+from steatosis_tf.model.shards import StoredViews
+from steatosis_tf.records.pipeline import count_examples, read_part, read_records
+from steatosis_tf.spread import spread
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+
+#: Rows of a part: one shard of features, what a killed worker loses at most.
+PART_ROWS = features.SHARD_ROWS
+
+
+@dataclass(frozen=True)
+class _Study:
+    """What every part has in common."""
+
+    records_dir: str
+    store_dir: str
+    model: ModelConfig
+    augment: AugmentConfig
+    engine: str
+
+
+def spread_features(
+    records_dir: str | Path,
+    store_dir: str | Path,
+    backbone: keras.Model,
+    engine: Engine,
+    config: Config,
+    options: "PipelineOptions",
+) -> StoredViews:
+    """As `stored_features`, with the work done by the workers of a runner.
+
+    Args:
+        records_dir: as given to `write_records`; every worker sees it.
+        store_dir: folder of the store; every worker sees it.
+        backbone: as `build_backbone` gives it for `config.model`.
+        engine: of this process. Workers use one of the same name, held against Keras there too.
+        config: backbone, augmentation and number of views.
+        options: from `spread.beam_options`.
+
+    Raises:
+        RuntimeError: if the runner gave up, or a worker's engine or weights are others than those
+            here. What is stored stays, and the next call goes on from there.
+        ValueError, OSError: as `stored_features`.
+    """
+    rows = [
+        features.row_name(example["frame_id"], example["roi"])
+        for example in read_records(records_dir).as_numpy_iterator()
+    ]
+    views = features.store_views(store_dir, backbone, engine, config.augment, config.train.views)
+    unfinished = [view for view in views if any(features.missing_rows(view, rows))]
+    study = _Study(
+        str(Path(records_dir).resolve()), str(Path(store_dir).resolve()), config.model,
+        config.augment, engine.name,
+    )  # fmt: skip
+    with contextlib.ExitStack() as held:
+        for view in unfinished:
+            held.enter_context(features.writing(view))
+        plans = [path for view in unfinished for path in _plan(view, records_dir, rows)]
+        if plans:
+            work = functools.partial(compute_part, study)
+            spread(work, plans, options, desc="features")
+        for view in unfinished:
+            shutil.rmtree(view.folder / "parts", ignore_errors=True)
+    return features.open_views(views, rows)
+
+
+def compute_part(study: _Study, plan_path: str) -> None:
+    """Compute what a plan asks for, by the engine this process keeps.
+
+    Raises:
+        RuntimeError: if engine or weights are others than the plan was made with.
+    """
+    plan = json.loads(Path(plan_path).read_text())
+    view, engine = _view_and_engine(study, plan["view"])
+    if view.folder.name != plan["folder"][1] or view.folder.parent.name != plan["folder"][0]:
+        raise RuntimeError(
+            f"Expected the weights and the engine of {plan['folder'][0]} on every worker. "
+            f"Received: {view.folder.parent.name}. Give model.weights as a file all workers see, "
+            "and name model.engine=keras if their processors differ."
+        )
+    examples = read_part(study.records_dir, plan["split"], plan["start"], plan["stop"])
+    wanted = features.selected(examples, plan["missing"])
+    features.compute_rows(view, engine, wanted, plan["rows"])
+
+
+def _plan(view: features.View, records_dir: str | Path, rows: Sequence[str]) -> Iterator[str]:
+    """Write down, shard of features by shard, which examples of which split are missing."""
+    missing = features.missing_rows(view, rows)
+    offset = 0
+    for split, count in count_examples(records_dir).items():
+        for start in range(0, count, PART_ROWS):
+            stop = min(count, start + PART_ROWS)
+            flags = missing[offset + start : offset + stop]
+            names = list(itertools.compress(rows[offset + start : offset + stop], flags))
+            if names:
+                plan = {
+                    "folder": [view.folder.parent.name, view.folder.name], "view": view.number,
+                    "split": split, "start": start, "stop": stop, "missing": flags, "rows": names,
+                }  # fmt: skip
+                path = view.folder.resolve() / "parts" / f"{split}-{start:09d}.json"
+                with replacing(path) as temporary:
+                    temporary.write_text(json.dumps(plan))
+                yield str(path)
+        offset += count
+
+
+def _view_and_engine(study: _Study, number: int) -> tuple[features.View, Engine]:
+    backbone, engine = _backbone_and_engine(study)
+    views = features.store_views(study.store_dir, backbone, engine, study.augment, number)
+    return views[number], engine
+
+
+@functools.lru_cache(maxsize=1)
+def _backbone_and_engine(study: _Study) -> tuple[keras.Model, Engine]:
+    """Made once in the life of a worker process."""
+    backbone = build_backbone(study.model)
+    first = next(read_records(study.records_dir).batch(BATCH).as_numpy_iterator())
+    return backbone, choose_engine(study.engine, backbone, first["roi"], study.store_dir)
