@@ -30,7 +30,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from steatosis_tf.cohort.duplicates import HASH_BYTES, perceptual_hash
 from steatosis_tf.cohort.manifest import pixels_sha256
 from steatosis_tf.config import ModelConfig, RoiConfig
-from steatosis_tf.model.backbone import NUM_FEATURES, build_backbone
+from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import BATCH, choose_engine
 from steatosis_tf.records.examples import example_of
 from steatosis_tf.records.shards import record_features
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as name:
-        stages = _stages(Path(name), arguments.engine)
+        stages, num_features = _stages(Path(name), arguments.engine)
     num_views = arguments.views + 1
     total = 0.0
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
@@ -67,14 +67,15 @@ def main(argv: list[str] | None = None) -> None:
             f"{core_hours / arguments.cores:8.1f}"
         )
     print(f"{'all, with the sector ROI':61}{total:12.0f}{total / arguments.cores:8.1f}")
-    roi_bytes, feature_bytes = 224 * 224 + 200, 4 * NUM_FEATURES * num_views
+    roi_bytes, feature_bytes = 224 * 224 + 200, 4 * num_features * num_views
     for what, size in (("records", roi_bytes), ("features", feature_bytes)):
         print(f"{what}: {size} bytes per frame, {size * arguments.frames / 1e12:.2f} TB")
     print(f"hashes of the gate in memory: {HASH_BYTES * arguments.frames / 1e9:.2f} GB")
 
 
-def _stages(folder: Path, engine_name: str) -> dict[str, tuple[float, bool]]:
-    """Milliseconds of a core per frame, and whether the stage runs once per view."""
+def _stages(folder: Path, engine_name: str) -> tuple[dict[str, tuple[float, bool]], int]:
+    """Milliseconds of a core per frame, and whether the stage runs once per view; and how many
+    numbers the features of a frame are."""
     write_phantoms(
         folder / "phantoms", num_patients=NUM_PATIENTS, frames_per_patient=FRAMES_PER_PATIENT
     )
@@ -104,7 +105,7 @@ def _stages(folder: Path, engine_name: str) -> dict[str, tuple[float, bool]]:
     batches = [rois] * 3
     cost = _cost(lambda batch: list(engine.forward([batch])), batches) / BATCH
     costs[f"features, a view ({engine.name} {engine.precision})"] = (cost, True)
-    return costs
+    return costs, backbone.output_shape[-1]
 
 
 def _cost(work: Callable[[Any], object], items: Sequence[Any]) -> float:

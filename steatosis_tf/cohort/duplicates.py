@@ -7,9 +7,12 @@ nor burned-in text at the rim matters. How far apart copies and strangers lie is
 `benchmarks/near_duplicates.py`; `docs/data.md` holds the figures behind `NEAR_DISTANCE`.
 """
 
+import hashlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -19,6 +22,10 @@ from tqdm import tqdm
 from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import frame_path, pixels_sha256
 from steatosis_tf.sources.folder import read_frame, to_grey
+from steatosis_tf.spread import answers
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
 
 #: Frames at most so many of 256 bits apart, in either hash, are one picture.
 NEAR_DISTANCE = 32
@@ -51,7 +58,10 @@ def perceptual_hash(frame: np.ndarray) -> np.ndarray:
 
 
 def hash_frames(
-    frame_table: pd.DataFrame, manifest_path: str | Path, cache_path: str | Path | None = None
+    frame_table: pd.DataFrame,
+    manifest_path: str | Path,
+    cache_path: str | Path | None = None,
+    options: "PipelineOptions | None" = None,
 ) -> np.ndarray:
     """Hash every frame of a manifest.
 
@@ -60,6 +70,7 @@ def hash_frames(
         manifest_path: where the manifest lies; `path` is relative to its folder.
         cache_path: CSV that keeps hashes by `pixels_sha256`, so that the next call decodes only
             new frames. None keeps nothing.
+        options: Beam runner whose workers hash, see `spread.beam_options`; None hashes here.
 
     Returns:
         `(num_frames, 64)` uint8, rows as in `frame_table`.
@@ -72,28 +83,17 @@ def hash_frames(
     todo = frame_table.loc[~frame_table["pixels_sha256"].isin(list(known))]
     todo = todo.drop_duplicates("pixels_sha256")
     faults: list[str] = []
-
-    def work(row_path: str, expected_sha256: str) -> tuple[str, np.ndarray | None]:
-        try:
-            frame = read_frame(frame_path(manifest_path, row_path))
-        except ValueError as error:
-            return str(error), None
-        if pixels_sha256(frame) != expected_sha256:
-            return "the pixels are not those the manifest was made from", None
-        return "", perceptual_hash(frame)
-
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        results = tqdm(
-            pool.map(work, todo["path"], todo["pixels_sha256"]),
-            total=len(todo), desc="hashes", unit="frame", disable=not len(todo),
-        )  # fmt: skip
-        for frame_id, digest, (fault, found) in zip(
-            todo["frame_id"], todo["pixels_sha256"], results, strict=True
-        ):
-            if found is None:
-                faults.append(f"  frame_id={frame_id}: {fault}")
-            else:
-                known[digest] = found
+    items = [
+        (str(frame_path(manifest_path, path).resolve()), digest)
+        for path, digest in zip(todo["path"], todo["pixels_sha256"], strict=True)
+    ]
+    for frame_id, (_, digest), (fault, found) in zip(
+        todo["frame_id"], items, _hashed(items, Path(manifest_path), options), strict=True
+    ):
+        if fault:
+            faults.append(f"  frame_id={frame_id}: {fault}")
+        else:
+            known[digest] = np.frombuffer(bytes.fromhex(found), np.uint8)
     if faults:
         raise ValueError(
             f"Expected every frame as the manifest has it. Received: {len(faults)} others. Put the "
@@ -103,6 +103,33 @@ def hash_frames(
         _write_cache(cache_path, known)
     hashes = [known[digest] for digest in frame_table["pixels_sha256"]]
     return np.array(hashes, dtype=np.uint8).reshape(len(frame_table), HASH_BYTES)
+
+
+def _hashed(
+    items: list[tuple[str, str]], manifest_path: Path, options: "PipelineOptions | None"
+) -> Iterator[tuple[str, str]]:
+    """Fault and hash, as hex digits, of every frame."""
+    if options is not None:
+        text = "".join(f"{HASH_NAME} {digest}" for _, digest in items)
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        folder = manifest_path.with_name(f"{manifest_path.name}.hashes-{key}")
+        yield from answers(_hash_of, items, folder, options, desc="hashes")
+        return
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        yield from tqdm(
+            pool.map(_hash_of, items), "hashes", len(items), unit="frame", disable=not items
+        )
+
+
+def _hash_of(item: tuple[str, str]) -> tuple[str, str]:
+    path, expected_sha256 = item
+    try:
+        frame = read_frame(path)
+    except ValueError as error:
+        return str(error), ""
+    if pixels_sha256(frame) != expected_sha256:
+        return "the pixels are not those the manifest was made from", ""
+    return "", perceptual_hash(frame).tobytes().hex()
 
 
 def near_pairs(

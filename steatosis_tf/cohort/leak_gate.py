@@ -6,7 +6,7 @@ listed at once; a repair is only made when it is asked for (`leak_repair.py`).
 
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,9 @@ from steatosis_tf.cohort.leak_findings import Finding, gate_summary, leak_report
 from steatosis_tf.cohort.spelling import spelling_key
 from steatosis_tf.cohort.splits import SPLITS, Partition
 
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
 
 def check_leaks(
     frame_table: pd.DataFrame,
@@ -25,6 +28,7 @@ def check_leaks(
     *,
     time_column: str = "",
     cache_path: str | Path | None = None,
+    options: "PipelineOptions | None" = None,
 ) -> list[Finding]:
     """Look for every way in which the test part could know the training part.
 
@@ -34,6 +38,7 @@ def check_leaks(
         manifest_path: where the manifest lies, to find its frames.
         time_column: date column of a temporal split, whose order is then checked.
         cache_path: keeps perceptual hashes; see `hash_frames`.
+        options: Beam runner whose workers hash; see `hash_frames`.
 
     Returns:
         findings in the order of `KINDS`; empty if there is no leak.
@@ -42,7 +47,7 @@ def check_leaks(
         ValueError: if frames are unreadable or changed, or `time_column` holds no dates.
     """
     sides = _Sides(partitions)
-    hashes = hash_frames(frame_table, manifest_path, cache_path)
+    hashes = hash_frames(frame_table, manifest_path, cache_path, options)
     return [
         *_patients_in_two_splits(frame_table, partitions),
         *_patients_under_two_spellings(frame_table, sides),
@@ -60,6 +65,7 @@ def refuse_leaks(
     *,
     time_column: str = "",
     cache_path: str | Path | None = None,
+    options: "PipelineOptions | None" = None,
 ) -> dict[str, Any]:
     """The hard gate: `check_leaks`, and an error if it finds anything.
 
@@ -70,7 +76,12 @@ def refuse_leaks(
         ValueError: that lists all findings and the ways to repair them.
     """
     findings = check_leaks(
-        frame_table, partitions, manifest_path, time_column=time_column, cache_path=cache_path
+        frame_table,
+        partitions,
+        manifest_path,
+        time_column=time_column,
+        cache_path=cache_path,
+        options=options,
     )
     if findings:
         raise ValueError(leak_report(findings))

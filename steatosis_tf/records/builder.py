@@ -124,7 +124,12 @@ def write_records(
     rows = usable_rows(read_manifest(manifest_path))
     partitions = partitions or partitions_of_column(rows)
     gate = refuse_leaks(
-        rows, partitions, manifest_path, time_column=time_column, cache_path=hashes_path
+        rows,
+        partitions,
+        manifest_path,
+        time_column=time_column,
+        cache_path=hashes_path,
+        options=options,
     )
     if gate_path is not None:
         with replacing(gate_path) as temporary:

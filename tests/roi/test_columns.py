@@ -9,8 +9,14 @@ import pytest
 
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_manifest
 from steatosis_tf.config import RoiConfig
-from steatosis_tf.roi.columns import add_roi_columns, propose_roi
+from steatosis_tf.roi.columns import (
+    add_roi_columns,
+    fill_manifest,
+    propose_roi,
+    with_roi_columns,
+)
 from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.spread import beam_options
 
 SECTOR = RoiConfig(method="sector")
 _BOX = ["roi_top", "roi_left", "roi_height", "roi_width"]
@@ -118,3 +124,25 @@ def test_roi_lies_in_the_sector_on_real_frames(real_data_dir, tmp_path):
         top, left, height, width = (int(row[name]) for name in _BOX)
         assert mask[top : top + height, left : left + width].all()
         assert height * width > 0.2 * mask.sum()
+
+
+def test_a_runner_proposes_the_same_and_keeps_persons_boxes(fan_manifest, monkeypatch):
+    pytest.importorskip("apache_beam", reason="the extra beam is not installed")
+    monkeypatch.setattr("steatosis_tf.spread.PART_ITEMS", 1)
+    table = with_roi_columns(read_manifest(fan_manifest))
+    table.loc[1, [*_BOX, "roi_source"]] = [150, 200, 100, 120, "person"]
+    copy = fan_manifest.with_name("copy.csv")
+    for path in (fan_manifest, copy):
+        write_manifest(table, path)
+    fill_manifest(fan_manifest, SECTOR)
+    fill_manifest(copy, SECTOR, options=beam_options("DirectRunner"))
+    assert copy.read_bytes() == fan_manifest.read_bytes()
+    found = read_manifest(copy)
+    assert list(found["roi_source"]) == ["auto", "person", "auto"]
+    assert list(found.loc[1, _BOX]) == [150, 200, 100, 120]
+    names = {path.name for path in fan_manifest.parent.iterdir() if path.suffix != ".lock"}
+    assert names == {"manifest.csv", "copy.csv", "rejected.csv"}
+    # the same columns for an experiment, which leaves the manifest alone
+    write_manifest(table, copy)
+    with_runner = add_roi_columns(read_manifest(copy), copy, SECTOR, beam_options("DirectRunner"))
+    pd.testing.assert_frame_equal(with_runner, found)
