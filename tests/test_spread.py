@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import spread_work
 
+from steatosis_tf import cli
+from steatosis_tf.runner_arguments import runner_options
 from steatosis_tf.spread import answers, beam_options, spread
 
 pytest.importorskip("apache_beam", reason="the extra beam is not installed")
@@ -99,3 +101,14 @@ def test_unknown_runners_and_options_are_refused():
     with pytest.raises(RuntimeError, match=r"Received: No module named 'nowhere'.*extra"):
         beam_options("nowhere.Runner")
     beam_options("FlinkRunner", ["an_option_of_its_job_service=1"])
+
+
+def test_the_command_line_passes_options_on_and_refuses_them_alone():
+    words = ["records", "manifest.csv", "--output", "records"]
+    assert runner_options(cli.parse(words)) is None
+    given = ["--beam-option", "direct_num_workers=3", "direct_running_mode=multi_threading"]
+    options = runner_options(cli.parse([*words, "--runner", "DirectRunner", *given]))
+    chosen = options.get_all_options(drop_default=True)
+    assert (chosen["direct_num_workers"], chosen["runner"]) == (3, "DirectRunner")
+    with pytest.raises(ValueError, match=r"--runner with --beam-option\. Received: direct_num"):
+        runner_options(cli.parse([*words, *given]))
