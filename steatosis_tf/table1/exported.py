@@ -17,7 +17,7 @@ def load_exported(path: str | Path) -> Grader:
     """Open an exported system.
 
     Args:
-        path: `.onnx` with the input `roi`, or `.skops` with a scikit-learn estimator on ROIs.
+        path: `.onnx` from `roi` to `probabilities`, or `.skops` with an estimator on ROIs.
 
     Returns:
         function from `(n, 224, 224, 1)` uint8 to `(n, num_classes)` float.
@@ -31,7 +31,10 @@ def load_exported(path: str | Path) -> Grader:
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return lambda rois: np.concatenate(
-            [session.run(None, {"roi": rois[i : i + 32]})[0] for i in range(0, len(rois), 32)]
+            [
+                session.run(["probabilities"], {"roi": rois[i : i + 32]})[0]
+                for i in range(0, len(rois), 32)
+            ]
         )
     if path.suffix == ".skops":
         import skops.io

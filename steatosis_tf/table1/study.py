@@ -49,6 +49,7 @@ class Study:
         rois: `(num_frames, 224, 224, 1)` uint8, 0 outside the sector, in the order of `index`.
         partitions: folds of all repeats; whole patients.
         config: split and ROI.
+        folder: where `manifest.csv` of these frames lies, and what systems keep between folds.
         fingerprint: hash of all of this, part of every result's key.
     """
 
@@ -56,6 +57,7 @@ class Study:
     rois: np.ndarray
     partitions: list[Partition]
     config: Config
+    folder: Path
     fingerprint: str
 
     def rows_of(self, patient_ids: frozenset[str]) -> np.ndarray:
@@ -116,4 +118,4 @@ def load_study(
         columns=[name for name in _NO_COVARIATE if name != "frame_id"], errors="ignore"
     )
     index = index.merge(covariates, on="frame_id", how="left", validate="one_to_one")
-    return Study(index, rois, partitions, config, digest)
+    return Study(index, rois, partitions, config, folder, digest)

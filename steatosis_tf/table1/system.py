@@ -58,9 +58,12 @@ class Lesson:
         return self.study.index["patient_id"].to_numpy()[rows]
 
     def thinned(self, rows: np.ndarray, step: int) -> np.ndarray:
-        """Every `step`-th of each patient's frames: ten of one clip are nearly one picture."""
-        place = self.study.index.iloc[rows].groupby("patient_id").cumcount().to_numpy()
-        return rows[place % step == 0]
+        """Every `step`-th of each patient's frames: ten of one clip are nearly one picture.
+
+        Counted over all frames of the study, so that every fold thins to the same frames.
+        """
+        place = self.study.index.groupby("patient_id").cumcount().to_numpy()
+        return rows[place[rows] % step == 0]
 
 
 class Fitted(Protocol):

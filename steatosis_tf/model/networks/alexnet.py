@@ -8,6 +8,7 @@ convolutions over two cards and normalised responses locally; neither is kept an
 import keras
 from keras import layers
 
+from steatosis_tf.model.heads import end_network
 from steatosis_tf.model.networks.grey_input import grey_input
 
 # (filters, kernel, stride, padding, pooled afterwards)
@@ -50,5 +51,4 @@ def alexnet(num_classes: int, seed: int) -> keras.Model:
         x = layers.Dense(
             4096, activation="relu", kernel_initializer="he_uniform", name=f"dense{number}"
         )(x)
-    x = layers.Dense(num_classes, activation="softmax", name="probabilities")(x)
-    return keras.Model(roi, x, name="alexnet")
+    return keras.Model(roi, end_network(x, "softmax", num_classes), name="alexnet")

@@ -7,6 +7,8 @@ mean and maximum, then places by a 7 x 7 convolution over the mean and maximum o
 import keras
 from keras import layers
 
+from steatosis_tf.model.heads import end_network
+
 REDUCTION = 16
 
 
@@ -53,5 +55,4 @@ def attention_head(map_shape: tuple[int, int, int], num_classes: int, seed: int)
     x = attended(x, "attention")
     x = layers.GlobalAveragePooling2D(name="attended_features")(x)
     x = layers.Dropout(0.5)(x)
-    x = layers.Dense(num_classes, activation="softmax", name="probabilities")(x)
-    return keras.Model(flat, x, name="attention_head")
+    return keras.Model(flat, end_network(x, "softmax", num_classes), name="attention_head")

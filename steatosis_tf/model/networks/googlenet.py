@@ -9,6 +9,7 @@ classes; ImageNet's published weights have that shape).
 import keras
 from keras import layers
 
+from steatosis_tf.model.heads import end_network
 from steatosis_tf.model.networks.grey_input import grey_input
 
 # Filters of the four branches: 1x1; reduce, 3x3; reduce, "5x5"; after the pooling.
@@ -50,8 +51,7 @@ def googlenet(num_classes: int, seed: int, size_px: int = 224) -> keras.Model:
         x = _inception(x, name, filters)
     x = layers.GlobalAveragePooling2D(name="features")(x)
     x = layers.Dropout(0.2)(x)
-    x = layers.Dense(num_classes, activation="softmax", name="probabilities")(x)
-    return keras.Model(roi, x, name="googlenet")
+    return keras.Model(roi, end_network(x, "softmax", num_classes), name="googlenet")
 
 
 def _inception(

@@ -3,6 +3,7 @@
 import keras
 from keras import layers
 
+from steatosis_tf.model.heads import end_network
 from steatosis_tf.model.networks.grey_input import grey_input
 
 #: Filters of the blocks, each of two 3 x 3 convolutions and a halving: 112 px down to 7.
@@ -25,8 +26,7 @@ def plain_cnn(num_classes: int, seed: int) -> keras.Model:
     x = layers.Flatten(name="flat")(x)
     x = layers.Dense(128, activation="relu", kernel_initializer="he_uniform", name="dense")(x)
     x = layers.Dropout(0.5)(x)
-    x = layers.Dense(num_classes, activation="softmax", name="probabilities")(x)
-    return keras.Model(roi, x, name="plain_cnn")
+    return keras.Model(roi, end_network(x, "softmax", num_classes), name="plain_cnn")
 
 
 def convolution_blocks(x: keras.KerasTensor, widths: tuple[int, ...]) -> keras.KerasTensor:

@@ -3,6 +3,7 @@
 import keras
 from keras import layers
 
+from steatosis_tf.model.heads import end_network
 from steatosis_tf.model.networks.grey_input import at_one_level
 from steatosis_tf.model.pretrained import LEVEL, pretrained_map
 from steatosis_tf.roi.crop import INPUT_SIZE_PX
@@ -32,5 +33,4 @@ def resnet18(
         grey = layers.AveragePooling2D(INPUT_SIZE_PX // size_px, name="smaller")(grey)
     x = pretrained_map("resnet18", grey, weights, seed)
     x = layers.GlobalAveragePooling2D(name="features")(x)
-    x = layers.Dense(num_classes, activation="softmax", name="probabilities")(x)
-    return keras.Model(roi, x, name="resnet18")
+    return keras.Model(roi, end_network(x, "softmax", num_classes), name="resnet18")

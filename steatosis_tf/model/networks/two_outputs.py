@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from steatosis_tf.model.heads import OUTPUT_LAYER, end_network
 from steatosis_tf.model.networks.grey_input import grey_input
 from steatosis_tf.model.networks.plain_cnn import convolution_blocks
 
@@ -29,7 +30,7 @@ def two_outputs(num_classes: int, seed: int) -> keras.Model:
     x = layers.Dense(64, activation="relu", name="dense")(x)
     x = layers.Dropout(0.3)(x)
     outputs = {
-        "probabilities": layers.Dense(num_classes, activation="softmax", name="probabilities")(x),
+        OUTPUT_LAYER: end_network(x, "softmax", num_classes),
         "fibrosis": layers.Dense(len(FIBROSIS_STAGES), activation="softmax", name="fibrosis")(x),
     }
     return keras.Model(roi, outputs, name="two_outputs")

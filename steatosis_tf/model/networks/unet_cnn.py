@@ -8,6 +8,7 @@ liver. Both are trained together, so the outline also learns from the grades.
 import keras
 from keras import layers
 
+from steatosis_tf.model.heads import OUTPUT_LAYER, end_network
 from steatosis_tf.model.networks.plain_cnn import convolution_blocks
 from steatosis_tf.model.shipped_unet import load_shipped_weights
 from steatosis_tf.model.unet import build_unet
@@ -39,7 +40,7 @@ def unet_cnn(num_classes: int, seed: int) -> keras.Model:
     x = layers.GlobalAveragePooling2D(name="features")(x)
     x = layers.Dropout(0.5)(x)
     outputs = {
-        "probabilities": layers.Dense(num_classes, activation="softmax", name="probabilities")(x),
+        OUTPUT_LAYER: end_network(x, "softmax", num_classes),
         "liver_logit": logit,
     }
     return keras.Model(roi, outputs, name="unet_cnn")

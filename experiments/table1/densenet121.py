@@ -1,0 +1,43 @@
+"""How far does a frozen DenseNet-121 with a new head go on four grades?
+
+Command:
+    python experiments/table1/densenet121.py --manifest MANIFEST_CSV
+    python experiments/table1/densenet121.py --manifest MANIFEST_CSV --weights imagenet
+Paper: as Table I of the source paper names it: DenseNet-121 transfer learning, four classes. The
+article itself was not at hand; what Table I does not say is ours.
+Adapted: grey with the frame's gain taken out; the network stays frozen, a head of 256 units is
+trained on its 1024 features. Four of a patient's frames are trained on, each in two augmented
+views.
+Expected time: 5 minutes of processor time.
+Expected result: its row of docs/table1.md.
+"""
+
+from steatosis_tf.config import TrainConfig
+from steatosis_tf.table1.main import main
+from steatosis_tf.table1.system import Fitted, Lesson, System
+
+
+def fit(lesson: Lesson, *, weights: str, frame_step: int, **train: float) -> Fitted:
+    """A new head on the frozen network."""
+    from steatosis_tf.table1.frozen import fit_dense_head
+
+    return fit_dense_head(
+        lesson, "densenet121", weights, frame_step=frame_step, train=TrainConfig(**train)
+    )
+
+
+SYSTEMS = (
+    System(
+        name="densenet121",
+        title="DenseNet-121 transfer",
+        year=2022,
+        paper="DenseNet-121 transfer learning, four classes",
+        tasks=("four_grades",),
+        fit=fit,
+        settings={"weights": "random", "frame_step": 3, "views": 2, "epochs": 60,
+                  "batch_size": 32, "learning_rate": 1e-3},
+    ),
+)  # fmt: skip
+
+if __name__ == "__main__":
+    raise SystemExit(main(__doc__, SYSTEMS))

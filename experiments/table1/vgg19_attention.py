@@ -1,0 +1,53 @@
+"""Does attention over a frozen VGG-19's last map grade better than its mean?
+
+Command:
+    python experiments/table1/vgg19_attention.py --manifest MANIFEST_CSV
+    python experiments/table1/vgg19_attention.py --manifest MANIFEST_CSV --weights imagenet
+Paper: as Table I of the source paper names it: VGG-19 with attention, three classes. The article
+itself was not at hand; what Table I does not say is ours: attention is CBAM (Woo et al. 2018), over
+channels and then places.
+Adapted: grey with the frame's gain taken out; VGG-19 is frozen (39 GFLOP a frame) and its whole
+last map is kept, 7 x 7 x 512; attention, mean and softmax are trained on it. Three classes, the
+upper two grades as one, and a second model for four. Four of a patient's frames are trained on,
+each in two augmented views.
+Expected time: 12 minutes of processor time.
+Expected result: its rows of docs/table1.md.
+"""
+
+from steatosis_tf.config import TrainConfig
+from steatosis_tf.table1.main import main
+from steatosis_tf.table1.system import Fitted, Lesson, System
+
+
+def fit(lesson: Lesson, *, weights: str, frame_step: int, **train: float) -> Fitted:
+    """Attention on the frozen network's last map."""
+    from steatosis_tf.config import ModelConfig
+    from steatosis_tf.model.networks.attention import attention_head
+    from steatosis_tf.table1.frozen import FrozenFeatures, fit_head
+
+    config = ModelConfig(backbone="vgg19", weights=weights)
+    features = FrozenFeatures(config, True, lesson.study.folder / "features")
+    return fit_head(
+        lesson,
+        features,
+        lambda _: attention_head((7, 7, 512), lesson.num_classes, lesson.seed),
+        frame_step=frame_step,
+        train=TrainConfig(**train),
+    )
+
+
+SYSTEMS = (
+    System(
+        name="vgg19_attention",
+        title="VGG-19 + attention",
+        year=2022,
+        paper="VGG-19 with attention, three classes",
+        tasks=("three_grades", "four_grades"),
+        fit=fit,
+        settings={"weights": "random", "frame_step": 3, "views": 2, "epochs": 30,
+                  "batch_size": 32, "learning_rate": 1e-3},
+    ),
+)  # fmt: skip
+
+if __name__ == "__main__":
+    raise SystemExit(main(__doc__, SYSTEMS))

@@ -1,0 +1,206 @@
+"""Networks under the protocol: they learn, score, leave as ONNX, and see no tested label."""
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnxruntime
+import pytest
+
+from steatosis_tf.config import ModelConfig, TrainConfig
+from steatosis_tf.grades import TASKS
+from steatosis_tf.model.networks.two_outputs import fibrosis_labels, two_outputs
+from steatosis_tf.model.unet import dice_and_cross_entropy
+from steatosis_tf.table1.deep import SecondOutput, fit_network, fit_two_outputs
+from steatosis_tf.table1.exported import load_exported
+from steatosis_tf.table1.frozen import FrozenFeatures, fit_head
+from steatosis_tf.table1.liver_output import liver_output
+from steatosis_tf.table1.study import Study
+from steatosis_tf.table1.system import Lesson
+
+_FILES = Path(__file__).resolve().parents[2] / "experiments" / "table1"
+_SHORT = TrainConfig(epochs=2, batch_size=8, learning_rate=1e-3, views=1)
+
+
+def _lesson(study: Study, task: str) -> Lesson:
+    part = study.partitions[0]
+    hidden = study.hiding(study.rows_of(part.test))
+    return Lesson(hidden, study.rows_of(part.train), study.rows_of(part.validation), task, 3)
+
+
+def _small(num_classes: int, seed: int) -> keras.Model:
+    """Brightness of 7 x 7 places, one layer."""
+    keras.utils.set_random_seed(seed)
+    roi = keras.Input((224, 224, 1), dtype="uint8", name="roi")
+    x = keras.layers.AveragePooling2D(32)(keras.layers.Rescaling(1 / 64)(roi))
+    x = keras.layers.Flatten()(x)
+    x = keras.layers.Dense(num_classes, activation="softmax", name="probabilities")(x)
+    return keras.Model(roi, x)
+
+
+def _small_with_liver(num_classes: int, seed: int) -> keras.Model:
+    """The same, and the brightness of each place as the logit of liver."""
+    grader = _small(num_classes, seed)
+    half = keras.layers.AveragePooling2D(2)(grader.layers[1].output)
+    outputs = {
+        "probabilities": grader.output,
+        "liver_logit": keras.layers.Conv2D(1, 1, name="liver_logit")(half),
+    }
+    return keras.Model(grader.input, outputs)
+
+
+@pytest.mark.parametrize("task", ["at_least_mild", "three_grades", "four_grades"])
+def test_a_network_learns_any_task_and_leaves_as_onnx(
+    small_study: Study, tmp_path: Path, task: str
+) -> None:
+    lesson = _lesson(small_study, task)
+    train = dataclasses.replace(_SHORT, epochs=40, learning_rate=3e-3)
+    fitted = fit_network(lesson, _small, frame_step=1, train=train)
+    rois = small_study.rois[lesson.train]
+    found = fitted.probabilities(rois)
+    assert found.shape == (len(rois), len(TASKS[task][0]))
+    share = np.bincount(lesson.classes(lesson.train)).max() / len(rois)
+    assert (found.argmax(axis=1) == lesson.classes(lesson.train)).mean() > share
+    assert fitted.num_parameters == 50 * len(TASKS[task][0])
+    path = fitted.save(tmp_path, rois[:3])
+    np.testing.assert_allclose(load_exported(path)(rois), found, atol=1e-4)
+    texts = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map
+    assert json.loads(texts["steatosis.grades"]) == list(TASKS[task][0])
+    again = fit_network(lesson, _small, frame_step=1, train=train)
+    np.testing.assert_array_equal(again.probabilities(rois), found)
+
+
+def test_fibrosis_is_learnt_where_it_is_known_and_only_there(small_study: Study) -> None:
+    lesson = _lesson(small_study, "four_grades")
+    rows = lesson.thinned(lesson.train, 2)
+    stages = [""] * len(small_study.index)
+
+    def fitted(stages: list[str]) -> list[np.ndarray]:
+        labels, known = fibrosis_labels(stages, len(stages))
+        loss = keras.losses.SparseCategoricalCrossentropy()
+        second = SecondOutput("fibrosis", loss, labels, known)
+        trained = fit_two_outputs(lesson, two_outputs, second, frame_step=2, train=_SHORT)
+        return trained.model.get_layer("fibrosis").get_weights()
+
+    start = two_outputs(4, lesson.seed).get_layer("fibrosis").get_weights()
+    unknown = fitted(stages)
+    # Nobody's stage is known: weight decay alone, 1e-3 * 0.004 a step, moves the kernel.
+    np.testing.assert_allclose(unknown[0], start[0], rtol=1e-3, atol=1e-6)
+    stages[rows[0]] = "F4"
+    known = fitted(stages)
+    assert np.abs(known[0] - unknown[0]).max() > 1e-4
+    assert known[1].argmax() == 4  # the bias rises for the one stage that was seen
+
+
+def test_the_liver_target_is_the_whole_frames_mask_and_turns_with_the_roi(
+    small_study: Study,
+) -> None:
+    lesson = _lesson(small_study, "four_grades")
+    rows = lesson.thinned(lesson.train, 2)
+    second = liver_output(small_study, rows)
+    assert second.targets.shape == small_study.rois.shape
+    others = np.setdiff1d(np.arange(len(small_study.index)), rows)
+    assert not second.targets[others].any()
+    # Nothing outside the sector is liver.
+    assert not second.targets[rows][small_study.rois[rows] == 0].all()
+    # A target that is the ROI itself, bright where it is bright: learnt only if both are turned
+    # alike, or the logit would be flat.
+    bright = np.where(small_study.rois > 60, 255, 0).astype(np.uint8)
+    itself = SecondOutput("liver_logit", dice_and_cross_entropy, bright, second.weights)
+    train = dataclasses.replace(_SHORT, epochs=60, learning_rate=3e-2)
+    fitted = fit_two_outputs(lesson, _small_with_liver, itself, frame_step=2, train=train)
+    logit = fitted.model.predict(small_study.rois[rows], verbose=0)["liver_logit"]
+    wanted = bright[rows].reshape(len(rows), 112, 2, 112, 2, 1).mean(axis=(2, 4)) / 255
+    sure = (wanted < 0.1) | (wanted > 0.9)
+    assert ((logit > 0) == (wanted > 0.5))[sure].mean() > 0.9
+
+
+@pytest.fixture
+def tiny_features(small_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Frozen features of a network of 16 convolutions in place of a published one."""
+    from steatosis_tf.model.engines import choose_engine
+    from steatosis_tf.table1 import frozen
+
+    keras.utils.set_random_seed(1)
+    roi = keras.Input((224, 224, 1), dtype="uint8", name="roi")
+    x = keras.layers.AveragePooling2D(8)(keras.layers.Rescaling(1 / 64)(roi))
+    x = keras.layers.Conv2D(16, 7, strides=7, activation="relu")(x)
+    backbone = keras.Model(roi, keras.layers.Flatten(name="features")(x), name="tiny")
+    backbone.trainable = False
+    engine = choose_engine("keras", backbone, np.empty(0), "")
+    monkeypatch.setattr(frozen, "_backbone", lambda config, whole_map: (backbone, engine))
+    return FrozenFeatures(ModelConfig(weights="random"), False, tmp_path / "features")
+
+
+def test_features_are_those_of_the_frames_in_their_order(
+    small_study: Study, tiny_features: FrozenFeatures
+) -> None:
+    rois = small_study.rois[[4, 1, 4, 7]]  # one frame twice
+    found = tiny_features.of(rois, 1)
+    assert found.shape == (2, 4, 256)
+    expected = tiny_features.backbone.predict(rois, verbose=0)
+    np.testing.assert_allclose(found[0, np.arange(4)], expected, atol=1e-5)
+    assert np.abs(found[1, np.arange(4)] - expected).max() > 1e-3  # the other view is augmented
+
+
+def test_a_head_on_frozen_features_leaves_as_one_onnx_file(
+    small_study: Study, tiny_features: FrozenFeatures, tmp_path: Path
+) -> None:
+    from steatosis_tf.model.networks.attention import attention_head
+
+    lesson = _lesson(small_study, "three_grades")
+    fitted = fit_head(
+        lesson, tiny_features, lambda _: attention_head((4, 4, 16), 3, lesson.seed),
+        frame_step=1, train=_SHORT,
+    )  # fmt: skip
+    rois = small_study.rois[:6]
+    found = fitted.probabilities(rois)
+    assert found.shape == (6, 3)
+    path = fitted.save(tmp_path, rois)
+    np.testing.assert_allclose(load_exported(path)(rois), found, atol=1e-4)
+    expected = tiny_features.backbone.count_params() + fitted.head.count_params()
+    assert fitted.num_parameters == expected
+
+
+def _systems() -> list:
+    names = ["kim2020", "li2020", "lin2020", "zhou2020", "reddy2021", "densenet121", "two_outputs",
+             "vgg19_attention", "resnet50"]  # fmt: skip
+    found = []
+    for name in names:
+        spec = importlib.util.spec_from_file_location(name, _FILES / f"{name}.py")
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found += module.SYSTEMS
+    return found
+
+
+def test_every_deep_system_of_the_table_is_there_and_grades_four() -> None:
+    systems = {system.name: system for system in _systems()}
+    assert len(systems) == 11
+    assert all("four_grades" in system.tasks for system in systems.values())
+    two_classes = {name for name, system in systems.items() if "at_least_mild" in system.tasks}
+    assert two_classes == {"kim2020_alexnet", "kim2020_vgg16", "lin2020"}
+    three = {name for name, system in systems.items() if "three_grades" in system.tasks}
+    assert three == {"li2020_googlenet", "li2020_resnet18", "vgg19_attention"}
+    choosable = {name for name, system in systems.items() if "weights" in system.settings}
+    assert choosable == {"kim2020_vgg16", "li2020_resnet18", "lin2020", "densenet121",
+                         "vgg19_attention", "resnet50"}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", _systems(), ids=lambda system: system.name)
+def test_every_system_trains_scores_and_leaves_as_onnx(
+    small_study: Study, tmp_path: Path, system
+) -> None:
+    task = system.tasks[0]
+    settings = {**system.settings, "epochs": 1, "frame_step": 2}
+    fitted = system.fit(_lesson(small_study, task), **settings)
+    rois = small_study.rois[:4]
+    found = fitted.probabilities(rois)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(load_exported(fitted.save(tmp_path, rois))(rois), found, atol=1e-4)
