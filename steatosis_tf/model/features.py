@@ -102,7 +102,7 @@ def store_views(
     dtype: str = STORED_DTYPE,
 ) -> list[View]:
     """The views of a store, 0 to `num_views`; arguments as of `stored_features`."""
-    name = f"resnet50-{backbone_sha256(backbone)[:16]}-{engine.name}-{engine.precision}"
+    name = f"{backbone.name}-{backbone_sha256(backbone)[:16]}-{engine.name}-{engine.precision}"
     if dtype != "float32":
         name += f"-kept-as-{dtype}"
     folder = Path(store_dir) / name
