@@ -36,7 +36,7 @@ _TRAINED: dict[str, tuple[Callable[[int, int], keras.Model], int, int]] = {
     "li2020_googlenet": (partial(googlenet, size_px=112), 2, 15),
     "li2020_resnet18": (partial(resnet18, size_px=112), 2, 15),
     "zhou2020": (plain_cnn, 1, 25),
-    "reddy2021": (unet_cnn, 1, 15),
+    "reddy2021": (unet_cnn, 1, 10),
     "two_outputs": (two_outputs, 1, 25),
 }
 # System: backbone, number of tasks, augmented frames (views times frames that are trained on).

@@ -9,7 +9,7 @@ Adapted: grey at 112 px with the frame's gain taken out. The second output learn
 F4) where the manifest has that column, and a patient without a stage is masked out of its loss; a
 study without the column trains steatosis alone, and the file's `fibrosis` then means nothing. Two
 of a patient's frames are trained on.
-Expected time: 3 minutes of processor time.
+Expected time: 4 minutes of processor time.
 Expected result: its row of docs/table1.md.
 """
 
