@@ -32,19 +32,19 @@ _FITS = 6  # five folds, and once split by image
 _HEAD_SECONDS = 10
 # System: network, number of tasks, epochs; every epoch reads two frames of each of 31 patients.
 _TRAINED: dict[str, tuple[Callable[[int, int], keras.Model], int, int]] = {
-    "kim2020_alexnet": (alexnet, 2, 12),
-    "li2020_googlenet": (partial(googlenet, size_px=112), 2, 15),
-    "li2020_resnet18": (partial(resnet18, size_px=112), 2, 15),
-    "zhou2020": (plain_cnn, 1, 25),
-    "reddy2021": (unet_cnn, 1, 10),
-    "two_outputs": (two_outputs, 1, 25),
+    "kim2020_alexnet": (alexnet, 2, 6),
+    "li2020_googlenet": (partial(googlenet, size_px=112), 2, 10),
+    "li2020_resnet18": (partial(resnet18, size_px=112), 2, 10),
+    "zhou2020": (plain_cnn, 1, 20),
+    "reddy2021": (unet_cnn, 1, 8),
+    "two_outputs": (two_outputs, 1, 20),
 }
 # System: backbone, number of tasks, augmented frames (views times frames that are trained on).
 _FROZEN = {
-    "kim2020_vgg16": ("vgg16", 2, 2 * 176),
-    "lin2020 and resnet50": ("resnet50", 3, 4 * 440),
+    "kim2020_vgg16": ("vgg16", 2, 176),
+    "lin2020 and resnet50": ("resnet50", 3, 2 * 440),
     "densenet121": ("densenet121", 1, 2 * 176),
-    "vgg19_attention": ("vgg19", 2, 2 * 176),
+    "vgg19_attention": ("vgg19", 2, 176),
 }
 
 

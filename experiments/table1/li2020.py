@@ -10,7 +10,7 @@ over all places, so their weights are the same and the arithmetic a quarter); th
 upper two grades as one, and a second model for four. All layers are trained. GoogLeNet is the form
 with batch normalisation and without the auxiliary classifiers, from random weights; ResNet-18 is
 KerasHub's and starts from what `--weights` names. Two of a patient's frames are trained on.
-Expected time: 6 minutes of processor time each.
+Expected time: about 6 minutes of processor time each (0.8 and 1.0 GFLOP a frame).
 Expected result: its rows of docs/table1.md.
 """
 
@@ -42,7 +42,7 @@ def fit_resnet18(
 
 
 _TASKS = ("three_grades", "four_grades")
-_TRAIN = {"size_px": 112, "frame_step": 5, "epochs": 15, "batch_size": 16, "learning_rate": 1e-3}
+_TRAIN = {"size_px": 112, "frame_step": 5, "epochs": 10, "batch_size": 16, "learning_rate": 1e-3}
 
 SYSTEMS = (
     System(

@@ -9,7 +9,7 @@ Adapted: grey with the frame's gain taken out; the network is frozen and only th
 new, a softmax on the 2048 features as He et al. end theirs, without the hidden layer of the source
 paper's own system (resnet50.py). A second model grades four. Four of a patient's frames are trained
 on, each in two augmented views.
-Expected time: 5 minutes of processor time; the features are shared with resnet50.py.
+Expected time: about 4 minutes of processor time; features are shared with resnet50.py.
 Expected result: its rows of docs/table1.md.
 """
 
