@@ -5,13 +5,15 @@ Command:
     python experiments/table1/lin2020.py --manifest MANIFEST_CSV --weights imagenet
 Paper: Lin 2020 as Table I of the source paper names it: ResNet screening, Normal against any. The
 article itself was not at hand; what Table I does not say is ours, the depth of 50 layers too.
-Adapted: grey with the frame's gain taken out; the network is frozen and only the last layer is
-new, a softmax on the 2048 features as He et al. end theirs, without the hidden layer of the source
-paper's own system (resnet50.py). A second model grades four. Four of a patient's frames are trained
-on, each in two augmented views.
+Adapted: grey with the frame's gain taken out; the network is frozen and only the last layer is new:
+a softmax on the 2048 features, as He et al. end theirs, here normalised over the batch. It lacks the
+hidden layer of the source paper's own system (resnet50.py). A second model grades four. Four of a
+patient's frames are trained on, each in two augmented views.
 Expected time: about 4 minutes of processor time; features are shared with resnet50.py.
 Expected result: its rows of docs/table1.md.
 """
+
+import numpy as np
 
 from steatosis_tf.config import TrainConfig
 from steatosis_tf.table1.main import main
@@ -20,12 +22,20 @@ from steatosis_tf.table1.system import Fitted, Lesson, System
 
 def fit(lesson: Lesson, *, weights: str, frame_step: int, **train: float) -> Fitted:
     """A new last layer on the frozen network."""
-    from steatosis_tf.table1.frozen import fit_dense_head
+    import keras
 
-    return fit_dense_head(
-        lesson, "resnet50", weights, hidden_units=0, frame_step=frame_step,
-        train=TrainConfig(**train),
-    )  # fmt: skip
+    from steatosis_tf.config import ModelConfig
+    from steatosis_tf.model.heads import end_network
+    from steatosis_tf.table1.frozen import FrozenFeatures, fit_head
+
+    def last_layer(plain: np.ndarray) -> keras.Model:
+        keras.utils.set_random_seed(lesson.seed)
+        features = keras.Input((plain.shape[1],), name="features")
+        normal = keras.layers.BatchNormalization(momentum=0.9, name="features_norm")(features)
+        return keras.Model(features, end_network(normal, "softmax", lesson.num_classes))
+
+    features = FrozenFeatures(ModelConfig(weights=weights), False, lesson.study.folder / "features")
+    return fit_head(lesson, features, last_layer, frame_step=frame_step, train=TrainConfig(**train))
 
 
 SYSTEMS = (

@@ -136,7 +136,6 @@ def fit_dense_head(
     backbone: str,
     weights: str,
     *,
-    hidden_units: int = ModelConfig.hidden_units,
     frame_step: int,
     train: TrainConfig,
 ) -> FittedHead:
@@ -146,10 +145,9 @@ def fit_dense_head(
         lesson: what to learn from.
         backbone: as of `ModelConfig`.
         weights: "imagenet", "random" or a path.
-        hidden_units: of the dense layer.
         frame_step, train: as of `fit_head`.
     """
-    config = ModelConfig(backbone=backbone, weights=weights, hidden_units=hidden_units)  # type: ignore[arg-type]
+    config = ModelConfig(backbone=backbone, weights=weights)  # type: ignore[arg-type]
     features = FrozenFeatures(config, False, lesson.study.folder / "features")
     return fit_head(
         lesson,
