@@ -28,7 +28,8 @@ from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_ma
 from steatosis_tf.cohort.splits import Partition, make_partitions, partitions_of_column, test_column
 from steatosis_tf.config import Config, ModelConfig, RoiConfig, TrainConfig
 from steatosis_tf.evaluation.evaluate import evaluate_run, lock_operating_points
-from steatosis_tf.folds import StudyData, check_rois, train_and_score
+from steatosis_tf.fold_fit import StudyData
+from steatosis_tf.folds import check_rois, train_and_score
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import BATCH, choose_engine, padded
 from steatosis_tf.model.features import missing_rows, row_name, store_views, stored_features

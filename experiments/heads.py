@@ -37,6 +37,7 @@ from steatosis_tf.config import Config, ModelConfig, TrainConfig, flatten, overr
 from steatosis_tf.evaluation.intervals import bootstrap_intervals
 from steatosis_tf.evaluation.paired import paired_bootstrap
 from steatosis_tf.evaluation.scores import patient_scores, read_scores, write_scores
+from steatosis_tf.experiment import add_config_arguments, given_settings
 from steatosis_tf.fold_fit import StudyData, rows_of, train_fold
 from steatosis_tf.folds import score_table
 from steatosis_tf.grades import GRADES, NOTICE
@@ -186,17 +187,13 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=NOTICE
     )
     parser.add_argument("--manifest", required=True, metavar="MANIFEST_CSV")
-    parser.add_argument("--weights", help='"imagenet", "random" or a path')
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="STAGE.NAME=VALUE", dest="settings"
-    )
+    add_config_arguments(parser)
     parser.add_argument("--repeats", type=int, default=3, help="rounds, 1 to 5")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=USUAL)
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     args = parser.parse_args()
-    settings = [*args.settings, *([f"model.weights={args.weights}"] if args.weights else [])]
     try:
-        config = override(CONFIG, settings)
+        config = override(CONFIG, given_settings(args))
         study = load_study(args.manifest, args.runs_dir)
         with_maps = "fine-tuned" in args.only
         data = read_features(study, config, args.runs_dir, with_maps=with_maps)

@@ -34,7 +34,7 @@ from steatosis_tf.evaluation.intervals import bootstrap_intervals
 from steatosis_tf.evaluation.paired import paired_bootstrap
 from steatosis_tf.evaluation.scores import read_scores, write_scores
 from steatosis_tf.experiment import add_config_arguments, given_settings
-from steatosis_tf.folds import StudyData
+from steatosis_tf.fold_fit import StudyData
 from steatosis_tf.grades import GRADES, NOTICE, SCORE_COLUMNS
 from steatosis_tf.model.compiled_fit import (
     Fold,

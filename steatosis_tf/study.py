@@ -10,7 +10,8 @@ import pandas as pd
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.splits import make_partitions, test_column
 from steatosis_tf.config import Config
-from steatosis_tf.folds import StudyData, load_study
+from steatosis_tf.fold_fit import StudyData
+from steatosis_tf.folds import load_study
 from steatosis_tf.records.builder import records_fingerprint, usable_rows, write_records
 from steatosis_tf.roi.columns import add_roi_columns
 

@@ -25,6 +25,7 @@ from steatosis_tf.model.agreement import (
     smallest_cosine,
 )
 from steatosis_tf.model.backbone import FEATURE_LAYER
+from steatosis_tf.model.frozen_graph import constant_graph, graph_of
 from steatosis_tf.model.openvino_engine import openvino_forward
 
 #: Frames per call. A fixed size lets OpenVINO choose its kernels once.
@@ -66,7 +67,7 @@ def choose_engine(
             than the reference; else the reference.
         backbone: as `build_backbone` gives it.
         check_rois: `(num_frames, 224, 224, 1)` uint8, real frames of the study, one or more.
-        cache_dir: where OpenVINO's converted graph is kept.
+        cache_dir: where OpenVINO's graph is kept.
 
     Raises:
         RuntimeError: if the engine asked for is not installed, or its features are off.
@@ -167,17 +168,8 @@ def _tell(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
-def _graph(backbone: keras.Model) -> tf.types.experimental.ConcreteFunction:
-    shape = (BATCH, *backbone.input_shape[1:])
-    function = tf.function(
-        lambda roi: backbone(roi, training=False),
-        input_signature=[tf.TensorSpec(shape, tf.uint8, name="roi")],
-    )
-    return function.get_concrete_function()
-
-
 def _keras_forward(backbone: keras.Model) -> Forward:
-    graph = _graph(backbone)
+    graph = graph_of(backbone, BATCH)
     return lambda batches: (graph(tf.constant(b)).numpy() for b in batches)
 
 
@@ -201,12 +193,8 @@ def in_float16(backbone: keras.Model) -> keras.Model:
 
 
 def _bf16_forward(backbone: keras.Model) -> Forward:
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )
-
     # The option is read when the graph is first optimised, so it is set around that only.
-    frozen = convert_variables_to_constants_v2(_graph(backbone))
+    frozen = constant_graph(backbone, BATCH)
 
     def forward(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         before = tf.config.optimizer.get_experimental_options()

@@ -8,12 +8,10 @@ from typing import Any
 
 import keras
 import numpy as np
-import onnx
-import tensorflow as tf
-import tf2onnx
 
 from steatosis_tf.atomic import replacing
 from steatosis_tf.model.backbone import backbone_sha256
+from steatosis_tf.model.frozen_graph import constant_graph
 
 # Two streams compute while two further batches wait, so that neither ever stands idle.
 _STREAMS = 2
@@ -40,7 +38,7 @@ def openvino_forward(
     core = openvino.Core()
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     compiled = core.compile_model(
-        str(_converted(backbone, cache_dir, batch_size)),
+        str(_kept_graph(backbone, cache_dir, batch_size)),
         "CPU",
         {"INFERENCE_PRECISION_HINT": "bf16" if has_bf16 else "f32", "NUM_STREAMS": _STREAMS},
     )
@@ -71,34 +69,29 @@ def _finished(running: deque[Any], free: list[Any]) -> np.ndarray:
     return features
 
 
-def _converted(backbone: keras.Model, cache_dir: Path, batch_size: int) -> Path:
-    """The graph as ONNX, kept: conversion takes longer than a thousand frames.
+def _kept_graph(backbone: keras.Model, cache_dir: Path, batch_size: int) -> Path:
+    """The graph as a file, written once.
 
-    By tf2onnx, because OpenVINO's own converter reports its use to its makers unless a file in
-    the home folder tells it not to; a hospital machine must stay silent.
+    OpenVINO reads TensorFlow's own format. Its Python converter would too, but reports its use to
+    its makers unless a file in the home folder tells it not to; a hospital machine must stay
+    silent. By way of ONNX it took 6 GB of memory.
     """
-    path = cache_dir / f"backbone-{backbone_sha256(backbone)[:16]}-batch-{batch_size}.onnx"
+    path = cache_dir / f"backbone-{backbone_sha256(backbone)[:16]}-batch-{batch_size}.pb"
     if _is_whole(path):
         return path
-    shape = (batch_size, *backbone.input_shape[1:])
-    signature = (tf.TensorSpec(shape, tf.uint8, name="roi"),)
-    proto, _ = tf2onnx.convert.from_keras(backbone, input_signature=signature, opset=17)
+    data = constant_graph(backbone, batch_size).graph.as_graph_def().SerializeToString()
     with replacing(path) as temporary:
-        onnx.save(proto, str(temporary))
-        digest = _file_sha256(temporary)
+        temporary.write_bytes(data)
     with replacing(path.with_suffix(".sha256")) as temporary:
-        temporary.write_text(digest)
+        temporary.write_text(hashlib.sha256(data).hexdigest())
     return path
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the kept graph is what was written; a damaged one is converted again."""
+    """Whether the kept graph is what was written; a damaged one is written again."""
     note_path = path.with_suffix(".sha256")
     if not path.is_file() or not note_path.is_file():
         return False
-    return note_path.read_text(errors="replace") == _file_sha256(path)
-
-
-def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return note_path.read_text(errors="replace") == digest
