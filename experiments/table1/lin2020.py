@@ -6,7 +6,7 @@ Command:
 Paper: Lin 2020 as Table I of the source paper names it: ResNet screening, Normal against any. The
 article itself was not at hand; what Table I does not say is ours, the depth of 50 layers too.
 Adapted: grey with the frame's gain taken out; the network is frozen and only the last layer is new:
-a softmax on the 2048 features, as He et al. end theirs, here normalised over the batch. It lacks the
+a softmax on the 2048 features, as He et al. end theirs, normalised over the batch. It lacks the
 hidden layer of the source paper's own system (resnet50.py). A second model grades four. Four of a
 patient's frames are trained on, each in two augmented views.
 Expected time: about 4 minutes of processor time; features are shared with resnet50.py.
