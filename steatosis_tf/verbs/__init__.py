@@ -4,13 +4,14 @@ Each entry is (name, function, function that adds its arguments). The modules im
 at the top: the work is imported inside the verb that does it.
 """
 
-from steatosis_tf.verbs import cohort, general, regions, reporting, results, sources
+from steatosis_tf.verbs import cohort, general, physics, regions, reporting, results, sources
 
 VERBS = (
     *general.VERBS,
     *sources.VERBS,
     *cohort.VERBS,
     *regions.VERBS,
+    *physics.VERBS,
     *results.VERBS,
     *reporting.VERBS,
 )

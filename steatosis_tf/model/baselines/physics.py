@@ -38,6 +38,19 @@ UNITS = {
     "diaphragm_db": "dB",
 }
 
+#: Which way each number goes with fat, by its source: a rule may use it in that direction only.
+#: Droplets add scatterers, which brings speckle nearer to fully developed (Ho et al. 2013,
+#: doi 10.1371/journal.pone.0063543).
+FAT_SIGNS = {
+    "hepatorenal_db": 1,
+    "attenuation_db_per_depth": 1,
+    "speckle_snr": 1,
+    "nakagami_m": 1,
+    "vessel_percent": -1,
+    "vessel_contrast_db": -1,
+    "diaphragm_db": -1,
+}
+
 
 @dataclass(frozen=True)
 class Physics:
@@ -127,7 +140,7 @@ def measure_regions(
     if fan.kind == "linear":
         across = np.broadcast_to(np.arange(shape[1], dtype=np.float32), shape)
     extent = float(fan.far_px - fan.near_px)
-    core = _without_rim(liver & sector.mask, _BORDER_SHARE * extent)
+    core = without_rim(liver & sector.mask, _BORDER_SHARE * extent)
     place = (depth, across, extent, display)
     index = measure_hepatorenal(grey, core, cortex, *place) if cortex else None
     slope = measure_attenuation(grey, core, *place)
@@ -149,7 +162,8 @@ def measure_regions(
     )
 
 
-def _without_rim(mask: np.ndarray, rim_px: float) -> np.ndarray:
+def without_rim(mask: np.ndarray, rim_px: float) -> np.ndarray:
+    """A mask `(height, width)` bool less what lies within `rim_px` of its border."""
     padded = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
     return np.asarray(cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1] > rim_px)
 

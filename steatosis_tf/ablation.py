@@ -1,0 +1,160 @@
+"""Systems of measured numbers side by side, leave-one-patient-out, with paired differences.
+
+Every script that asks what a kind of number brings is a dictionary of systems and one call here.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from steatosis_tf import tracking
+from steatosis_tf.atomic import replacing
+from steatosis_tf.evaluation.intervals import bootstrap_intervals
+from steatosis_tf.evaluation.paired import paired_bootstrap
+from steatosis_tf.evaluation.scores import patient_scores, write_scores
+from steatosis_tf.grades import NOTICE
+from steatosis_tf.model.fusion import Fusion, Part
+from steatosis_tf.model.leave_one_out import by_predicted_fat, left_out_scores, read_as
+
+_READINGS = ("probable", "middle", "expected")
+_RANKINGS = {
+    "AUC, Mild or worse": "ordinal.auc_at_least_mild",
+    "AUC, Moderate or worse": "ordinal.auc_at_least_moderate",
+    "AUC, Severe": "ordinal.auc_severe",
+    "Spearman": "ordinal.spearman_fat",
+}
+#: Headings of the table. Rankings are by predicted fat percent; a grade is read three ways.
+HEADINGS = (
+    *_RANKINGS,
+    *(f"{name}, {reading}" for name in ("accuracy", "kappa") for reading in _READINGS),
+)
+# Differences are shown for what was asked for beforehand, so that none is picked afterwards.
+_COMPARED = ("AUC, Mild or worse", "AUC, Severe", "Spearman", "accuracy, middle", "kappa, middle")
+
+#: Reading -> patient table; "fat" ranks by predicted fat.
+Tables = dict[str, pd.DataFrame]
+#: Heading -> value, low and high.
+Row = dict[str, dict]
+
+
+def compare_systems(
+    experiment: str,
+    systems: Mapping[str, Sequence[Part]],
+    frames: pd.DataFrame,
+    features: pd.DataFrame,
+    out_dir: str | Path,
+) -> tuple[str, dict[str, Row]]:
+    """Score every system, log each as a run, and lay them side by side.
+
+    Args:
+        experiment: name in MLflow.
+        systems: name -> what it sees; the others are compared with the first one.
+        frames: manifest rows with `fat_percent` known.
+        features: one row per frame, as `measure_study` gives them.
+        out_dir: folder of the runs.
+
+    Returns:
+        Markdown tables of rankings, grades, and differences to the first system; and the values.
+        Intervals are 95 %, by bootstrap over patients; differences draw the same patients for both.
+
+    Raises:
+        ValueError: see `left_out_scores`.
+    """
+    tables = {
+        name: _scored(experiment, name, parts, frames, features, Path(out_dir))
+        for name, parts in systems.items()
+    }
+    first = next(iter(systems))
+    values = {name: row_of(one) for name, one in tables.items()}
+    others = {name: one for name, one in tables.items() if name != first}
+    differences = {name: row_of(one, tables[first]) for name, one in others.items()}
+    text = (
+        f"Leave-one-patient-out, {frames['patient_id'].nunique()} patients, {len(frames)} frames; "
+        f"95 % intervals over patients.\n\n{markdown(values, tuple(_RANKINGS))}\n\n"
+        f"{markdown(values, HEADINGS[len(_RANKINGS) :])}\n"
+    )
+    if differences:
+        text += f"\nDifference to `{first}`:\n\n{markdown(differences, _COMPARED, sign='+')}\n"
+    return text, values
+
+
+def row_of(tables: Tables, baseline: Tables | None = None) -> Row:
+    """One row of the table, or of the differences to a baseline if that is given."""
+
+    def found(reading: str) -> dict[str, dict]:
+        if baseline is None:
+            return bootstrap_intervals(tables[reading])
+        return paired_bootstrap(tables[reading], baseline[reading])
+
+    by_fat = found("fat")
+    by_reading = [found(reading) for reading in _READINGS]
+    entries = [by_fat[name] for name in _RANKINGS.values()]
+    for metric in ("accuracy", "ordinal.quadratic_kappa"):
+        entries += [one[metric] for one in by_reading]
+    return dict(zip(HEADINGS, entries, strict=True))
+
+
+def markdown(rows: Mapping[str, Row], headings: Sequence[str], *, sign: str = "") -> str:
+    """A Markdown table, one line per system."""
+    lines = ["| System | " + " | ".join(headings) + " |", "|---" * (len(headings) + 1) + "|"]
+    for system, entries in rows.items():
+        texts = [text_of(entries[name], sign=sign) for name in headings]
+        lines.append(f"| {system} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def text_of(entry: dict, *, sign: str = "") -> str:
+    """`value (low to high)` of an entry of `bootstrap_intervals`; "-" where it is undefined."""
+    if entry["value"] is None:
+        return "-"
+    if entry["low"] is None:
+        return f"{entry['value']:{sign}.3f}"
+    return f"{entry['value']:{sign}.3f} ({entry['low']:{sign}.3f} to {entry['high']:{sign}.3f})"
+
+
+def _scored(
+    experiment: str,
+    system: str,
+    parts: Sequence[Part],
+    frames: pd.DataFrame,
+    features: pd.DataFrame,
+    out_dir: Path,
+) -> Tables:
+    settings = {"system": system, "parts": [part.name for part in parts]}
+    with tracking.start_run(experiment, system, settings) as run:
+        run_dir = out_dir / run.run_id
+        run_dir.mkdir(parents=True)
+        scores, models = left_out_scores(frames, features, parts, name=system)
+        patients = patient_scores(scores)
+        write_scores(scores.drop(columns="sqrt_fat"), run_dir / "frame_scores.csv")
+        write_scores(patients, run_dir / "patient_scores.csv")
+        if "hepatorenal_db" in features:  # the report compares a score with it
+            index = frames[["frame_id", "patient_id"]]
+            index = index.assign(hepatorenal_index=features["hepatorenal_db"].to_numpy())
+            with replacing(run_dir / "hepatorenal.csv") as temporary:
+                index.to_csv(temporary, index=False)
+        tables = {
+            "fat": by_predicted_fat(scores, patients),
+            "probable": patients,
+            **{rule: read_as(patients, rule) for rule in ("middle", "expected")},
+        }
+        row = row_of(tables)
+        _write_metrics(run_dir / "metrics.json", row, models)
+        # MLflow takes no commas in names.
+        tracking.log_metrics({name.replace(", ", "."): row[name]["value"] for name in HEADINGS})
+        tracking.log_artifacts(run_dir)
+    return tables
+
+
+def _write_metrics(path: Path, row: Row, models: Sequence[Fusion]) -> None:
+    folds = [
+        {"shares": model.shares, "penalties": [rule.penalty for rule in model.rules]}
+        | asdict(model.link)
+        for model in models
+    ]
+    metrics = {"protocol": "leave-one-patient-out", "folds": folds, **row, "notice": NOTICE}
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(metrics, indent=1) + "\n")

@@ -1,0 +1,161 @@
+"""A linear rule from a patient's numbers to the square root of fat percent.
+
+The square root evens out the spread of biopsy readings, which grows with fat.
+
+Where the literature says which way each number goes with fat, a number counts in proportion to its
+own covariance with fat, and never against its direction: the first component of partial least
+squares (Wold 1975). Numbers that show the same fat are correlated; fitted jointly to a few dozen
+patients, one is set against the other. Such "improper" weights predict new cases better (Dawes
+1979, doi 10.1037/0003-066X.34.7.571). Numbers without a known direction, hundreds of them, get
+ridge regression.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Ridge penalties among which the training patients choose, for standardised numbers.
+PENALTIES = (10.0, 100.0, 1e3, 1e4, 1e5)
+
+_MIN_PATIENTS = 10
+
+
+@dataclass(frozen=True)
+class FatRule:
+    """A fitted linear rule.
+
+    Attributes:
+        fill: `(k,)` float64, stands in for what was not measured: median of the training patients.
+        centre, scale, weights: `(k + m,)` float64, over the k numbers and, for `m` of them, whether
+            they are missing; weights are per standard deviation, square root of percent.
+        indicators: which of the k numbers have such a flag.
+        intercept: square root of percent.
+        penalty: of the ridge, the chosen one; 0 for numbers with a direction.
+    """
+
+    fill: np.ndarray
+    centre: np.ndarray
+    scale: np.ndarray
+    weights: np.ndarray
+    indicators: tuple[int, ...]
+    intercept: float
+    penalty: float
+
+    def sqrt_fat(self, features: np.ndarray) -> np.ndarray:
+        """Predicted square root of fat percent `(n,)`; may fall below 0.
+
+        Args:
+            features: `(n, k)`, NaN for what was not measured.
+        """
+        return self.intercept + self.shares(features).sum(axis=1)
+
+    def shares(self, features: np.ndarray) -> np.ndarray:
+        """What each number adds to the prediction `(n, k + m)`; 0 for the average patient."""
+        values = _expanded(np.asarray(features, float), self.fill, self.indicators)
+        return np.asarray((values - self.centre) / self.scale * self.weights)
+
+
+def fit_fat_rule(
+    features: np.ndarray,
+    fat_percent: np.ndarray,
+    *,
+    signs: tuple[int, ...] | None = None,
+    flag_missing: bool = False,
+) -> tuple[FatRule, np.ndarray]:
+    """Fit; a ridge penalty is chosen by leaving each of the patients out in turn.
+
+    Args:
+        features: `(num_patients, k)`, one row per patient, so that folds of rows are folds of
+            patients; NaN where something was not measured.
+        fat_percent: `(num_patients,)`, 0 to 100.
+        signs: +1 or -1 for each number: the only direction in which it may count; None for ridge.
+        flag_missing: also learn from whether a number is missing.
+
+    Returns:
+        the rule, and for each patient `(num_patients,)` the square root of fat percent predicted by
+        the same kind of rule fitted to all the others.
+
+    Raises:
+        ValueError: if shapes disagree, there are fewer than 10 patients, or fat is out of range.
+    """
+    features, fat = np.asarray(features, float), np.asarray(fat_percent, float)
+    _check(features, fat, signs)
+    if signs is not None and flag_missing:
+        raise ValueError("Expected either signs or flag_missing: a flag has no known direction.")
+    target = np.sqrt(fat)
+    penalties = PENALTIES if signs is None else (0.0,)
+    left_out = np.empty((len(penalties), len(fat)))
+    for patient in range(len(fat)):
+        others = np.arange(len(fat)) != patient
+        rules = _rules(features[others], target[others], penalties, signs, flag_missing)
+        left_out[:, patient] = [rule.sqrt_fat(features[[patient]])[0] for rule in rules]
+    best = int(np.square(left_out - target).mean(axis=1).argmin())
+    (rule,) = _rules(features, target, penalties[best : best + 1], signs, flag_missing)
+    return rule, left_out[best]
+
+
+def _rules(
+    features: np.ndarray,
+    target: np.ndarray,
+    penalties: tuple[float, ...],
+    signs: tuple[int, ...] | None,
+    flag_missing: bool,
+) -> list[FatRule]:
+    """One rule per penalty; what they share is computed once."""
+    missing = np.isnan(features)
+    known = ~missing.all(axis=0)
+    fill = np.zeros(features.shape[1])
+    fill[known] = np.nanmedian(features[:, known], axis=0)
+    indicators = tuple(np.flatnonzero(missing.any(axis=0) & known).tolist()) if flag_missing else ()
+    values = _expanded(features, fill, indicators)
+    centre, scale = values.mean(axis=0), values.std(axis=0)
+    scale = np.where(scale > 1e-9, scale, 1.0)
+    intercept = float(target.mean())
+    standard, rest = (values - centre) / scale, target - intercept
+    if signs is None:
+        weights = _ridge(standard, rest, penalties)
+    else:
+        weights = [_one_component(standard, rest, np.asarray(signs))]
+    return [
+        FatRule(fill, centre, scale, row, indicators, intercept, penalty)
+        for row, penalty in zip(weights, penalties, strict=True)
+    ]
+
+
+def _ridge(values: np.ndarray, target: np.ndarray, penalties: tuple[float, ...]) -> list:
+    """Ridge weights `(k,)` for each penalty, from one singular value decomposition."""
+    left, size, right = np.linalg.svd(values, full_matrices=False)
+    return [(size / (size**2 + penalty) * (left.T @ target)) @ right for penalty in penalties]
+
+
+def _one_component(values: np.ndarray, target: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    """Weights `(k,)`: covariances in their allowed direction, scaled by one regression."""
+    covariance = values.T @ target
+    direction = np.where(np.sign(covariance) == signs, covariance, 0.0)
+    score = values @ direction
+    power = float(score @ score)
+    return direction * (float(score @ target) / power) if power > 0 else direction
+
+
+def _expanded(features: np.ndarray, fill: np.ndarray, indicators: tuple[int, ...]) -> np.ndarray:
+    missing = np.isnan(features)
+    return np.hstack([np.where(missing, fill, features), missing[:, list(indicators)]])
+
+
+def _check(features: np.ndarray, fat: np.ndarray, signs: tuple[int, ...] | None) -> None:
+    if features.ndim != 2 or fat.shape != features.shape[:1] or len(fat) < _MIN_PATIENTS:
+        raise ValueError(
+            f"Expected features (num_patients, k) and fat_percent (num_patients,) of at least "
+            f"{_MIN_PATIENTS} patients. Received: features.shape={features.shape} "
+            f"fat_percent.shape={fat.shape}."
+        )
+    if not ((fat >= 0) & (fat <= 100)).all():
+        raise ValueError(
+            "Expected fat_percent from 0 to 100 for every patient. Received: a value outside, or "
+            "none. Leave out patients without a biopsy."
+        )
+    if signs is not None and (len(signs) != features.shape[1] or set(signs) - {-1, 1}):
+        raise ValueError(
+            f"Expected a sign of -1 or 1 for each of {features.shape[1]} numbers. "
+            f"Received: signs={signs}."
+        )

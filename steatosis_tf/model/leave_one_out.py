@@ -1,0 +1,99 @@
+"""Leave-one-patient-out: every patient is graded by a model that never saw that patient."""
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtr
+from tqdm import tqdm
+
+from steatosis_tf.grades import GRADES, SCORE_COLUMNS
+from steatosis_tf.model.fat_reading import grade_probabilities
+from steatosis_tf.model.fusion import Fusion, Part, fit_fusion
+
+# Any width ranks patients by predicted fat alike; this one is about the error of a left-out one.
+_SPREAD = 1.5
+
+
+def patient_features(frames: pd.DataFrame, features: pd.DataFrame) -> pd.DataFrame:
+    """Mean of every number over a patient's frames, index `patient_id`, sorted."""
+    return features.groupby(frames["patient_id"].to_numpy()).mean()
+
+
+def patient_fat(frames: pd.DataFrame) -> pd.Series:
+    """Fat percent of each patient, index `patient_id`, sorted."""
+    return frames.groupby("patient_id")["fat_percent"].first()
+
+
+def left_out_scores(
+    frames: pd.DataFrame, features: pd.DataFrame, parts: Sequence[Part], *, name: str = "folds"
+) -> tuple[pd.DataFrame, list[Fusion]]:
+    """Score every frame by a model fitted to all other patients.
+
+    Args:
+        frames: manifest rows with `fat_percent` known.
+        features: one row per frame, in the same order, see `Fusion.sqrt_fat`.
+        parts: what the model sees.
+        name: shown beside the progress bar.
+
+    Returns:
+        the frame score table (with `sqrt_fat`, the predicted square root of fat percent, beside the
+        columns of `evaluation.scores`), and the model of each fold. Penalties, shares and reading
+        are chosen inside the other patients, so nothing of a patient's fat reaches its score.
+
+    Raises:
+        ValueError: see `fit_fusion`.
+    """
+    patients, fat = patient_features(frames, features), patient_fat(frames)
+    tables, models = [], []
+    for fold, patient_id in enumerate(tqdm(patients.index, name, file=sys.stderr, unit="patient")):
+        others = patients.index != patient_id
+        model = fit_fusion(patients[others], fat[others].to_numpy(), parts)
+        mine = (frames["patient_id"] == patient_id).to_numpy()
+        part = frames.loc[mine, ["frame_id", "patient_id", "grade", "fat_percent"]]
+        part = part.assign(fold=fold, sqrt_fat=model.sqrt_fat(features[mine]))
+        part[list(SCORE_COLUMNS)] = model.probabilities(features[mine])
+        tables.append(part)
+        models.append(model)
+    table = pd.concat(tables, ignore_index=True)
+    probable = table[list(SCORE_COLUMNS)].to_numpy().argmax(axis=1)
+    return table.assign(predicted=np.array(GRADES, object)[probable]), models
+
+
+def by_predicted_fat(frame_scores: pd.DataFrame, patients: pd.DataFrame) -> pd.DataFrame:
+    """The patient table with probabilities that rank patients exactly by predicted fat.
+
+    The reading of each fold differs a little; the predicted fat percent is one scale for all.
+
+    Args:
+        frame_scores: with `sqrt_fat`.
+        patients: its patient table.
+    """
+    of_patient = frame_scores.groupby("patient_id")["sqrt_fat"].mean()
+    sqrt_fat = of_patient.loc[patients["patient_id"]].to_numpy()
+    return _with(patients, grade_probabilities(sqrt_fat[:, None], _SPREAD, ndtr))
+
+
+def read_as(patients: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """The patient table with one grade each, all or nothing.
+
+    Args:
+        patients: patient table.
+        rule: `middle`, the grade at which half of the probability is reached, or `expected`, the
+            mean grade rounded, which is what a quadratic weighting asks for.
+    """
+    shares = patients[list(SCORE_COLUMNS)].to_numpy(float)
+    if rule == "middle":
+        labels = (shares.cumsum(axis=1) < 0.5).sum(axis=1)
+    elif rule == "expected":
+        labels = np.rint(shares @ np.arange(len(GRADES))).astype(int)
+    else:
+        raise ValueError(f"Expected rule middle or expected. Received: rule={rule!r}.")
+    return _with(patients, np.eye(len(GRADES))[labels])
+
+
+def _with(patients: pd.DataFrame, shares: np.ndarray) -> pd.DataFrame:
+    table = patients.copy()
+    table[list(SCORE_COLUMNS)] = shares / shares.sum(axis=1, keepdims=True)
+    return table.assign(predicted=np.array(GRADES, object)[shares.argmax(axis=1)])

@@ -1,0 +1,59 @@
+"""Verb on what can be measured of frames without training: physics."""
+
+import math
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+
+from steatosis_tf.grades import NOTICE
+from steatosis_tf.verbs.result import Result
+
+
+def physics(args: Namespace) -> Result:
+    """Measure one patient's frames: hepatorenal index, attenuation, speckle, landmarks."""
+    from steatosis_tf.model.baselines.display import Display
+    from steatosis_tf.model.fusion import load_fusion
+    from steatosis_tf.model.patient_reading import grade_patient, measure_patient
+
+    display = Display(args.dynamic_range_db, args.px_per_cm)
+    model = load_fusion(args.model) if args.model else None
+    of_frames, mean = measure_patient(args.frames, display)
+    values = {
+        "frames": [
+            {"path": path} | _plain(asdict(numbers))
+            for path, numbers in zip(args.frames, of_frames, strict=True)
+        ],
+        "mean": _plain(asdict(mean)),
+        "notice": NOTICE,
+    }
+    text = [f"mean over {len(of_frames)} frame(s), taken as one patient's", mean.reading()]
+    if model:
+        graded = grade_patient(mean, model)
+        values["graded"] = asdict(graded)
+        chances = ", ".join(f"{name} {p:.2f}" for name, p in graded.probabilities.items())
+        adds = ", ".join(f"{name} {value:+.2f}" for name, value in graded.adds.items() if value)
+        text += [
+            "",
+            f"fat, predicted: {graded.fat_percent:.0f} % ({chances})",
+            f"what adds to its square root, against the average patient: {adds}",
+        ]
+    return Result(values, "\n".join([*text, "", NOTICE]))
+
+
+def _plain(numbers: dict) -> dict:
+    """NaN is no JSON: what was not measured is null."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in numbers.items()
+    }
+
+
+def _physics_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("frames", nargs="+", metavar="FRAME", help="images of one patient")
+    parser.add_argument(
+        "--dynamic-range-db", type=float, metavar="DB", help="dB between black and white, if known"
+    )
+    parser.add_argument("--px-per-cm", type=float, metavar="PX", help="of the image, if known")
+    parser.add_argument("--model", metavar="JSON", help="fat_model.json of `make byra`: also grade")
+
+
+VERBS = (("physics", physics, _physics_arguments),)

@@ -1,0 +1,101 @@
+"""The store of measurements, and the verb that measures one patient, on simulated frames."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from steatosis_tf import cli
+from steatosis_tf.cohort.manifest import build_manifest, read_manifest
+from steatosis_tf.grades import GRADES, NOTICE
+from steatosis_tf.model.baselines.physics import FAT_SIGNS, UNITS
+from steatosis_tf.model.fusion import Part, fit_fusion, save_fusion
+from steatosis_tf.model.measurements import MEASURED_COLUMNS, measure_study
+from steatosis_tf.roi.crop import Rectangle
+from steatosis_tf.sources.phantom import simulate_patient
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Manifest of two patients with two frames each."""
+    folder = tmp_path_factory.mktemp("study")
+    rows = []
+    for number, fat in enumerate((2.0, 80.0)):
+        frames, _ = simulate_patient(fat, num_frames=2, generator=np.random.default_rng(number))
+        for index, frame in enumerate(frames):
+            name = f"{number}_{index}.png"
+            cv2.imwrite(str(folder / name), frame)
+            rows.append({"path": name, "patient_id": f"P{number}", "fat_percent": fat, "bmi": 25})
+    pd.DataFrame(rows).to_csv(folder / "labels.csv", index=False)
+    build_manifest(folder / "labels.csv", folder / "manifest.csv")
+    return folder / "manifest.csv"
+
+
+def test_measured_once_and_kept(study, tmp_path):
+    frames = read_manifest(study)
+    calls = []
+
+    def cortex(patient_id, frame, sector, liver):
+        calls.append(patient_id)
+        return None if len(calls) in (1, 2, 4) else Rectangle(250, 300, 20, 20)
+
+    first = measure_study(frames, study, tmp_path, cortex)
+    assert calls == ["P0", "P0", "P1", "P1"]
+    assert first.notna()["attenuation_db_per_depth"].all()
+    # P0 never shows cortex; P1's second frame takes the number of its first.
+    index = first["hepatorenal_db"]
+    assert index[:2].isna().all()
+    assert index[2] == index[3]
+    assert first["bmi"].tolist() == [25.0] * 4
+    stored = sorted(tmp_path.rglob("*.npy"))
+    assert len(stored) == 4
+    stored[0].unlink()  # as after a kill
+    again = measure_study(frames, study, tmp_path, cortex)
+    assert len(calls) == 5
+    polar = [name for name in MEASURED_COLUMNS if name.startswith("polar_")]
+    pd.testing.assert_frame_equal(again[polar], first[polar])
+    assert first["attenuation_db_per_depth"][2:].min() > first["attenuation_db_per_depth"][:2].max()
+
+
+def fitted_on_made_up_numbers(path: Path) -> None:
+    fat = np.linspace(0, 95, 30)
+    rng = np.random.default_rng(0)
+    numbers = {name: sign * np.sqrt(fat) + rng.normal(0, 1, 30) for name, sign in FAT_SIGNS.items()}
+    part = Part("physics", tuple(FAT_SIGNS), tuple(FAT_SIGNS.values()))
+    save_fusion(fit_fusion(pd.DataFrame(numbers), fat, (part,)), path, {"notice": NOTICE})
+
+
+def test_verb_prints_for_programs_and_for_people(study, tmp_path, capsys):
+    model = tmp_path / "fat_model.json"
+    fitted_on_made_up_numbers(model)
+    paths = [str(study.parent / "1_0.png"), str(study.parent / "1_1.png")]
+    assert cli.main(["physics", *paths, "--model", str(model), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["notice"] == NOTICE
+    assert len(values["frames"]) == 2
+    both = [frame["attenuation_db_per_depth"] for frame in values["frames"]]
+    assert values["mean"]["attenuation_db_per_depth"] == pytest.approx(np.mean(both))
+    assert values["mean"]["attenuation_db_per_cm"] is None
+    graded = values["graded"]
+    assert 0 <= graded["fat_percent"] <= 100
+    assert list(graded["probabilities"]) == list(GRADES)
+    assert sum(graded["probabilities"].values()) == pytest.approx(1)
+    assert set(graded["adds"]) == set(FAT_SIGNS)
+
+    scale = ["--dynamic-range-db", "60", "--px-per-cm", "20"]
+    assert cli.main(["physics", paths[0], *scale]) == 0
+    text = capsys.readouterr().out
+    assert NOTICE in text
+    assert "assumed" not in text
+    assert all(name.replace("_", " ") in text for name in UNITS)
+
+
+def test_verb_says_what_is_wrong(tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "black.png"), np.zeros((300, 300), np.uint8))
+    assert cli.main(["physics", str(tmp_path / "black.png")]) == 1
+    assert "black.png" in capsys.readouterr().err
+    assert cli.main(["physics", "none.png", "--model", str(tmp_path / "none.json")]) == 1
+    assert "fused model in JSON" in capsys.readouterr().err
