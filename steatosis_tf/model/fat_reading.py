@@ -2,7 +2,7 @@
 
 The square root evens out the spread of biopsy readings, which grows with fat. On that scale the
 truth is taken as normal around the prediction, and a grade's probability is the share of that
-normal distribution between its cuts. The one reading of the ridge and of the network's head.
+normal distribution between its cuts. The one reading of a predicted fat percent and its error.
 """
 
 from collections.abc import Callable
