@@ -45,7 +45,9 @@ def main() -> None:
     train = TrainConfig(fine_tune_epochs=EPOCHS)
     fine_tune(model, batches, one, None, train, lambda *_: marks.append(time.process_time()))
     per_epoch = float(np.median(np.diff(marks))) / NUM_FRAMES  # the first epoch also compiles
-    print(f"maps at the cut: {per_map:.3f} CPU-s per frame and view, {maps[0, 0].nbytes / 1e6:.1f} MB")
+    print(
+        f"maps at the cut: {per_map:.3f} CPU-s per frame and view, {maps[0, 0].nbytes / 1e6:.1f} MB"
+    )
     print(f"an epoch:        {per_epoch:.3f} CPU-s per training frame")
     print(f"without kept maps an epoch would cost {1 + per_map / per_epoch:.1f} times as much")
 

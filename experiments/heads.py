@@ -12,8 +12,8 @@ learns too; it costs far more than all others, so it runs only if named:
     head -1 MANIFEST_CSV > one.csv; grep _F00 MANIFEST_CSV >> one.csv
     python experiments/heads.py --manifest one.csv --repeats 1 --only softmax fine-tuned
 
-Epochs and rate were set before any variant was scored: a fifth of the paper's epochs at five
-times its rate. Nothing is tuned. Finished variants of a round lie in runs/heads/ and are not
+Epochs and rate were set for their cost, a fifth of the paper's epochs at five times its rate;
+nothing is tuned. Finished variants of a round lie in runs/heads/ and are not
 computed again; the same command goes on.
 Time and result: docs/heads.md.
 """
