@@ -5,6 +5,7 @@ says it is: rows that are there are not computed again, and a killed worker lose
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import keras
+import numpy as np
 
 from steatosis_tf.atomic import replacing
 from steatosis_tf.config import AugmentConfig, Config, ModelConfig
@@ -39,6 +41,7 @@ class _Study:
 
     records_dir: str
     store_dir: str
+    weights_path: str
     model: ModelConfig
     augment: AugmentConfig
     engine: str
@@ -63,8 +66,8 @@ def spread_features(
         options: from `spread.beam_options`.
 
     Raises:
-        RuntimeError: if the runner gave up, or a worker's engine or weights are others than those
-            here. What is stored stays, and the next call goes on from there.
+        RuntimeError: if the runner gave up, or a worker's engine is another than the one here.
+            What is stored stays, and the next call goes on from there.
         ValueError, OSError: as `stored_features`.
     """
     rows = [
@@ -73,19 +76,23 @@ def spread_features(
     ]
     views = features.store_views(store_dir, backbone, engine, config.augment, config.train.views)
     unfinished = [view for view in views if any(features.missing_rows(view, rows))]
+    weights_path = views[0].folder.parent.resolve() / "weights.npz"
     study = _Study(
-        str(Path(records_dir).resolve()), str(Path(store_dir).resolve()), config.model,
-        config.augment, engine.name,
+        str(Path(records_dir).resolve()), str(Path(store_dir).resolve()), str(weights_path),
+        config.model, config.augment, engine.name,
     )  # fmt: skip
     with contextlib.ExitStack() as held:
         for view in unfinished:
             held.enter_context(features.writing(view))
         plans = [path for view in unfinished for path in _plan(view, records_dir, rows)]
         if plans:
+            with replacing(weights_path) as temporary:
+                np.savez(temporary, *backbone.get_weights())
             work = functools.partial(compute_part, study)
             spread(work, plans, options, desc="features")
         for view in unfinished:
             shutil.rmtree(view.folder / "parts", ignore_errors=True)
+        weights_path.unlink(missing_ok=True)
     return features.open_views(views, rows)
 
 
@@ -93,15 +100,14 @@ def compute_part(study: _Study, plan_path: str) -> None:
     """Compute what a plan asks for, by the engine this process keeps.
 
     Raises:
-        RuntimeError: if engine or weights are others than the plan was made with.
+        RuntimeError: if the engine is another than the plan was made with.
     """
     plan = json.loads(Path(plan_path).read_text())
     view, engine = _view_and_engine(study, plan["view"])
     if view.folder.name != plan["folder"][1] or view.folder.parent.name != plan["folder"][0]:
         raise RuntimeError(
-            f"Expected the weights and the engine of {plan['folder'][0]} on every worker. "
-            f"Received: {view.folder.parent.name}. Give model.weights as a file all workers see, "
-            "and name model.engine=keras if their processors differ."
+            f"Expected the engine of {plan['folder'][0]} on every worker. Received: "
+            f"{view.folder.parent.name}. Name model.engine=keras where processors differ."
         )
     examples = read_part(study.records_dir, plan["split"], plan["start"], plan["stop"])
     wanted = features.selected(examples, plan["missing"])
@@ -137,7 +143,13 @@ def _view_and_engine(study: _Study, number: int) -> tuple[features.View, Engine]
 
 @functools.lru_cache(maxsize=1)
 def _backbone_and_engine(study: _Study) -> tuple[keras.Model, Engine]:
-    """Made once in the life of a worker process."""
-    backbone = build_backbone(study.model)
+    """Made once in the life of a worker process.
+
+    The weights are those of the process that started the job: a worker may have no network to fetch
+    them, and random ones come out differently where other threads draw random numbers.
+    """
+    backbone = build_backbone(dataclasses.replace(study.model, weights="random"))
+    with np.load(study.weights_path) as kept:
+        backbone.set_weights([kept[name] for name in kept.files])
     first = next(read_records(study.records_dir).batch(BATCH).as_numpy_iterator())
     return backbone, choose_engine(study.engine, backbone, first["roi"], study.store_dir)

@@ -1,5 +1,6 @@
 """Features from the workers of a runner are those of one process, kept where it would keep them."""
 
+import dataclasses
 import threading
 import time
 
@@ -104,10 +105,12 @@ def test_a_dask_cluster_gives_the_same(
         np.testing.assert_array_equal(np.asarray(views), expected)
 
 
-def test_a_worker_with_other_weights_is_refused(phantom_records, random_backbone, engine, tmp_path):
-    other = Config(model=ModelConfig(weights="random", backbone_seed=1), train=CONFIG.train)
-    with pytest.raises(RuntimeError, match=r"Expected the weights and the engine of resnet50-"):
+def test_a_worker_with_another_engine_is_refused(
+    phantom_records, random_backbone, engine, tmp_path
+):
+    other = dataclasses.replace(engine, precision="bfloat16")
+    with pytest.raises(RuntimeError, match=r"keras-bfloat16 on every worker.*keras-float32"):
         spread_features(
-            phantom_records, tmp_path, random_backbone, engine, other, beam_options("DirectRunner")
+            phantom_records, tmp_path, random_backbone, other, CONFIG, beam_options("DirectRunner")
         )
     assert not list(tmp_path.rglob("*.npy"))
