@@ -1,5 +1,6 @@
 """An exported model gives Keras' numbers and says what it is; one that does not is not kept."""
 
+import gc
 import json
 
 import keras
@@ -170,3 +171,9 @@ def test_model_of_a_run_is_exported(tmp_path, phantom_manifest, rois):
 def test_directory_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"run directory with model\.keras.*run_dir='empty'"):
         export_run(tmp_path / "empty", tmp_path / "model.onnx")
+
+
+def test_export_leaves_the_garbage_collector_as_it_was(rois, tmp_path):
+    before = gc.get_threshold(), gc.get_freeze_count()
+    export_onnx(_tiny_grader(), tmp_path / "model.onnx", rois)
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before
