@@ -26,7 +26,7 @@ import kidney_head
 import numpy as np
 from tqdm import tqdm
 
-from steatosis_tf.ablation import compare_systems, text_of
+from steatosis_tf.ablation import MeasuredStudy, compare_systems, text_of
 from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.grades import NOTICE
@@ -136,7 +136,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     features = measure_study(frames, out / "manifest.csv", store, cortex)
     wanted = {BEST, *(arguments.only or SYSTEMS)}
     systems = {name: parts for name, parts in SYSTEMS.items() if name in wanted}
-    text, values = compare_systems("byra", systems, frames, features, out)
+    text, values = compare_systems(
+        "byra", systems, MeasuredStudy(out / "manifest.csv", frames, features), out
+    )
     anchors = "\n".join(f"| {name} | {value:.3f} |" for name, value in ANCHORS)
     auc = text_of(values[BEST]["AUC, Mild or worse"])
     text += f"\n| AUC for fat >= 5 % | |\n|---|---|\n| `{BEST}`, here | {auc} |\n{anchors}\n"

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.ablation import compare_systems
+from steatosis_tf.ablation import MeasuredStudy, compare_systems
 from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.clinical import CLINICAL_COLUMNS
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
@@ -86,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     frames = read_manifest(manifest_path)
     frames = frames[frames["fat_percent"].notna()].reset_index(drop=True)
     features = measure_study(frames, manifest_path, out / "store")
-    text, _ = compare_systems("fusion", SYSTEMS, frames, features, out)
+    text, _ = compare_systems(
+        "fusion", SYSTEMS, MeasuredStudy(manifest_path, frames, features), out
+    )
     text = (SIMULATED if arguments.simulate else "") + text
     with replacing(out / "table.md") as temporary:
         temporary.write_text(text)

@@ -5,13 +5,17 @@ Every script that asks what a kind of number brings is a dictionary of systems a
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from steatosis_tf import tracking
 from steatosis_tf.atomic import replacing
+from steatosis_tf.cohort.manifest import relocate, write_manifest
+from steatosis_tf.cohort.splits import Partition, split_table
+from steatosis_tf.evaluation.evaluate import metrics_of
 from steatosis_tf.evaluation.intervals import bootstrap_intervals
 from steatosis_tf.evaluation.paired import paired_bootstrap
 from steatosis_tf.evaluation.scores import patient_scores, write_scores
@@ -34,6 +38,22 @@ HEADINGS = (
 # Differences are shown for what was asked for beforehand, so that none is picked afterwards.
 _COMPARED = ("AUC, Mild or worse", "AUC, Severe", "Spearman", "accuracy, middle", "kappa, middle")
 
+
+@dataclass(frozen=True)
+class MeasuredStudy:
+    """Frames and what was measured of them.
+
+    Attributes:
+        manifest_path: the manifest of the frames.
+        frames: its rows with `fat_percent` known.
+        features: one row per frame, as `measure_study` gives them.
+    """
+
+    manifest_path: Path
+    frames: pd.DataFrame
+    features: pd.DataFrame
+
+
 #: Reading -> patient table; "fat" ranks by predicted fat.
 Tables = dict[str, pd.DataFrame]
 #: Heading -> value, low and high.
@@ -43,8 +63,7 @@ Row = dict[str, dict]
 def compare_systems(
     experiment: str,
     systems: Mapping[str, Sequence[Part]],
-    frames: pd.DataFrame,
-    features: pd.DataFrame,
+    study: MeasuredStudy,
     out_dir: str | Path,
 ) -> tuple[str, dict[str, Row]]:
     """Score every system, log each as a run, and lay them side by side.
@@ -52,9 +71,8 @@ def compare_systems(
     Args:
         experiment: name in MLflow.
         systems: name -> what it sees; the others are compared with the first one.
-        frames: manifest rows with `fat_percent` known.
-        features: one row per frame, as `measure_study` gives them.
-        out_dir: folder of the runs.
+        study: whom to grade.
+        out_dir: folder of the runs, which `steatosis report` reads.
 
     Returns:
         Markdown tables of rankings, grades, and differences to the first system; and the values.
@@ -64,7 +82,7 @@ def compare_systems(
         ValueError: see `left_out_scores`.
     """
     tables = {
-        name: _scored(experiment, name, parts, frames, features, Path(out_dir))
+        name: _scored(experiment, name, parts, study, Path(out_dir))
         for name, parts in systems.items()
     }
     first = next(iter(systems))
@@ -72,7 +90,8 @@ def compare_systems(
     others = {name: one for name, one in tables.items() if name != first}
     differences = {name: row_of(one, tables[first]) for name, one in others.items()}
     text = (
-        f"Leave-one-patient-out, {frames['patient_id'].nunique()} patients, {len(frames)} frames; "
+        f"Leave-one-patient-out, {study.frames['patient_id'].nunique()} patients, "
+        f"{len(study.frames)} frames; "
         f"95 % intervals over patients.\n\n{markdown(values, tuple(_RANKINGS))}\n\n"
         f"{markdown(values, HEADINGS[len(_RANKINGS) :])}\n"
     )
@@ -116,45 +135,59 @@ def text_of(entry: dict, *, sign: str = "") -> str:
 
 
 def _scored(
-    experiment: str,
-    system: str,
-    parts: Sequence[Part],
-    frames: pd.DataFrame,
-    features: pd.DataFrame,
-    out_dir: Path,
+    experiment: str, system: str, parts: Sequence[Part], study: MeasuredStudy, out_dir: Path
 ) -> Tables:
     settings = {"system": system, "parts": [part.name for part in parts]}
     with tracking.start_run(experiment, system, settings) as run:
         run_dir = out_dir / run.run_id
         run_dir.mkdir(parents=True)
-        scores, models = left_out_scores(frames, features, parts, name=system)
+        _write_study(study, run_dir)
+        scores, models = left_out_scores(study.frames, study.features, parts, name=system)
         patients = patient_scores(scores)
-        write_scores(scores.drop(columns="sqrt_fat"), run_dir / "frame_scores.csv")
+        frames = scores.drop(columns="sqrt_fat")
+        write_scores(frames, run_dir / "frame_scores.csv")
         write_scores(patients, run_dir / "patient_scores.csv")
-        if "hepatorenal_db" in features:  # the report compares a score with it
-            index = frames[["frame_id", "patient_id"]]
-            index = index.assign(hepatorenal_index=features["hepatorenal_db"].to_numpy())
-            with replacing(run_dir / "hepatorenal.csv") as temporary:
-                index.to_csv(temporary, index=False)
         tables = {
             "fat": by_predicted_fat(scores, patients),
             "probable": patients,
             **{rule: read_as(patients, rule) for rule in ("middle", "expected")},
         }
         row = row_of(tables)
-        _write_metrics(run_dir / "metrics.json", row, models)
+        metrics = {"patient": metrics_of(patients), "frame": metrics_of(frames)}
+        about = {"protocol": "lopo", "aggregation": "mean", "notice": NOTICE}
+        _write_json(about | metrics, run_dir / "metrics.json")
+        _write_json({"row": row, "folds": _folds(models), "notice": NOTICE}, run_dir / "row.json")
         # MLflow takes no commas in names.
-        tracking.log_metrics({name.replace(", ", "."): row[name]["value"] for name in HEADINGS})
+        readings = {name.replace(", ", "."): row[name]["value"] for name in HEADINGS}
+        tracking.log_metrics(metrics | readings)
         tracking.log_artifacts(run_dir)
     return tables
 
 
-def _write_metrics(path: Path, row: Row, models: Sequence[Fusion]) -> None:
-    folds = [
+def _write_study(study: MeasuredStudy, run_dir: Path) -> None:
+    """Who was graded, who by whom, and the index that a report compares a score with."""
+    frames = study.frames
+    write_manifest(relocate(frames, study.manifest_path, run_dir), run_dir / "manifest.csv")
+    patients = frozenset(frames["patient_id"])
+    alone = [frozenset([name]) for name in sorted(patients)]
+    partitions = [Partition("lopo", patients - one, frozenset(), one) for one in alone]
+    tables = {"split": split_table(partitions)}
+    if "hepatorenal_db" in study.features:
+        index = study.features["hepatorenal_db"].to_numpy()
+        tables["hepatorenal"] = frames[["frame_id", "patient_id"]].assign(hepatorenal_index=index)
+    for name, table in tables.items():
+        with replacing(run_dir / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False)
+
+
+def _folds(models: Sequence[Fusion]) -> list[dict[str, Any]]:
+    return [
         {"shares": model.shares, "penalties": [rule.penalty for rule in model.rules]}
         | asdict(model.link)
         for model in models
     ]
-    metrics = {"protocol": "leave-one-patient-out", "folds": folds, **row, "notice": NOTICE}
+
+
+def _write_json(content: dict[str, Any], path: Path) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(metrics, indent=1) + "\n")
+        temporary.write_text(json.dumps(content, indent=1) + "\n")

@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steatosis_tf.ablation import HEADINGS, compare_systems, text_of
+from steatosis_tf.ablation import HEADINGS, MeasuredStudy, compare_systems, text_of
+from steatosis_tf.evaluation.run_checks import check_run
+from steatosis_tf.evaluation.run_record import read_run
 from steatosis_tf.evaluation.scores import patient_scores, read_scores
 from steatosis_tf.grades import NOTICE, grade_from_fat_percent
 from steatosis_tf.model.fusion import Part
@@ -17,6 +19,7 @@ def study(num_patients: int = 12) -> tuple[pd.DataFrame, pd.DataFrame]:
     fat = np.random.default_rng(8).permutation(np.linspace(0, 95, num_patients))
     frames = pd.DataFrame({"patient_id": [f"P{i:02d}" for i in range(num_patients)]})
     frames = frames.assign(frame_id=frames["patient_id"] + "a", fat_percent=fat)
+    frames = frames.assign(path=frames["frame_id"] + ".png", pixels_sha256="0")
     frames["grade"] = [grade_from_fat_percent(percent) for percent in fat]
     noise = np.random.default_rng(2).normal(size=num_patients)
     good = np.sqrt(fat) + noise / 9
@@ -30,7 +33,9 @@ def test_good_numbers_beside_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "good": (Part("good", ("hepatorenal_db",), (1,)),),
         "noise": (Part("noise", ("noise",)),),
     }
-    text, values = compare_systems("try", systems, frames, features, tmp_path / "runs")
+    text, values = compare_systems(
+        "try", systems, MeasuredStudy(tmp_path / "m.csv", frames, features), tmp_path / "runs"
+    )
     assert values["good"]["AUC, Severe"]["value"] == 1.0
     assert values["noise"]["AUC, Severe"]["value"] < 0.8
     assert values["good"]["Spearman"]["value"] > 0.95
@@ -45,9 +50,11 @@ def test_good_numbers_beside_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for run in runs:
         scores = read_scores(run / "frame_scores.csv")
         assert patient_scores(scores).equals(read_scores(run / "patient_scores.csv"))
-        metrics = json.loads((run / "metrics.json").read_text())
-        assert metrics["notice"] == NOTICE
-        assert len(metrics["folds"]) == 12
+        row = json.loads((run / "row.json").read_text())
+        assert row["notice"] == NOTICE
+        assert len(row["folds"]) == 12
+        failed = [check for check in check_run(read_run(run)) if check.passed is not True]
+        assert not failed
         index = pd.read_csv(run / "hepatorenal.csv")["hepatorenal_index"]
         assert index.to_numpy() == pytest.approx(features["hepatorenal_db"].to_numpy())
 

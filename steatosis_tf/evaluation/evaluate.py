@@ -48,8 +48,8 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
     metrics = {
         "protocol": config.split.kind,
         "aggregation": config.evaluation.aggregation,
-        "patient": _metrics(patients),
-        "frame": _metrics(frames),
+        "patient": metrics_of(patients),
+        "frame": metrics_of(frames),
         "notice": NOTICE,
     }
     with replacing(run_dir / "metrics.json") as temporary:
@@ -133,7 +133,8 @@ def _check_complete(run_dir: Path, frames: pd.DataFrame) -> None:
         )
 
 
-def _metrics(table: pd.DataFrame) -> dict[str, Any]:
+def metrics_of(table: pd.DataFrame) -> dict[str, Any]:
+    """Every metric of a frame or patient score table, see `compute_metrics`."""
     labels, probabilities = labels_and_probabilities(table)
     return compute_metrics(labels, probabilities, table["fat_percent"].to_numpy(float))
 
