@@ -69,8 +69,14 @@ def measure_study(
     for row in tqdm(list(frames.itertuples()), "measured", file=sys.stderr, unit="frame"):
         stored = folder / f"{str(row.pixels_sha256)[:24]}.npy"
         if not stored.is_file():
-            frame = read_frame(frame_path(manifest_path, str(row.path)))
-            values = _measured(str(row.patient_id), frame, find_cortex)
+            try:
+                frame = read_frame(frame_path(manifest_path, str(row.path)))
+                values = _measured(str(row.patient_id), frame, find_cortex)
+            except ValueError as error:
+                raise ValueError(
+                    f"Expected a frame that can be measured. Received: frame_id={row.frame_id}: "
+                    f"{error} Take it out of the manifest; what is measured stays."
+                ) from error
             with replacing(stored) as temporary, temporary.open("wb") as file:
                 np.save(file, values)
         rows.append(np.load(stored))

@@ -60,6 +60,14 @@ def test_measured_once_and_kept(study, tmp_path):
     assert first["attenuation_db_per_depth"][2:].min() > first["attenuation_db_per_depth"][:2].max()
 
 
+def test_a_frame_that_cannot_be_measured_is_named(study, tmp_path):
+    frames = read_manifest(study).head(1)
+    cv2.imwrite(str(tmp_path / "black.png"), np.zeros((300, 300), np.uint8))
+    frames = frames.assign(path="black.png", frame_id="f00", pixels_sha256="0" * 64)
+    with pytest.raises(ValueError, match=r"frame_id=f00: .* Take it out of the manifest"):
+        measure_study(frames, tmp_path / "manifest.csv", tmp_path)
+
+
 def fitted_on_made_up_numbers(path: Path) -> None:
     fat = np.linspace(0, 95, 30)
     rng = np.random.default_rng(0)
