@@ -1,5 +1,6 @@
 """What a system of the table is, what it may learn from, and what it has to give back."""
 
+import ast
 import hashlib
 import inspect
 import json
@@ -126,11 +127,30 @@ class System:
 
     def key(self, study: Study, task: str) -> str:
         """Twelve hex digits that change with whatever would change the result: the data, the
-        folds, the task, the settings, and the file that holds `fit`. They do not see the files
-        which that one calls: after a change there, run with `--again`."""
-        source = Path(inspect.getsourcefile(self.fit) or "").read_text()
-        parts = [__version__, study.fingerprint, self.name, task, dict(self.settings), source]
+        folds, the task, the settings, and the code of the file that holds `fit`. They do not see
+        the files which that one calls: after a change there, run with `--again`."""
+        code = _code_of(inspect.getsourcefile(self.fit) or "")
+        parts = [__version__, study.fingerprint, self.name, task, dict(self.settings), code]
         return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:12]
+
+
+def _code_of(path: str) -> str:
+    """A file's code without comments, docstrings and the list of its systems, whose titles and
+    repeats change no result."""
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:]
+    tree.body = [node for node in tree.body if not _assigns(node, "SYSTEMS")]
+    return ast.dump(tree)
+
+
+def _assigns(node: ast.stmt, name: str) -> bool:
+    return isinstance(node, ast.Assign) and any(
+        isinstance(target, ast.Name) and target.id == name for target in node.targets
+    )
 
 
 def classes_of(labels: np.ndarray, task: str) -> np.ndarray:
