@@ -29,12 +29,15 @@ from tqdm import tqdm
 from steatosis_tf.ablation import MeasuredStudy, compare_systems, text_of
 from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
+from steatosis_tf.cohort.splits import make_partitions
+from steatosis_tf.evaluation.intervals import bootstrap_intervals
+from steatosis_tf.evaluation.scores import patient_scores
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.baselines.liver_features import LIVER_COLUMNS
 from steatosis_tf.model.baselines.physics import FAT_SIGNS
 from steatosis_tf.model.baselines.polar import POLAR_COLUMNS
 from steatosis_tf.model.fusion import Part, fit_fusion, save_fusion
-from steatosis_tf.model.leave_one_out import patient_fat, patient_features
+from steatosis_tf.model.leave_one_out import left_out_scores, patient_fat, patient_features
 from steatosis_tf.model.measurements import measure_study
 from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.kidney import best_patch, cortex_features, liver_in_input
@@ -118,6 +121,22 @@ class FoldedCortex:
         return np.array(weights)
 
 
+def table1_row(study: MeasuredStudy) -> str:
+    """The best system on the folds of `make table1`, as a row of that table; it sees frames."""
+    from steatosis_tf.table1.numbers import SHOWN, interval_text  # loads TensorFlow
+    from steatosis_tf.table1.study import PROTOCOL
+
+    partitions = make_partitions(study.frames, PROTOCOL.split)
+    scores, _ = left_out_scores(study.frames, study.features, SYSTEMS[BEST], partitions)
+    found = bootstrap_intervals(patient_scores(scores.drop(columns="sqrt_fat")))
+    cells = " | ".join(interval_text(found[name]) for name in SHOWN)
+    return (
+        f"On the folds of Table I ({PROTOCOL.split.folds} folds, {PROTOCOL.split.repeats} rounds; "
+        f"most probable grade):\n\n| System | {' | '.join(SHOWN.values())} |\n"
+        f"{'|---' * (len(SHOWN) + 1)}|\n| {BEST} | {cells} |\n"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder that holds byra2018/")
@@ -136,12 +155,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     features = measure_study(frames, out / "manifest.csv", store, cortex)
     wanted = {BEST, *(arguments.only or SYSTEMS)}
     systems = {name: parts for name, parts in SYSTEMS.items() if name in wanted}
-    text, values = compare_systems(
-        "byra", systems, MeasuredStudy(out / "manifest.csv", frames, features), out
-    )
+    study = MeasuredStudy(out / "manifest.csv", frames, features)
+    text, values = compare_systems("byra", systems, study, out)
     anchors = "\n".join(f"| {name} | {value:.3f} |" for name, value in ANCHORS)
     auc = text_of(values[BEST]["AUC, Mild or worse"])
     text += f"\n| AUC for fat >= 5 % | |\n|---|---|\n| `{BEST}`, here | {auc} |\n{anchors}\n"
+    text += f"\n{table1_row(study)}"
     with replacing(out / "table.md") as temporary:
         temporary.write_text(text)
     fat = patient_fat(frames).to_numpy()

@@ -21,7 +21,12 @@ from steatosis_tf.evaluation.paired import paired_bootstrap
 from steatosis_tf.evaluation.scores import patient_scores, write_scores
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.fusion import Fusion, Part
-from steatosis_tf.model.leave_one_out import by_predicted_fat, left_out_scores, read_as
+from steatosis_tf.model.leave_one_out import (
+    by_predicted_fat,
+    leave_one_out,
+    left_out_scores,
+    read_as,
+)
 
 _READINGS = ("probable", "middle", "expected")
 _RANKINGS = {
@@ -141,8 +146,9 @@ def _scored(
     with tracking.start_run(experiment, system, settings) as run:
         run_dir = out_dir / run.run_id
         run_dir.mkdir(parents=True)
-        _write_study(study, run_dir)
-        scores, models = left_out_scores(study.frames, study.features, parts, name=system)
+        folds = leave_one_out(study.frames)
+        _write_study(study, folds, run_dir)
+        scores, models = left_out_scores(study.frames, study.features, parts, folds, name=system)
         patients = patient_scores(scores)
         frames = scores.drop(columns="sqrt_fat")
         write_scores(frames, run_dir / "frame_scores.csv")
@@ -164,13 +170,10 @@ def _scored(
     return tables
 
 
-def _write_study(study: MeasuredStudy, run_dir: Path) -> None:
+def _write_study(study: MeasuredStudy, partitions: list[Partition], run_dir: Path) -> None:
     """Who was graded, who by whom, and the index that a report compares a score with."""
     frames = study.frames
     write_manifest(relocate(frames, study.manifest_path, run_dir), run_dir / "manifest.csv")
-    patients = frozenset(frames["patient_id"])
-    alone = [frozenset([name]) for name in sorted(patients)]
-    partitions = [Partition("lopo", patients - one, frozenset(), one) for one in alone]
     tables = {"split": split_table(partitions)}
     if "hepatorenal_db" in study.features:
         index = study.features["hepatorenal_db"].to_numpy()

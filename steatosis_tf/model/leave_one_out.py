@@ -1,4 +1,4 @@
-"""Leave-one-patient-out: every patient is graded by a model that never saw that patient."""
+"""Out of fold: every patient is graded by a model that never saw that patient."""
 
 import sys
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import pandas as pd
 from scipy.special import ndtr
 from tqdm import tqdm
 
+from steatosis_tf.cohort.splits import Partition
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 from steatosis_tf.model.fat_reading import grade_probabilities
 from steatosis_tf.model.fusion import Fusion, Part, fit_fusion
@@ -26,37 +27,54 @@ def patient_fat(frames: pd.DataFrame) -> pd.Series:
     return frames.groupby("patient_id")["fat_percent"].first()
 
 
+def leave_one_out(frames: pd.DataFrame) -> list[Partition]:
+    """One partition per patient, who is tested in it; all others train."""
+    patients = frozenset(frames["patient_id"])
+    alone = [frozenset([patient_id]) for patient_id in sorted(patients)]
+    return [Partition("lopo", patients - one, frozenset(), one) for one in alone]
+
+
 def left_out_scores(
-    frames: pd.DataFrame, features: pd.DataFrame, parts: Sequence[Part], *, name: str = "folds"
+    frames: pd.DataFrame,
+    features: pd.DataFrame,
+    parts: Sequence[Part],
+    partitions: Sequence[Partition],
+    *,
+    name: str = "folds",
 ) -> tuple[pd.DataFrame, list[Fusion]]:
-    """Score every frame by a model fitted to all other patients.
+    """Score every tested frame by a model fitted to the other parts.
 
     Args:
         frames: manifest rows with `fat_percent` known.
         features: one row per frame, in the same order, see `Fusion.sqrt_fat`.
         parts: what the model sees.
+        partitions: folds of whole patients, as `leave_one_out` or `make_partitions` gives them; a
+            model is fitted to training and validation part, since it stops by neither.
         name: shown beside the progress bar.
 
     Returns:
         the frame score table (with `sqrt_fat`, the predicted square root of fat percent, beside the
         columns of `evaluation.scores`), and the model of each fold. Penalties, shares and reading
-        are chosen inside the other patients, so nothing of a patient's fat reaches its score.
+        are chosen inside the training patients, so nothing of a patient's fat reaches its score.
 
     Raises:
         ValueError: see `fit_fusion`.
     """
     patients, fat = patient_features(frames, features), patient_fat(frames)
     tables, models = [], []
-    for fold, patient_id in enumerate(tqdm(patients.index, name, file=sys.stderr, unit="patient")):
-        others = patients.index != patient_id
+    for fold, partition in enumerate(tqdm(partitions, name, file=sys.stderr, unit="fold")):
+        others = patients.index.isin(partition.train | partition.validation)
         model = fit_fusion(patients[others], fat[others].to_numpy(), parts)
-        mine = (frames["patient_id"] == patient_id).to_numpy()
+        mine = frames["patient_id"].isin(partition.test).to_numpy()
         part = frames.loc[mine, ["frame_id", "patient_id", "grade", "fat_percent"]]
-        part = part.assign(fold=fold, sqrt_fat=model.sqrt_fat(features[mine]))
+        part = part.assign(fold=fold, repeat=partition.repeat)
+        part["sqrt_fat"] = model.sqrt_fat(features[mine])
         part[list(SCORE_COLUMNS)] = model.probabilities(features[mine])
         tables.append(part)
         models.append(model)
     table = pd.concat(tables, ignore_index=True)
+    if not table["repeat"].any():
+        table = table.drop(columns="repeat")
     probable = table[list(SCORE_COLUMNS)].to_numpy().argmax(axis=1)
     return table.assign(predicted=np.array(GRADES, object)[probable]), models
 
@@ -67,7 +85,7 @@ def by_predicted_fat(frame_scores: pd.DataFrame, patients: pd.DataFrame) -> pd.D
     The reading of each fold differs a little; the predicted fat percent is one scale for all.
 
     Args:
-        frame_scores: with `sqrt_fat`.
+        frame_scores: with `sqrt_fat`, every patient tested once.
         patients: its patient table.
     """
     of_patient = frame_scores.groupby("patient_id")["sqrt_fat"].mean()

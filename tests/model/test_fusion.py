@@ -7,10 +7,17 @@ import pandas as pd
 import pytest
 
 from steatosis_tf.cohort.clinical import CLINICAL_COLUMNS, clinical_numbers
+from steatosis_tf.cohort.splits import make_partitions
+from steatosis_tf.config import SplitConfig
 from steatosis_tf.evaluation.scores import patient_scores
 from steatosis_tf.grades import SCORE_COLUMNS, grade_from_fat_percent
 from steatosis_tf.model.fusion import Part, fit_fusion, load_fusion, save_fusion
-from steatosis_tf.model.leave_one_out import by_predicted_fat, left_out_scores, read_as
+from steatosis_tf.model.leave_one_out import (
+    by_predicted_fat,
+    leave_one_out,
+    left_out_scores,
+    read_as,
+)
 
 GOOD = Part("good", ("index", "slope"), (1, -1))
 NOISE = Part("noise", tuple(f"noise_{i}" for i in range(15)))
@@ -70,17 +77,35 @@ def frames_of(features: pd.DataFrame, fat: np.ndarray) -> tuple[pd.DataFrame, pd
 
 def test_a_patients_own_fat_does_not_reach_its_score():
     frames, features = frames_of(*study(14))
-    scores, models = left_out_scores(frames, features, (GOOD,))
+    scores, models = left_out_scores(frames, features, (GOOD,), leave_one_out(frames))
     assert len(models) == 14
     changed = frames.copy()
     mine = changed["patient_id"] == "P03"
     changed.loc[mine, "fat_percent"], changed.loc[mine, "grade"] = 50.0, "Moderate"
-    again, _ = left_out_scores(changed, features, (GOOD,))
+    again, _ = left_out_scores(changed, features, (GOOD,), leave_one_out(changed))
     wanted = [*SCORE_COLUMNS, "sqrt_fat"]
     one, two = (table.loc[table["patient_id"] == "P03", wanted] for table in (scores, again))
     assert np.array_equal(one.to_numpy(), two.to_numpy())
     others = scores["patient_id"] != "P03"
     assert not np.array_equal(scores.loc[others, wanted], again.loc[others, wanted])
+
+
+def test_every_round_of_repeated_folds_tests_everyone_once():
+    frames, features = frames_of(*study(60))
+    folds = make_partitions(frames, SplitConfig(kind="kfold", folds=2, repeats=2))
+    scores, models = left_out_scores(frames, features, (GOOD,), folds)
+    assert len(models) == 4
+    assert scores.groupby("repeat")["frame_id"].nunique().tolist() == [120, 120]
+    assert not scores.duplicated(["repeat", "frame_id"]).any()
+    patients = patient_scores(scores.drop(columns="sqrt_fat"))
+    assert len(patients) == 120
+    # The model of a fold saw none of its test patients: their fat may be anything.
+    changed = frames.copy()
+    tested = changed["patient_id"].isin(folds[0].test)
+    changed.loc[tested, "fat_percent"], changed.loc[tested, "grade"] = 50.0, "Moderate"
+    again, _ = left_out_scores(changed, features, (GOOD,), folds[:1])
+    first = (scores["fold"] == 0).to_numpy()
+    assert np.array_equal(scores.loc[first, "sqrt_fat"], again["sqrt_fat"])
 
 
 def test_readings_of_a_patient_table():
