@@ -95,13 +95,14 @@ def _plain_epoch(folder: Path, partition: Partition, config: Config) -> Times:
     )
     held_out = pixel_batches(keep_patients(examples, partition.validation), batch_size)
     model.compile("adamw", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    model.fit(train.take(1), validation_data=held_out.take(1), verbose=0)  # compile
+    one = _of_length(1)  # or Keras warns that data of unknown length ran out
+    model.fit(train.take(1).apply(one), validation_data=held_out.take(1).apply(one), verbose=0)
     index = read_index(folder / "records")
     shares = [index["patient_id"].isin(part).sum() / batch_size
               for part in (partition.train, partition.validation)]  # fmt: skip
     few = train.take(MEASURED_BATCHES).apply(_of_length(MEASURED_BATCHES))
     fitted = _timed(lambda: model.fit(few, verbose=0)) / MEASURED_BATCHES
-    judged = _timed(lambda: model.evaluate(held_out.take(1), verbose=0))
+    judged = _timed(lambda: model.evaluate(held_out.take(1).apply(one), verbose=0))
     keras.backend.clear_session()
     return fitted * shares[0] + judged * max(1, shares[1])
 

@@ -13,7 +13,7 @@ from steatosis_tf.config import Config, HeadKind
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.classifier import assemble, build_head, copy_weights
 from steatosis_tf.model.fine_tune import fine_tune
-from steatosis_tf.model.shards import StoredViews
+from steatosis_tf.model.shards import StoredViews, plain_rows
 from steatosis_tf.model.train import (
     EpochCallback,
     class_weights,
@@ -75,7 +75,7 @@ def train_fold(
     train, validation = (rows_of(data, part) for part in (partition.train, partition.validation))
     targets = _targets(data.index, np.concatenate([train, validation]), config.model.head)
     weights = _class_weights(data.index.iloc[train], config)
-    head = build_head(config.model, data.views[0, train], config.train.seed)
+    head = build_head(config.model, plain_rows(data.views, train), config.train.seed)
     if not config.train.views:
         model = assemble(data.backbone, head, config.model)
         pixels = _online_batches(data, partition, targets, config)
@@ -85,11 +85,11 @@ def train_fold(
     order = _order(data.index.iloc[train], train, config)
     batching = {"batch_size": config.train.batch_size, "seed": config.train.seed}
     batches = feature_batches(data.views[1:], targets, order, **batching)
-    held_out = (data.views[0, validation], targets[validation])
+    plain = tf.data.Dataset.from_tensor_slices(validation.astype(np.int64))
+    held_out = feature_batches(data.views[:1], targets, plain, **batching)
     history = fit(head, batches, held_out, weights, config.train, on_epoch)
     if data.maps is None:
         return head, history
-    plain = tf.data.Dataset.from_tensor_slices(validation.astype(np.int64))
     tuned, more = fine_tune(
         assemble(data.backbone, head, config.model),
         feature_batches(data.maps[1:], targets, order, **batching),

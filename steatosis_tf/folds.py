@@ -25,6 +25,7 @@ from steatosis_tf.model.engines import choose_engine
 from steatosis_tf.model.feature_parts import spread_features
 from steatosis_tf.model.features import stored_features
 from steatosis_tf.model.fine_tune import maps_at_cut
+from steatosis_tf.model.shards import in_slices, plain_rows
 from steatosis_tf.records.pipeline import (
     keep_frames,
     keep_patients,
@@ -166,7 +167,8 @@ def _by_head(head: keras.Model, data: StudyData) -> Scorer:
     """Probabilities of a patient group from the stored plain features."""
 
     def score(patient_ids: frozenset[str]) -> np.ndarray:
-        return np.asarray(head(data.views[0, rows_of(data, patient_ids)], training=False))
+        features = plain_rows(data.views, rows_of(data, patient_ids))
+        return np.concatenate([head(part, training=False) for part in in_slices(features)])
 
     return score
 

@@ -7,12 +7,16 @@ from steatosis_tf.config import ModelConfig
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.backbone import FEATURE_LAYER
 from steatosis_tf.model.heads import end_network
+from steatosis_tf.model.shards import StoredViews, in_slices
 
 NORMALIZATION_LAYER = "feature_normalization"
 
 
 def build_head(
-    config: ModelConfig, training_features: np.ndarray, seed: int, num_grades: int = len(GRADES)
+    config: ModelConfig,
+    training_features: np.ndarray | StoredViews,
+    seed: int,
+    num_grades: int = len(GRADES),
 ) -> keras.Model:
     """The trainable head on features.
 
@@ -21,7 +25,8 @@ def build_head(
 
     Args:
         config: hidden units, dropout, normalisation, kind of head.
-        training_features: `(num_frames, num_features)` float32 of the training part only.
+        training_features: `(num_frames, num_features)` float32 of the training part only, in
+            memory or as `plain_rows` gives them.
         seed: of the initial weights and the dropout.
         num_grades: probabilities to give.
 
@@ -47,18 +52,28 @@ def hidden_layers(features: keras.KerasTensor, config: ModelConfig) -> keras.Ker
     return keras.layers.Dropout(config.dropout, name="dropout")(x)
 
 
-def set_normalization(head: keras.Model, training_features: np.ndarray) -> None:
+def set_normalization(head: keras.Model, training_features: np.ndarray | StoredViews) -> None:
     """Set mean and variance of the training features, if the head normalises them.
 
     Args:
         head: with `hidden_layers`.
-        training_features: `(num_frames, num_features)` float32 of the training part only.
+        training_features: `(num_frames, num_features)` float32 of the training part only, in
+            memory or as `plain_rows` gives them.
     """
     if not any(layer.name == NORMALIZATION_LAYER for layer in head.layers):
         return
-    moments = (training_features.mean(axis=0, dtype=np.float64),
-               training_features.var(axis=0, dtype=np.float64))  # fmt: skip
-    head.get_layer(NORMALIZATION_LAYER).set_weights([m.astype(np.float32) for m in moments])
+    head.get_layer(NORMALIZATION_LAYER).set_weights(_moments(training_features))
+
+
+def _moments(features: np.ndarray | StoredViews) -> list[np.ndarray]:
+    """Mean and variance of each feature, from a slice of the frames at a time."""
+    sums, squares = np.zeros((2, features.shape[1]))
+    for part in in_slices(features):
+        sums += part.sum(axis=0, dtype=np.float64)
+        squares += np.square(part, dtype=np.float64).sum(axis=0)
+    mean = sums / features.shape[0]
+    variance = np.maximum(squares / features.shape[0] - mean**2, 0)  # rounding may go below 0
+    return [mean.astype(np.float32), variance.astype(np.float32)]
 
 
 def assemble(backbone: keras.Model, head: keras.Model, config: ModelConfig) -> keras.Model:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,12 @@ class StoredViews:
         """
         Args:
             paths: the .npy files.
-            shards: `(num_views, num_frames)` int, which path each row is in.
-            rows: `(num_views, num_frames)` int, where in it.
+            shards: `(num_views, num_frames)` or, of one view, `(num_frames,)` int, which path
+                each row is in.
+            rows: the same, where in it.
         """
         self._paths, self._shards, self._rows = paths, shards, rows
-        first = np.load(paths[0], mmap_mode="r")
+        first = np.load(paths[0], mmap_mode="r")  # for its header alone
         self._dtype = first.dtype
         self.shape = (*shards.shape, first.shape[1])
 
@@ -47,14 +48,18 @@ class StoredViews:
         if np.ndim(shards) == 2:
             return StoredViews(self._paths, shards, rows)
         values = self._read(np.atleast_1d(shards), np.atleast_1d(rows))
-        return values.reshape(*np.shape(shards), self.shape[2])
+        return values.reshape(*np.shape(shards), self.shape[-1])
+
+    def one_view(self, number: int, frames: np.ndarray) -> "StoredViews":
+        """`(len(frames), num_features)` that stays on disk until it is sliced."""
+        return StoredViews(self._paths, self._shards[number, frames], self._rows[number, frames])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         values = self._read(self._shards.ravel(), self._rows.ravel())
         return values.reshape(self.shape).astype(dtype or np.float32, copy=False)
 
     def _read(self, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        values = np.empty((len(rows), self.shape[2]), self._dtype)
+        values = np.empty((len(rows), self.shape[-1]), self._dtype)
         for number in np.unique(shards):
             with self._paths[number].open("rb", buffering=0) as file:
                 np.lib.format.read_magic(file)
@@ -64,6 +69,17 @@ class StoredViews:
                     file.seek(start + int(rows[place]) * values[place].nbytes)
                     file.readinto(values[place].data)
         return values.astype(np.float32, copy=False)
+
+
+def plain_rows(views: np.ndarray | StoredViews, frames: np.ndarray) -> np.ndarray | StoredViews:
+    """Frames as they are, `(len(frames), num_features)`; those of a store are read by the slice."""
+    return views.one_view(0, frames) if isinstance(views, StoredViews) else views[0, frames]
+
+
+def in_slices(rows: np.ndarray | StoredViews, num_rows: int = 1024) -> Iterator[np.ndarray]:
+    """What `plain_rows` gives, a part at a time."""
+    for start in range(0, rows.shape[0], num_rows):
+        yield rows[start : start + num_rows]
 
 
 def add_shard(folder: Path, names: Sequence[str], values: np.ndarray) -> None:
