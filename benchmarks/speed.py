@@ -42,14 +42,18 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         manifest_path = arguments.manifest or _phantoms(folder, arguments.patients)
-        rows = record_rows(manifest_path, folder / "records", rounds=arguments.rounds)
-        rows += engine_rows(rounds=arguments.rounds)
-        rows += line_rows(manifest_path, folder / "line", num_views=arguments.views)
-    heads = ("", "what", "measured", "ratio", "aim")
-    for row in (heads, tuple("---" for _ in heads), *rows):
-        print("| " + " | ".join(row) + " |")
+        heads = ("", "what", "measured", "ratio", "aim")
+        _print_rows([heads, tuple("---" for _ in heads)])
+        _print_rows(line_rows(manifest_path, folder / "line", num_views=arguments.views))
+        _print_rows(engine_rows(rounds=arguments.rounds))
+        _print_rows(record_rows(manifest_path, folder / "records", rounds=arguments.rounds))
     print(f"load of the machine: {load:.1f} before, {os.getloadavg()[0]:.1f} after, "
           f"on {os.cpu_count()} cores")  # fmt: skip
+
+
+def _print_rows(rows: list[tuple[str, ...]]) -> None:
+    for row in rows:
+        print("| " + " | ".join(row) + " |", flush=True)
 
 
 def _phantoms(folder: Path, num_patients: int) -> Path:

@@ -100,7 +100,7 @@ def _plain_epoch(folder: Path, partition: Partition, config: Config) -> Times:
     index = read_index(folder / "records")
     shares = [index["patient_id"].isin(part).sum() / batch_size
               for part in (partition.train, partition.validation)]  # fmt: skip
-    few = train.take(MEASURED_BATCHES).apply(_of_length(MEASURED_BATCHES))
+    few = train.repeat().take(MEASURED_BATCHES).apply(_of_length(MEASURED_BATCHES))
     fitted = _timed(lambda: model.fit(few, verbose=0)) / MEASURED_BATCHES
     judged = _timed(lambda: model.evaluate(held_out.take(1).apply(one), verbose=0))
     keras.backend.clear_session()
