@@ -16,10 +16,10 @@ from functools import partial
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from steatosis_tf.config import ModelConfig
 from steatosis_tf.model.backbone import build_backbone
+from steatosis_tf.model.frozen_graph import constant_graph
 from steatosis_tf.model.networks.alexnet import alexnet
 from steatosis_tf.model.networks.googlenet import googlenet
 from steatosis_tf.model.networks.plain_cnn import plain_cnn
@@ -50,10 +50,7 @@ _FROZEN = {
 
 def gflop(model: keras.Model) -> float:
     """10^9 floating-point operations of one frame, as TensorFlow's profiler counts the graph."""
-    function = tf.function(lambda roi: model(roi, training=False))
-    graph = convert_variables_to_constants_v2(
-        function.get_concrete_function(tf.TensorSpec((1, *model.input_shape[1:]), tf.uint8))
-    ).graph
+    graph = constant_graph(model, 1).graph
     options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
     options["output"] = "none"
     return tf.compat.v1.profiler.profile(graph, options=options).total_float_ops / 1e9
