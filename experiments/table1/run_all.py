@@ -65,11 +65,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         study = load_study(args.manifest, args.runs_dir)
         systems = [one for some in files.values() for one in with_weights(some, args.weights)]
-        found = [(system, read_row(system, task, study, args.runs_dir))
-                 for system in systems for task in system.tasks]  # fmt: skip
-        rows = [row for _, row in found if row]
-        done = {row.system.name for row in rows}
-        write_page(rows, [one for one in systems if one.name not in done], study, args.output)
+        found = {(system.name, task): read_row(system, task, study, args.runs_dir)
+                 for system in systems for task in system.tasks}  # fmt: skip
+        rows = [row for row in found.values() if row]
+        missing = [(system, task) for system in systems for task in system.tasks
+                   if not found[system.name, task]]  # fmt: skip
+        write_page(rows, missing, study, args.output)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -24,13 +24,13 @@ Numbers = dict[str, dict[str, Any]]
 
 
 def write_page(
-    rows: Sequence[Row], missing: Sequence[System], study: Study, path: str | Path
+    rows: Sequence[Row], missing: Sequence[tuple[System, str]], study: Study, path: str | Path
 ) -> None:
     """Write the page and, beside it, the figure of the four-grade rows.
 
     Args:
         rows: finished ones, in the order of the table.
-        missing: systems without a finished result, named at the end of the page.
+        missing: systems and tasks without a finished result, named at the end of the page.
         study: what the rows were computed on.
         path: Markdown file.
     """
@@ -51,7 +51,8 @@ def write_page(
                       _table(chosen)]  # fmt: skip
     parts += ["## Cost and settings", _costs(rows), "## Systems", _systems(rows)]
     if missing:
-        parts += ["## Not run", "\n".join(f"- {system.title}" for system in missing)]
+        parts += ["## Not run", "\n".join(f"- {system.title}: {', '.join(TASKS[task][0])}"
+                                          for system, task in missing)]  # fmt: skip
     with replacing(path) as temporary:
         temporary.write_text("\n\n".join([*parts, f"*{NOTICE}*"]) + "\n", encoding="utf-8")
     _draw([pair for pair in pairs if pair[0].task == "four_grades"], path.parent / FIGURE)
@@ -141,7 +142,12 @@ def _costs(rows: Sequence[Row]) -> str:
         "Training is the processor time of the folds of one repeat; milliseconds are the median "
         "processor time of one frame through the exported file (ONNX or skops), ROI to "
         f"probabilities. The rows of this page took {total:.0f} processor minutes together, "
-        "evaluation and the split by image included.\n\n" + _markdown(header, body)
+        "evaluation and the split by image included.\n\n"
+        "Networks train for the few epochs and on the few frames per patient that the settings "
+        "state (`frame_step` 5: every fifth), so that the whole table runs on two cores; all "
+        "frames are tested. `weights` says what a published network starts from: "
+        "`make table1 WEIGHTS=imagenet` starts it from ImageNet, `random` is a lower bound.\n\n"
+        + _markdown(header, body)
     )
 
 
@@ -174,11 +180,12 @@ def _draw(pairs: Sequence[tuple[Row, Numbers]], path: Path) -> None:
         for row, numbers in pairs
     ]
     names = [row.system.name for row, _ in pairs]
+    num_patients = pairs[0][0].patient_scores["patient_id"].nunique()
     comparison_figure(
         rows,
         path,
         compared={name: SHOWN[name] for name in _DRAWN},
-        title="Table I, four grades, under one protocol",
+        title=f"Table I under one protocol: four grades, {num_patients} patients",
         reference=names.index(_FLOOR) if _FLOOR in names else None,
     )
 

@@ -63,11 +63,18 @@ def text_lines(row: Row, numbers: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def interval_text(entry: dict[str, Any]) -> str:
-    """`0.61 (0.47 to 0.74)`, `0.61` without an interval, `-` where undefined."""
+    """`0.61 (0.47 to 0.74)`, `0.61` without an interval, `-` where undefined.
+
+    Patients are resampled within their grade, so an answer that is the same for everybody has
+    hardly an interval: none is printed where both ends would round to the value.
+    """
     if entry["value"] is None:
         return "-"
-    text = f"{entry['value']:.2f}"
-    return text if entry["low"] is None else f"{text} ({entry['low']:.2f} to {entry['high']:.2f})"
+    value, low, high = (
+        "" if bound is None else f"{bound:.2f}"
+        for bound in (entry["value"], entry["low"], entry["high"])
+    )
+    return value if not low or low == value == high else f"{value} ({low} to {high})"
 
 
 def _answers(task: str, cut: str) -> bool:

@@ -52,7 +52,7 @@ def test_the_page_holds_every_finished_row_and_names_the_others(folder: Path) ->
     study = load_study(folder / "manifest.csv", folder / "runs")
     rows = [read_row(PRIOR, task, study, folder / "runs") for task in PRIOR.tasks]
     page = folder / "docs" / "table1.md"
-    write_page(rows, [LATER], study, page)
+    write_page(rows, [(LATER, "four_grades")], study, page)
     text = page.read_text()
     four, two = text.split("## Four grades")[1].split("## 2 classes: Normal, Mild or worse")
     for part in (four, two):
@@ -61,7 +61,7 @@ def test_the_page_holds_every_finished_row_and_names_the_others(folder: Path) ->
         assert f"~~{mine.cost['by_image_accuracy']:.2f}~~ |" in line
     assert re.search(r"\| Prior 2026 \| 4 \| 1,234 \| \d+\.\d\d \| \d+\.\d \| 1 \| weights random",
                      text)  # fmt: skip
-    assert text.split("## Not run")[1].count("- Later 2027") == 1
+    assert text.split("## Not run")[1].count("- Later 2027: Normal, Mild, Moderate, Severe") == 1
     assert "34 patients" in text
     assert "Not a diagnosis" in text
     picture = cv2.imread(str(folder / "docs" / "images" / "table1.png"))

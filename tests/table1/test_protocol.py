@@ -14,7 +14,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.table1.classical import FittedPipeline, inner_folds, learnable_rows
 from steatosis_tf.table1.exported import load_exported
-from steatosis_tf.table1.numbers import row_numbers
+from steatosis_tf.table1.numbers import interval_text, row_numbers
 from steatosis_tf.table1.protocol import read_row, row_dir, run_system
 from steatosis_tf.table1.study import Study, load_study
 from steatosis_tf.table1.system import Lesson, System
@@ -182,6 +182,13 @@ def test_numbers_of_two_classes_equal_scikit_learn(small_study: Study, runs_dir:
     assert numbers["ordinal.auc_at_least_mild"]["value"] == pytest.approx(np.mean(auc))
     assert numbers["macro.f1"]["low"] < np.mean(f1) < numbers["macro.f1"]["high"]
     assert numbers["ordinal.auc_severe"]["value"] is None
+
+
+def test_intervals_are_printed_where_they_say_something() -> None:
+    assert interval_text({"value": 0.614, "low": 0.47, "high": 0.738}) == "0.61 (0.47 to 0.74)"
+    assert interval_text({"value": 0.682, "low": 0.6818, "high": 0.6819}) == "0.68"
+    assert interval_text({"value": 0.5, "low": None, "high": None}) == "0.50"
+    assert interval_text({"value": None, "low": None, "high": None}) == "-"
 
 
 def test_thinning_keeps_every_patient(small_study: Study) -> None:
