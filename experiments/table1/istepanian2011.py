@@ -8,7 +8,7 @@ grey levels, distances of 1 to 8 px, six properties, the wavelets of `chen2008.p
 Adapted: one automatic ROI of the whole sector instead of a hand-placed one; penalty, kernel width
 and number of neighbours chosen by inner folds of whole patients; second models for four grades.
 Numbers of neighbours go in tens because a patient's ten frames are nearly one.
-Expected time: 10 minutes of processor time for both.
+Expected time: 4 minutes of processor time for both.
 Expected result: their rows of docs/table1.md.
 """
 
