@@ -35,6 +35,8 @@ def export_onnx(
     output_path: str | Path,
     check_rois: np.ndarray,
     metadata: Mapping[str, str] | None = None,
+    *,
+    max_difference: float = MAX_DIFFERENCE,
 ) -> float:
     """Write the model as ONNX and check it against Keras on real ROIs.
 
@@ -49,13 +51,15 @@ def export_onnx(
         check_rois: `(num_frames, 224, 224, 1)` uint8, at least one.
         metadata: further texts to keep in the file, for example the run id; `grades` replaces the
             class names, a JSON list, where the task is not the four grades.
+        max_difference: how far an output may lie from Keras'.
 
     Returns:
         largest difference of an output between ONNX and Keras.
 
     Raises:
         ValueError: if there is no ROI to check on.
-        RuntimeError: if an output differs by more than 1e-4 or is NaN, or a grade changes.
+        RuntimeError: if an output differs by more than `max_difference` or is NaN, or a grade
+            changes.
     """
     if not len(check_rois):
         raise ValueError("Expected at least one ROI to check the export on. Received: none.")
@@ -74,7 +78,7 @@ def export_onnx(
     onnx.checker.check_model(proto)
     with replacing(output_path) as temporary:
         onnx.save(proto, str(temporary))
-        return _largest_difference(model, temporary, check_rois)
+        return _largest_difference(model, temporary, check_rois, max_difference)
 
 
 def export_run(run_dir: str | Path, output_path: str | Path) -> float:
@@ -166,7 +170,9 @@ def _rename_outputs(proto: onnx.ModelProto, names: list[str]) -> None:
         output.name = name
 
 
-def _largest_difference(model: keras.Model, onnx_path: Path, rois: np.ndarray) -> float:
+def _largest_difference(
+    model: keras.Model, onnx_path: Path, rois: np.ndarray, max_difference: float
+) -> float:
     session = onnxruntime.InferenceSession(str(onnx_path), providers=["CPUExecutionProvider"])
     names = _output_names(model)
     answer = model.predict(rois, batch_size=32, verbose=0)
@@ -179,9 +185,9 @@ def _largest_difference(model: keras.Model, onnx_path: Path, rois: np.ndarray) -
     changed = int((grades[0] != grades[1]).sum())
     # A tie within float rounding is not a changed model, but nobody should have to judge that
     # here: any changed grade stops the export.
-    if not difference <= MAX_DIFFERENCE or changed:
+    if not difference <= max_difference or changed:
         raise RuntimeError(
-            f"Expected ONNX probabilities within {MAX_DIFFERENCE} of Keras and the same grades. "
+            f"Expected ONNX probabilities within {max_difference} of Keras and the same grades. "
             f"Received: difference={difference:.2g}, changed grades={changed} of {len(rois)}. "
             "No file was written."
         )

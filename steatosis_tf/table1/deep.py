@@ -16,6 +16,7 @@ from steatosis_tf.model.heads import OUTPUT_LAYER
 from steatosis_tf.model.train import class_weights, fit, make_repeatable
 from steatosis_tf.records.augment import augment
 from steatosis_tf.records.pipeline import pixel_batches, training_batches
+from steatosis_tf.table1.exported import MAX_DIFFERENCE
 from steatosis_tf.table1.system import Lesson
 
 #: `(num_classes, seed)` -> an untrained network from `roi` to `probabilities`.
@@ -40,9 +41,10 @@ class FittedNetwork:
         return answer[OUTPUT_LAYER] if isinstance(answer, dict) else answer
 
     def save(self, folder: Path, rois: np.ndarray) -> Path:
-        """Write `model.onnx`, within 1e-4 of Keras on the frames given."""
+        """Write `model.onnx`, within `MAX_DIFFERENCE` of Keras on the frames given."""
         path = folder / "model.onnx"
-        export_onnx(self.model, path, rois, {"grades": json.dumps(TASKS[self.task][0])})
+        texts = {"grades": json.dumps(TASKS[self.task][0])}
+        export_onnx(self.model, path, rois, texts, max_difference=MAX_DIFFERENCE)
         return path
 
 

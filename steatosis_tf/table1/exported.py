@@ -10,6 +10,10 @@ import numpy as np
 #: arithmetic, and the private classes of scikit-learn's calibration, which only hold numbers.
 _TRUSTED = ("steatosis_tf.model.baselines.", "sklearn.calibration.")
 
+#: How far an output of the file may lie from the trained system's. Ten times what the line allows
+#: its own model: a mask of 12,544 places has more ways to round than four probabilities.
+MAX_DIFFERENCE = 1e-3
+
 Grader = Callable[[np.ndarray], np.ndarray]
 
 

@@ -89,7 +89,7 @@ class FittedHead:
         return self.head.predict(self.features.of(rois)[0, np.arange(len(rois))], verbose=0)
 
     def save(self, folder: Path, rois: np.ndarray) -> Path:
-        """Write `model.onnx`, pixels to probabilities, within 1e-4 of Keras."""
+        """Write `model.onnx`, pixels to probabilities."""
         backbone = self.features.backbone
         # `call`, not `head(...)`: the head's layers then lie flat behind the backbone's.
         model = keras.Model(backbone.input, self.head.call(backbone.output))

@@ -23,13 +23,11 @@ from steatosis_tf.evaluation.evaluate import evaluate_run
 from steatosis_tf.evaluation.metrics import compute_metrics
 from steatosis_tf.evaluation.scores import labels_and_probabilities, read_scores, write_scores
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS, TASKS
-from steatosis_tf.table1.exported import load_exported, milliseconds_per_frame
+from steatosis_tf.table1.exported import MAX_DIFFERENCE, load_exported, milliseconds_per_frame
 from steatosis_tf.table1.study import Study
 from steatosis_tf.table1.system import Fitted, Lesson, System, classes_of, lowest_labels
 
 EXPERIMENT = "table1"
-#: How far a probability of the exported file may lie from the trained system's.
-MAX_DIFFERENCE = 1e-3
 _NUM_CHECKED = 16
 _DONE = "cost.json"
 
