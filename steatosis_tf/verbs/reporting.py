@@ -35,7 +35,7 @@ def robustness(args: Namespace) -> Result:
     session = load_model(Path(args.run_dir) / "model.onnx")
     path = write_robustness(
         args.run_dir,
-        lambda rois: session.run(None, {"roi": rois})[0],
+        lambda rois: session.run(["probabilities"], {"roi": rois})[0],
         num_resamples=args.resamples,
     )
     return Result({"robustness": str(path)}, f"{path}\nnow: steatosis report {args.run_dir}")
