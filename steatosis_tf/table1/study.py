@@ -65,7 +65,7 @@ class Study:
         return np.flatnonzero(self.index["patient_id"].isin(patient_ids))
 
     def hiding(self, rows: np.ndarray) -> "Study":
-        """The same study without the labels, fat and covariates of the rows to be tested."""
+        """The same study without the labels and fat of the rows to be tested; covariates stay."""
         index = self.index.copy()
         index.loc[index.index[rows], "label"] = HIDDEN
         index.loc[index.index[rows], "fat_percent"] = np.nan
