@@ -134,7 +134,7 @@ def test_every_fold_starts_from_the_same_weights(study):
 
 
 def test_epochs_lower_the_loss_and_the_tuned_model_is_kept(study, tmp_path):
-    train = dataclasses.replace(_TRAIN, fine_tune_epochs=3, fine_tune_learning_rate=3e-3)
+    train = dataclasses.replace(_TRAIN, fine_tune_epochs=6, fine_tune_learning_rate=3e-3)
     labels = study.index["label"].to_numpy()
     order = frame_order(np.arange(len(labels)), seed=0)
     batches = feature_batches(study.maps[1:], labels, order, batch_size=4, seed=0)
@@ -147,8 +147,9 @@ def test_epochs_lower_the_loss_and_the_tuned_model_is_kept(study, tmp_path):
     tuned, history = fine_tune(
         start, batches, held_out, None, train, lambda epoch, logs: told.append(epoch)
     )
-    assert told == history["epoch"].tolist() == [2, 3, 4]  # after 2 epochs of the head
-    assert history["loss"].is_monotonic_decreasing
+    assert told == history["epoch"].tolist() == [2, 3, 4, 5, 6, 7]  # after 2 of the head
+    # Not in every epoch: each draws other views, and threads add up in another order.
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
     above = keras.Model(tuned.get_layer(CUT_LAYER).output, tuned.output)
     expected = above.predict(np.asarray(study.maps[0]), verbose=0)
     np.testing.assert_allclose(tuned.predict(pixels, verbose=0), expected, atol=1e-5)
