@@ -143,7 +143,8 @@ def _deaths_noticed() -> Iterator[None]:
         usual(args)
         if args.thread is not None and args.thread.name == "run_worker":
             deaths.append(str(args.exc_value))
-            signal.pthread_kill(waiting, signal.SIGINT)
+            if len(deaths) == 1:  # a second interrupt would break off what the first began
+                signal.pthread_kill(waiting, signal.SIGINT)
 
     waiting = threading.get_ident()
     threading.excepthook = notice

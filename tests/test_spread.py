@@ -47,6 +47,7 @@ def test_here_one_after_the_other(parts):
     assert workers_of(parts) == {str(os.getpid())}
 
 
+@pytest.mark.slow  # ends a process and interrupts this one: seen once to take a test worker along
 def test_two_beam_processes_and_one_is_killed(parts):
     work = spread_work.die_at_three
     with pytest.raises(RuntimeError, match=r"Worker subprocess exited.*137.*same command again"):
