@@ -100,7 +100,7 @@ def spread(
     try:
         with _deaths_noticed():
             _run_pipeline(work, parts, options, desc)
-    except Exception as error:
+    except Exception as error:  # every runner raises classes of its own, and those of `work`
         raise RuntimeError(
             f"Expected the runner to finish {desc}. Received: {_last_line(error)}. Finished parts "
             "are kept: run the same command again."

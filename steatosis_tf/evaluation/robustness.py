@@ -76,13 +76,12 @@ def robustness_curves(
     for name, perturbation in perturbations.items():
         for strength in sorted({0.0, *map(float, perturbation.strengths)}):
             measured = baseline
-            if strength and shifted is not None and name in _SHIFTS:
-                down, right = _SHIFTS[name]
-                scores = _scores(predict, shifted(down * strength, right * strength))
-                patients = _patients(frames, scores, rule)
-                measured = _measured(patients, undisturbed, num_resamples, seed)
-            elif strength:
-                scores = _scores(predict, rois, (perturbation, strength, seed))
+            if strength:
+                if shifted is not None and name in _SHIFTS:
+                    down, right = _SHIFTS[name]
+                    scores = _scores(predict, shifted(down * strength, right * strength))
+                else:
+                    scores = _scores(predict, rois, (perturbation, strength, seed))
                 patients = _patients(frames, scores, rule)
                 measured = _measured(patients, undisturbed, num_resamples, seed)
             place = {"perturbation": name, "strength": strength, "unit": perturbation.unit}
