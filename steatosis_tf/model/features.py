@@ -28,7 +28,7 @@ from steatosis_tf.config import AugmentConfig
 from steatosis_tf.model.backbone import backbone_sha256
 from steatosis_tf.model.engines import BATCH, Engine, padded
 from steatosis_tf.model.shards import ABSENT, StoredViews, add_shard, clear_away, find_rows
-from steatosis_tf.records.augment import augment, view_seed
+from steatosis_tf.records.augment import stored_view
 
 #: Rows of a shard: 16 MB as float32. What a killed process loses at most.
 SHARD_ROWS = 2048
@@ -151,18 +151,7 @@ def compute_rows(view: View, engine: Engine, examples: tf.data.Dataset, rows: li
     Raises:
         OSError, ValueError: as `stored_features`.
     """
-
-    def pixels(example: dict[str, tf.Tensor]) -> tf.Tensor:
-        if view.number == 0:
-            return example["roi"]
-        seed = view_seed(example["frame_id"], view.augment.seed, view.number)
-        return augment(example["roi"], seed, view.augment)
-
-    batches = (
-        examples.map(pixels, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .batch(BATCH)
-        .prefetch(4)
-    )
+    batches = stored_view(examples, view.number, view.augment).batch(BATCH).prefetch(4)
     forward = engine.forward(padded(batch) for batch in batches.as_numpy_iterator())
     total = -(-len(rows) // BATCH)
     name = f"features, view {view.number}"

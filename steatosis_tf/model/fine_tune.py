@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from steatosis_tf.config import AugmentConfig, TrainConfig
 from steatosis_tf.model.train import EpochCallback, fit
-from steatosis_tf.records.augment import augment, view_seed
+from steatosis_tf.records.augment import stored_view
 
 #: The last map that stays as it is, 14 x 14 x 1024 of ResNet-50; what comes after it, learns.
 CUT_LAYER = "conv4_block6_out"
@@ -60,7 +60,7 @@ def maps_at_cut(
     with tempfile.TemporaryFile(dir=folder) as file:
         for number in tqdm(range(1 + num_views), "maps at the cut", unit="view", file=sys.stderr):
             num_frames = 0
-            for rois in _view(examples, number, config).batch(_BATCH).prefetch(2):
+            for rois in stored_view(examples, number, config).batch(_BATCH).prefetch(2):
                 try:
                     file.write(run(rois).numpy().tobytes())
                 except OSError as error:
@@ -122,13 +122,3 @@ def _strategy() -> tf.distribute.Strategy:
     if not tf.distribute.has_strategy() and len(tf.config.list_logical_devices("GPU")) > 1:
         return tf.distribute.MirroredStrategy()
     return tf.distribute.get_strategy()
-
-
-def _view(examples: tf.data.Dataset, number: int, config: AugmentConfig) -> tf.data.Dataset:
-    def pixels(example: dict[str, tf.Tensor]) -> tf.Tensor:
-        if number == 0:
-            return example["roi"]
-        seed = view_seed(example["frame_id"], config.seed, number)
-        return augment(example["roi"], seed, config)
-
-    return examples.map(pixels, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

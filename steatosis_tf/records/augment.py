@@ -56,3 +56,23 @@ def view_seed(frame_id: tf.Tensor, seed: int, view: int) -> tf.Tensor:
     return tf.stack(
         [tf.strings.to_hash_bucket_fast(frame_id, 2**31), tf.constant(seed * 4096 + view, tf.int64)]
     )
+
+
+def stored_view(examples: tf.data.Dataset, number: int, config: AugmentConfig) -> tf.data.Dataset:
+    """One stored view of every example, in their order.
+
+    Args:
+        examples: dicts with `roi` (height, width, 1) uint8 and `frame_id`.
+        number: 0 for the frame as it is, 1 or more for an augmented view.
+        config: which changes and how strong; its seed goes into every view's.
+
+    Returns:
+        `(height, width, 1)` uint8 each.
+    """
+
+    def pixels(example: dict[str, tf.Tensor]) -> tf.Tensor:
+        if number == 0:
+            return example["roi"]
+        return augment(example["roi"], view_seed(example["frame_id"], config.seed, number), config)
+
+    return examples.map(pixels, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
