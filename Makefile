@@ -17,7 +17,7 @@ test: .venv/.dev
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow
 
-# One table of ratios measured side by side; about five minutes on two idle cores.
+# One table of ratios measured side by side; by estimate five minutes on two idle cores.
 bench: .venv/.dev
 	$(BIN)/python benchmarks/speed.py
 

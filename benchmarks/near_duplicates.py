@@ -1,4 +1,4 @@
-"""How far apart are copies, neighbours and strangers, and how long does the gate take?
+"""How far apart are copies, neighbours and strangers?
 
 Question: at how many differing bits is a frame a near-duplicate (`NEAR_DISTANCE`)?
 Command: python benchmarks/near_duplicates.py ../shared/data   (about 3 minutes on 2 cores)
@@ -8,9 +8,6 @@ Distances are the smaller of the two hashes' distances, as the gate takes them.
 """
 
 import argparse
-import json
-import resource
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +15,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.duplicates import HASH_BYTES, NEAR_DISTANCE, near_pairs, perceptual_hash
-from steatosis_tf.cohort.manifest import pixels_sha256
+from steatosis_tf.cohort.duplicates import HASH_BYTES, NEAR_DISTANCE, perceptual_hash
 from steatosis_tf.sources.folder import read_frame, to_grey
 
 
@@ -87,7 +83,7 @@ def describe(name: str, distances: np.ndarray) -> None:
           f"  within {NEAR_DISTANCE}: {caught:.4f}")  # fmt: skip
 
 
-def measure_distances(data_dir: Path) -> np.ndarray:
+def measure_distances(data_dir: Path) -> None:
     labels = pd.read_csv(data_dir / "byra2018" / "labels.csv")
     frames = [to_grey(read_frame(data_dir / "byra2018" / path)) for path in labels["path"]]
     hashes = np.stack([perceptual_hash(frame) for frame in frames])
@@ -129,51 +125,12 @@ def measure_distances(data_dir: Path) -> np.ndarray:
     for name, change in CHANGES.items():
         changed = np.stack([perceptual_hash(change(frame)) for frame in sample])
         describe(f"  {name}", np.diagonal(bits_apart(own, changed)))
-    return hashes
-
-
-def measure_speed(data_dir: Path, num_frames: int) -> None:
-    paths = sorted((data_dir / "byra2018" / "images").glob("*.png"))[:100]
-    cost = {"decode": 0.0, "SHA-256": 0.0, "hash": 0.0}
-    for path in paths:
-        start = time.process_time()
-        frame = read_frame(path)
-        decoded = time.process_time()
-        pixels_sha256(frame)
-        digested = time.process_time()
-        perceptual_hash(frame)
-        cost["decode"] += decoded - start
-        cost["SHA-256"] += digested - decoded
-        cost["hash"] += time.process_time() - digested
-    per_frame = {name: 1000 * seconds / len(paths) for name, seconds in cost.items()}
-    print("CPU ms per 636 x 434 px frame:", {k: round(v, 2) for k, v in per_frame.items()})
-    rng = np.random.default_rng(0)
-    hashes = rng.integers(0, 256, (num_frames, HASH_BYTES), dtype=np.uint8)
-    patients = np.arange(num_frames) // 10
-    planted = rng.choice(num_frames // 2, 50, replace=False)
-    hashes[num_frames - 1 - planted] = hashes[planted]
-    wall, cpu = time.perf_counter(), time.process_time()
-    found = near_pairs(hashes, patients)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    total = sum(per_frame.values()) * num_frames / 1000 + cpu
-    print(json.dumps({
-        "num_frames": num_frames,
-        "planted_pairs": len(planted),
-        "found_pairs": len(found),
-        "search_wall_s": round(wall, 1),
-        "search_cpu_s": round(cpu, 1),
-        "all_cpu_s_with_decode": round(total, 1),
-        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
-    }))  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data_dir", type=Path)
-    parser.add_argument("--frames", type=int, default=100_000, help="size of the timed search")
-    arguments = parser.parse_args()
-    measure_speed(arguments.data_dir, arguments.frames)
-    measure_distances(arguments.data_dir)
+    measure_distances(parser.parse_args().data_dir)
 
 
 if __name__ == "__main__":

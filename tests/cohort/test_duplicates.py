@@ -76,7 +76,7 @@ def test_a_hundred_thousand_frames_in_time_and_memory():
     hashes = hashes_with_neighbours(100_000)
     start = time.process_time()
     pairs = near_pairs(hashes, np.arange(100_000) // 10)
-    # All cores together. Decoding and hashing add 3 ms a frame (benchmarks/near_duplicates.py).
+    # All cores together. Decoding and hashing add 3 ms a frame (benchmarks/leak_gate_size.py).
     assert time.process_time() - start < 300
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4e6  # kB
     assert len(pairs) == 22  # 0 to 31 bits turned

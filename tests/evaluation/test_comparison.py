@@ -78,10 +78,16 @@ def test_the_text_shows_interval_difference_test_and_cost(runs):
 def test_the_figure_has_a_panel_for_every_metric(runs, tmp_path):
     path = comparison_figure(compare_runs(runs, "b", num_resamples=200), tmp_path / "runs.png")
     picture = cv2.imread(str(path))
-    dots = (picture < 60).all(axis=2).any(axis=0)
+    ink = (picture < 60).all(axis=2)
     assert picture.shape[1] == 1800
-    assert len(COMPARED) == 4
-    assert dots.any()
+    # The row with the most ink holds the lower axes: one long line per panel.
+    axes = cv2.connectedComponentsWithStats(ink[[ink.sum(axis=1).argmax()]].astype(np.uint8))[2]
+    assert (axes[1:, cv2.CC_STAT_WIDTH] > 100).sum() == len(COMPARED) == 4
+    # A dot is as wide as high, and fills more than the pi / 4 of its square that a circle would.
+    _, _, shapes, _ = cv2.connectedComponentsWithStats(ink.astype(np.uint8), connectivity=4)
+    _, _, width, height, area = shapes[1:].T
+    round_ones = (width == height) & (width > 10) & (area > 0.78 * width * height)
+    assert round_ones.sum() == 3 * len(COMPARED)
 
 
 @pytest.mark.parametrize("baseline", ["x", ""])
