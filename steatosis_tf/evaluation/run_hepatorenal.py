@@ -8,7 +8,7 @@ import pandas as pd
 
 from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import frame_path, read_manifest
-from steatosis_tf.model.baselines.physics import measure_frame
+from steatosis_tf.model.baselines.physics import hepatorenal_db
 from steatosis_tf.roi.workers import on_all_cores
 from steatosis_tf.sources.folder import read_frame
 
@@ -56,6 +56,6 @@ def _spread_over_clips(graded: pd.DataFrame) -> pd.DataFrame:
 def _index_db(manifest_path: Path, row_path: str) -> float:
     frame = read_frame(frame_path(manifest_path, row_path))
     try:
-        return measure_frame(frame).hepatorenal_db
+        return hepatorenal_db(frame)
     except ValueError:  # no sector
         return float("nan")

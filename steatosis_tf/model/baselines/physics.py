@@ -109,6 +109,22 @@ def measure_frame(frame: np.ndarray, display: Display | None = None) -> Physics:
     return measure_regions(frame, sector, liver, cortex, display)
 
 
+def hepatorenal_db(frame: np.ndarray, display: Display | None = None) -> float:
+    """`measure_frame(frame, display).hepatorenal_db`, without measuring all the rest.
+
+    Raises:
+        ValueError: if there is no sector.
+    """
+    sector = find_sector(frame)
+    liver = liver_mask(frame, sector)
+    cortex = find_kidney_cortex(frame, sector, liver).box
+    if cortex is None:
+        return float("nan")
+    grey, core, place = _looked_at(frame, sector, liver)
+    index = measure_hepatorenal(grey, core, cortex, *place, display or Display())
+    return index.index_db if index else float("nan")
+
+
 def measure_regions(
     frame: np.ndarray,
     sector: Sector,
@@ -135,17 +151,11 @@ def measure_regions(
             f"sector.mask.shape={sector.mask.shape} liver.shape={liver.shape}."
         )
     display = display or Display()
-    grey, fan = to_grey(frame), sector.fan
-    depth, across = fan.depth_px(shape), fan.angle_deg(shape)
-    if fan.kind == "linear":
-        across = np.broadcast_to(np.arange(shape[1], dtype=np.float32), shape)
-    extent = float(fan.far_px - fan.near_px)
-    core = without_rim(liver & sector.mask, _BORDER_SHARE * extent)
-    place = (depth, across, extent, display)
-    index = measure_hepatorenal(grey, core, cortex, *place) if cortex else None
-    slope = measure_attenuation(grey, core, *place)
-    speckle = measure_speckle(grey, core, extent, display)
-    marks = measure_landmarks(grey, core, sector.mask, *place)
+    grey, core, place = _looked_at(frame, sector, liver)
+    index = measure_hepatorenal(grey, core, cortex, *place, display) if cortex else None
+    slope = measure_attenuation(grey, core, *place, display)
+    speckle = measure_speckle(grey, core, place[-1], display)
+    marks = measure_landmarks(grey, core, sector.mask, *place, display)
     nan = float("nan")
     return Physics(
         hepatorenal_db=index.index_db if index else nan,
@@ -160,6 +170,20 @@ def measure_regions(
         diaphragm_db=marks.diaphragm_db if marks else nan,
         is_assumed_scale=display.dynamic_range_db is None,
     )
+
+
+def _looked_at(
+    frame: np.ndarray, sector: Sector, liver: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray, float]]:
+    """Grey, the liver without its rim, and per pixel depth (px) and place across the beams, with
+    the sector's depth in px."""
+    shape, fan = frame.shape[:2], sector.fan
+    depth, across = fan.depth_px(shape), fan.angle_deg(shape)
+    if fan.kind == "linear":
+        across = np.broadcast_to(np.arange(shape[1], dtype=np.float32), shape)
+    extent = float(fan.far_px - fan.near_px)
+    core = without_rim(liver & sector.mask, _BORDER_SHARE * extent)
+    return to_grey(frame), core, (depth, across, extent)
 
 
 def without_rim(mask: np.ndarray, rim_px: float) -> np.ndarray:
