@@ -14,6 +14,7 @@ from steatosis_tf.fold_fit import StudyData
 from steatosis_tf.folds import load_study
 from steatosis_tf.records.builder import records_fingerprint, usable_rows, write_records
 from steatosis_tf.roi.columns import add_roi_columns
+from steatosis_tf.roi.fold import fold_decisions
 
 
 def prepare_study(
@@ -34,6 +35,7 @@ def prepare_study(
     Raises:
         ValueError, RuntimeError, OSError: as `write_records` and `load_study`.
     """
+    fold_decisions(manifest_path)  # a review page that was killed leaves its last ones aside
     table = _every(read_manifest(manifest_path), every)
     partitions = make_partitions(table, config.split)
     table = add_roi_columns(table, Path(manifest_path), config.roi)
@@ -43,8 +45,14 @@ def prepare_study(
     write_manifest(table, folder / "manifest.csv")
     fingerprint = records_fingerprint(usable_rows(table))
     records_dir = runs_dir / "cache" / "records" / fingerprint[:16]
-    gate_path = folder / "leak_gate.json"
-    write_records(folder / "manifest.csv", records_dir, partitions, gate_path=gate_path)
+    write_records(
+        folder / "manifest.csv",
+        records_dir,
+        partitions,
+        time_column=config.split.time_column,
+        gate_path=folder / "leak_gate.json",
+        hashes_path=runs_dir / "cache" / "perceptual_hashes.csv",
+    )
     return load_study(records_dir, runs_dir / "cache" / "features", config), fingerprint
 
 

@@ -23,6 +23,7 @@ from steatosis_tf.config import Config, RoiConfig, SplitConfig
 from steatosis_tf.records.builder import write_records
 from steatosis_tf.records.pipeline import read_index, read_records
 from steatosis_tf.roi.columns import add_roi_columns
+from steatosis_tf.roi.fold import fold_decisions
 
 #: Most rounds of 5-fold cross-validation a system may ask for.
 MAX_REPEATS = 5
@@ -89,6 +90,7 @@ def load_study(
         ValueError: for faults of the data, or a leak.
     """
     manifest_path, cache = Path(manifest_path), Path(runs_dir) / "cache"
+    fold_decisions(manifest_path)  # a review page that was killed leaves its last ones aside
     table = read_manifest(manifest_path)
     settings = json.dumps(
         [__version__, dataclasses.asdict(config.split), dataclasses.asdict(config.roi)]
