@@ -129,7 +129,3 @@ def write_shard(shard: Shard, *, all_cores: bool = False) -> None:
 def _stable(serialized: bytes) -> bytes:
     """The same example with its fields in one order; protobuf leaves it to chance per process."""
     return tf.train.Example.FromString(serialized).SerializeToString(deterministic=True)
-
-
-def _order(split: str, frame_id: str) -> str:
-    return hashlib.md5(f"{split}{frame_id}".encode()).hexdigest()
