@@ -9,7 +9,6 @@ the parts' names travel through the runner, never pixels, so its memory does not
 
 import hashlib
 import json
-import shutil
 import signal
 import sys
 import threading
@@ -169,7 +168,8 @@ def answers(
     """Results of small work on many items, from the workers of a runner, in the order of the items.
 
     They come back through files, one per `PART_ITEMS` items, so that a second call after a kill
-    does only what is missing. When the last result has been taken the files are removed.
+    does only what is missing. They stay until the caller, who knows when the results are kept
+    elsewhere, removes the folder.
 
     Args:
         work: gives something JSON can hold for something JSON can hold.
@@ -192,7 +192,6 @@ def answers(
         spread(partial(_answer_part, work), parts, options, desc=desc)
     for part in parts:
         yield from json.loads(Path(part).with_suffix(".json").read_text())
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _answer_part(work: Callable[[Any], Any], plan_path: str) -> None:

@@ -9,6 +9,7 @@ nor burned-in text at the rim matters. How far apart copies and strangers lie is
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -114,6 +115,7 @@ def _hashed(
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         folder = manifest_path.with_name(f"{manifest_path.name}.hashes-{key}")
         yield from answers(_hash_of, items, folder, options, desc="hashes")
+        shutil.rmtree(folder, ignore_errors=True)
         return
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         yield from tqdm(

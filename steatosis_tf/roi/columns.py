@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -108,9 +109,7 @@ def fill_manifest(
         table.loc[automatic, list(ROI_COLUMNS)] = pd.NA
         table.loc[automatic, "roi_source"] = ""
     for _ in _propose(table, manifest_path, config, options):
-        if options is None:
-            write_automatic_boxes(manifest_path, table)
-    write_automatic_boxes(manifest_path, table)
+        write_automatic_boxes(manifest_path, table)
     return read_manifest(manifest_path)  # with what reviewers have decided meanwhile
 
 
@@ -162,17 +161,21 @@ def _propose(
     config: RoiConfig,
     options: "PipelineOptions | None" = None,
 ) -> Iterator[None]:
-    """Fill the rows nobody has looked at, in place; yields after each step."""
+    """Fill the rows nobody has looked at, in place; yields after each step, so that the caller can
+    store it. A runner's answers lie in files until then, and are one step."""
     wanted = table.index[table["roi_source"] == ""]
     paths = [str(frame_path(manifest_path, path)) for path in table.loc[wanted, "path"]]
     work = partial(_answer, config)
+    folder = None
     if options is None:
         found = on_all_cores(work, paths, "ROI")
+        step = max(_CHECKPOINT_ROWS, len(table) // 20)
     else:
         folder = _work_folder(Path(manifest_path), table.loc[wanted, "pixels_sha256"], config)
         paths = [str(Path(path).resolve()) for path in paths]
         found = answers(work, paths, folder, options, desc="ROI")
-    step, start = max(_CHECKPOINT_ROWS, len(table) // 20), 0
+        step = len(table)
+    start = 0
     while block := list(islice(found, step)):
         rows = wanted[start : start + len(block)]
         columns = pd.DataFrame(block, columns=_ANSWER_COLUMNS, index=rows)
@@ -181,6 +184,8 @@ def _propose(
         table.loc[rows, "roi_source"] = "auto"
         start += len(block)
         yield
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _answer(config: RoiConfig, path: str) -> tuple[int | float | str | None, ...]:
