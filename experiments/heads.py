@@ -32,6 +32,7 @@ import pandas as pd
 import tensorflow as tf
 
 from steatosis_tf import tracking
+from steatosis_tf.ablation import text_of
 from steatosis_tf.cohort.splits import Partition
 from steatosis_tf.config import Config, ModelConfig, TrainConfig, flatten, override
 from steatosis_tf.evaluation.intervals import bootstrap_intervals
@@ -47,11 +48,13 @@ from steatosis_tf.model.engines import choose_engine
 from steatosis_tf.model.features import stored_features
 from steatosis_tf.model.fine_tune import CUT_LAYER, maps_at_cut
 from steatosis_tf.model.train import class_weights, fit, make_repeatable
-from steatosis_tf.table1.study import Study, load_study
+from steatosis_tf.table1.study import PROTOCOL, Study, load_study
 
 EXPERIMENT = "heads"
-CONFIG = Config(
-    model=ModelConfig(weights="random"), train=TrainConfig(epochs=20, learning_rate=5e-4)
+CONFIG = dataclasses.replace(
+    PROTOCOL,
+    model=ModelConfig(weights="random"),
+    train=TrainConfig(epochs=20, learning_rate=5e-4),
 )
 #: Variant -> settings beside CONFIG, and the variant it is compared with.
 VARIANTS: dict[str, tuple[list[str], str]] = {
@@ -174,11 +177,7 @@ def table_lines(tables: dict[str, pd.DataFrame]) -> list[str]:
 
 
 def _line(name: str, found: dict[str, dict], sign: str = "") -> str:
-    cells = [
-        f"{found[key]['value']:{sign}.3f} ({found[key]['low']:{sign}.3f} to "
-        f"{found[key]['high']:{sign}.3f})"
-        for key in METRICS.values()
-    ]
+    cells = [text_of(found[key], sign=sign) for key in METRICS.values()]
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
@@ -194,7 +193,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         config = override(CONFIG, given_settings(args))
-        study = load_study(args.manifest, args.runs_dir)
+        study = load_study(args.manifest, args.runs_dir, config)
         with_maps = "fine-tuned" in args.only
         data = read_features(study, config, args.runs_dir, with_maps=with_maps)
         text = json.dumps([study.fingerprint, flatten(config)], sort_keys=True)

@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf import tracking
+from steatosis_tf.ablation import text_of
 from steatosis_tf.config import Config, RoiConfig, SplitConfig, TrainConfig, flatten, override
 from steatosis_tf.evaluation.intervals import bootstrap_intervals
 from steatosis_tf.evaluation.paired import paired_bootstrap
@@ -44,14 +45,14 @@ from steatosis_tf.model.compiled_fit import (
     fit_compiled,
     probabilities,
 )
-from steatosis_tf.model.head_sweep import outer_folds, start_weights
+from steatosis_tf.model.head_sweep import outer_folds, refuse_other_fits, start_weights
 from steatosis_tf.study import prepare_study
 
 EXPERIMENT = "views"
 CONFIG = Config(
     split=SplitConfig(kind="kfold", folds=5),
     roi=RoiConfig(method="sector"),
-    train=TrainConfig(epochs=40, batch_size=8, learning_rate=1e-3, views=40),
+    train=TrainConfig(epochs=40, batch_size=8, learning_rate=1e-3),
 )
 ONLINE = 0
 NONE = -1
@@ -148,11 +149,11 @@ def summarize(scores: dict[str, dict[int, pd.DataFrame]]) -> pd.DataFrame:
         for part, tables in scores.items():
             numbers = bootstrap_intervals(tables[num_views])
             row |= {
-                f"{part} AUC": _cell(numbers[AUC]),
-                f"{part} accuracy": _cell(numbers[ACCURACY]),
+                f"{part} AUC": text_of(numbers[AUC]),
+                f"{part} accuracy": text_of(numbers[ACCURACY]),
             }
             paired = paired_bootstrap(tables[num_views], tables[ONLINE])[AUC]
-            row[f"{part} AUC - online"] = _cell(paired) if num_views != ONLINE else "0"
+            row[f"{part} AUC - online"] = text_of(paired) if num_views != ONLINE else "0"
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -168,12 +169,6 @@ def _name(num_views: int) -> str:
     return "none" if num_views == NONE else str(num_views)
 
 
-def _cell(entry: dict) -> str:
-    if entry["low"] is None:  # every resample gave the same
-        return f"{entry['value']:.3f}"
-    return f"{entry['value']:.3f} ({entry['low']:.3f} to {entry['high']:.3f})"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, score, compare, print, and log to MLflow."""
     parser = argparse.ArgumentParser(
@@ -187,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         config = override(CONFIG, given_settings(args))
+        refuse_other_fits(config)
         needed = max(config.train.epochs, *NUM_VIEWS)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, views=needed))
         params = flatten(config) | {"every": args.every, "seeds": args.seeds}

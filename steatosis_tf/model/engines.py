@@ -41,8 +41,8 @@ class Engine:
     Attributes:
         name: keras, tf-bf16 or openvino.
         precision: float32, bfloat16 or float16.
-        forward: batches `(BATCH, 224, 224, 1)` uint8 -> features `(BATCH, 2048)` float32, in
-            order; lazily, so that decoding and computing overlap.
+        forward: batches `(BATCH, 224, 224, 1)` uint8 -> features `(BATCH, num_features)`
+            float32, in order; lazily, so that decoding and computing overlap.
         min_cosine: smallest cosine to the reference on the checked frames.
         changed: share of random heads' decisions on them that change.
         speedup: processor time of the reference over that of the engine, measured in turn.
@@ -72,7 +72,7 @@ def choose_engine(
     Raises:
         RuntimeError: if the engine asked for is not installed, or its features are off.
     """
-    reference = Engine("keras", "float32", _keras_forward(backbone))
+    reference = reference_engine(backbone)
     for candidate in _candidates(name):
         try:
             engine = _make(candidate, backbone, Path(cache_dir))
@@ -87,6 +87,11 @@ def choose_engine(
             _tell(f"engine {candidate} passed over: {error}")
     _tell(f"engine {name}: keras float32, the reference")
     return reference
+
+
+def reference_engine(backbone: keras.Model) -> Engine:
+    """Plain Keras in float32, what every other engine is held against."""
+    return Engine("keras", "float32", _keras_forward(backbone))
 
 
 def padded(batch: np.ndarray) -> np.ndarray:

@@ -67,7 +67,7 @@ def stored_features(
         num_views: augmented views per frame, 0 or more.
 
     Returns:
-        `(1 + num_views, num_frames, 2048)`, on disk; view 0 is the frame as it is.
+        `(1 + num_views, num_frames, num_features)`, on disk; view 0 is the frame as it is.
 
     Raises:
         OSError: if a shard cannot be written, for example on a full disk. The shards before it

@@ -77,20 +77,25 @@ def ranking_score(index: pd.DataFrame, rows: np.ndarray, scores: np.ndarray) -> 
     return float(np.mean(areas))
 
 
+def refuse_other_fits(config: Config) -> None:
+    """Raise a ValueError if the config asks for what the compiled fit does not do."""
+    asked = config.model.head, config.train.sampling, config.train.fine_tune_epochs
+    if asked != ("softmax", "frames", 0):
+        raise ValueError(
+            "Expected model.head=softmax, train.sampling=frames and train.fine_tune_epochs=0 "
+            f"in a sweep. Received: {asked}. experiments/heads.py compares heads."
+        )
+
+
 class Sweep:
     """One study, its folds, and what a trial does on them."""
 
     def __init__(self, index: pd.DataFrame, views: StoredViews, config: Config, inner: int) -> None:
         """
         Raises:
-            ValueError: if the config asks for what the compiled fit does not do.
+            ValueError: as `refuse_other_fits`.
         """
-        asked = config.model.head, config.train.sampling, config.train.fine_tune_epochs
-        if asked != ("softmax", "frames", 0):
-            raise ValueError(
-                "Expected model.head=softmax, train.sampling=frames and train.fine_tune_epochs=0 "
-                f"in a sweep. Received: {asked}. experiments/heads.py compares heads."
-            )
+        refuse_other_fits(config)
         self.index, self.config = index, config
         self.folds = outer_folds(index, config, inner)
         self.study = StoredStudy(views, index["label"].to_numpy())

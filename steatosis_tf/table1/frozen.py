@@ -18,7 +18,7 @@ import tensorflow as tf
 from steatosis_tf.config import AugmentConfig, ModelConfig, TrainConfig
 from steatosis_tf.model.backbone import build_backbone, with_whole_map
 from steatosis_tf.model.classifier import build_head
-from steatosis_tf.model.engines import Engine, choose_engine
+from steatosis_tf.model.engines import Engine, reference_engine
 from steatosis_tf.model.features import stored_features
 from steatosis_tf.model.train import (
     class_weights,
@@ -162,5 +162,5 @@ def fit_dense_head(
 def _backbone(config: ModelConfig, whole_map: bool) -> tuple[keras.Model, Engine]:
     backbone = build_backbone(config)
     backbone = with_whole_map(backbone) if whole_map else backbone
-    # Of a few hundred frames the reference itself is computed; no other engine has to be checked.
-    return backbone, choose_engine("keras", backbone, np.empty(0), "")
+    # A few hundred frames are not worth checking another engine for.
+    return backbone, reference_engine(backbone)

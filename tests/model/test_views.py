@@ -107,3 +107,9 @@ def test_the_smallest_number_of_views_as_good_as_online_is_chosen(views_script):
     assert choose({-1: good, 0: good, 1: bad, 2: good, 4: good}) == 2
     assert choose({-1: good, 0: bad, 1: good, 2: good}) == 1
     assert choose({-1: good, 0: good, 1: bad, 2: bad}) == 0  # none: online
+
+
+def test_what_the_compiled_fit_does_not_do_is_refused(views_script, tmp_path, capsys):
+    words = ["--manifest", str(tmp_path / "none.csv"), "--runs-dir", str(tmp_path)]
+    assert views_script.main([*words, "--set", "model.head=ordinal"]) == 1
+    assert "Expected model.head=softmax" in capsys.readouterr().err

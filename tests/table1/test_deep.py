@@ -142,7 +142,7 @@ def test_the_liver_target_is_the_whole_frames_mask_and_turns_with_the_roi(
 @pytest.fixture
 def tiny_features(small_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Frozen features of a network of 16 convolutions in place of a published one."""
-    from steatosis_tf.model.engines import choose_engine
+    from steatosis_tf.model.engines import reference_engine
     from steatosis_tf.table1 import frozen
 
     keras.utils.set_random_seed(1)
@@ -151,7 +151,7 @@ def tiny_features(small_study: Study, tmp_path: Path, monkeypatch: pytest.Monkey
     x = keras.layers.Conv2D(16, 7, strides=7, activation="relu")(x)
     backbone = keras.Model(roi, keras.layers.Flatten(name="features")(x), name="tiny")
     backbone.trainable = False
-    engine = choose_engine("keras", backbone, np.empty(0), "")
+    engine = reference_engine(backbone)
     monkeypatch.setattr(frozen, "_backbone", lambda config, whole_map: (backbone, engine))
     return FrozenFeatures(ModelConfig(weights="random"), False, tmp_path / "features")
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special
 
-from steatosis_tf.grades import GRADES
-
 # Keeps parameters finite where the score parts two grades without error.
 _PENALTY = 0.02
 _MIN_PROBABILITY = 1e-9
@@ -72,4 +70,4 @@ def _parameters(free: np.ndarray) -> tuple[float, np.ndarray]:
 def _shares(score: np.ndarray, slope: float, cuts: np.ndarray) -> np.ndarray:
     at_most = special.expit(cuts - slope * score[:, None])
     edges = np.zeros((len(score), 1)), np.ones((len(score), 1))
-    return np.diff(np.hstack([edges[0], at_most, edges[1]]), axis=1)[:, : len(GRADES)]
+    return np.diff(np.hstack([edges[0], at_most, edges[1]]), axis=1)

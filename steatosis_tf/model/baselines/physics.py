@@ -57,7 +57,7 @@ class Physics:
     """The numbers of one frame; NaN where something could not be measured.
 
     Attributes:
-        hepatorenal_db: liver over renal cortex at the same depth, dB.
+        hepatorenal_db: liver before the kidney over its renal cortex, dB.
         hepatorenal_ratio: the same as ratio of amplitudes.
         attenuation_grey_per_px: loss of brightness along the beam, grey per px.
         attenuation_db_per_depth: the same in dB over the whole depth of the sector.

@@ -8,9 +8,6 @@ walls live in the fine levels, shading in the coarse ones; fat makes echoes fine
 import numpy as np
 import pywt
 
-#: Numbers per subband: mean size and spread of the coefficients, and how evenly energy is spread.
-NUM_PER_SUBBAND = 3
-
 
 def wavelet_features(rois: np.ndarray, wavelet: str = "db4", levels: int = 3) -> np.ndarray:
     """Mean absolute value, standard deviation and energy entropy of every subband.
