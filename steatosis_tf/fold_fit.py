@@ -80,7 +80,7 @@ def train_fold(
         model = assemble(data.backbone, head, config.model)
         pixels = _online_batches(data, partition, targets, config)
         history = fit(model, *pixels, weights, config.train, on_epoch)
-        copy_weights(model, head)
+        copy_weights(model, head, head)
         return head, history
     order = _order(data.index.iloc[train], train, config)
     batching = {"batch_size": config.train.batch_size, "seed": config.train.seed}

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from steatosis_tf.config import ModelConfig
 from steatosis_tf.model.backbone import FEATURE_LAYER
-from steatosis_tf.model.classifier import hidden_layers, set_normalization
+from steatosis_tf.model.classifier import copy_weights, hidden_layers, set_normalization
 from steatosis_tf.model.heads import end_network
 from steatosis_tf.model.shards import StoredViews
 
@@ -53,9 +53,7 @@ def assemble_pooled(backbone: keras.Model, head: keras.Model, config: ModelConfi
     """
     patient = keras.ops.expand_dims(backbone.output, 0)
     model = keras.Model(backbone.input, _pooled_layers(patient, config), name="patient_grader")
-    for layer in head.layers:
-        if layer.weights:
-            model.get_layer(layer.name).set_weights(layer.get_weights())
+    copy_weights(head, model, head)
     return model
 
 

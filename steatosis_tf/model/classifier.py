@@ -92,14 +92,14 @@ def assemble(backbone: keras.Model, head: keras.Model, config: ModelConfig) -> k
     num_grades = head.output_shape[-1]
     outputs = end_network(hidden_layers(backbone.output, config), config.head, num_grades)
     model = keras.Model(backbone.input, outputs, name="steatosis_grader")
-    for layer in head.layers:
-        if layer.weights:
-            model.get_layer(layer.name).set_weights(layer.get_weights())
+    copy_weights(head, model, head)
     return model
 
 
-def copy_weights(model: keras.Model, head: keras.Model) -> None:
-    """Give the head the weights of the layers of the same names in the whole model."""
+def copy_weights(source: keras.Model, target: keras.Model, head: keras.Model) -> None:
+    """Copy the weights of the layers that the head has, by their names, from one model that has
+    them to another."""
     for layer in head.layers:
         if layer.weights:
-            layer.set_weights(model.get_layer(layer.name).get_weights())
+            weights = source.get_layer(layer.name).get_weights()
+            target.get_layer(layer.name).set_weights(weights)

@@ -116,7 +116,7 @@ def test_gradient_reaches_the_last_map(grader, rois):
 
 def test_trained_weights_come_back_to_the_head(random_backbone, head, features):
     fresh = build_head(_CONFIG, features, seed=9)
-    copy_weights(assemble(random_backbone, head, _CONFIG), fresh)
+    copy_weights(assemble(random_backbone, head, _CONFIG), fresh, fresh)
     for weight, expected in zip(fresh.get_weights(), head.get_weights(), strict=True):
         np.testing.assert_array_equal(weight, expected)
 

@@ -25,15 +25,10 @@ def grey_input(
     Raises:
         ValueError: if 224 is no multiple of the size.
     """
-    if size_px < 1 or INPUT_SIZE_PX % size_px:
-        raise ValueError(
-            f"Expected size_px to divide {INPUT_SIZE_PX}. Received: size_px={size_px}."
-        )
     roi = keras.Input((INPUT_SIZE_PX, INPUT_SIZE_PX, 1), dtype="uint8", name="roi")
     grey = at_one_level(keras.layers.Rescaling(1.0, name="to_float")(roi), level=0.0)
     pixels = keras.layers.Rescaling(1 / _SPREAD, name="to_unit")(grey)
-    if size_px < INPUT_SIZE_PX:
-        pixels = keras.layers.AveragePooling2D(INPUT_SIZE_PX // size_px, name="smaller")(pixels)
+    pixels = smaller(pixels, size_px)
     if channels > 1:
         pixels = keras.layers.Concatenate(name="channels")([pixels] * channels)
     return roi, pixels
@@ -53,3 +48,18 @@ def at_one_level(grey: keras.KerasTensor, level: float) -> keras.KerasTensor:
     count = keras.ops.maximum(keras.ops.sum(inside, axis=(1, 2, 3), keepdims=True), 1.0)
     mean = keras.ops.sum(grey, axis=(1, 2, 3), keepdims=True) / count
     return (grey - mean + level) * inside
+
+
+def smaller(pixels: keras.KerasTensor, size_px: int) -> keras.KerasTensor:
+    """Means over squares, so that a side of 224 px becomes one of `size_px`.
+
+    Raises:
+        ValueError: if 224 is no multiple of the size.
+    """
+    if size_px < 1 or INPUT_SIZE_PX % size_px:
+        raise ValueError(
+            f"Expected size_px to divide {INPUT_SIZE_PX}. Received: size_px={size_px}."
+        )
+    if size_px == INPUT_SIZE_PX:
+        return pixels
+    return keras.layers.AveragePooling2D(INPUT_SIZE_PX // size_px, name="smaller")(pixels)

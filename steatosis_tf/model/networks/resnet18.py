@@ -4,7 +4,7 @@ import keras
 from keras import layers
 
 from steatosis_tf.model.heads import end_network
-from steatosis_tf.model.networks.grey_input import at_one_level
+from steatosis_tf.model.networks.grey_input import at_one_level, smaller
 from steatosis_tf.model.pretrained import LEVEL, pretrained_map
 from steatosis_tf.roi.crop import INPUT_SIZE_PX
 
@@ -24,13 +24,12 @@ def resnet18(
         flat model: `roi` `(batch, 224, 224, 1)` uint8 -> `probabilities` `(batch, num_classes)`.
 
     Raises:
-        ValueError: if a weights file is missing or is not for this network.
+        ValueError: if 224 is no multiple of the size, or a weights file is missing or is not for
+            this network.
         RuntimeError: if ImageNet weights cannot be fetched or KerasHub is not installed.
     """
     roi = keras.Input((INPUT_SIZE_PX, INPUT_SIZE_PX, 1), dtype="uint8", name="roi")
     grey = at_one_level(layers.Rescaling(1.0, name="to_float")(roi), LEVEL)
-    if size_px < INPUT_SIZE_PX:
-        grey = layers.AveragePooling2D(INPUT_SIZE_PX // size_px, name="smaller")(grey)
-    x = pretrained_map("resnet18", grey, weights, seed)
+    x = pretrained_map("resnet18", smaller(grey, size_px), weights, seed)
     x = layers.GlobalAveragePooling2D(name="features")(x)
     return keras.Model(roi, end_network(x, "softmax", num_classes), name="resnet18")

@@ -142,6 +142,8 @@ def test_pixels_have_mean_0_inside_the_sector_and_are_averaged_to_112():
 def test_a_size_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match=r"size_px to divide 224.*size_px=100"):
         grey_input(100)
+    with pytest.raises(ValueError, match=r"size_px to divide 224.*size_px=100"):
+        resnet18(3, seed=0, size_px=100)
 
 
 def test_the_graph_standardises_as_the_liver_network_was_trained(rois):
