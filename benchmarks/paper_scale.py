@@ -12,7 +12,6 @@ of 100 epochs over the speed of plain Keras, measured here on a few batches.
 import argparse
 import json
 import os
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+from processor_time import processor_seconds
 
 from steatosis_tf import tracking
 from steatosis_tf.atomic import replacing
@@ -54,9 +54,9 @@ class Clock:
         """Do the work unless it is done. It may return the share of the stage it found left."""
         if name in self.seconds():
             return
-        start = np.array([time.perf_counter(), _cpu_seconds()])
+        start = np.array([time.perf_counter(), processor_seconds()])
         share = work() or 1.0
-        spent = list((np.array([time.perf_counter(), _cpu_seconds()]) - start) / share)
+        spent = list((np.array([time.perf_counter(), processor_seconds()]) - start) / share)
         with replacing(self.path) as temporary:
             temporary.write_text(json.dumps(self.seconds() | {name: spent}, indent=2))
         print(f"{name}: {spent[0]:.0f} s, {spent[1]:.0f} CPU-s", flush=True)
@@ -85,12 +85,6 @@ def main(argv: list[str] | None = None) -> None:
         clock.stage(f"features, view {number}", lambda n=number: _features(folder, config, n))
     clock.stage("training and evaluation", lambda: _train(folder, config))
     _print_table(clock.seconds(), folder, config)
-
-
-def _cpu_seconds() -> float:
-    """Of this process and of those it started and waited for."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _phantoms(folder: Path, num_patients: int) -> Path:
