@@ -88,8 +88,10 @@ def _solid_blocks(small: np.ndarray, floor: float) -> np.ndarray:
     solid = ((small >= int(floor) + _MIN_HALO_STEP) & (small <= 250) & (spread <= 1)).astype(
         np.uint8
     )
-    _, _, stats, _ = cv2.connectedComponentsWithStats(solid, connectivity=4)
     blocks = np.zeros_like(small)
+    if cv2.countNonZero(solid) < _MIN_BLOCK_PX:  # labelling is the dearest step of all
+        return blocks
+    _, _, stats, _ = cv2.connectedComponentsWithStats(solid, connectivity=4)
     for left, top, width, height, area in stats[1:].tolist():
         if area >= _MIN_BLOCK_PX and area > 0.7 * width * height:
             # The test window and the resampling each blur the block's rim.

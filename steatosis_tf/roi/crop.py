@@ -66,30 +66,29 @@ def central_rectangle(sector: Sector) -> Rectangle:
     middle = round(float(np.flatnonzero(mask.any(axis=0)).mean()))
     start = rows[0] + round(_NEAR_FIELD_FRACTION * len(rows))
     step = max(1, len(rows) // 128)
-    half = _half_widths(mask, middle)
-    tops = np.arange(start, rows[-1] + 1, step)
-    best, best_area = None, 0
-    for top in tops:
-        reach = np.minimum.accumulate(half[top : rows[-1] + 1])
-        heights = np.arange(1, len(reach) + 1)
-        widths = np.minimum(2 * reach + 1, (_MAX_ASPECT * heights).astype(int))
-        areas = np.where(heights <= _MAX_ASPECT * widths, widths * heights, 0)
-        at = int(areas.argmax())
-        if areas[at] > best_area:
-            best_area = int(areas[at])
-            best = Rectangle(
-                int(top), middle - int(widths[at] - 1) // 2, int(heights[at]), int(widths[at])
-            )
-    if best is None or min(best.height, best.width) < 16:
+    half = _half_widths(mask[start : rows[-1] + 1], middle)
+    # One row of each array per top, one column per last row of the rectangle.
+    tops = np.arange(0, len(half), step, dtype=np.int32)[:, None]
+    heights = np.arange(1, len(half) + 1, dtype=np.int32) - tops
+    reach = np.minimum.accumulate(np.where(heights > 0, half, half.max(initial=0)), axis=1)
+    widths = np.minimum(2 * reach + 1, (_MAX_ASPECT * heights).astype(np.int32))
+    areas = np.where(heights <= _MAX_ASPECT * widths, widths * heights, 0)
+    areas[heights < 1] = 0
+    at = np.unravel_index(areas.argmax(), areas.shape) if areas.any() else None
+    if at is None or min(heights[at], widths[at]) < 16:
         raise ValueError("the sector is too small for a rectangle of 16 x 16 px")
-    return best
+    height, width = int(heights[at]), int(widths[at])
+    return Rectangle(int(start + tops[at[0], 0]), middle - (width - 1) // 2, height, width)
 
 
 def _half_widths(mask: np.ndarray, middle: int) -> np.ndarray:
     """How many px the mask reaches to both sides of a column, per row; -1 where it is not set."""
-    right = np.minimum.accumulate(mask[:, middle:], axis=1).sum(axis=1) - 1
-    left = np.minimum.accumulate(mask[:, middle::-1], axis=1).sum(axis=1) - 1
-    return np.minimum(left, right)
+    reach = []
+    for side in (mask[:, middle:], mask[:, middle::-1]):
+        first_gap = side.argmin(axis=1)
+        whole = side[:, 0] & (first_gap == 0)
+        reach.append(np.where(whole, side.shape[1], first_gap) - 1)
+    return np.minimum(*reach).astype(np.int32)
 
 
 def crop_roi(

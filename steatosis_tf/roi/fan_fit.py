@@ -1,9 +1,11 @@
 """Fit a fan to the bright area of a small frame."""
 
+from collections.abc import Iterator
+
 import cv2
 import numpy as np
 
-from steatosis_tf.roi.fan_guess import find_border, guess_fans
+from steatosis_tf.roi.fan_guess import Border, find_border, guess_fans, guess_rectangle
 from steatosis_tf.roi.fan_refine import NUM_SAMPLES, num_aligned, refine, with_cuts
 from steatosis_tf.roi.geometry import Fan
 
@@ -35,23 +37,26 @@ def fit_fan(bright: np.ndarray) -> tuple[Fan, float, float]:
         where bright turns dark (0.35 and more for a real fan).
     """
     border = find_border(bright)
-    guesses = guess_fans(border, bright.shape)
-    symmetric = _distinct(sorted(guesses.symmetric, key=lambda fan: -score(fan, bright)))
-    best, best_merit, best_aligned = symmetric[0], -np.inf, 0
-    for guess in symmetric + guesses.skewed + guesses.linear:
-        fan = guess
-        if fan.kind != "linear":
-            symmetry = _WEAK_SYMMETRY if fan in guesses.skewed else _SYMMETRY
-            fan = with_cuts(refine(fan, bright, symmetry), border, bright)
-        aligned = num_aligned(fan, bright)
+    fits = []
+    for fan in _candidates(border, bright):
+        aligned, gain = num_aligned(fan, bright), score(fan, bright)
         skew = min(1.0, abs(fan.left_deg + fan.right_deg) / _FULL_SKEW_DEG)
-        merit = score(fan, bright) + _EDGE_GAIN * aligned - _SKEW_COST * skew
-        if merit > best_merit:
-            best, best_merit, best_aligned = fan, merit, aligned
+        fits.append((gain + _EDGE_GAIN * aligned - _SKEW_COST * skew, gain, aligned, fan))
         if aligned > _SURE_SHARE * NUM_SAMPLES:
             break
+    _, gain, aligned, best = max(fits, key=lambda fit: fit[0])
     num_inside = cv2.countNonZero(best.mask(bright.shape).view(np.uint8))
-    return best, score(best, bright) / max(1, num_inside), best_aligned / NUM_SAMPLES
+    return best, gain / max(1, num_inside), aligned / NUM_SAMPLES
+
+
+def _candidates(border: Border, bright: np.ndarray) -> Iterator[Fan]:
+    """Refined fans, the likeliest first, each when it is asked for: mostly the first will do."""
+    symmetric, skewed = guess_fans(border)
+    symmetric = _distinct(sorted(symmetric, key=lambda fan: -score(fan, bright)))
+    for guesses, symmetry in ((symmetric, _SYMMETRY), (skewed, _WEAK_SYMMETRY)):
+        for guess in guesses:
+            yield with_cuts(refine(guess, bright, symmetry), border, bright)
+    yield from guess_rectangle(border, bright.shape)
 
 
 def _distinct(fans: list[Fan]) -> list[Fan]:

@@ -37,44 +37,35 @@ class Border:
     bottom: np.ndarray
 
 
-@dataclass(frozen=True)
-class Guesses:
-    """`symmetric` fans, `skewed` ones (a different angle on each side), and `linear` ones."""
-
-    symmetric: list[Fan]
-    skewed: list[Fan]
-    linear: list[Fan]
-
-
 def find_border(bright: np.ndarray) -> Border:
     height, width = bright.shape
-    rows = np.flatnonzero(bright.any(axis=1))
-    columns = np.flatnonzero(bright.any(axis=0))
-    by_row, by_column = bright[rows], bright[:, columns]
+    lit = bright.view(bool)
+    rows, columns = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
+    by_row, by_column = lit[rows], np.ascontiguousarray(lit.T)[columns]
     return Border(
         rows=rows.astype(np.float32),
         left=by_row.argmax(axis=1).astype(np.float32),
         right=(width - 1 - by_row[:, ::-1].argmax(axis=1)).astype(np.float32),
         columns=columns.astype(np.float32),
-        top=by_column.argmax(axis=0).astype(np.float32),
-        bottom=(height - 1 - by_column[::-1].argmax(axis=0)).astype(np.float32),
+        top=by_column.argmax(axis=1).astype(np.float32),
+        bottom=(height - 1 - by_column[:, ::-1].argmax(axis=1)).astype(np.float32),
     )
 
 
-def guess_fans(border: Border, shape: tuple[int, int]) -> Guesses:
+def guess_fans(border: Border) -> tuple[list[Fan], list[Fan]]:
     """Complete the visible parts of a border to whole fans.
 
     Args:
         border: as `find_border` returns it.
-        shape: height and width of the small frame, px.
+
+    Returns:
+        symmetric fans, and skewed ones (a different angle on each side).
     """
     left = _side_line(border.rows, -border.left)
     right = _side_line(border.rows, border.right)
-    return Guesses(
-        symmetric=[_with_radii(fan, border) for fan in _symmetric_fans(border, left, right)],
-        skewed=[_with_radii(fan, border) for fan in _skewed(left, right)],
-        linear=list(_rectangle(border, shape)),
-    )
+    symmetric = list(_symmetric_fans(border, left, right))
+    fans = _with_radii([*symmetric, *_skewed(left, right)], border)
+    return fans[: len(symmetric)], fans[len(symmetric) :]
 
 
 def _symmetric_fans(border: Border, left: _Line | None, right: _Line | None) -> Iterator[Fan]:
@@ -156,39 +147,74 @@ def _side_line(rows: np.ndarray, reach: np.ndarray) -> _Line | None:
     return float(slope_fit), float(offset_fit)
 
 
-def _with_radii(fan: Fan, border: Border) -> Fan:
+def _with_radii(fans: list[Fan], border: Border) -> list[Fan]:
     """Near and far radius from the outermost bright pixels of each column."""
-    across = border.columns - fan.apex_x_px
-    near = np.hypot(across, border.top - fan.apex_y_px)
-    far = np.hypot(across, border.bottom - fan.apex_y_px)
-    edge = np.radians(0.95 * fan.right_deg)
-    near_px = -envelope(-near[np.abs(np.arctan2(across, border.top - fan.apex_y_px)) < edge])
-    far_px = envelope(far[np.abs(np.arctan2(across, border.bottom - fan.apex_y_px)) < edge])
-    return replace(fan, near_px=max(0.5, near_px), far_px=max(far_px, near_px + 2, 2.0))
+    apex = np.array([[fan.apex_x_px, fan.apex_y_px] for fan in fans], np.float32)
+    edge = np.radians([0.95 * fan.right_deg for fan in fans])[:, None]
+    across = border.columns - apex[:, :1]
+    radii = []
+    for sign, rows in ((-1, border.top), (1, border.bottom)):
+        down = rows - apex[:, 1:]
+        counted = np.abs(np.arctan2(across, down)) < edge
+        radii.append(sign * _envelopes(sign * np.hypot(across, down), counted))
+    return [
+        replace(fan, near_px=max(0.5, near), far_px=max(far, near + 2, 2.0))
+        for fan, near, far in zip(fans, *np.array(radii).tolist(), strict=True)
+    ]
 
 
 def envelope(reach: np.ndarray) -> float:
     """The value most of the samples agree on and few exceed; 0 if there are none."""
-    if len(reach) == 0:
-        return 0.0
-    levels = np.arange(np.floor(reach.min()), reach.max() + 1.0, 0.5)
-    ordered = np.sort(reach)
-    close = np.searchsorted(ordered, levels + INLIER_PX) - np.searchsorted(
-        ordered, levels - INLIER_PX
-    )
-    beyond = len(ordered) - np.searchsorted(ordered, levels + 2 * INLIER_PX)
-    agreed = close - beyond
-    return float(levels[agreed == agreed.max()].mean())
+    return float(_envelopes(reach[None], np.ones((1, len(reach)), bool))[0])
 
 
-def _rectangle(border: Border, shape: tuple[int, int]) -> Iterator[Fan]:
-    """The upright rectangle a linear probe shows, if the bright area is one."""
+def _envelopes(reach: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """The same of every row at once.
+
+    Args:
+        reach: `(n, num_samples)` float32, px.
+        counted: `(n, num_samples)` bool, the samples that count.
+
+    Returns:
+        `(n,)` float64.
+    """
+    num_counted = counted.sum(axis=1)
+    some = num_counted > 0
+    # Levels lie half a px apart, and so many of them make INLIER_PX. A sample is below a level
+    # when its own half px is.
+    first = 2 * np.floor(np.where(some, reach.min(axis=1, where=counted, initial=np.inf), 0))
+    last = 2 * np.where(some, reach.max(axis=1, where=counted, initial=-np.inf), 0) + 2
+    num_levels = np.ceil(last - first).astype(int)
+    most = num_levels.max()
+    near, far = round(2 * INLIER_PX), round(4 * INLIER_PX)
+    width = most + near + far + 1
+    place = np.floor(2 * reach) - first[:, None] + near + 1 + width * np.arange(len(reach))[:, None]
+    counts = np.bincount(place[counted].astype(int), minlength=width * len(reach))
+    below = counts.reshape(len(reach), width).cumsum(axis=1)
+    # Close to a level, less those beyond it.
+    agreed = below[:, 2 * near : 2 * near + most] - below[:, :most]
+    agreed += below[:, near + far : near + far + most] - num_counted[:, None]
+    levels = np.arange(most)
+    agreed[levels >= num_levels[:, None]] = -reach.shape[1] - 1
+    best = agreed == agreed.max(axis=1, keepdims=True)
+    num_best = best.sum(axis=1)
+    value = (best @ levels + num_best * first) / num_best / 2
+    return np.where(some, value, 0.0)
+
+
+def guess_rectangle(border: Border, shape: tuple[int, int]) -> list[Fan]:
+    """The upright rectangle a linear probe shows, if the bright area is one.
+
+    Args:
+        border: as `find_border` returns it.
+        shape: height and width of the small frame, px.
+    """
     left, right = -envelope(-border.left), envelope(border.right)
     top, bottom = -envelope(-border.top), envelope(border.bottom)
     for reach, edge in ((border.left, left), (border.right, right)):
         if (np.abs(reach - edge) < INLIER_PX).mean() < _MIN_LINEAR_SHARE:
-            return
+            return []
     fan = Fan("linear", (left + right) / 2, -np.inf, 0.0, 0.0, top, bottom, left, right)
     # Without dark to its left and right it may be any picture.
-    if 1 < left < right - 2 and right < shape[1] - 2 and top < bottom - 2:
-        yield fan
+    is_apart = 1 < left < right - 2 and right < shape[1] - 2 and top < bottom - 2
+    return [fan] if is_apart else []

@@ -9,7 +9,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
 from steatosis_tf.roi.crop import Rectangle, central_rectangle, crop_roi
-from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.roi.geometry import Fan
+from steatosis_tf.roi.sector import Sector, find_sector
 from steatosis_tf.sources.folder import read_frame, to_grey
 
 
@@ -21,6 +22,25 @@ def test_central_rectangle_lies_in_the_sector_below_the_near_field(drawn_fan):
     # near arc at row 60, far arc at row 400: 15 % of the depth is row 111
     assert box.top >= 105
     assert box.height * box.width > 0.3 * sector.mask.sum()
+
+
+def test_central_rectangle_is_the_largest_there_is():
+    """Every rectangle about the middle is tried, of a fan-like mask with a notch in one side."""
+    rows, columns = np.mgrid[:60, :70]
+    mask = (rows >= 3) & (abs(columns - 35) <= 8 + rows // 2) & (rows < 58)
+    mask[30:34, :24] = False
+    best = 0
+    for top in range(3 + round(0.15 * 55), 58):
+        for height in range(1, 59 - top):
+            for width in range(1, 70):
+                left = 35 - (width - 1) // 2
+                inside = mask[top : top + height, left : left + width].all()
+                if inside and max(height, width) <= 1.5 * min(height, width):
+                    best = max(best, height * width)
+    fan = Fan("convex", 35.0, -10.0, -27.0, 27.0, 13.0, 68.0)  # not looked at
+    box = central_rectangle(Sector(mask, fan, score=1.0, border_seen=1.0))
+    assert mask[box.top : box.bottom, box.left : box.right].all()
+    assert box.height * box.width == best
 
 
 def test_crop_averages_areas():
