@@ -9,7 +9,7 @@ Limits inside keep it to a few minutes on two idle cores: of the plain way a few
 measured and carried on in a straight line to 100 epochs, which a frozen network allows.
 
 What is compared in (a) is time. That both ways give the same grades is experiments/views.py: plain
-Keras is K = 0 there. Peak memory (d) is measured by the script that docs/scale.md names.
+Keras is K = 0 there. Peak memory (d) is memory.py, which `make bench` runs next.
 """
 
 import argparse
