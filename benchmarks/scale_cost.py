@@ -35,6 +35,7 @@ from steatosis_tf.model.engines import BATCH, choose_engine
 from steatosis_tf.records.examples import example_of
 from steatosis_tf.records.shards import record_features
 from steatosis_tf.roi.columns import propose_roi
+from steatosis_tf.roi.sector_cell import sector_cell
 from steatosis_tf.sources.dicom import ingest_dicom
 from steatosis_tf.sources.folder import read_frame
 from steatosis_tf.sources.phantom import write_phantoms
@@ -82,7 +83,7 @@ def _stages(folder: Path, engine_name: str) -> tuple[dict[str, tuple[float, bool
     paths = sorted((folder / "phantoms" / "images").glob("*.png"))
     frames = [read_frame(path) for path in paths]
     sector, liver = RoiConfig(method="sector"), RoiConfig(method="liver")
-    rows = [_row(path, propose_roi(read_frame(path), sector).rectangle) for path in paths]
+    rows = [_row(path, sector) for path in paths]
     features = record_features()
 
     def record(row: dict[str, Any]) -> bytes:
@@ -123,11 +124,15 @@ def _tried(path: Path, config: RoiConfig) -> None:
         propose_roi(read_frame(path), config)
 
 
-def _row(path: Path, box: Any) -> dict[str, Any]:
+def _row(path: Path, config: RoiConfig) -> dict[str, Any]:
+    frame = read_frame(path)
+    roi, digest = propose_roi(frame, config), pixels_sha256(frame)
+    box = roi.rectangle
     return {
         "path": path.relative_to(path.parents[2]).as_posix(), "frame_id": path.stem,
         "patient_id": path.stem[:6], "grade": "Mild", "fat_percent": 10.0, "roi_top": box.top,
         "roi_left": box.left, "roi_height": box.height, "roi_width": box.width,
+        "pixels_sha256": digest, "roi_sector": sector_cell(roi.sector.fan, digest),
     }  # fmt: skip
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path
+from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, pixels_sha256
 from steatosis_tf.grades import label_of
 from steatosis_tf.roi.crop import Rectangle, crop_roi
-from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, sector_mask
 from steatosis_tf.sources.folder import read_frame
 
 
@@ -31,13 +31,16 @@ def cut_roi(row: dict[str, Any], manifest_path: str | Path) -> np.ndarray:
     """The ROI of a manifest row as the model sees it: `(224, 224)` uint8, 0 outside the sector.
 
     Raises:
-        ValueError: if the frame is gone, has no sector, or does not hold the rectangle. The text
-            names the frame.
+        ValueError: if the frame is gone or changed, has no sector, or does not hold the
+            rectangle. The text names the frame.
     """
     path = frame_path(manifest_path, row["path"])
     try:
         frame = read_frame(path)
+        digest = pixels_sha256(frame)
+        if digest != row["pixels_sha256"]:
+            raise ValueError("the pixels are not those the manifest was made from")
         rectangle = Rectangle(*(int(row[name]) for name in ROI_COLUMNS))
-        return crop_roi(frame, find_sector(frame).mask, rectangle)
+        return crop_roi(frame, sector_mask(frame, digest, row.get(SECTOR_COLUMN, "")), rectangle)
     except ValueError as error:
         raise ValueError(f"{path.name} (frame_id={row['frame_id']}): {error}") from error

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf import __version__
-from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, read_manifest
+from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, pixels_sha256, read_manifest
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.roi.crop import Rectangle, central_rectangle, crop_roi
 from steatosis_tf.roi.fold import fold_decisions, write_automatic_boxes
@@ -23,6 +23,7 @@ from steatosis_tf.roi.liver import liver_probability
 from steatosis_tf.roi.overlays import find_overlays
 from steatosis_tf.roi.proposal import propose_rectangle
 from steatosis_tf.roi.sector import Sector, find_sector
+from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, sector_cell, sector_mask
 from steatosis_tf.roi.workers import on_all_cores
 from steatosis_tf.sources.folder import read_frame
 from steatosis_tf.spread import answers
@@ -30,7 +31,7 @@ from steatosis_tf.spread import answers
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-_ANSWER_COLUMNS = [*ROI_COLUMNS, "roi_quality", "roi_reason"]
+_ANSWER_COLUMNS = [*ROI_COLUMNS, "roi_quality", "roi_reason", SECTOR_COLUMN]
 
 # A killed run loses at most this many proposals, or a twentieth of a large study, because the
 # whole manifest is written each time.
@@ -108,6 +109,7 @@ def fill_manifest(
     if again:
         table.loc[automatic, list(ROI_COLUMNS)] = pd.NA
         table.loc[automatic, "roi_source"] = ""
+        table[SECTOR_COLUMN] = ""
     for _ in _propose(table, manifest_path, config, options):
         write_automatic_boxes(manifest_path, table)
     return read_manifest(manifest_path)  # with what reviewers have decided meanwhile
@@ -131,7 +133,7 @@ def add_roi_columns(
 
     Returns:
         the table with `roi_top, roi_left, roi_height, roi_width` (px of the full frame, empty
-        where there is no proposal), `roi_source`, `roi_quality` and `roi_reason`.
+        where there is no proposal), `roi_source`, `roi_quality`, `roi_reason` and `roi_sector`.
     """
     table = with_roi_columns(frame_table)
     for _ in _propose(table, manifest_path, config, options):
@@ -150,8 +152,9 @@ def with_roi_columns(frame_table: pd.DataFrame) -> pd.DataFrame:
         table["roi_source"] = np.where(table["roi_height"].notna(), "person", "")
     if "roi_quality" not in table.columns:
         table["roi_quality"] = np.nan
-    if "roi_reason" not in table.columns:
-        table["roi_reason"] = ""
+    for name in ("roi_reason", SECTOR_COLUMN):
+        if name not in table.columns:
+            table[name] = ""
     return table
 
 
@@ -191,16 +194,19 @@ def _propose(
 def _answer(config: RoiConfig, path: str) -> tuple[int | float | str | None, ...]:
     """The columns of one frame: without the sector's mask, to travel light between processes."""
     try:
-        roi = propose_roi(read_frame(path), config)
+        frame = read_frame(path)
+        roi = propose_roi(frame, config)
     except ValueError as error:
-        return None, None, None, None, np.nan, str(error)
-    box = roi.rectangle
-    return box.top, box.left, box.height, box.width, roi.quality, roi.reason
+        return None, None, None, None, np.nan, str(error), ""
+    box, cell = roi.rectangle, sector_cell(roi.sector.fan, pixels_sha256(frame))
+    return box.top, box.left, box.height, box.width, roi.quality, roi.reason, cell
 
 
 def _work_folder(manifest_path: Path, pixels: pd.Series, config: RoiConfig) -> Path:
     """Beside the manifest; another one for other frames, settings or code."""
-    settings = json.dumps([__version__, dataclasses.asdict(config)], sort_keys=True)
+    settings = json.dumps(
+        [__version__, _ANSWER_COLUMNS, dataclasses.asdict(config)], sort_keys=True
+    )
     digest = hashlib.sha256(settings.encode())
     digest.update("".join(pixels).encode())
     return manifest_path.with_name(f"{manifest_path.name}.roi-{digest.hexdigest()[:16]}")
@@ -210,7 +216,11 @@ def _empty_useless_boxes(table: pd.DataFrame, manifest_path: str | Path) -> None
     """Take out, in place, persons' boxes of which a model would see nothing."""
     drawn = table.index[(table["roi_source"] == "person") & table["roi_height"].notna()]
     rows = [
-        (frame_path(manifest_path, row["path"]), [int(row[name]) for name in ROI_COLUMNS])
+        (
+            frame_path(manifest_path, row["path"]),
+            [int(row[name]) for name in ROI_COLUMNS],
+            row[SECTOR_COLUMN],
+        )
         for row in table.loc[drawn].to_dict("records")
     ]
     faults = on_all_cores(_fault_of_box, rows, "persons' boxes") if rows else []
@@ -220,11 +230,11 @@ def _empty_useless_boxes(table: pd.DataFrame, manifest_path: str | Path) -> None
             table.at[index, "roi_reason"] = f"a person's box, but {fault}"
 
 
-def _fault_of_box(row: tuple[Path, list[int]]) -> str:
-    path, box = row
+def _fault_of_box(row: tuple[Path, list[int], str]) -> str:
+    path, box, cell = row
     try:
         frame = read_frame(path)
-        crop_roi(frame, find_sector(frame).mask, Rectangle(*box))
+        crop_roi(frame, sector_mask(frame, pixels_sha256(frame), cell), Rectangle(*box))
     except ValueError as error:
         return str(error)
     return ""

@@ -36,7 +36,7 @@ PROTOCOL = Config(
 
 HIDDEN = -1
 _NO_COVARIATE = (*MANIFEST_COLUMNS, *ROI_COLUMNS, "split", "roi_source", "roi_quality",
-                 "roi_reason")  # fmt: skip
+                 "roi_reason", "roi_sector")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,40 @@ def test_pixels_outside_the_sector_are_zero(small_manifest, tmp_path):
         assert roi[share == 1].mean() > 20
 
 
+def test_a_manifest_without_sectors_gives_the_same_bytes(small_manifest, tmp_path):
+    def older(table: pd.DataFrame) -> pd.DataFrame:
+        return table.drop(columns="roi_sector")
+
+    def corrected(table: pd.DataFrame) -> pd.DataFrame:
+        table[[*ROI_COLUMNS, "roi_source"]] = [150, 220, 101, 203, "person"]
+        return table
+
+    for name, change in (("auto", lambda table: table), ("person", corrected)):
+        write_records(small_manifest(change), tmp_path / name)
+        write_records(small_manifest(lambda t, f=change: older(f(t))), tmp_path / f"{name}_older")
+        kept, found = (
+            {file: content for file, (_, content) in _files(tmp_path / folder).items()}
+            for folder in (name, f"{name}_older")
+        )
+        assert kept == found
+
+
+def test_a_frame_that_changed_after_the_gate_is_refused(phantom_manifest, tmp_path):
+    """The gate hashes each picture once; its sector and box would be those of another picture."""
+    table = read_manifest(phantom_manifest).iloc[:4].copy()
+    for number, path in enumerate(table["path"]):
+        shutil.copy(frame_path(phantom_manifest, path), tmp_path / f"{number}.png")
+    table["path"] = [f"{number}.png" for number in range(4)]
+    write_manifest(table, tmp_path / "manifest.csv")
+    hashes_path = tmp_path / "hashes.csv"
+    write_records(tmp_path / "manifest.csv", tmp_path / "before", hashes_path=hashes_path)
+    frame = cv2.imread(str(tmp_path / "2.png"), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite(str(tmp_path / "2.png"), frame[:, ::-1])
+    with pytest.raises(ValueError, match=r"2\.png .*pixels are not those the manifest was made"):
+        write_records(tmp_path / "manifest.csv", tmp_path / "after", hashes_path=hashes_path)
+    assert not (tmp_path / "after" / "records.json").exists()
+
+
 def test_row_order_of_the_manifest_does_not_matter(small_manifest, tmp_path):
     write_records(small_manifest(), tmp_path / "a")
     write_records(small_manifest(lambda table: table.iloc[[2, 0, 3, 1]]), tmp_path / "b")

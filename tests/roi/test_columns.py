@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from steatosis_tf import __version__
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_manifest
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.roi.columns import (
@@ -52,6 +53,8 @@ def test_every_frame_gets_a_roi_or_a_reason(fan_manifest):
         frame = read_frame(fan_manifest.parent / row["path"])
         box = propose_roi(frame, SECTOR).rectangle  # what a prediction on the same frame sees
         assert [row[name] for name in _BOX] == [box.top, box.left, box.height, box.width]
+        assert row["roi_sector"].startswith(f"{__version__} {row['pixels_sha256'][:16]} convex ")
+    assert found.loc[2, "roi_sector"] == ""
 
 
 def test_columns_survive_the_manifest(fan_manifest):
