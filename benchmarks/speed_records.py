@@ -42,12 +42,15 @@ def record_rows(manifest_path: Path, folder: Path, *, rounds: int) -> list[tuple
 
 def _ours(table: pd.DataFrame, manifest_path: Path, folder: Path) -> None:
     shutil.rmtree(folder / "records", ignore_errors=True)
-    table = add_roi_columns(table.reset_index(drop=True), manifest_path, RoiConfig(method="sector"))
+    hashes_path = folder / "hashes.csv"
+    hashes_path.unlink(missing_ok=True)
+    sector = RoiConfig(method="sector")
+    table = add_roi_columns(table, manifest_path, sector, hashes_path=hashes_path)
     partitions = make_partitions(table, SplitConfig())
     table = relocate(table, manifest_path, folder)
     table["split"] = test_column(table, partitions)
     write_manifest(table, folder / "manifest.csv")
-    write_records(folder / "manifest.csv", folder / "records", partitions)
+    write_records(folder / "manifest.csv", folder / "records", partitions, hashes_path=hashes_path)
 
 
 def _plain(table: pd.DataFrame, manifest_path: Path, folder: Path) -> None:

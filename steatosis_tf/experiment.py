@@ -186,7 +186,8 @@ def _prepare(
     fold_decisions(manifest_path)  # a review page that was killed leaves its last ones aside
     table = read_manifest(manifest_path)
     partitions = [p for p in make_partitions(table, config.split) if p.repeat == repeat]
-    table = add_roi_columns(table, manifest_path, config.roi, options)
+    hashes_path = runs_dir / "cache" / "perceptual_hashes.csv"
+    table = add_roi_columns(table, manifest_path, config.roi, options, hashes_path)
     table = relocate(table, manifest_path, run_dir)
     table["split"] = test_column(table, partitions)
     write_manifest(table, run_dir / "manifest.csv")
@@ -204,7 +205,7 @@ def _prepare(
         partitions,
         time_column=config.split.time_column,
         gate_path=run_dir / "leak_gate.json",
-        hashes_path=runs_dir / "cache" / "perceptual_hashes.csv",
+        hashes_path=hashes_path,
         options=options,
     )
     return partitions, records_dir

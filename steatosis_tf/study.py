@@ -38,7 +38,8 @@ def prepare_study(
     fold_decisions(manifest_path)  # a review page that was killed leaves its last ones aside
     table = _every(read_manifest(manifest_path), every)
     partitions = make_partitions(table, config.split)
-    table = add_roi_columns(table, Path(manifest_path), config.roi)
+    hashes_path = runs_dir / "cache" / "perceptual_hashes.csv"
+    table = add_roi_columns(table, Path(manifest_path), config.roi, hashes_path=hashes_path)
     folder.mkdir(parents=True, exist_ok=True)
     table = relocate(table, Path(manifest_path), folder)
     table["split"] = test_column(table, partitions)
@@ -51,7 +52,7 @@ def prepare_study(
         partitions,
         time_column=config.split.time_column,
         gate_path=folder / "leak_gate.json",
-        hashes_path=runs_dir / "cache" / "perceptual_hashes.csv",
+        hashes_path=hashes_path,
     )
     return load_study(records_dir, runs_dir / "cache" / "features", config), fingerprint
 

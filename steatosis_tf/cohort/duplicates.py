@@ -80,7 +80,7 @@ def hash_frames(
         ValueError: if frames are unreadable or are no longer those the manifest was made from.
             The text lists all of them.
     """
-    known = _read_cache(cache_path)
+    known = kept_hashes(cache_path)
     todo = frame_table.loc[~frame_table["pixels_sha256"].isin(list(known))]
     todo = todo.drop_duplicates("pixels_sha256")
     faults: list[str] = []
@@ -94,16 +94,16 @@ def hash_frames(
         if fault:
             faults.append(f"  frame_id={frame_id}: {fault}")
         else:
-            known[digest] = np.frombuffer(bytes.fromhex(found), np.uint8)
+            known[digest] = found
     if faults:
         raise ValueError(
             f"Expected every frame as the manifest has it. Received: {len(faults)} others. Put the "
             "files back or make the manifest again.\n" + "\n".join(faults)
         )
     if cache_path is not None and len(todo):
-        _write_cache(cache_path, known)
-    hashes = [known[digest] for digest in frame_table["pixels_sha256"]]
-    return np.array(hashes, dtype=np.uint8).reshape(len(frame_table), HASH_BYTES)
+        keep_hashes(cache_path, known)
+    hashes = b"".join(bytes.fromhex(known[digest]) for digest in frame_table["pixels_sha256"])
+    return np.frombuffer(hashes, np.uint8).reshape(len(frame_table), HASH_BYTES)
 
 
 def _hashed(
@@ -231,21 +231,20 @@ def _bits(square: np.ndarray) -> np.ndarray:
     return np.packbits(detail[2::4, 2::4] > 0)
 
 
-def _read_cache(cache_path: str | Path | None) -> dict[str, np.ndarray]:
+def kept_hashes(cache_path: str | Path | None) -> dict[str, str]:
+    """Hashes, as hex digits, by `pixels_sha256`; none if there is no such file."""
     if cache_path is None or not Path(cache_path).is_file():
         return {}
     table = pd.read_csv(cache_path, dtype=str, keep_default_na=False)
     if list(table.columns) != ["pixels_sha256", HASH_NAME]:
         return {}  # of another version: hashed anew and replaced
-    return {
-        digest: np.frombuffer(bytes.fromhex(text), np.uint8)
-        for digest, text in table.itertuples(index=False)
-    }
+    return dict(table.itertuples(index=False, name=None))
 
 
-def _write_cache(cache_path: str | Path, known: dict[str, np.ndarray]) -> None:
-    rows = [(digest, known[digest].tobytes().hex()) for digest in sorted(known)]
+def keep_hashes(cache_path: str | Path, hashes: dict[str, str]) -> None:
+    """Keep hashes, as hex digits by `pixels_sha256`, beside those that are kept already."""
+    known = kept_hashes(cache_path) | hashes
     with replacing(cache_path) as temporary:
-        pd.DataFrame(rows, columns=["pixels_sha256", HASH_NAME]).to_csv(
+        pd.DataFrame(sorted(known.items()), columns=["pixels_sha256", HASH_NAME]).to_csv(
             temporary, index=False, lineterminator="\n"
         )

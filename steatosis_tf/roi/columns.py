@@ -9,21 +9,23 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from steatosis_tf import __version__
+from steatosis_tf.cohort.duplicates import keep_hashes, kept_hashes, perceptual_hash
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, pixels_sha256, read_manifest
 from steatosis_tf.config import RoiConfig
-from steatosis_tf.roi.crop import Rectangle, central_rectangle, crop_roi
+from steatosis_tf.roi.crop import Rectangle, central_rectangle
 from steatosis_tf.roi.fold import fold_decisions, write_automatic_boxes
 from steatosis_tf.roi.liver import liver_probability
 from steatosis_tf.roi.overlays import find_overlays
 from steatosis_tf.roi.proposal import propose_rectangle
 from steatosis_tf.roi.sector import Sector, find_sector
-from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, sector_cell, sector_mask
+from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, sector_cell
+from steatosis_tf.roi.useless_boxes import empty_useless_boxes
 from steatosis_tf.roi.workers import on_all_cores
 from steatosis_tf.sources.folder import read_frame
 from steatosis_tf.spread import answers
@@ -120,6 +122,7 @@ def add_roi_columns(
     manifest_path: str | Path,
     config: RoiConfig,
     options: "PipelineOptions | None" = None,
+    hashes_path: str | Path | None = None,
 ) -> pd.DataFrame:
     """Propose a ROI for every frame of a table that has none, leaving the manifest alone.
 
@@ -130,15 +133,17 @@ def add_roi_columns(
         manifest_path: where the manifest lies; frame paths are relative to it.
         config: how to propose.
         options: Beam runner whose workers propose; None proposes on the cores of this machine.
+        hashes_path: file that keeps the leak gate's hashes. Those of frames looked at here are
+            added, so that the gate need not decode them again.
 
     Returns:
         the table with `roi_top, roi_left, roi_height, roi_width` (px of the full frame, empty
         where there is no proposal), `roi_source`, `roi_quality`, `roi_reason` and `roi_sector`.
     """
     table = with_roi_columns(frame_table)
-    for _ in _propose(table, manifest_path, config, options):
+    for _ in _propose(table, manifest_path, config, options, hashes_path):
         pass
-    _empty_useless_boxes(table, manifest_path)
+    empty_useless_boxes(table, manifest_path)
     return table
 
 
@@ -163,43 +168,59 @@ def _propose(
     manifest_path: str | Path,
     config: RoiConfig,
     options: "PipelineOptions | None" = None,
+    hashes_path: str | Path | None = None,
 ) -> Iterator[None]:
     """Fill the rows nobody has looked at, in place; yields after each step, so that the caller can
     store it. A runner's answers lie in files until then, and are one step."""
     wanted = table.index[table["roi_source"] == ""]
-    paths = [str(frame_path(manifest_path, path)) for path in table.loc[wanted, "path"]]
+    paths = [str(frame_path(manifest_path, path).resolve()) for path in table.loc[wanted, "path"]]
+    known = kept_hashes(hashes_path)
+    fresh: dict[str, str] = {}
+    items = [
+        (path, hashes_path is not None and digest not in known)
+        for path, digest in zip(paths, table.loc[wanted, "pixels_sha256"], strict=True)
+    ]
     work = partial(_answer, config)
     folder = None
     if options is None:
-        found = on_all_cores(work, paths, "ROI")
+        found = on_all_cores(work, items, "ROI")
         step = max(_CHECKPOINT_ROWS, len(table) // 20)
     else:
         folder = _work_folder(Path(manifest_path), table.loc[wanted, "pixels_sha256"], config)
-        paths = [str(Path(path).resolve()) for path in paths]
-        found = answers(work, paths, folder, options, desc="ROI")
+        found = answers(work, items, folder, options, desc="ROI")
         step = len(table)
     start = 0
     while block := list(islice(found, step)):
         rows = wanted[start : start + len(block)]
-        columns = pd.DataFrame(block, columns=_ANSWER_COLUMNS, index=rows)
+        cells = [cells for cells, _, _ in block]
+        fresh |= {digest: found_hash for _, digest, found_hash in block if found_hash}
+        columns = pd.DataFrame(cells, columns=_ANSWER_COLUMNS, index=rows)
         for name in _ANSWER_COLUMNS:
             table.loc[rows, name] = columns[name].astype(table[name].dtype)
         table.loc[rows, "roi_source"] = "auto"
         start += len(block)
         yield
+    if hashes_path is not None and fresh:
+        keep_hashes(hashes_path, fresh)
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _answer(config: RoiConfig, path: str) -> tuple[int | float | str | None, ...]:
-    """The columns of one frame: without the sector's mask, to travel light between processes."""
+def _answer(config: RoiConfig, item: tuple[str, bool]) -> tuple[list[Any], str, str]:
+    """The columns of one frame, the hash of its pixels, and the leak gate's hash if it is wanted.
+
+    Without the sector's mask, to travel light between processes.
+    """
+    path, is_hashed = item
     try:
         frame = read_frame(path)
         roi = propose_roi(frame, config)
     except ValueError as error:
-        return None, None, None, None, np.nan, str(error), ""
-    box, cell = roi.rectangle, sector_cell(roi.sector.fan, pixels_sha256(frame))
-    return box.top, box.left, box.height, box.width, roi.quality, roi.reason, cell
+        return [None, None, None, None, np.nan, str(error), ""], "", ""
+    box, digest = roi.rectangle, pixels_sha256(frame)
+    cell = sector_cell(roi.sector.fan, digest)
+    cells = [box.top, box.left, box.height, box.width, roi.quality, roi.reason, cell]
+    return cells, digest, perceptual_hash(frame).tobytes().hex() if is_hashed else ""
 
 
 def _work_folder(manifest_path: Path, pixels: pd.Series, config: RoiConfig) -> Path:
@@ -210,31 +231,3 @@ def _work_folder(manifest_path: Path, pixels: pd.Series, config: RoiConfig) -> P
     digest = hashlib.sha256(settings.encode())
     digest.update("".join(pixels).encode())
     return manifest_path.with_name(f"{manifest_path.name}.roi-{digest.hexdigest()[:16]}")
-
-
-def _empty_useless_boxes(table: pd.DataFrame, manifest_path: str | Path) -> None:
-    """Take out, in place, persons' boxes of which a model would see nothing."""
-    drawn = table.index[(table["roi_source"] == "person") & table["roi_height"].notna()]
-    rows = [
-        (
-            frame_path(manifest_path, row["path"]),
-            [int(row[name]) for name in ROI_COLUMNS],
-            row[SECTOR_COLUMN],
-        )
-        for row in table.loc[drawn].to_dict("records")
-    ]
-    faults = on_all_cores(_fault_of_box, rows, "persons' boxes") if rows else []
-    for index, fault in zip(drawn, faults, strict=True):
-        if fault:
-            table.loc[index, list(ROI_COLUMNS)] = pd.NA
-            table.at[index, "roi_reason"] = f"a person's box, but {fault}"
-
-
-def _fault_of_box(row: tuple[Path, list[int], str]) -> str:
-    path, box, cell = row
-    try:
-        frame = read_frame(path)
-        crop_roi(frame, sector_mask(frame, pixels_sha256(frame), cell), Rectangle(*box))
-    except ValueError as error:
-        return str(error)
-    return ""

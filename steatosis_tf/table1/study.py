@@ -100,8 +100,10 @@ def load_study(
     digest = hashlib.sha256((settings + rows).encode()).hexdigest()
     folder = cache / "table1" / digest[:16]
     partitions = make_partitions(table, config.split)
+    hashes_path = cache / "perceptual_hashes.csv"
     if not (folder / "records" / "records.json").is_file():
-        table = relocate(add_roi_columns(table, manifest_path, config.roi), manifest_path, folder)
+        table = add_roi_columns(table, manifest_path, config.roi, hashes_path=hashes_path)
+        table = relocate(table, manifest_path, folder)
         table["split"] = test_column(table, [part for part in partitions if part.repeat == 0])
         write_manifest(table, folder / "manifest.csv")
     table = read_manifest(folder / "manifest.csv")
@@ -112,7 +114,7 @@ def load_study(
         folder / "records",
         partitions,
         gate_path=folder / "leak_gate.json",
-        hashes_path=cache / "perceptual_hashes.csv",
+        hashes_path=hashes_path,
     )
     rois = np.stack([row["roi"] for row in read_records(folder / "records").as_numpy_iterator()])
     index = read_index(folder / "records")

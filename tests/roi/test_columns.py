@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from steatosis_tf import __version__
+from steatosis_tf.cohort.duplicates import hash_frames
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_manifest
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.roi.columns import (
@@ -110,6 +111,31 @@ def test_frame_that_cannot_be_read_gets_its_reason(fan_manifest):
     assert found.at[0, "roi_reason"] == "empty file (0 bytes)"
     assert pd.isna(found.at[0, "roi_top"])
     assert found.at[1, "roi_height"] > 0
+
+
+@pytest.mark.parametrize("runner", [None, "DirectRunner"])
+def test_the_gate_gets_the_hashes_it_would_take_itself(fan_manifest, tmp_path, runner):
+    if runner:
+        pytest.importorskip("apache_beam", reason="the extra beam is not installed")
+    table = read_manifest(fan_manifest)
+    options = beam_options(runner) if runner else None
+    hash_frames(table.iloc[:2], fan_manifest, tmp_path / "by_gate.csv")
+    add_roi_columns(table, fan_manifest, SECTOR, options, tmp_path / "by_roi.csv")
+    kept = (tmp_path / "by_roi.csv").read_bytes()  # without the black frame: it has no ROI
+    assert kept == (tmp_path / "by_gate.csv").read_bytes()
+    hash_frames(table, fan_manifest, tmp_path / "by_roi.csv")  # adds the black one
+    add_roi_columns(table, fan_manifest, SECTOR, options, tmp_path / "by_roi.csv")
+    assert len((tmp_path / "by_roi.csv").read_text().splitlines()) == 4
+
+
+def test_the_gate_still_sees_a_frame_that_changed(fan_manifest, tmp_path):
+    table = read_manifest(fan_manifest)
+    frames = fan_manifest.parent.parent / "frames"
+    (frames / "a.png").write_bytes((frames / "b.png").read_bytes())
+    found = add_roi_columns(table, fan_manifest, SECTOR, hashes_path=tmp_path / "hashes.csv")
+    assert found["roi_height"].notna().tolist() == [True, True, False]
+    with pytest.raises(ValueError, match=r"(?s)1 others.*pixels are not those the manifest was"):
+        hash_frames(table, fan_manifest, tmp_path / "hashes.csv")
 
 
 def test_roi_lies_in_the_sector_on_real_frames(real_data_dir, tmp_path):
