@@ -84,9 +84,7 @@ def build_manifest(
     if accepted.empty:
         raise ValueError(_fault_report(labels_path.name, rejected) + "\nNo row is left.")
     accepted["frame_id"] = [frame_id_of(path) for path in accepted["path"]]
-    accepted["path"] = [
-        _relative(labels_path.parent / path, output_path.parent) for path in accepted["path"]
-    ]
+    accepted["path"] = _moved(accepted["path"], labels_path.parent, output_path.parent)
     covariates = [name for name in accepted.columns if name not in MANIFEST_COLUMNS]
     write_manifest(accepted[[*MANIFEST_COLUMNS, *covariates]], output_path)
     return _summary(accepted, rejected, len(before), rejected_path)
@@ -167,9 +165,7 @@ def frame_path(manifest_path: str | Path, row_path: str) -> Path:
 def relocate(frame_table: pd.DataFrame, manifest_path: str | Path, folder: Path) -> pd.DataFrame:
     """The same rows with paths relative to another folder, for a copy of the manifest there."""
     moved = frame_table.copy()
-    moved["path"] = [
-        _relative(frame_path(manifest_path, path), folder) for path in frame_table["path"]
-    ]
+    moved["path"] = _moved(frame_table["path"], Path(manifest_path).parent, folder)
     return moved
 
 
@@ -239,6 +235,18 @@ def _rejected_by_ingest(folders: set[Path]) -> pd.DataFrame:
         if (folder / OUTPUT_MARK).is_file() and (folder / "rejected.csv").is_file()
     ]
     return pd.concat([pd.DataFrame(), *(table[table["source_id"] != ""] for table in tables)])
+
+
+def _moved(paths: Iterable[str], source: Path, target: Path) -> list[str]:
+    """Paths relative to `target` of files whose paths are relative to `source`."""
+    folders: dict[str, str] = {}  # many frames lie in few folders
+    moved = []
+    for path in paths:
+        inside, name = os.path.split(path)
+        if inside not in folders:
+            folders[inside] = _relative(source / inside, target)
+        moved.append(str(PurePosixPath(folders[inside], name)))
+    return moved
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -173,7 +174,8 @@ def _propose(
     """Fill the rows nobody has looked at, in place; yields after each step, so that the caller can
     store it. A runner's answers lie in files until then, and are one step."""
     wanted = table.index[table["roi_source"] == ""]
-    paths = [str(frame_path(manifest_path, path).resolve()) for path in table.loc[wanted, "path"]]
+    folder_path = frame_path(manifest_path, "").resolve()
+    paths = [os.path.join(folder_path, path) for path in table.loc[wanted, "path"]]
     known = kept_hashes(hashes_path)
     fresh: dict[str, str] = {}
     items = [

@@ -6,7 +6,7 @@ with the cell and without. It belongs to the frame and not to the rectangle, so 
 the box leaves it alone.
 """
 
-from dataclasses import astuple, fields
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from steatosis_tf.roi.sector import find_sector
 
 SECTOR_COLUMN = "roi_sector"
 
+_FIELDS = tuple(field.name for field in fields(Fan))
 # Enough to tell a frame from what it was before; the manifest holds the whole hash.
 _DIGITS = 16
 
@@ -28,7 +29,7 @@ def sector_cell(fan: Fan, digest: str) -> str:
         fan: as `find_sector` found it.
         digest: `pixels_sha256` of the frame.
     """
-    kind, *numbers = astuple(fan)
+    kind, *numbers = (getattr(fan, name) for name in _FIELDS)
     texts = ["-" if number is None else repr(float(number)) for number in numbers]
     return " ".join([__version__, digest[:_DIGITS], kind, *texts])
 
@@ -53,8 +54,7 @@ def sector_mask(frame: np.ndarray, digest: str, cell: str) -> np.ndarray:
     try:
         kind, *texts = text.split(" ")
         numbers = [None if number == "-" else float(number) for number in texts]
-        names = [field.name for field in fields(Fan)]
-        fan: dict[str, Any] = dict(zip(names, [kind, *numbers], strict=True))
+        fan: dict[str, Any] = dict(zip(_FIELDS, [kind, *numbers], strict=True))
         return Fan(**fan).mask(frame.shape[:2])
     except (TypeError, ValueError) as error:
         raise ValueError(
