@@ -26,7 +26,7 @@ from steatosis_tf import tracking
 from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_manifest
 from steatosis_tf.cohort.splits import Partition, make_partitions, partitions_of_column, test_column
-from steatosis_tf.config import Config, ModelConfig, RoiConfig, TrainConfig
+from steatosis_tf.config import Config, ModelConfig, RoiConfig, TrainConfig, save_config
 from steatosis_tf.evaluation.evaluate import evaluate_run, lock_operating_points
 from steatosis_tf.fold_fit import StudyData
 from steatosis_tf.folds import check_rois, train_and_score
@@ -138,6 +138,7 @@ def _train(folder: Path, config: Config) -> None:
     data = StudyData(folder / "records", index, views, backbone)
     run_dir = folder / "run"
     run_dir.mkdir(exist_ok=True)
+    save_config(config, run_dir / "config.json")
     with tracking.start_run("paper_scale", "paper_scale"):
         train_and_score(data, [_partition(folder)], config, run_dir)
     lock_operating_points(run_dir, config.evaluation.aggregation)
