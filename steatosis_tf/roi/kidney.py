@@ -101,10 +101,17 @@ def cortex_features(crop: np.ndarray) -> np.ndarray:
         crop: `(160, 224, 2)` float32, from `network_input`.
 
     Returns:
-        `(40, 56, 148)` float32: the decoder at three resolutions, the probability of liver, and
-        how much liver lies around and before the cell.
+        `(40, 56, 148)` float32, read-only: the decoder at three resolutions, the probability of
+        liver, and how much liver lies around and before the cell.
     """
-    answers = liver_session().run(list(_OUTPUTS), {"crop": crop[np.newaxis]})
+    return _cortex_features(crop.tobytes())
+
+
+# Whoever finds cortex in a frame and whoever pools its features ask for the same crop in turn.
+@lru_cache(maxsize=1)
+def _cortex_features(crop_bytes: bytes) -> np.ndarray:
+    crop = np.frombuffer(crop_bytes, np.float32).reshape(1, INPUT_HEIGHT_PX, INPUT_WIDTH_PX, 2)
+    answers = liver_session().run(list(_OUTPUTS), {"crop": crop})
     size = (GRID[1], GRID[0])
     levels = [cv2.resize(answer[0], size, interpolation=cv2.INTER_LINEAR) for answer in answers[1:]]
     small = cv2.resize(answers[0][0, :, :, 0], size, interpolation=cv2.INTER_AREA)
@@ -113,7 +120,9 @@ def cortex_features(crop: np.ndarray) -> np.ndarray:
     before = [np.roll(liver, cells, axis=0) for cells in (4, 8)]
     for cells, moved in zip((4, 8), before, strict=True):
         moved[:cells] = 0
-    return np.dstack([*levels, liver, around, *before])
+    features = np.dstack([*levels, liver, around, *before])
+    features.flags.writeable = False
+    return features
 
 
 def surroundings(features: np.ndarray, box: Rectangle, placement: Placement) -> np.ndarray:

@@ -35,3 +35,12 @@ def test_no_liver_is_not_measured(measured):
     half = 4 * 148
     assert np.isnan(found[:half]).all()
     assert np.isfinite(found[half:]).all()
+
+
+def test_a_kept_answer_is_that_of_the_crop_asked_about(measured):
+    crop, mirrored = measured[0], measured[0][:, ::-1]
+    once, other, again = (cortex_features(each) for each in (crop, mirrored, crop))
+    np.testing.assert_array_equal(once, again)
+    assert np.abs(once - other).max() > 0.1
+    with pytest.raises(ValueError, match="read-only"):
+        again += 1
