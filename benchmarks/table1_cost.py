@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from steatosis_tf.config import ModelConfig
+from steatosis_tf.grades import OUTPUT_LAYER
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.frozen_graph import constant_graph
 from steatosis_tf.model.networks.alexnet import alexnet
@@ -72,7 +73,7 @@ def main() -> None:
     for name, (network, tasks, epochs) in _TRAINED.items():
         model = network(4, 0)
         cost, size = gflop(model), model.count_params()
-        grader = keras.Model(model.input, model.get_layer("probabilities").output)
+        grader = keras.Model(model.input, model.get_layer(OUTPUT_LAYER).output)
         grader.compile(keras.optimizers.AdamW(), "sparse_categorical_crossentropy")
         each = milliseconds(partial(grader.train_on_batch, rois, labels))
         minutes = _FITS * tasks * epochs * 2 * 31 * each / 60_000

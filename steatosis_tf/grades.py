@@ -17,6 +17,9 @@ FAT_CUTS_PERCENT = (5, 33, 66)
 #: Name of the probability column of each grade in every score table.
 SCORE_COLUMNS = tuple(f"p_{grade.lower()}" for grade in GRADES)
 
+#: Layer of a grading network, and output of its ONNX file, that gives the probabilities.
+OUTPUT_LAYER = "probabilities"
+
 #: A task groups the four labels into classes: name -> (class names, class of each label 0..3).
 TASKS = {
     "four_grades": (GRADES, (0, 1, 2, 3)),

@@ -26,6 +26,8 @@ from mlflow.entities import Metric
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+from steatosis_tf.grades import OUTPUT_LAYER
+
 _PARAM_LENGTH = 6000  # MLflow's limit for one parameter's text
 _METRICS_PER_BATCH = 1000  # MLflow's limit for one call
 
@@ -123,7 +125,7 @@ def log_onnx_model(path: str | Path, *, size_px: int, num_grades: int) -> None:
 
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, size_px, size_px, 1), "roi")]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, num_grades), "probabilities")]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, num_grades), OUTPUT_LAYER)]),
     )
     mlflow.onnx.log_model(
         onnx.load(str(path)),

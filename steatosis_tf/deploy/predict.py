@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from steatosis_tf.atomic import replacing
 from steatosis_tf.config import RoiConfig
-from steatosis_tf.grades import GRADES, NOTICE, SCORE_COLUMNS
+from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER, SCORE_COLUMNS
 from steatosis_tf.roi.columns import propose_roi
 from steatosis_tf.roi.crop import INPUT_SIZE_PX, crop_roi
 from steatosis_tf.sources.folder import IMAGE_SUFFIXES, read_frame
@@ -122,7 +122,7 @@ def _predict_batch(
             row |= {"reason": str(error)}
         rows.append(row | {"notice": NOTICE})
     if rois:
-        scores = iter(session.run(["probabilities"], {"roi": np.stack(rois)[..., np.newaxis]})[0])
+        scores = iter(session.run([OUTPUT_LAYER], {"roi": np.stack(rois)[..., np.newaxis]})[0])
         for row in rows:
             if not row["reason"]:
                 values = next(scores)

@@ -19,10 +19,9 @@ import keras
 import numpy as np
 
 from steatosis_tf.config import HeadKind
-from steatosis_tf.grades import FAT_CUTS_PERCENT, GRADES
+from steatosis_tf.grades import FAT_CUTS_PERCENT, GRADES, OUTPUT_LAYER
 from steatosis_tf.model.fat_reading import MIN_SPREAD, grade_probabilities
 
-OUTPUT_LAYER = "probabilities"
 SQRT_FAT_LAYER = "sqrt_fat"
 
 # The square root of 0 to 100 percent is 0 to 10: a prediction starts in the middle, and a hidden

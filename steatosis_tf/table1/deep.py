@@ -11,8 +11,7 @@ import tensorflow as tf
 
 from steatosis_tf.config import AugmentConfig, TrainConfig
 from steatosis_tf.deploy.export import export_onnx
-from steatosis_tf.grades import TASKS
-from steatosis_tf.model.heads import OUTPUT_LAYER
+from steatosis_tf.grades import OUTPUT_LAYER, TASKS
 from steatosis_tf.model.train import class_weights, fit, make_repeatable
 from steatosis_tf.records.augment import augment
 from steatosis_tf.records.pipeline import pixel_batches, training_batches

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from steatosis_tf.grades import OUTPUT_LAYER
+
 #: What a skops file may name beyond what skops trusts by itself: our features, which are plain
 #: arithmetic, and the private classes of scikit-learn's calibration, which only hold numbers.
 _TRUSTED = ("steatosis_tf.model.baselines.", "sklearn.calibration.")
@@ -36,7 +38,7 @@ def load_exported(path: str | Path) -> Grader:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return lambda rois: np.concatenate(
             [
-                session.run(["probabilities"], {"roi": rois[i : i + 32]})[0]
+                session.run([OUTPUT_LAYER], {"roi": rois[i : i + 32]})[0]
                 for i in range(0, len(rois), 32)
             ]
         )

@@ -5,6 +5,7 @@ import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from steatosis_tf.grades import OUTPUT_LAYER
 from steatosis_tf.verbs.result import Result
 
 
@@ -35,7 +36,7 @@ def robustness(args: Namespace) -> Result:
     session = load_model(Path(args.run_dir) / "model.onnx")
     path = write_robustness(
         args.run_dir,
-        lambda rois: session.run(["probabilities"], {"roi": rois})[0],
+        lambda rois: session.run([OUTPUT_LAYER], {"roi": rois})[0],
         num_resamples=args.resamples,
     )
     return Result({"robustness": str(path)}, f"{path}\nnow: steatosis report {args.run_dir}")

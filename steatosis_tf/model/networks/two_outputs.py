@@ -4,7 +4,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from steatosis_tf.model.heads import OUTPUT_LAYER, end_network
+from steatosis_tf.grades import OUTPUT_LAYER
+from steatosis_tf.model.heads import end_network
 from steatosis_tf.model.networks.grey_input import grey_input
 from steatosis_tf.model.networks.plain_cnn import convolution_blocks
 

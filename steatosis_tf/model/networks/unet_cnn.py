@@ -8,7 +8,8 @@ liver. Both are trained together, so the outline also learns from the grades.
 import keras
 from keras import layers
 
-from steatosis_tf.model.heads import OUTPUT_LAYER, end_network
+from steatosis_tf.grades import OUTPUT_LAYER
+from steatosis_tf.model.heads import end_network
 from steatosis_tf.model.networks.plain_cnn import convolution_blocks
 from steatosis_tf.model.shipped_unet import load_shipped_weights
 from steatosis_tf.model.unet import build_unet
