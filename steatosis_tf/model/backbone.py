@@ -5,9 +5,8 @@ import hashlib
 import keras
 
 from steatosis_tf.config import ModelConfig
-from steatosis_tf.model.networks.grey_input import at_one_level
+from steatosis_tf.model.networks.grey_input import at_one_level, roi_input
 from steatosis_tf.model.pretrained import LEVEL, pretrained_map
-from steatosis_tf.roi.crop import INPUT_SIZE_PX
 
 FEATURE_LAYER = "features"
 #: Last convolutional map of ResNet-50, 7 x 7 x 2048: what Grad-CAM looks at.
@@ -34,8 +33,7 @@ def build_backbone(config: ModelConfig) -> keras.Model:
         RuntimeError: if ImageNet weights are asked for and cannot be fetched. There is no silent
             fall-back to random weights. Or if KerasHub is needed and not installed.
     """
-    roi = keras.Input((INPUT_SIZE_PX, INPUT_SIZE_PX, 1), dtype="uint8", name="roi")
-    grey = keras.layers.Rescaling(1.0, name="to_float")(roi)
+    roi, grey = roi_input()
     if config.normalize_gain:
         grey = at_one_level(grey, LEVEL)
     last_map = pretrained_map(config.backbone, grey, config.weights, config.backbone_seed)

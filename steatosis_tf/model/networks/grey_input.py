@@ -8,6 +8,12 @@ from steatosis_tf.roi.crop import INPUT_SIZE_PX
 _SPREAD = 64.0
 
 
+def roi_input() -> tuple[keras.KerasTensor, keras.KerasTensor]:
+    """The input `roi` `(batch, 224, 224, 1)` uint8, 0 to 255, and the same as float32."""
+    roi = keras.Input((INPUT_SIZE_PX, INPUT_SIZE_PX, 1), dtype="uint8", name="roi")
+    return roi, keras.layers.Rescaling(1.0, name="to_float")(roi)
+
+
 def grey_input(
     size_px: int = INPUT_SIZE_PX, channels: int = 3
 ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
@@ -25,9 +31,8 @@ def grey_input(
     Raises:
         ValueError: if 224 is no multiple of the size.
     """
-    roi = keras.Input((INPUT_SIZE_PX, INPUT_SIZE_PX, 1), dtype="uint8", name="roi")
-    grey = at_one_level(keras.layers.Rescaling(1.0, name="to_float")(roi), level=0.0)
-    pixels = keras.layers.Rescaling(1 / _SPREAD, name="to_unit")(grey)
+    roi, grey = roi_input()
+    pixels = keras.layers.Rescaling(1 / _SPREAD, name="to_unit")(at_one_level(grey, level=0.0))
     pixels = smaller(pixels, size_px)
     if channels > 1:
         pixels = keras.layers.Concatenate(name="channels")([pixels] * channels)

@@ -4,7 +4,7 @@ import keras
 from keras import layers
 
 from steatosis_tf.model.heads import end_network
-from steatosis_tf.model.networks.grey_input import at_one_level, smaller
+from steatosis_tf.model.networks.grey_input import at_one_level, roi_input, smaller
 from steatosis_tf.model.pretrained import LEVEL, pretrained_map
 from steatosis_tf.roi.crop import INPUT_SIZE_PX
 
@@ -28,8 +28,7 @@ def resnet18(
             this network.
         RuntimeError: if ImageNet weights cannot be fetched or KerasHub is not installed.
     """
-    roi = keras.Input((INPUT_SIZE_PX, INPUT_SIZE_PX, 1), dtype="uint8", name="roi")
-    grey = at_one_level(layers.Rescaling(1.0, name="to_float")(roi), LEVEL)
-    x = pretrained_map("resnet18", smaller(grey, size_px), weights, seed)
+    roi, grey = roi_input()
+    x = pretrained_map("resnet18", smaller(at_one_level(grey, LEVEL), size_px), weights, seed)
     x = layers.GlobalAveragePooling2D(name="features")(x)
     return keras.Model(roi, end_network(x, "softmax", num_classes), name="resnet18")

@@ -10,6 +10,7 @@ from keras import layers
 
 from steatosis_tf.grades import OUTPUT_LAYER
 from steatosis_tf.model.heads import end_network
+from steatosis_tf.model.networks.grey_input import roi_input
 from steatosis_tf.model.networks.plain_cnn import convolution_blocks
 from steatosis_tf.model.shipped_unet import load_shipped_weights
 from steatosis_tf.model.unet import build_unet
@@ -29,8 +30,8 @@ def unet_cnn(num_classes: int, seed: int) -> keras.Model:
         `liver_logit` `(batch, 112, 112, 1)`, float32.
     """
     keras.utils.set_random_seed(seed)
-    roi = keras.Input((INPUT_SIZE_PX, INPUT_SIZE_PX, 1), dtype="uint8", name="roi")
-    crop = standardised(layers.Rescaling(1.0, name="to_float")(roi))
+    roi, grey_levels = roi_input()
+    crop = standardised(grey_levels)
     unet = build_unet(size_px=(INPUT_SIZE_PX, INPUT_SIZE_PX))
     load_shipped_weights(unet)
     # `call`, not `unet(crop)`: its layers then lie flat in this graph.
