@@ -23,6 +23,7 @@ from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.flow import count_flow
 from steatosis_tf.cohort.flow_figure import write_flow
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
+from steatosis_tf.cohort.rejected import read_rejected
 from steatosis_tf.cohort.splits import Partition, make_partitions, split_table, test_column
 from steatosis_tf.config import Config, ModelConfig, flatten, override, save_config
 from steatosis_tf.deploy.export import export_onnx, milliseconds_per_frame, run_metadata
@@ -193,7 +194,7 @@ def _prepare(
     write_manifest(table, run_dir / "manifest.csv")
     with replacing(run_dir / "split.csv") as temporary:
         split_table(partitions).to_csv(temporary, index=False)
-    before = _rejected_before(manifest_path)
+    before = read_rejected(manifest_path.with_name("rejected.csv"))[["patient_id", "reason"]]
     _write_rejected(table, before, run_dir / "rejected.csv")
     flow = count_flow(table, before, partitions)
     write_flow(flow, run_dir / "figures" / "flow.svg", run_dir / "figures" / "flow.png")
@@ -209,14 +210,6 @@ def _prepare(
         options=options,
     )
     return partitions, records_dir
-
-
-def _rejected_before(manifest_path: Path) -> pd.DataFrame:
-    """Who did not get as far as the manifest, and why."""
-    path, columns = manifest_path.parent / "rejected.csv", ["patient_id", "reason"]
-    if not path.is_file():
-        return pd.DataFrame(columns=columns)
-    return pd.read_csv(path, dtype=str, keep_default_na=False)[columns]
 
 
 def _write_rejected(table: pd.DataFrame, before: pd.DataFrame, path: Path) -> None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.labels import check_labels, read_table
+from steatosis_tf.cohort.rejected import read_rejected
 from steatosis_tf.grades import GRADES
 from steatosis_tf.sources.folder import read_frame
 from steatosis_tf.sources.pseudonym import OUTPUT_MARK
@@ -147,16 +148,6 @@ def write_manifest(frame_table: pd.DataFrame, path: str | Path) -> None:
         frame_table.to_csv(temporary, index=False, lineterminator="\n")
 
 
-def add_rejected(rows: pd.DataFrame, manifest_path: str | Path) -> None:
-    """Add rows `path, patient_id, reason`, left out later, to the rejected.csv of a manifest."""
-    path = Path(manifest_path).parent / "rejected.csv"
-    before = pd.DataFrame()
-    if path.is_file():
-        before = pd.read_csv(path, dtype=str, keep_default_na=False)
-    with replacing(path) as temporary:
-        pd.concat([before, rows]).to_csv(temporary, index=False)
-
-
 def frame_path(manifest_path: str | Path, row_path: str) -> Path:
     """Where the frame of a manifest row lies: `path` is relative to the manifest's folder."""
     return Path(manifest_path).parent / row_path
@@ -230,7 +221,7 @@ def _hash_frames(table: pd.DataFrame, folder: Path, reasons: dict[int, list[str]
 def _rejected_by_ingest(folders: set[Path]) -> pd.DataFrame:
     """What ingests left out; a manifest beside one must not write over its rejected.csv."""
     tables = [
-        pd.read_csv(folder / "rejected.csv", dtype=str, keep_default_na=False)
+        read_rejected(folder / "rejected.csv")
         for folder in sorted(folders)
         if (folder / OUTPUT_MARK).is_file() and (folder / "rejected.csv").is_file()
     ]

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from steatosis_tf.cohort.manifest import read_manifest
+from steatosis_tf.cohort.rejected import read_rejected
 from steatosis_tf.evaluation.scores import read_scores
 
 #: What the author may state in `study.json`, name -> what to write there. The report never
@@ -131,7 +132,7 @@ def read_run(run_dir: str | Path) -> RunRecord:
         leak_gate=read("leak_gate.json", read_json),
         manifest=read("manifest.csv", read_manifest),
         split=read("split.csv", read_split),
-        rejected=read("rejected.csv", _read_text_table),
+        rejected=read("rejected.csv", read_rejected),
         history=read("history.csv", pd.read_csv),
         frame_scores=read("frame_scores.csv", read_scores),
         patient_scores=read("patient_scores.csv", read_scores),
@@ -185,10 +186,6 @@ def read_study(path: Path) -> dict[str, str]:
     return {name: text.strip() for name, text in study.items() if text.strip()}
 
 
-def _read_text_table(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
-
-
 def _read_validation(path: Path) -> pd.DataFrame:
     return read_scores(path, validation=True)
 
@@ -199,7 +196,7 @@ def read_split(path: Path) -> pd.DataFrame:
     Raises:
         ValueError: if a column is missing.
     """
-    table = _read_text_table(path)
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
     missing = [name for name in ("fold", "patient_id", "split") if name not in table.columns]
     if missing:
         raise ValueError(f"expected fold, patient_id, split; lacks {', '.join(missing)}")

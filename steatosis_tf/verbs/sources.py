@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from typing import Any
 
 from steatosis_tf.verbs.result import Result
@@ -118,7 +119,8 @@ def leaks(args: Namespace) -> Result:
     from steatosis_tf.cohort.leak_findings import leak_report
     from steatosis_tf.cohort.leak_gate import check_leaks
     from steatosis_tf.cohort.leak_repair import drop_copies, merge_patients
-    from steatosis_tf.cohort.manifest import add_rejected, read_manifest, write_manifest
+    from steatosis_tf.cohort.manifest import read_manifest, write_manifest
+    from steatosis_tf.cohort.rejected import add_rejected
     from steatosis_tf.cohort.splits import partitions_of_column
 
     table = read_manifest(args.manifest)
@@ -138,7 +140,7 @@ def leaks(args: Namespace) -> Result:
         done += lines
     if args.drop_copies:
         table, dropped = drop_copies(table, findings)
-        add_rejected(dropped, args.manifest)
+        add_rejected(dropped, Path(args.manifest).with_name("rejected.csv"))
         done += [f"dropped {row.path} of patient_id={row.patient_id}: {row.reason}"
                  for row in dropped.itertuples()]  # fmt: skip
     write_manifest(table, args.manifest)
