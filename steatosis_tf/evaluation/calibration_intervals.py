@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from steatosis_tf.evaluation.calibration import BINNINGS
 from steatosis_tf.evaluation.proper_scores import SMALLEST
+
+BINNINGS = ("equal_mass", "equal_width")
+NUM_BINS = 10
 
 #: Simulated samples; quantiles of 2.5 % are steady to about a twentieth of the interval.
 NUM_SAMPLES = 500
@@ -30,7 +32,7 @@ _RIDGE = 0.1
 def ece_interval(
     happened: ArrayLike,
     probability: ArrayLike,
-    num_bins: int = 10,
+    num_bins: int = NUM_BINS,
     binning: str = "equal_mass",
     *,
     confidence: float = 0.95,
@@ -42,16 +44,18 @@ def ece_interval(
         happened: `(N,)` bool, one row per patient.
         probability: `(N,)` float, 0 to 1.
         num_bins: number of bins.
-        binning: `equal_mass` or `equal_width`, as in `calibration.reliability_table`.
+        binning: `equal_mass`: edges at the quantiles, equal probabilities stay together;
+            `equal_width`: edges at 0, 1 / num_bins, .. 1.
         confidence: 0.95 for a 95 % interval.
         seed: of the simulation.
 
     Returns:
-        `value`; `low` and `high` for the error over many patients; `chance`, which a perfectly
-        calibrated model with these probabilities stays under in all but 2.5 % (at 0.95) of
-        samples of this size. `low` is 0 where the value is under `chance`. The interval held the
-        truth in 93 % or more of simulated studies of 44 and of 200 patients, for four kinds of
-        miscalibration (`tests/evaluation/test_calibration_intervals.py`).
+        `value`, the mean over rows of |observed - mean probability| of the row's bin; `low` and
+        `high` for the error over many patients; `chance`, which a perfectly calibrated model with
+        these probabilities stays under in all but 2.5 % (at 0.95) of samples of this size. `low` is
+        0 where the value is under `chance`. The interval held the truth in 93 % or more of
+        simulated studies of 44 and of 200 patients, for four kinds of miscalibration
+        (`tests/evaluation/test_calibration_intervals.py`).
 
     Raises:
         ValueError: unknown binning, fewer than one bin, no row, or lengths that differ.

@@ -58,7 +58,10 @@ def _passed(text: str) -> _Holds:
 
 # What a run itself answers: name -> section and whether it does.
 _EVIDENCE: dict[str, tuple[str, _Holds]] = {
-    "calibration": ("calibration", lambda run, analysis: analysis.thresholds.after is not None),
+    "calibration": (
+        "calibration",
+        lambda run, analysis: analysis.thresholds.calibrated is not None,
+    ),
     "characteristics": (
         "flow",
         lambda run, analysis: run.manifest is not None and {"sex", "age"} <= set(run.manifest),

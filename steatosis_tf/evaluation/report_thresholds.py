@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from steatosis_tf.evaluation.calibration_intervals import NUM_BINS
 from steatosis_tf.evaluation.curves import decision_curve_figure, reliability_figure
 from steatosis_tf.evaluation.document import (
     Alarm,
@@ -15,6 +16,7 @@ from steatosis_tf.evaluation.document import (
     number,
     with_interval,
 )
+from steatosis_tf.evaluation.ordinal import CUMULATIVE_TASKS
 from steatosis_tf.evaluation.run_analysis import Analysis
 from steatosis_tf.evaluation.run_record import RunRecord
 from steatosis_tf.evaluation.run_thresholds import Thresholds
@@ -86,7 +88,7 @@ def _cuts(thresholds: dict[str, float | None]) -> str:
 def calibration_blocks(run: RunRecord, analysis: Analysis) -> list[Block]:
     """Calibration before and after the temperature, and conformal grade sets."""
     found = analysis.thresholds
-    if run.patient_scores is None or found.before is None:
+    if run.patient_scores is None or not found.calibration:
         return [Lack(f"Not done: {found.notes.get('temperature', 'no patient scores')}.")]
     labels, scores = labels_and_probabilities(run.patient_scores)
     drawn = {"as scored": scores}
@@ -109,9 +111,9 @@ def calibration_blocks(run: RunRecord, analysis: Analysis) -> list[Block]:
 
 
 def _calibration_table(found: Thresholds) -> Table:
-    columns = {"As scored": found.intervals["before"]}
-    if "after" in found.intervals:
-        columns["After temperature"] = found.intervals["after"]
+    columns = {"As scored": found.calibration["before"]}
+    if "after" in found.calibration:
+        columns["After temperature"] = found.calibration["after"]
     rows = [
         [words, *(with_interval(entries[name]) for entries in columns.values())]
         for name, words in (
@@ -119,24 +121,32 @@ def _calibration_table(found: Thresholds) -> Table:
             ("nll", "Negative log-likelihood (nats)"),
         )
     ]
-    questions = {"confidence": "predicted grade"} | {
-        task: TASKS[task][0][1] for task in ("at_least_mild", "at_least_moderate", "severe")
-    }
+    tasks = {task: TASKS[task][0][1] for task in CUMULATIVE_TASKS}
+    questions = {"confidence": "predicted grade"} | tasks
     for question, words in questions.items():
         for binning in ("equal_width", "equal_mass"):
             name = f"ECE, {words}, {binning.replace('_', ' ')} bins"
             rows.append([name, *(_error(e[f"{question}.{binning}"]) for e in columns.values())])
-    num_bins = (found.before or {})["num_bins"]
+    for task, words in tasks.items():
+        name = f"Calibration slope and intercept, {words}"
+        rows.append([name, *(_line(entries[f"{task}.line"]) for entries in columns.values())])
     caption = (
-        f"Test patients; {num_bins} bins; 95 % intervals over patients. With few patients ECE is "
+        f"Test patients; {NUM_BINS} bins; 95 % intervals over patients. With few patients ECE is "
         "above 0 by chance: a perfectly calibrated model with these probabilities stays under the "
-        "value named chance in 97.5 % of samples of this size."
+        "value named chance in 97.5 % of samples of this size. Slope 1 and "
+        "intercept 0 are right; a slope below 1 is over-confidence."
     )
     return Table(("", *columns), rows, caption)
 
 
 def _error(entry: dict[str, Any]) -> str:
     return f"{with_interval(entry)}, chance {number(entry['chance'])}"
+
+
+def _line(entry: dict[str, Any]) -> str:
+    if entry["slope"] is None:
+        return str(entry["note"])
+    return f"{entry['slope']:.2f} and {entry['intercept']:.2f}"
 
 
 def _temperature_text(temperatures: dict[str, dict[str, Any]]) -> Text:

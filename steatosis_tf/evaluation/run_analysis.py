@@ -81,7 +81,9 @@ def analyse_run(
         abstention=_abstention(run, subgroups),
         subgroup_notes=notes,
         repeatability=None if run.frame_scores is None else repeatability(run.frame_scores),
-        thresholds=apply_validation(run, num_resamples),
+        thresholds=apply_validation(
+            run, intervals.get("patient"), num_resamples=num_resamples, seed=seed
+        ),
         num_resamples=num_resamples,
     )
 

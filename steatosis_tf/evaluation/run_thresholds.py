@@ -12,12 +12,11 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf.evaluation.calibration import (
-    BINNINGS,
     apply_temperature,
-    calibration_metrics,
+    calibration_line,
     fit_temperature,
 )
-from steatosis_tf.evaluation.calibration_intervals import ece_interval
+from steatosis_tf.evaluation.calibration_intervals import BINNINGS, ece_interval
 from steatosis_tf.evaluation.conformal import evaluate_conformal, fit_conformal
 from steatosis_tf.evaluation.decision_curve import (
     decision_curve,
@@ -44,9 +43,9 @@ class Thresholds:
     Attributes:
         temperatures: fold -> result of `calibration.fit_temperature`.
         calibrated: test patients with probabilities at the temperature of their fold.
-        before: `calibration.calibration_metrics` of the test patients as scored.
-        after: the same at the fitted temperature.
-        intervals: "before" and "after" -> `_calibration_intervals`.
+        calibration: "before" the temperature and, where there is one, "after" -> name -> entry:
+            `brier`, `nll` and `<question>.<binning>` with intervals, `<task>.line` of
+            `calibration.calibration_line`.
         points_source: "operating_points.json" or "validation_scores.csv".
         operating: of `operating_points.apply_operating_points`.
         conformal: of `conformal.evaluate_conformal`; hold-out runs only.
@@ -56,9 +55,7 @@ class Thresholds:
 
     temperatures: dict[str, dict[str, Any]] | None
     calibrated: pd.DataFrame | None
-    before: dict[str, Any] | None
-    after: dict[str, Any] | None
-    intervals: dict[str, dict[str, dict[str, Any]]]
+    calibration: dict[str, dict[str, dict[str, Any]]]
     points_source: str
     operating: dict[str, Any] | None
     conformal: dict[str, Any] | None
@@ -66,27 +63,34 @@ class Thresholds:
     notes: dict[str, str]
 
 
-def apply_validation(run: RunRecord, num_resamples: int = 2000) -> Thresholds:
+def apply_validation(
+    run: RunRecord,
+    intervals: dict[str, dict[str, Any]] | None,
+    *,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Thresholds:
     """Fit on validation patients, apply to test patients.
 
     Args:
         run: of `run_record.read_run`.
-        num_resamples: bootstrap resamples of the decision curves' bands.
+        intervals: `bootstrap_intervals` of its patients as scored; None without patient scores.
+        num_resamples: bootstrap resamples of further intervals and of the decision curves' bands.
+        seed: of these.
     """
     test = run.patient_scores
     notes: dict[str, str] = {}
     validation = _validation_patients(run, notes)
-    if test is None or "repeat" in test:
+    if test is None or intervals is None or "repeat" in test:
         why = "no patient scores" if test is None else "repeated cross-validation"
         parts = ("temperature", "operating", "conformal", "decision")
-        return Thresholds(None, None, None, None, {}, "", None, None, {}, dict.fromkeys(parts, why))
-    labels, scores = labels_and_probabilities(test)
+        return Thresholds(None, None, {}, "", None, None, {}, dict.fromkeys(parts, why))
+    labels, _ = labels_and_probabilities(test)
     temperatures, calibrated = _temperatures(validation, test, notes)
-    after = None
-    intervals = {"before": _calibration_intervals(test, num_resamples)}
+    calibration = {"before": _calibration(test, intervals, seed)}
     if calibrated is not None:
-        after = calibration_metrics(labels, calibrated[list(SCORE_COLUMNS)].to_numpy())
-        intervals["after"] = _calibration_intervals(calibrated, num_resamples)
+        found = bootstrap_intervals(calibrated, num_resamples=num_resamples, seed=seed)
+        calibration["after"] = _calibration(calibrated, found, seed)
     source, operating = _operating(run, validation, test, notes)
     judged = test if calibrated is None else calibrated
     decisions = {}
@@ -94,14 +98,12 @@ def apply_validation(run: RunRecord, num_resamples: int = 2000) -> Thresholds:
         if 0 < (labels >= first).sum() < len(labels):
             index = _index_probability(run, test, first, notes)
             decisions[task] = decision_curve(
-                judged, task, comparators=index, num_resamples=num_resamples
+                judged, task, comparators=index, num_resamples=num_resamples, seed=seed
             )
     return Thresholds(
         temperatures=temperatures,
         calibrated=calibrated,
-        before=calibration_metrics(labels, scores),
-        after=after,
-        intervals=intervals,
+        calibration=calibration,
         points_source=source,
         operating=operating,
         conformal=_conformal(run, validation, test, notes),
@@ -110,17 +112,19 @@ def apply_validation(run: RunRecord, num_resamples: int = 2000) -> Thresholds:
     )
 
 
-def _calibration_intervals(patients: pd.DataFrame, num_resamples: int) -> dict[str, dict[str, Any]]:
-    """`brier`, `nll` and `<question>.<binning>` calibration errors, each with its interval."""
+def _calibration(
+    patients: pd.DataFrame, intervals: dict[str, dict[str, Any]], seed: int
+) -> dict[str, dict[str, Any]]:
     labels, scores = labels_and_probabilities(patients)
-    found = bootstrap_intervals(patients, num_resamples=num_resamples)
-    entries = {name: found[name] for name in ("brier", "nll")}
+    entries = {name: intervals[name] for name in ("brier", "nll")}
     questions = {"confidence": (scores.argmax(axis=1) == labels, scores.max(axis=1))}
     for task, score in cumulative_scores(scores).items():
         questions[task] = (labels >= CUMULATIVE_TASKS[task], score)
+        entries[f"{task}.line"] = calibration_line(*questions[task])
     for question, (happened, probability) in questions.items():
         for binning in BINNINGS:
-            entries[f"{question}.{binning}"] = ece_interval(happened, probability, binning=binning)
+            error = ece_interval(happened, probability, binning=binning, seed=seed)
+            entries[f"{question}.{binning}"] = error
     return entries
 
 

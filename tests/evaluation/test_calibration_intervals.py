@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from steatosis_tf.evaluation.calibration import calibration_metrics
 from steatosis_tf.evaluation.calibration_intervals import ece_interval
-from steatosis_tf.evaluation.ordinal import cumulative_scores
 
 #: Kinds of miscalibration: name -> probability that a model states where the truth is `truth`.
 MODELS = {
@@ -41,17 +39,45 @@ def coverage(model: str, binning: str, num_patients: int, num_studies: int) -> f
     return held / num_studies
 
 
-@pytest.mark.parametrize("binning", ["equal_mass", "equal_width"])
-def test_the_value_is_that_of_the_calibration_table(binning):
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 4, 60)
-    scores = rng.dirichlet(np.ones(4), 60).round(1)  # rounded: many ties, also at 0 and 1
-    scores[:, 3] = 1 - scores[:, :3].sum(axis=1)
-    scores = np.abs(scores) / np.abs(scores).sum(axis=1, keepdims=True)
-    expected = calibration_metrics(labels, scores)["severe"][f"ece_{binning}"]
-    found = ece_interval(labels == 3, cumulative_scores(scores)["severe"], binning=binning)
-    assert found["value"] == pytest.approx(expected, abs=1e-12)
-    assert found["low"] <= found["value"] <= found["high"]
+def loop_ece(happened: np.ndarray, probability: np.ndarray, edges: np.ndarray) -> float:
+    total = 0.0
+    for position in range(len(edges) - 1):
+        last = position == len(edges) - 2
+        inside = (probability >= edges[position]) & (
+            (probability <= edges[position + 1]) if last else (probability < edges[position + 1])
+        )
+        if inside.any():
+            gap = abs(happened[inside].mean() - probability[inside].mean())
+            total += inside.mean() * gap
+    return total
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("digits", [1, 9])  # rounded: many ties, also at 0 and 1
+def test_the_value_is_that_of_a_loop_over_bins(seed, digits):
+    rng = np.random.default_rng(seed)
+    probability = rng.beta(0.5, 0.5, 60).round(digits)
+    happened = rng.random(60) < probability**2
+    edges = {
+        "equal_width": np.linspace(0, 1, 9),
+        "equal_mass": np.unique(np.quantile(probability, np.linspace(0, 1, 9))),
+    }
+    for binning, expected in edges.items():
+        found = ece_interval(happened, probability, 8, binning)
+        assert found["value"] == pytest.approx(loop_ece(happened, probability, expected), abs=1e-12)
+        assert found["low"] <= found["value"] <= found["high"]
+
+
+def test_equal_probabilities_stay_in_one_bin_whatever_their_order():
+    probability = np.array([0.5] * 6 + [0.9] * 2)
+    happened = np.array([1, 0, 1, 0, 0, 0, 1, 1])
+    order = np.random.default_rng(0).permutation(8)
+    # 2 of 6 at 0.5, and both at 0.9
+    expected = (6 * abs(2 / 6 - 0.5) + 2 * abs(1 - 0.9)) / 8
+    for rows in (slice(None), order):
+        found = ece_interval(happened[rows], probability[rows], 4)
+        assert found["value"] == pytest.approx(expected)
+    assert ece_interval(happened, np.full(8, 0.5), 4)["value"] == pytest.approx(0)
 
 
 def test_by_hand():
