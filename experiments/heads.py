@@ -37,10 +37,9 @@ from steatosis_tf.cohort.splits import Partition
 from steatosis_tf.config import Config, ModelConfig, TrainConfig, flatten, override
 from steatosis_tf.evaluation.intervals import bootstrap_intervals
 from steatosis_tf.evaluation.paired import paired_bootstrap
-from steatosis_tf.evaluation.scores import patient_scores, read_scores, write_scores
+from steatosis_tf.evaluation.scores import patient_scores, read_scores, score_table, write_scores
 from steatosis_tf.experiment import add_config_arguments, given_settings
 from steatosis_tf.fold_fit import StudyData, rows_of, train_fold
-from steatosis_tf.folds import score_table
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.attention_pooling import bags, build_pooled_head, whole_patients
 from steatosis_tf.model.backbone import build_backbone

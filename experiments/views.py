@@ -33,10 +33,10 @@ from steatosis_tf.ablation import text_of
 from steatosis_tf.config import Config, RoiConfig, SplitConfig, TrainConfig, flatten, override
 from steatosis_tf.evaluation.intervals import bootstrap_intervals
 from steatosis_tf.evaluation.paired import paired_bootstrap
-from steatosis_tf.evaluation.scores import read_scores, write_scores
+from steatosis_tf.evaluation.scores import read_scores, score_table, write_scores
 from steatosis_tf.experiment import add_config_arguments, given_settings
 from steatosis_tf.fold_fit import StudyData
-from steatosis_tf.grades import GRADES, NOTICE, SCORE_COLUMNS
+from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.compiled_fit import (
     Fold,
     HeadSettings,
@@ -104,20 +104,11 @@ def score_variant(
         tested[outer.test] = score(outer.final, outer.test)
         folds[outer.test] = number
     means = sums / sums.sum(axis=1, keepdims=True)
-    repeat = config.train.seed
-    return {
-        "validation": _table(data.index, means, np.zeros_like(folds), repeat),
-        "test": _table(data.index, tested, folds, repeat),
+    tables = {
+        "validation": score_table(data.index, means, 0),
+        "test": score_table(data.index, tested, folds),
     }
-
-
-def _table(index: pd.DataFrame, scores: np.ndarray, folds: np.ndarray, repeat: int) -> pd.DataFrame:
-    table = index[["frame_id", "patient_id"]].assign(
-        repeat=repeat, fold=folds, grade=[GRADES[label] for label in index["label"]],
-        fat_percent=index["fat_percent"],
-    )  # fmt: skip
-    table[list(SCORE_COLUMNS)] = scores
-    return table.assign(predicted=[GRADES[label] for label in scores.argmax(axis=1)])
+    return {part: table.assign(repeat=config.train.seed) for part, table in tables.items()}
 
 
 def all_scores(

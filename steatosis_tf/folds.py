@@ -16,9 +16,8 @@ from steatosis_tf.cohort.splits import Partition
 from steatosis_tf.config import Config
 from steatosis_tf.deploy.export import NUM_CHECKED
 from steatosis_tf.evaluation.metrics import compute_metrics
-from steatosis_tf.evaluation.scores import labels_and_probabilities, write_scores
+from steatosis_tf.evaluation.scores import labels_and_probabilities, score_table, write_scores
 from steatosis_tf.fold_fit import StudyData, rows_of, train_fold
-from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.classifier import assemble
 from steatosis_tf.model.engines import choose_engine
@@ -188,21 +187,4 @@ def _scores(
     data: StudyData, patient_ids: frozenset[str], fold: int, scorer: Scorer
 ) -> pd.DataFrame:
     index = data.index.iloc[rows_of(data, patient_ids)]
-    return score_table(index, scorer(patient_ids), fold)
-
-
-def score_table(index: pd.DataFrame, probabilities: np.ndarray, fold: int) -> pd.DataFrame:
-    """A frame table as `evaluation/scores.py` reads it.
-
-    Args:
-        index: rows of `read_index`.
-        probabilities: `(num_rows, 4)`, in the same order.
-        fold: in which these frames were tested.
-    """
-    table = index[["frame_id", "patient_id"]].assign(
-        fold=fold, grade=[GRADES[label] for label in index["label"]],
-        fat_percent=index["fat_percent"],
-    )  # fmt: skip
-    table[list(SCORE_COLUMNS)] = probabilities
-    table["predicted"] = [GRADES[label] for label in probabilities.argmax(axis=1)]
-    return table.sort_values("frame_id")
+    return score_table(index, scorer(patient_ids), fold).sort_values("frame_id")

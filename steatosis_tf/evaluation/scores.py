@@ -56,6 +56,28 @@ RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+def score_table(
+    index: pd.DataFrame, probabilities: np.ndarray, fold: int | np.ndarray
+) -> pd.DataFrame:
+    """One row per frame, from what a model says of it.
+
+    Args:
+        index: `frame_id, patient_id, label, fat_percent`, as `records.pipeline.read_index` gives
+            them; one row per frame.
+        probabilities: `(num_frames, 4)`, in the same order.
+        fold: in which these frames were tested, one for all or `(num_frames,)` int.
+
+    Returns:
+        `FRAME_COLUMNS`, with the index and in the order of `index`.
+    """
+    table = index[["frame_id", "patient_id"]].assign(
+        fold=fold, grade=[GRADES[label] for label in index["label"]],
+        fat_percent=index["fat_percent"],
+    )  # fmt: skip
+    table[list(SCORE_COLUMNS)] = probabilities
+    return table.assign(predicted=[GRADES[label] for label in probabilities.argmax(axis=1)])
+
+
 def patient_scores(
     frame_scores: pd.DataFrame, rule: str = "mean", *, validation: bool = False
 ) -> pd.DataFrame:

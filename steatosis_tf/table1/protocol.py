@@ -21,8 +21,13 @@ from steatosis_tf.cohort.splits import Partition, split_table
 from steatosis_tf.config import flatten, save_config
 from steatosis_tf.evaluation.evaluate import evaluate_run
 from steatosis_tf.evaluation.metrics import compute_metrics
-from steatosis_tf.evaluation.scores import labels_and_probabilities, read_scores, write_scores
-from steatosis_tf.grades import GRADES, SCORE_COLUMNS, TASKS
+from steatosis_tf.evaluation.scores import (
+    labels_and_probabilities,
+    read_scores,
+    score_table,
+    write_scores,
+)
+from steatosis_tf.grades import GRADES, TASKS
 from steatosis_tf.table1.exported import MAX_DIFFERENCE, load_exported, milliseconds_per_frame
 from steatosis_tf.table1.study import Study
 from steatosis_tf.table1.system import Fitted, Lesson, System, classes_of, lowest_labels
@@ -177,12 +182,7 @@ def _score_table(
     spread[:, lowest] = probabilities
     index = study.index.iloc[rows]
     truth = lowest[classes_of(index["label"].to_numpy(), task)]
-    table = index[["frame_id", "patient_id"]].assign(
-        fold=fold, grade=np.array(GRADES, object)[truth], fat_percent=index["fat_percent"]
-    )
-    table[list(SCORE_COLUMNS)] = spread
-    table["predicted"] = np.array(GRADES, object)[spread.argmax(axis=1)]
-    return table.sort_values("frame_id")
+    return score_table(index.assign(label=truth), spread, fold).sort_values("frame_id")
 
 
 def _by_image(system: System, task: str, study: Study, seed: int) -> float:
