@@ -22,9 +22,8 @@ from steatosis_tf import tracking
 from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.flow import count_flow
 from steatosis_tf.cohort.flow_figure import write_flow
-from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.rejected import read_rejected
-from steatosis_tf.cohort.splits import Partition, make_partitions, split_table, test_column
+from steatosis_tf.cohort.splits import Partition, make_partitions, split_table
 from steatosis_tf.config import Config, ModelConfig, flatten, override, save_config
 from steatosis_tf.deploy.export import export_onnx, milliseconds_per_frame, run_metadata
 from steatosis_tf.environment import describe_environment
@@ -38,11 +37,9 @@ from steatosis_tf.fold_fit import StudyData
 from steatosis_tf.folds import check_rois, load_study, train_and_score
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.train import make_repeatable
-from steatosis_tf.records.builder import records_fingerprint, usable_rows, write_records
 from steatosis_tf.records.pipeline import read_records
-from steatosis_tf.roi.columns import add_roi_columns
-from steatosis_tf.roi.fold import fold_decisions
 from steatosis_tf.runner_arguments import add_runner_arguments, runner_options
+from steatosis_tf.study import Preparation, complete_manifest, keep_records, read_decided
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -155,8 +152,8 @@ def run(
         run_dir = Path(runs_dir) / experiment / tracked.run_id
         run_dir.mkdir(parents=True)
         save_config(config, run_dir / "config.json")
-        paths = Path(manifest_path), run_dir, Path(runs_dir)
-        partitions, records_dir = _prepare(*paths, config, repeat, options)
+        place = Preparation(config, run_dir, Path(runs_dir), options)
+        partitions, records_dir = _prepare(Path(manifest_path), repeat, place)
         data = load_study(records_dir, Path(runs_dir) / "cache" / "features", config, options)
         train_start = time.monotonic()
         model = train_and_score(data, partitions, config, run_dir)
@@ -175,41 +172,18 @@ def run(
     return RunSummary(tracked.run_id, experiment, str(run_dir), seconds, metrics)
 
 
-def _prepare(
-    manifest_path: Path,
-    run_dir: Path,
-    runs_dir: Path,
-    config: Config,
-    repeat: int,
-    options: "PipelineOptions | None",
-) -> tuple[list[Partition], Path]:
+def _prepare(manifest_path: Path, repeat: int, place: Preparation) -> tuple[list[Partition], Path]:
     """Complete the manifest in the run directory and see that its records exist."""
-    fold_decisions(manifest_path)  # a review page that was killed leaves its last ones aside
-    table = read_manifest(manifest_path)
-    partitions = [p for p in make_partitions(table, config.split) if p.repeat == repeat]
-    hashes_path = runs_dir / "cache" / "perceptual_hashes.csv"
-    table = add_roi_columns(table, manifest_path, config.roi, options, hashes_path)
-    table = relocate(table, manifest_path, run_dir)
-    table["split"] = test_column(table, partitions)
-    write_manifest(table, run_dir / "manifest.csv")
+    run_dir, table = place.folder, read_decided(manifest_path)
+    partitions = [p for p in make_partitions(table, place.config.split) if p.repeat == repeat]
+    table = complete_manifest(table, manifest_path, partitions, place)
     with replacing(run_dir / "split.csv") as temporary:
         split_table(partitions).to_csv(temporary, index=False)
     before = read_rejected(manifest_path.with_name("rejected.csv"))[["patient_id", "reason"]]
     _write_rejected(table, before, run_dir / "rejected.csv")
     flow = count_flow(table, before, partitions)
     write_flow(flow, run_dir / "figures" / "flow.svg", run_dir / "figures" / "flow.png")
-    fingerprint = records_fingerprint(usable_rows(table))
-    records_dir = runs_dir / "cache" / "records" / fingerprint[:16]
-    write_records(
-        run_dir / "manifest.csv",
-        records_dir,
-        partitions,
-        time_column=config.split.time_column,
-        gate_path=run_dir / "leak_gate.json",
-        hashes_path=hashes_path,
-        options=options,
-    )
-    return partitions, records_dir
+    return partitions, keep_records(table, partitions, place)[0]
 
 
 def _write_rejected(table: pd.DataFrame, before: pd.DataFrame, path: Path) -> None:

@@ -11,19 +11,11 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf import __version__
-from steatosis_tf.cohort.manifest import (
-    MANIFEST_COLUMNS,
-    ROI_COLUMNS,
-    read_manifest,
-    relocate,
-    write_manifest,
-)
-from steatosis_tf.cohort.splits import Partition, make_partitions, test_column
+from steatosis_tf.cohort.manifest import MANIFEST_COLUMNS, ROI_COLUMNS, read_manifest
+from steatosis_tf.cohort.splits import Partition, make_partitions
 from steatosis_tf.config import Config, RoiConfig, SplitConfig
-from steatosis_tf.records.builder import write_records
 from steatosis_tf.records.pipeline import read_index, read_records
-from steatosis_tf.roi.columns import add_roi_columns
-from steatosis_tf.roi.fold import fold_decisions
+from steatosis_tf.study import Preparation, complete_manifest, keep_records, read_decided
 
 #: Most rounds of 5-fold cross-validation a system may ask for.
 MAX_REPEATS = 5
@@ -51,6 +43,7 @@ class Study:
         partitions: folds of all repeats; whole patients.
         config: split and ROI.
         folder: where `manifest.csv` of these frames lies, and what systems keep between folds.
+        records_dir: records of these frames.
         fingerprint: hash of all of this, part of every result's key.
     """
 
@@ -59,6 +52,7 @@ class Study:
     partitions: list[Partition]
     config: Config
     folder: Path
+    records_dir: Path
     fingerprint: str
 
     def rows_of(self, patient_ids: frozenset[str]) -> np.ndarray:
@@ -78,8 +72,8 @@ def load_study(
 ) -> Study:
     """Split, ROI and records of a manifest, by the same functions as a run of the line.
 
-    They are kept in `runs_dir/cache/table1`, so that the systems need not make them again. The
-    leak gate judges the folds of every repeat.
+    They are kept in `runs_dir/cache`, so that the systems need not make them again. The leak gate
+    judges the folds of every repeat.
 
     Args:
         manifest_path: manifest of graded frames; never changed.
@@ -89,37 +83,27 @@ def load_study(
     Raises:
         ValueError: for faults of the data, or a leak.
     """
-    manifest_path, cache = Path(manifest_path), Path(runs_dir) / "cache"
-    fold_decisions(manifest_path)  # a review page that was killed leaves its last ones aside
-    table = read_manifest(manifest_path)
+    manifest_path, runs_dir = Path(manifest_path), Path(runs_dir)
+    table = read_decided(manifest_path)
     settings = json.dumps(
         [__version__, dataclasses.asdict(config.split), dataclasses.asdict(config.roi)]
     )
     # Without paths: the same frames are the same study wherever they lie.
     rows = table.drop(columns="path").to_csv(index=False)
     digest = hashlib.sha256((settings + rows).encode()).hexdigest()
-    folder = cache / "table1" / digest[:16]
-    partitions = make_partitions(table, config.split)
-    hashes_path = cache / "perceptual_hashes.csv"
-    if not (folder / "records" / "records.json").is_file():
-        table = add_roi_columns(table, manifest_path, config.roi, hashes_path=hashes_path)
-        table = relocate(table, manifest_path, folder)
-        table["split"] = test_column(table, [part for part in partitions if part.repeat == 0])
-        write_manifest(table, folder / "manifest.csv")
+    folder = runs_dir / "cache" / "table1" / digest[:16]
+    place, partitions = Preparation(config, folder, runs_dir), make_partitions(table, config.split)
+    if not (folder / "manifest.csv").is_file():
+        first = [part for part in partitions if part.repeat == 0]
+        complete_manifest(table, manifest_path, first, place)
     table = read_manifest(folder / "manifest.csv")
     if num_rejected := int(table["roi_height"].isna().sum()):
         print(f"{num_rejected} frames without ROI, see {folder}/manifest.csv", file=sys.stderr)
-    write_records(
-        folder / "manifest.csv",
-        folder / "records",
-        partitions,
-        gate_path=folder / "leak_gate.json",
-        hashes_path=hashes_path,
-    )
-    rois = np.stack([row["roi"] for row in read_records(folder / "records").as_numpy_iterator()])
-    index = read_index(folder / "records")
+    records_dir, _ = keep_records(table, partitions, place)
+    rois = np.stack([row["roi"] for row in read_records(records_dir).as_numpy_iterator()])
+    index = read_index(records_dir)
     covariates = table.drop(
         columns=[name for name in _NO_COVARIATE if name != "frame_id"], errors="ignore"
     )
     index = index.merge(covariates, on="frame_id", how="left", validate="one_to_one")
-    return Study(index, rois, partitions, config, folder, digest)
+    return Study(index, rois, partitions, config, folder, records_dir, digest)
