@@ -24,12 +24,12 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 
 from steatosis_tf import tracking
 from steatosis_tf.ablation import text_of
@@ -40,12 +40,10 @@ from steatosis_tf.evaluation.paired import paired_bootstrap
 from steatosis_tf.evaluation.scores import patient_scores, read_scores, score_table, write_scores
 from steatosis_tf.experiment import add_config_arguments, given_settings
 from steatosis_tf.fold_fit import StudyData, rows_of, train_fold
+from steatosis_tf.folds import load_study as load_features
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.attention_pooling import bags, build_pooled_head, whole_patients
-from steatosis_tf.model.backbone import build_backbone
-from steatosis_tf.model.engines import choose_engine
-from steatosis_tf.model.features import stored_features
-from steatosis_tf.model.fine_tune import CUT_LAYER, maps_at_cut
+from steatosis_tf.model.fine_tune import CUT_LAYER
 from steatosis_tf.model.train import class_weights, fit, make_repeatable
 from steatosis_tf.table1.study import PROTOCOL, Study, load_study
 
@@ -80,18 +78,12 @@ METRICS = {
 FRAMES_PER_BAG = 5
 
 
-def read_features(study: Study, config: Config, runs_dir: Path, *, with_maps: bool) -> StudyData:
+def read_features(study: Study, config: Config, runs_dir: Path, variants: list[str]) -> StudyData:
     """Stored features of the study's frames, plain and in views; for fine-tuning the maps too."""
-    table = {"roi": study.rois, "frame_id": study.index["frame_id"].to_numpy(str)}
-    examples = tf.data.Dataset.from_tensor_slices(table)
-    backbone = build_backbone(config.model)
-    folder = runs_dir / "cache" / "features"
-    engine = choose_engine(config.model.engine, backbone, study.rois[::40], folder)
-    views = stored_features(examples, folder, backbone, engine, config.augment, config.train.views)
-    if not with_maps:
-        return StudyData(runs_dir, study.index, views, backbone)
-    maps = maps_at_cut(examples, backbone, config.augment, config.train.views, folder)
-    return StudyData(runs_dir, study.index, views, backbone, maps)
+    if "fine-tuned" in variants:
+        config = override(config, VARIANTS["fine-tuned"][0])
+    with tracking.start_run(EXPERIMENT, "features", flatten(config)):
+        return load_features(study.records_dir, runs_dir / "cache" / "features", config)
 
 
 def uneven(data: StudyData) -> StudyData:
@@ -180,7 +172,7 @@ def _line(name: str, found: dict[str, dict], sign: str = "") -> str:
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=NOTICE
     )
@@ -189,12 +181,16 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="rounds, 1 to 5")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=USUAL)
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         config = override(CONFIG, given_settings(args))
+        if not config.train.views:
+            raise ValueError(
+                "Expected train.views of 1 or more: the pooled and uneven variants draw stored "
+                "views. Received: train.views=0. experiments/views.py augments online."
+            )
         study = load_study(args.manifest, args.runs_dir, config)
-        with_maps = "fine-tuned" in args.only
-        data = read_features(study, config, args.runs_dir, with_maps=with_maps)
+        data = read_features(study, config, args.runs_dir, args.only)
         text = json.dumps([study.fingerprint, flatten(config)], sort_keys=True)
         folder = args.runs_dir / EXPERIMENT / hashlib.sha256(text.encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
