@@ -53,7 +53,7 @@ def load_study(
     Args:
         records_dir: as given to `write_records`.
         features_dir: feature store, shared by all runs.
-        config: backbone, engine, augmentation and number of views.
+        config: backbone, engine, augmentation, number of views and their format on disk.
         options: Beam runner whose workers compute, see `spread.beam_options`; None computes here.
 
     Raises:
@@ -74,8 +74,9 @@ def load_study(
     )
     if options is None:
         views = stored_features(
-            examples, features_dir, backbone, engine, config.augment, config.train.views
-        )
+            examples, features_dir, backbone, engine, config.augment, config.train.views,
+            dtype=config.train.store_dtype,
+        )  # fmt: skip
     else:
         views = spread_features(records_dir, features_dir, backbone, engine, config, options)
     maps = None

@@ -45,6 +45,7 @@ class _Study:
     model: ModelConfig
     augment: AugmentConfig
     engine: str
+    dtype: str
 
 
 def spread_features(
@@ -62,7 +63,7 @@ def spread_features(
         store_dir: folder of the store; every worker sees it.
         backbone: as `build_backbone` gives it for `config.model`.
         engine: of this process. Workers use one of the same name, held against Keras there too.
-        config: backbone, augmentation and number of views.
+        config: backbone, augmentation, number of views and their format on disk.
         options: from `spread.beam_options`.
 
     Raises:
@@ -74,12 +75,15 @@ def spread_features(
         features.row_name(example["frame_id"], example["roi"])
         for example in read_records(records_dir).as_numpy_iterator()
     ]
-    views = features.store_views(store_dir, backbone, engine, config.augment, config.train.views)
+    dtype = config.train.store_dtype
+    views = features.store_views(
+        store_dir, backbone, engine, config.augment, config.train.views, dtype=dtype
+    )
     unfinished = [view for view in views if any(features.missing_rows(view, rows))]
     weights_path = views[0].folder.parent.resolve() / "weights.npz"
     study = _Study(
         str(Path(records_dir).resolve()), str(Path(store_dir).resolve()), str(weights_path),
-        config.model, config.augment, engine.name,
+        config.model, config.augment, engine.name, dtype,
     )  # fmt: skip
     with contextlib.ExitStack() as held:
         for view in unfinished:
@@ -137,7 +141,9 @@ def _plan(view: features.View, records_dir: str | Path, rows: Sequence[str]) -> 
 
 def _view_and_engine(study: _Study, number: int) -> tuple[features.View, Engine]:
     backbone, engine = _backbone_and_engine(study)
-    views = features.store_views(study.store_dir, backbone, engine, study.augment, number)
+    views = features.store_views(
+        study.store_dir, backbone, engine, study.augment, number, dtype=study.dtype
+    )
     return views[number], engine
 
 

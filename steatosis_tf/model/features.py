@@ -33,10 +33,6 @@ from steatosis_tf.records.augment import stored_view
 #: Rows of a shard: 16 MB as float32. What a killed process loses at most.
 SHARD_ROWS = 2048
 
-#: Number format on disk. float32, so that a head on stored features and the whole model agree
-#: within 1e-5; float16 halves the disk and keeps three digits.
-STORED_DTYPE = "float32"
-
 
 @dataclass(frozen=True)
 class View:
@@ -55,6 +51,8 @@ def stored_features(
     engine: Engine,
     config: AugmentConfig,
     num_views: int,
+    *,
+    dtype: str = "float32",
 ) -> StoredViews:
     """Features of every example, plain and in `num_views` augmented views.
 
@@ -65,9 +63,11 @@ def stored_features(
         engine: runs the backbone, see `engines.choose_engine`.
         config: augmentation of the views.
         num_views: augmented views per frame, 0 or more.
+        dtype: number format on disk, see `TrainConfig.store_dtype`.
 
     Returns:
-        `(1 + num_views, num_frames, num_features)`, on disk; view 0 is the frame as it is.
+        `(1 + num_views, num_frames, num_features)`, on disk, read as float32; view 0 is the frame
+        as it is.
 
     Raises:
         OSError: if a shard cannot be written, for example on a full disk. The shards before it
@@ -75,7 +75,7 @@ def stored_features(
         ValueError: if a feature is not finite in the number format of the store.
     """
     rows = [row_name(e["frame_id"], e["roi"]) for e in examples.as_numpy_iterator()]
-    views = store_views(store_dir, backbone, engine, config, num_views)
+    views = store_views(store_dir, backbone, engine, config, num_views, dtype=dtype)
     for view in views:
         if not any(missing_rows(view, rows)):
             continue
@@ -99,7 +99,8 @@ def store_views(
     engine: Engine,
     config: AugmentConfig,
     num_views: int,
-    dtype: str = STORED_DTYPE,
+    *,
+    dtype: str = "float32",
 ) -> list[View]:
     """The views of a store, 0 to `num_views`; arguments as of `stored_features`."""
     name = f"{backbone.name}-{backbone_sha256(backbone)[:16]}-{engine.name}-{engine.precision}"

@@ -354,14 +354,12 @@ def test_features_are_not_held_in_memory(tmp_path, monkeypatch):
 
 def test_float16_halves_the_disk_and_keeps_three_digits(tiny_backbone, tmp_path):
     engine = choose_engine("keras", tiny_backbone, np.empty((0, 224, 224, 1), np.uint8), tmp_path)
-    rows = [row_name(e["frame_id"], e["roi"]) for e in _examples().as_numpy_iterator()]
-    read = {}
-    for dtype in ("float32", "float16"):
-        views = store_views(tmp_path, tiny_backbone, engine, _AUGMENT, 1, dtype)
-        for view in views:
-            with writing(view):
-                compute_rows(view, engine, _examples(), rows)
-        read[dtype] = np.asarray(open_views(views, rows))
+    read = {
+        dtype: np.asarray(
+            stored_features(_examples(), tmp_path, tiny_backbone, engine, _AUGMENT, 1, dtype=dtype)
+        )
+        for dtype in ("float32", "float16")
+    }
     assert read["float16"].dtype == np.float32
     np.testing.assert_allclose(read["float16"], read["float32"], rtol=1e-3, atol=1e-4)
     assert not np.array_equal(read["float16"], read["float32"])
@@ -378,7 +376,7 @@ def test_features_that_are_no_numbers_are_not_kept(tmp_path, factor, dtype, rece
             yield batch[:, :, 0, 0].astype(np.float32) * np.float32([1, factor])
 
     engine = Engine("keras", "float32", forward)
-    (view,) = store_views(tmp_path, nothing_backbone(), engine, _AUGMENT, 0, dtype)
+    (view,) = store_views(tmp_path, nothing_backbone(), engine, _AUGMENT, 0, dtype=dtype)
     rows = [f"{number:032x}" for number in range(5000)]
     with writing(view), pytest.raises(ValueError, match=f"finite features.*{received}"):
         compute_rows(view, engine, many_examples(), rows)
