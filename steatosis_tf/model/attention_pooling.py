@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from steatosis_tf.config import ModelConfig
 from steatosis_tf.model.backbone import FEATURE_LAYER
-from steatosis_tf.model.classifier import copy_weights, hidden_layers, set_normalization
+from steatosis_tf.model.classifier import hidden_layers, set_normalization
 from steatosis_tf.model.heads import end_network
 from steatosis_tf.model.shards import StoredViews
 
@@ -38,23 +38,6 @@ def build_pooled_head(config: ModelConfig, training_features: np.ndarray, seed: 
     head = keras.Model(features, _pooled_layers(features, config), name="pooled_head")
     set_normalization(head, training_features)
     return head
-
-
-def assemble_pooled(backbone: keras.Model, head: keras.Model, config: ModelConfig) -> keras.Model:
-    """One flat model: the frames of one patient in, that patient's probabilities out.
-
-    Args:
-        backbone: as `build_backbone` gives it; shared, not copied.
-        head: as `build_pooled_head` gives it, trained.
-        config: the config both were built with.
-
-    Returns:
-        model `roi` (frames, 224, 224, 1) uint8 -> `probabilities` (1, 4) float32.
-    """
-    patient = keras.ops.expand_dims(backbone.output, 0)
-    model = keras.Model(backbone.input, _pooled_layers(patient, config), name="patient_grader")
-    copy_weights(head, model, head)
-    return model
 
 
 def bags(

@@ -9,8 +9,6 @@ from steatosis_tf.model.networks.grey_input import at_one_level, roi_input
 from steatosis_tf.model.pretrained import LEVEL, pretrained_map
 
 FEATURE_LAYER = "features"
-#: Last convolutional map of ResNet-50, 7 x 7 x 2048: what Grad-CAM looks at.
-LAST_MAP_LAYER = "conv5_block3_out"
 
 
 def build_backbone(config: ModelConfig) -> keras.Model:

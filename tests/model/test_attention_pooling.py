@@ -1,16 +1,11 @@
-"""A patient's frames pooled by attention: what is pooled, what is learnt, and the kept file."""
+"""A patient's frames pooled by attention: what is pooled, and what is learnt."""
 
 import keras
 import numpy as np
-import onnx
-import onnxruntime
-import tensorflow as tf
-import tf2onnx
 
 from steatosis_tf.config import ModelConfig, TrainConfig
 from steatosis_tf.model.attention_pooling import (
     ATTENTION_LAYER,
-    assemble_pooled,
     bags,
     build_pooled_head,
     whole_patients,
@@ -98,25 +93,3 @@ def test_attention_finds_the_frame_that_tells_the_truth():
         shares(held_out[rows][np.newaxis])[0, :, 0].numpy().argmax() for rows in held_out_frames
     ]
     assert np.mean(np.array(looked_at) == 0) >= 0.75
-
-
-def test_kept_model_takes_the_frames_of_one_patient(tiny_backbone, tmp_path):
-    rois = np.random.default_rng(0).integers(0, 255, (9, 224, 224, 1), np.uint8)
-    features = tiny_backbone.predict(rois, verbose=0)
-    head = build_pooled_head(_CONFIG, features, seed=0)
-    model = assemble_pooled(tiny_backbone, head, _CONFIG)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    signature = (tf.TensorSpec((None, 224, 224, 1), tf.uint8, name="roi"),)
-    proto, _ = tf2onnx.convert.from_keras(loaded, input_signature=signature, opset=17)
-    onnx.save(proto, str(tmp_path / "model.onnx"))
-    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
-    (roi,) = session.get_inputs()
-    for count in (1, 4, 9):
-        expected = head(features[:count][np.newaxis])
-        np.testing.assert_allclose(loaded(rois[:count]), expected, atol=1e-5)
-        np.testing.assert_allclose(
-            session.run(None, {roi.name: rois[:count]})[0], expected, atol=1e-4
-        )
-    # one frame is a patient of one frame: frames keep scores of their own
-    assert np.asarray(head(features[:1][np.newaxis])).shape == (1, 4)

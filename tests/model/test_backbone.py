@@ -11,7 +11,6 @@ import pytest
 
 from steatosis_tf.config import ModelConfig
 from steatosis_tf.model.backbone import (
-    LAST_MAP_LAYER,
     backbone_sha256,
     build_backbone,
     with_whole_map,
@@ -62,7 +61,7 @@ def test_graph_is_flat_and_takes_one_uint8_picture(random_backbone):
     assert (roi.name, roi.dtype, roi.shape) == ("roi", "uint8", (None, 224, 224, 1))
     assert random_backbone.output.shape == (None, 2048)
     assert random_backbone.output.dtype == "float32"
-    assert random_backbone.get_layer(LAST_MAP_LAYER).output.shape == (None, 7, 7, 2048)
+    assert random_backbone.get_layer("conv5_block3_out").output.shape == (None, 7, 7, 2048)
 
 
 def test_every_layer_is_frozen(random_backbone):
