@@ -5,6 +5,7 @@ without TensorFlow stay fast.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,18 @@ def phantom_records(phantom_manifest: Path, tmp_path_factory: pytest.TempPathFac
     records_dir = tmp_path_factory.mktemp("phantom_records")
     write_records(phantom_manifest, records_dir)
     return records_dir
+
+
+@pytest.fixture(scope="module")
+def dask_options() -> Iterator[Any]:
+    """Beam options of a cluster: a scheduler and two worker processes."""
+    distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
+    from steatosis_tf.spread import beam_options
+
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        yield beam_options("DaskRunner", [f"dask_client_address={cluster.scheduler_address}"])
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Work spread over real worker processes: all of it done, and a killed worker loses nothing."""
 
 import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -23,16 +22,6 @@ def parts(tmp_path, monkeypatch) -> list[str]:
     here = Path(__file__).resolve().parent
     monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{here.parent}")
     return [str(tmp_path / str(number)) for number in range(8)]
-
-
-@pytest.fixture(scope="module")
-def dask_address() -> Iterator[str]:
-    """A scheduler and two worker processes."""
-    distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-    ) as cluster:
-        yield cluster.scheduler_address
 
 
 def workers_of(parts: list[str]) -> set[str]:
@@ -69,9 +58,8 @@ def test_two_beam_processes_and_one_is_killed(parts):
 
 
 @pytest.mark.slow  # on a busy machine one worker may do all parts before the other is up
-def test_a_dask_cluster_gives_a_killed_workers_part_to_another(parts, dask_address):
-    options = beam_options("DaskRunner", [f"dask_client_address={dask_address}"])
-    spread(spread_work.die_at_three, parts, options, desc="numbers")
+def test_a_dask_cluster_gives_a_killed_workers_part_to_another(parts, dask_options):
+    spread(spread_work.die_at_three, parts, dask_options, desc="numbers")
     workers = workers_of(parts)
     assert len(workers) >= 2
     assert str(os.getpid()) not in workers

@@ -16,6 +16,8 @@ from steatosis_tf.model.features import stored_features
 from steatosis_tf.records.pipeline import read_records
 from steatosis_tf.spread import beam_options
 
+pytest.importorskip("apache_beam", reason="the extra beam is not installed")
+
 CONFIG = Config(model=ModelConfig(weights="random"), train=TrainConfig(views=1))
 TWO_PROCESSES = ("direct_num_workers=2", "direct_running_mode=multi_processing")
 
@@ -92,17 +94,12 @@ def _kill_a_worker(store_dir) -> None:
 
 @pytest.mark.slow
 def test_a_dask_cluster_gives_the_same(
-    phantom_records, random_backbone, engine, expected, tmp_path
+    phantom_records, random_backbone, engine, expected, tmp_path, dask_options
 ):
-    distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-    ) as cluster:
-        options = beam_options("DaskRunner", [f"dask_client_address={cluster.scheduler_address}"])
-        views = spread_features(
-            phantom_records, tmp_path / "dask", random_backbone, engine, CONFIG, options
-        )
-        np.testing.assert_array_equal(np.asarray(views), expected)
+    views = spread_features(
+        phantom_records, tmp_path / "dask", random_backbone, engine, CONFIG, dask_options
+    )
+    np.testing.assert_array_equal(np.asarray(views), expected)
 
 
 def test_a_worker_with_another_engine_is_refused(

@@ -98,6 +98,10 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, drawn_fan):
     manifest.write_text(
         columns + "".join(f"f{i},frames/{i}.png,P{i},,,\n" for i in range(NUM_COPIES))
     )
+    # Nobody writes into this pipe: the run cannot end before it is killed.
+    pipe = tmp_path / "frames" / f"{NUM_COPIES - 1}.png"
+    pipe.unlink()
+    os.mkfifo(pipe)
     command = [sys.executable, "-m", "steatosis_tf.cli", "roi", str(manifest),
                "--set", "roi.method=sector"]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
@@ -111,6 +115,8 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, drawn_fan):
         time.sleep(0.02)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
+    pipe.unlink()
+    os.link(tmp_path / "frames" / "0.png", pipe)
     before = pd.read_csv(manifest)
     num_done = int(before["roi_height"].notna().sum())
     assert num_done == 500
