@@ -127,7 +127,7 @@ class TrainConfig:
     """Fitting of the head. `views` = 0 augments online in every epoch; `views` = K draws each
     frame from K stored augmented views, so that the backbone runs K times instead of `epochs`.
     `store_dtype` of what is kept on disk: float32, so that a head on stored features and the whole
-    model agree within 1e-5; float16 halves the disk, keeps three digits, agrees within 5e-3.
+    model agree within 1e-5; float16 halves the disk, and the same head answers within 0.01.
     `checkpoint` "best" keeps the epoch with the lowest validation loss; with a handful of
     validating patients that epoch is chance, so "last" is the default. `sampling` frames: every
     frame once an epoch; patients: every patient equally often, whatever number of frames.
