@@ -1,5 +1,6 @@
 """Ultrasound files made for the tests: a fan of speckle under a banner with a patient's name."""
 
+import csv
 import io
 from pathlib import Path
 
@@ -144,3 +145,9 @@ def write_made(path: Path, frames: np.ndarray | None = None, **changes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(file_bytes(made_dataset(frames, **changes)))
     return path
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """Rows of a table that was written."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))

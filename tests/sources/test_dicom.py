@@ -1,6 +1,5 @@
 """`ingest_dicom` from the outside: tables, identity, resuming, refusals."""
 
-import csv
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ import filelock
 import numpy as np
 import pandas as pd
 import pytest
-from made_dicom import UID_ROOT, made_frame, region, write_made
+from made_dicom import UID_ROOT, made_frame, region, table, write_made
 from pydicom.data import get_testdata_file
 from pydicom.sequence import Sequence
 
@@ -21,23 +20,6 @@ from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.grades import GRADES
 from steatosis_tf.sources.dicom import ingest_dicom
 from steatosis_tf.sources.pseudonym import create_key
-
-
-@pytest.fixture
-def key(tmp_path) -> Path:
-    return create_key(tmp_path / "study.key")
-
-
-@pytest.fixture
-def source(tmp_path) -> Path:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return folder
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

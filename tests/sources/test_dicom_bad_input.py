@@ -1,6 +1,5 @@
 """Bad files: each ends in `rejected.csv` with its reason, none ends the run or goes missing."""
 
-import csv
 import io
 import itertools
 import logging
@@ -23,6 +22,7 @@ from made_dicom import (
     made_dataset,
     made_frame,
     region,
+    table,
     write_made,
 )
 from pydicom import dcmread, uid
@@ -33,24 +33,6 @@ from pydicom.sequence import Sequence
 from steatosis_tf.sources import dicom_files
 from steatosis_tf.sources.audit_phi import audit_phi
 from steatosis_tf.sources.dicom import ingest_dicom
-from steatosis_tf.sources.pseudonym import create_key
-
-
-@pytest.fixture
-def key(tmp_path) -> Path:
-    return create_key(tmp_path / "study.key")
-
-
-@pytest.fixture
-def source(tmp_path) -> Path:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return folder
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def reasons_by_file(out: Path, key: Path) -> dict[str, list[str]]:
