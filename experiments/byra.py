@@ -121,6 +121,19 @@ class FoldedCortex:
         return np.array(weights)
 
 
+def measured(byra_dir: Path, out_dir: Path, frame_step: int = 1) -> MeasuredStudy:
+    """Every `frame_step`-th frame of the patients, measured unless `out_dir` has its numbers."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    build_manifest(byra_dir / "labels.csv", out_dir / "manifest.csv")
+    frames = read_manifest(out_dir / "manifest.csv")
+    chosen = frames["frame_index"].astype(int) % frame_step == 0
+    frames = frames[chosen].reset_index(drop=True)
+    store = out_dir / "folded_cortex"
+    cortex = FoldedCortex(byra_dir, frames["patient_id"].tolist(), store)
+    features = measure_study(frames, out_dir / "manifest.csv", store, cortex)
+    return MeasuredStudy(out_dir / "manifest.csv", frames, features)
+
+
 def table1_row(study: MeasuredStudy) -> str:
     """The best system on the folds of `make table1`, as a row of that table; it sees frames."""
     from steatosis_tf.table1.numbers import SHOWN, interval_text  # loads TensorFlow
@@ -144,18 +157,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--frame-step", type=int, default=1, help="5 for every fifth frame")
     parser.add_argument("--only", choices=SYSTEMS, nargs="+", help="some of the systems")
     arguments = parser.parse_args(argv)
-    out, byra_dir = arguments.out, arguments.data / "byra2018"
-    out.mkdir(parents=True, exist_ok=True)
-    build_manifest(byra_dir / "labels.csv", out / "manifest.csv")
-    frames = read_manifest(out / "manifest.csv")
-    chosen = frames["frame_index"].astype(int) % arguments.frame_step == 0
-    frames = frames[chosen].reset_index(drop=True)
-    store = out / "folded_cortex"
-    cortex = FoldedCortex(byra_dir, frames["patient_id"].tolist(), store)
-    features = measure_study(frames, out / "manifest.csv", store, cortex)
+    out = arguments.out
+    study = measured(arguments.data / "byra2018", out, arguments.frame_step)
     wanted = {BEST, *(arguments.only or SYSTEMS)}
     systems = {name: parts for name, parts in SYSTEMS.items() if name in wanted}
-    study = MeasuredStudy(out / "manifest.csv", frames, features)
     text, values = compare_systems("byra", systems, study, out)
     anchors = "\n".join(f"| {name} | {value:.3f} |" for name, value in ANCHORS)
     auc = text_of(values[BEST]["AUC, Mild or worse"])
@@ -163,8 +168,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     text += f"\n{table1_row(study)}"
     with replacing(out / "table.md") as temporary:
         temporary.write_text(text)
-    fat = patient_fat(frames).to_numpy()
-    model = fit_fusion(patient_features(frames, features), fat, SYSTEMS[BEST])
+    fat = patient_fat(study.frames).to_numpy()
+    model = fit_fusion(patient_features(study.frames, study.features), fat, SYSTEMS[BEST])
     notes = {"study": "Byra et al. 2018, all 44 patients: no figure is claimed on them"}
     save_fusion(model, out / "fat_model.json", notes | {"notice": NOTICE})
     print(f"{text}\nmodel fitted to all patients: {out / 'fat_model.json'}\n\n{NOTICE}")
