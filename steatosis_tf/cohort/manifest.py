@@ -28,6 +28,8 @@ from steatosis_tf.sources.pseudonym import OUTPUT_MARK
 MANIFEST_COLUMNS = ("frame_id", "path", "patient_id", "grade", "fat_percent", "pixels_sha256")
 ROI_COLUMNS = ("roi_top", "roi_left", "roi_height", "roi_width")
 
+_ROWS_AT_A_TIME = 4096
+
 
 @dataclass(frozen=True)
 class ManifestSummary:
@@ -110,7 +112,9 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
             "Make one with `steatosis manifest LABELS_CSV --output MANIFEST_CSV`."
         )
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        # In parts, or the text of a large study is held twice while it is read.
+        parts = pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=_ROWS_AT_A_TIME)
+        table = pd.concat(parts, ignore_index=True)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise ValueError(
             f"Expected a manifest. Received: {path.name}, which is not a CSV table ({error}). "

@@ -78,17 +78,15 @@ def plan_shards(
     Returns:
         the shards, of even size, in the order of the records.
     """
-    order = [
-        hashlib.md5(f"{split}{frame_id}".encode()).hexdigest() for frame_id in rows["frame_id"]
-    ]
-    rows = rows.iloc[np.argsort(order)]
+    digests = [hashlib.md5(f"{split}{name}".encode()).hexdigest() for name in rows["frame_id"]]
+    order = np.argsort(digests)
     num_shards = -(-len(rows) // SHARD_FRAMES)
     bounds = [round(len(rows) * number / num_shards) for number in range(num_shards + 1)]
     shards = []
     for number, (start, stop) in enumerate(pairwise(bounds)):
         path = folder / f"{split}-{number:05d}-of-{num_shards:05d}"
         plan_path = path.with_name(f"{path.name}.csv")
-        write_manifest(rows.iloc[start:stop], plan_path)
+        write_manifest(rows.iloc[order[start:stop]], plan_path)
         shards.append(Shard(
             str(path.resolve()), str(plan_path.resolve()), str(Path(manifest_path).resolve()),
             stop - start,
