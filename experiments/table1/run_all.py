@@ -6,7 +6,10 @@ Command:
     python experiments/table1/run_all.py --manifest MANIFEST_CSV
 Each file beside this one runs as a process of its own, so that one that fails costs only its own
 rows. What is finished lies in runs/table1 and is not run again.
-Expected time: see docs/table1.md, which says what its rows took.
+Expected time: see docs/table1.md, which says what its rows took; 70 minutes by the clock on two
+cores with as much other work beside it.
+Memory: up to 4 GB, but tf2onnx takes 17 GB for a minute to write AlexNet's file (57 M weights).
+Where there is less its file is ended by the system, the others run, and the same command goes on.
 """
 
 import argparse
