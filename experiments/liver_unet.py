@@ -17,7 +17,7 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,8 +32,9 @@ import tensorflow as tf
 from steatosis_tf import tracking
 from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.duplicates import near_pairs, perceptual_hash
+from steatosis_tf.model.outlined_crop import OutlinedCrop
 from steatosis_tf.model.unet import WIDTHS, build_unet, with_features
-from steatosis_tf.model.unet_augment import OutlinedCrop, training_pair
+from steatosis_tf.model.unet_augment import training_pair
 from steatosis_tf.model.unet_train import UnetTraining, train_unet
 from steatosis_tf.roi.liver import network_input
 from steatosis_tf.sources.folder import read_frame, to_grey
@@ -48,6 +49,7 @@ class Config:
     widths: tuple[int, ...] = WIDTHS
     dropout: float = 0.2
     kidney_share: float = 0.3
+    mass_share: float = 0.0
     cache_width_px: int = 300
     seed: int = 20260101
     training: UnetTraining = field(default_factory=UnetTraining)
@@ -64,6 +66,7 @@ class Outlined:
     grey: np.ndarray
     sector: np.ndarray
     liver: np.ndarray
+    mass: np.ndarray
 
 
 def read_outlined(aul_dir: Path, name: str) -> Outlined | None:
@@ -73,11 +76,12 @@ def read_outlined(aul_dir: Path, name: str) -> Outlined | None:
         return None
     grey = to_grey(read_frame(aul_dir / "images" / f"{name}.jpg"))
     masks = []
-    for part in ("outline", "liver"):
+    for part in ("outline", "liver", "mass"):
         mask = np.zeros(grey.shape, np.uint8)
-        cv2.fillPoly(mask, [np.rint(polygons[part]).astype(np.int32)], 1)
+        if polygons.get(part):
+            cv2.fillPoly(mask, [np.rint(polygons[part]).astype(np.int32)], 1)
         masks.append(mask)
-    return Outlined(name, grey, masks[0], masks[1] * masks[0])
+    return Outlined(name, grey, masks[0], masks[1] * masks[0], masks[2] * masks[0])
 
 
 def all_outlined(aul_dir: Path, names: list[str]) -> Iterator[Outlined]:
@@ -115,13 +119,17 @@ def parts_of(groups: list[list[str]], fold: int | None, config: Config) -> dict[
     return {part: [name for group in chosen for name in group] for part, chosen in parts.items()}
 
 
+def name_of(fold: int | None) -> str:
+    return "final" if fold is None else f"fold_{fold}"
+
+
 def cached_crop(image: Outlined, width_px: int) -> OutlinedCrop:
     """The sector with a tenth of margin, about as large as the network will ever need it."""
     left, top, width, height = cv2.boundingRect(image.sector)
     margin = width // 10
     padded = [
         cv2.copyMakeBorder(plane, margin, margin, margin, margin, cv2.BORDER_CONSTANT)
-        for plane in (image.grey, image.sector, image.liver)
+        for plane in (image.grey, image.sector, image.liver, image.mass)
     ]
     box = np.s_[top : top + height + 2 * margin, left : left + width + 2 * margin]
     scale = width_px / width
@@ -136,18 +144,22 @@ def batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """One epoch of augmented batches; the same numbers whatever the number of threads."""
     order = np.random.default_rng((config.seed, epoch)).permutation(len(crops))
+    donors = [crop for crop in crops if crop.mass.any()]
     size = config.batch_size
 
+    def pair(i: int) -> tuple[np.ndarray, np.ndarray]:
+        choice = np.random.default_rng((config.seed, epoch, i, 1))
+        pasted = donors and choice.random() < config.mass_share
+        return training_pair(
+            crops[i],
+            np.random.default_rng((config.seed, epoch, i)),
+            kidney_share=config.kidney_share,
+            donor=donors[choice.integers(len(donors))] if pasted else None,
+        )
+
     def batch(start: int) -> tuple[np.ndarray, np.ndarray]:
-        pairs = [
-            training_pair(
-                crops[i],
-                np.random.default_rng((config.seed, epoch, int(i))),
-                kidney_share=config.kidney_share,
-            )
-            for i in order[start : start + size]
-        ]
-        return np.stack([pair[0] for pair in pairs]), np.stack([pair[1] for pair in pairs])
+        pairs = [pair(int(i)) for i in order[start : start + size]]
+        return np.stack([crop for crop, _ in pairs]), np.stack([target for _, target in pairs])
 
     with ThreadPoolExecutor(2) as pool:
         pending = []
@@ -176,8 +188,17 @@ def dice(found: np.ndarray, drawn: np.ndarray) -> float:
     return 2.0 * float((found & drawn).sum()) / max(float(found.sum() + drawn.sum()), 1.0)
 
 
+def plain(config: Config) -> keras.Model:
+    return build_unet(config.widths, config.dropout)
+
+
 def train(
-    aul_dir: Path, groups: list[list[str]], fold: int | None, out_dir: Path, config: Config
+    aul_dir: Path,
+    groups: list[list[str]],
+    fold: int | None,
+    out_dir: Path,
+    config: Config,
+    build: Callable[[Config], keras.Model] = plain,
 ) -> None:
     """Train one network into `out_dir` unless it is there already."""
     if (out_dir / "liver_unet.onnx").is_file():
@@ -189,7 +210,7 @@ def train(
     ]
     watched = list(all_outlined(aul_dir, parts["validation"]))
     keras.utils.set_random_seed(config.seed + (99 if fold is None else fold))
-    model = build_unet(config.widths, config.dropout)
+    model = build(config)
     settings = replace(config.training, steps_per_epoch=len(crops) // config.batch_size)
     history = train_unet(
         model,
@@ -255,7 +276,7 @@ def main() -> None:
             aul_dir,
             groups,
             fold,
-            arguments.out / ("final" if fold is None else f"fold_{fold}"),
+            arguments.out / name_of(fold),
             config,
         )
 

