@@ -198,7 +198,7 @@ def train(
     fold: int | None,
     out_dir: Path,
     config: Config,
-    build: Callable[[Config], keras.Model] = plain,
+    build: Callable[[Config], keras.Model],
 ) -> None:
     """Train one network into `out_dir` unless it is there already."""
     if (out_dir / "liver_unet.onnx").is_file():
@@ -255,30 +255,35 @@ def export(model: keras.Model, path: Path) -> None:
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def argument_parser(doc: str, config: Config) -> argparse.ArgumentParser:
+    """What every recipe of a liver network asks for."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder that holds aul/")
     parser.add_argument("--out", type=Path, required=True, help="folder for networks and scores")
     parser.add_argument("--only", help="one network: a fold number, or final")
-    parser.add_argument("--epochs", type=int, default=CONFIG.training.epochs)
-    arguments = parser.parse_args()
+    parser.add_argument("--epochs", type=int, default=config.training.epochs)
+    return parser
+
+
+def train_all(
+    arguments: argparse.Namespace, config: Config, build: Callable[[Config], keras.Model] = plain
+) -> None:
+    """Train the networks asked for that are not there yet: every fold, then the final one."""
     cv2.setNumThreads(1)
     aul_dir = arguments.data / "aul"
     groups = ranked_groups(aul_dir)
-    folds: list[int | None] = [*range(CONFIG.num_folds), None]
+    folds: list[int | None] = [*range(config.num_folds), None]
     if arguments.only:
         folds = [None if arguments.only == "final" else int(arguments.only)]
-    config = replace(CONFIG, training=replace(CONFIG.training, epochs=arguments.epochs))
+    config = replace(config, training=replace(config.training, epochs=arguments.epochs))
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "config.json").write_text(json.dumps(asdict(config), indent=1))
     for fold in folds:
-        train(
-            aul_dir,
-            groups,
-            fold,
-            arguments.out / name_of(fold),
-            config,
-        )
+        train(aul_dir, groups, fold, arguments.out / name_of(fold), config, build)
+
+
+def main() -> None:
+    train_all(argument_parser(__doc__, CONFIG).parse_args(), CONFIG)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,11 @@ images pasted into a quarter of the pictures. The shipped network is not made by
 Time: about 9 minutes of processor time per fold. Result: docs/roi.md.
 """
 
-import argparse
-import json
-from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-import cv2
 import keras
-import liver_unet
-from liver_unet import Config, ranked_groups, train
+from liver_unet import Config, argument_parser, train_all
 
 from steatosis_tf.model.lite_unet import build_lite_unet, load_lite0
 from steatosis_tf.model.unet_train import UnetTraining
@@ -41,25 +36,10 @@ def pretrained(encoder_path: Path, config: Config) -> keras.Model:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds aul/")
+    parser = argument_parser(__doc__, CONFIG)
     parser.add_argument("--encoder", type=Path, required=True, help="efficientnet-lite0-*.pth")
-    parser.add_argument("--out", type=Path, required=True, help="folder for networks and scores")
-    parser.add_argument("--only", help="one network: a fold number, or final")
-    parser.add_argument("--epochs", type=int, default=CONFIG.training.epochs)
     arguments = parser.parse_args()
-    cv2.setNumThreads(1)
-    folds: list[int | None] = [*range(CONFIG.num_folds), None]
-    if arguments.only:
-        folds = [None if arguments.only == "final" else int(arguments.only)]
-    config = replace(CONFIG, training=replace(CONFIG.training, epochs=arguments.epochs))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "config.json").write_text(json.dumps(asdict(config), indent=1))
-    aul_dir = arguments.data / "aul"
-    groups = ranked_groups(aul_dir)
-    for fold in folds:
-        out_dir = arguments.out / liver_unet.name_of(fold)
-        train(aul_dir, groups, fold, out_dir, config, partial(pretrained, arguments.encoder))
+    train_all(arguments, CONFIG, partial(pretrained, arguments.encoder))
 
 
 if __name__ == "__main__":
