@@ -27,11 +27,11 @@ import numpy as np
 from tqdm import tqdm
 
 from steatosis_tf.ablation import MeasuredStudy, compare_systems, text_of
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.cohort.splits import make_partitions
 from steatosis_tf.evaluation.intervals import bootstrap_intervals
 from steatosis_tf.evaluation.scores import patient_scores
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.baselines.liver_features import LIVER_COLUMNS
 from steatosis_tf.model.baselines.physics import FAT_SIGNS

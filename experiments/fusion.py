@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf.ablation import MeasuredStudy, compare_systems
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.clinical import CLINICAL_COLUMNS
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.baselines.physics import FAT_SIGNS
 from steatosis_tf.model.fusion import Part

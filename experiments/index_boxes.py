@@ -26,7 +26,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
-from steatosis_tf.atomic import replacing
+from steatosis_tf.files import replacing
 from steatosis_tf.model.baselines.display import Display, level_of
 from steatosis_tf.model.baselines.hepatorenal import measure_hepatorenal
 from steatosis_tf.model.baselines.physics import without_rim

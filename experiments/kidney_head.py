@@ -23,7 +23,7 @@ import pandas as pd
 from scipy.optimize import minimize
 
 from steatosis_tf import tracking
-from steatosis_tf.atomic import replacing
+from steatosis_tf.files import replacing
 from steatosis_tf.roi.kidney import best_patch, cortex_features, liver_in_input
 from steatosis_tf.roi.liver import Placement, liver_mask, network_input
 from steatosis_tf.roi.sector import find_sector

@@ -31,7 +31,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from steatosis_tf import tracking
-from steatosis_tf.atomic import replacing
+from steatosis_tf.files import replacing
 from steatosis_tf.roi.kidney import (
     MIN_LIKENESS,
     MIN_QUALITY,

@@ -30,8 +30,8 @@ import numpy as np
 import tensorflow as tf
 
 from steatosis_tf import tracking
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.duplicates import near_pairs, perceptual_hash
+from steatosis_tf.files import replacing
 from steatosis_tf.model.outlined_crop import OutlinedCrop
 from steatosis_tf.model.unet import WIDTHS, build_unet, with_features
 from steatosis_tf.model.unet_augment import training_pair

@@ -21,7 +21,7 @@ import pandas as pd
 from liver_unet import CONFIG, all_outlined, dice, parts_of, ranked_groups
 
 from steatosis_tf import tracking
-from steatosis_tf.atomic import replacing
+from steatosis_tf.files import replacing
 from steatosis_tf.roi.liver import (
     LIVER_THRESHOLD,
     back_in_frame,

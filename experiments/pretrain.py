@@ -40,9 +40,9 @@ from tqdm import tqdm
 
 from steatosis_tf import tracking
 from steatosis_tf.ablation import MeasuredStudy, compare_systems
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import frame_path
 from steatosis_tf.config import AugmentConfig
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.engines import has_bfloat16
 from steatosis_tf.model.fusion import Part

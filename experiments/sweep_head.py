@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 
 from steatosis_tf import tracking
-from steatosis_tf.atomic import replacing
 from steatosis_tf.config import Config, SplitConfig, TrainConfig, flatten, override
 from steatosis_tf.experiment import add_config_arguments, given_settings
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.head_sweep import Sweep, ranking_score
 from steatosis_tf.study import prepare_study

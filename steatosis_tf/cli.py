@@ -49,7 +49,7 @@ def _write_report(
 ) -> None:
     if not args.report:
         return
-    from steatosis_tf.atomic import replacing
+    from steatosis_tf.files import replacing
 
     summary = {
         "steatosis_tf": __version__,

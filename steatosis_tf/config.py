@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from steatosis_tf.atomic import replacing
+from steatosis_tf.files import replacing
 
 
 def _require(condition: bool, expected: str, **received: object) -> None:

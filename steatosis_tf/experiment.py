@@ -19,7 +19,6 @@ import keras
 import pandas as pd
 
 from steatosis_tf import tracking
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.flow import count_flow
 from steatosis_tf.cohort.flow_figure import write_flow
 from steatosis_tf.cohort.rejected import read_rejected
@@ -33,6 +32,7 @@ from steatosis_tf.evaluation.gallery import draw_run_gallery
 from steatosis_tf.evaluation.report import write_report
 from steatosis_tf.evaluation.run_hepatorenal import write_hepatorenal
 from steatosis_tf.evaluation.scores import read_scores
+from steatosis_tf.files import replacing
 from steatosis_tf.fold_fit import StudyData
 from steatosis_tf.folds import check_rois, load_study, train_and_score
 from steatosis_tf.grades import GRADES

@@ -11,12 +11,12 @@ import pandas as pd
 import tensorflow as tf
 
 from steatosis_tf import tracking
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.splits import Partition
 from steatosis_tf.config import Config
 from steatosis_tf.deploy.export import NUM_CHECKED
 from steatosis_tf.evaluation.metrics import compute_metrics
 from steatosis_tf.evaluation.scores import labels_and_probabilities, score_table, write_scores
+from steatosis_tf.files import replacing
 from steatosis_tf.fold_fit import StudyData, rows_of, train_fold
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.classifier import assemble

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
-from steatosis_tf.atomic import replacing
+from steatosis_tf.files import replacing
 
 if TYPE_CHECKING:  # a hundred modules that only large studies need
     from apache_beam.options.pipeline_options import PipelineOptions

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.spreadsheet import read_spreadsheet
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES
 
 

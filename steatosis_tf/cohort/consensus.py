@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.adjudication import contested_row, read_settled, write_contested
 from steatosis_tf.cohort.agreement import KappaInterval, fleiss_kappa, weighted_kappa
 from steatosis_tf.cohort.labels import read_table
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES
 
 Rule = Literal["majority", "median", "unanimous"]

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import frame_path, pixels_sha256
+from steatosis_tf.files import replacing
 from steatosis_tf.sources.folder import read_frame, to_grey
 from steatosis_tf.spread import answers
 

@@ -8,8 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.flow import Count, Flow, Part
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE
 
 _INK, _FAINT, _LINE, _FILL, _ASIDE = "#222222", "#6b6b6b", "#5b6b7b", "#eef3f8", "#fbf3e6"

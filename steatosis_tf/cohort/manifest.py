@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.labels import check_labels, read_table
 from steatosis_tf.cohort.rejected import read_rejected
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES
 from steatosis_tf.sources.folder import read_frame
 from steatosis_tf.sources.pseudonym import OUTPUT_MARK

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from steatosis_tf.atomic import replacing
+from steatosis_tf.files import replacing
 
 _COLUMNS = ["path", "patient_id", "reason"]
 

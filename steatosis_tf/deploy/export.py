@@ -16,9 +16,9 @@ import tensorflow as tf
 import tf2onnx
 
 from steatosis_tf import __version__
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.config import Config, load_config
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
 from steatosis_tf.records.builder import usable_rows
 from steatosis_tf.records.examples import cut_roi

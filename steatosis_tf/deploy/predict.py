@@ -10,8 +10,8 @@ import onnxruntime
 import pandas as pd
 from tqdm import tqdm
 
-from steatosis_tf.atomic import replacing
 from steatosis_tf.config import RoiConfig
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER, SCORE_COLUMNS
 from steatosis_tf.roi.columns import propose_roi
 from steatosis_tf.roi.crop import INPUT_SIZE_PX, crop_roi

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from steatosis_tf.atomic import replacing
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE
 
 DPI = 150

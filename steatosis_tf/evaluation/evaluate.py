@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.config import load_config
 from steatosis_tf.evaluation.figures import confusion_figure, roc_figure, training_curves
@@ -20,6 +19,7 @@ from steatosis_tf.evaluation.scores import (
     read_scores,
     write_scores,
 )
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE
 
 

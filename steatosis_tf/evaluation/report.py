@@ -16,7 +16,6 @@ import cv2
 import jinja2
 import numpy as np
 
-from steatosis_tf.atomic import replacing
 from steatosis_tf.evaluation.checklists import count_statuses, fill_checklists
 from steatosis_tf.evaluation.document import Block, Picture, Section, Table, Text, with_interval
 from steatosis_tf.evaluation.markdown import checklists_markdown, model_card, report_markdown
@@ -26,6 +25,7 @@ from steatosis_tf.evaluation.report_trust import trust_sections
 from steatosis_tf.evaluation.run_analysis import Analysis, analyse_run
 from steatosis_tf.evaluation.run_checks import is_consistent
 from steatosis_tf.evaluation.run_record import RunRecord, read_run
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE
 
 #: All pictures together; base64 makes them a third larger, and the page has to stay under 5 MB.

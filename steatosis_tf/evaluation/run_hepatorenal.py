@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import frame_path, read_manifest
+from steatosis_tf.files import replacing
 from steatosis_tf.model.baselines.physics import hepatorenal_db
 from steatosis_tf.roi.workers import on_all_cores
 from steatosis_tf.sources.folder import read_frame

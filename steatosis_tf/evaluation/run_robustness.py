@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path
 from steatosis_tf.evaluation.robustness import robustness_curves
 from steatosis_tf.evaluation.run_record import RunRecord, read_run
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES
 from steatosis_tf.roi.crop import INPUT_SIZE_PX, Rectangle, crop_roi
 from steatosis_tf.roi.sector import find_sector

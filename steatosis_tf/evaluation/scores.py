@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from steatosis_tf.atomic import replacing
 from steatosis_tf.evaluation.checks import check_frame_scores, check_table, first_ids, id_key
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS, label_of
 
 FRAME_COLUMNS = (

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
-from steatosis_tf.atomic import replacing
 from steatosis_tf.config import AugmentConfig, Config, ModelConfig
+from steatosis_tf.files import replacing
 from steatosis_tf.model import features
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import BATCH, Engine, choose_engine

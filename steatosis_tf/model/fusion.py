@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize
 
-from steatosis_tf.atomic import replacing
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import grade_from_fat_percent, label_of
 from steatosis_tf.model.baselines.cumulative_link import CumulativeLink, fit_cumulative_link
 from steatosis_tf.model.baselines.fat_rule import FatRule, fit_fat_rule

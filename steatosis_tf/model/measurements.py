@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.clinical import clinical_numbers
 from steatosis_tf.cohort.manifest import frame_path
+from steatosis_tf.files import replacing
 from steatosis_tf.model.baselines.liver_features import LIVER_COLUMNS, liver_features
 from steatosis_tf.model.baselines.physics import UNITS, measure_regions
 from steatosis_tf.model.baselines.polar import POLAR_COLUMNS, polar_blocks

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from steatosis_tf.atomic import replacing
+from steatosis_tf.files import replacing
 from steatosis_tf.model.backbone import backbone_sha256
 from steatosis_tf.model.frozen_graph import constant_graph
 

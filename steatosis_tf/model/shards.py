@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from steatosis_tf.atomic import replacing
+from steatosis_tf.files import replacing
 
 #: Place of a row that no whole shard holds.
 ABSENT = -1

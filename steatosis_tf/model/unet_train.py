@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from steatosis_tf.atomic import replacing
+from steatosis_tf.files import replacing
 from steatosis_tf.model.unet import dice_and_cross_entropy
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray]]

@@ -16,10 +16,10 @@ from absl import logging as absl_logging
 from filelock import FileLock
 
 from steatosis_tf import __version__
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.leak_gate import refuse_leaks
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, read_manifest
 from steatosis_tf.cohort.splits import Partition, partitions_of_column
+from steatosis_tf.files import replacing
 from steatosis_tf.records.shards import plan_shards, record_features, write_shard
 from steatosis_tf.spread import spread
 

@@ -18,8 +18,8 @@ import pandas as pd
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import read_manifest, write_manifest
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES
 from steatosis_tf.records.examples import example_of
 from steatosis_tf.roi.crop import INPUT_SIZE_PX

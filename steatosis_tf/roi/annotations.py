@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import read_manifest
+from steatosis_tf.files import replacing
 from steatosis_tf.roi.annotated_frame import (
     AnnotatedFrame,
     LabelledBox,

@@ -15,8 +15,8 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import read_manifest, write_manifest
+from steatosis_tf.files import replacing
 from steatosis_tf.roi.journal import Journal
 from steatosis_tf.roi.roi_cells import DECISION_COLUMNS, RoiCells, keep_persons_boxes
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path
+from steatosis_tf.files import replacing
 from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector

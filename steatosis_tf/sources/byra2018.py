@@ -15,7 +15,7 @@ import pandas as pd
 import scipy.io
 from scipy.io.matlab import MatReadError
 
-from steatosis_tf.atomic import replacing
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import grade_from_fat_percent
 from steatosis_tf.sources.download import download, file_md5
 

@@ -14,7 +14,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC
 
-from steatosis_tf.atomic import replacing
+from steatosis_tf.files import replacing
 from steatosis_tf.table1.system import Lesson
 
 _INNER_FOLDS = 4

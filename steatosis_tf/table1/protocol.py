@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf import tracking
-from steatosis_tf.atomic import replacing
 from steatosis_tf.cohort.splits import Partition, split_table
 from steatosis_tf.config import flatten, save_config
 from steatosis_tf.evaluation.evaluate import evaluate_run
@@ -27,6 +26,7 @@ from steatosis_tf.evaluation.scores import (
     score_table,
     write_scores,
 )
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, TASKS
 from steatosis_tf.table1.exported import MAX_DIFFERENCE, load_exported, milliseconds_per_frame
 from steatosis_tf.table1.study import Study

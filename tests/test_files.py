@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from steatosis_tf.atomic import ABANDONED_AFTER_S, replacing
+from steatosis_tf.files import ABANDONED_AFTER_S, replacing
 
 
 def test_file_appears_when_the_block_ends(tmp_path):
@@ -41,7 +41,7 @@ def test_killed_writer_leaves_what_was_there(tmp_path):
     path.write_text("former")
     script = (
         "import os, signal, sys\n"
-        "from steatosis_tf.atomic import replacing\n"
+        "from steatosis_tf.files import replacing\n"
         "with replacing(sys.argv[1]) as temporary:\n"
         "    temporary.write_text('hal')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
