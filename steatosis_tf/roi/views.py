@@ -1,0 +1,148 @@
+"""Beam space: the sector resampled along its beams, rows are depths and columns are beams.
+
+A scanner draws the echoes of parallel or spreading beams as a sector on the screen. Beam space
+takes that back: a place in it is the same share of the depth and the same beam in every frame of
+every probe, the speckle is as fine on the left as in the middle, and no pixel is wasted on the
+dark surround.
+"""
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from steatosis_tf.roi.geometry import Fan
+from steatosis_tf.sources.folder import to_grey
+
+#: Rows and columns of beam space where nothing else is asked for.
+DEPTH_PX, NUM_BEAMS = 384, 320
+
+# Off the skin line and the far arc, as shares of the depth.
+_NEAREST, _FARTHEST = 0.02, 0.98
+# Off the side lines: degrees for spreading beams, a share of the width for parallel ones.
+_OFF_SIDES_DEG, _OFF_SIDES = 1.0, 0.02
+# A frame that is this much finer than beam space is shrunk first; its speckle would alias else.
+_FINER = 1.5
+# A map is 0.7 MB, and the frames of a patient share one or a few.
+_MAPS_KEPT = 16
+
+
+def beam_space(
+    frame: np.ndarray, fan: Fan, depth_px: int = DEPTH_PX, num_beams: int = NUM_BEAMS
+) -> np.ndarray:
+    """Resample the sector of a frame along its beams.
+
+    Rows run from 2 to 98 % of the depth, columns from 1 degree inside the leftmost beam to 1
+    degree inside the rightmost (2 % of the width for a linear probe). Pixels outside the sector
+    are set to 0 before anything is resampled, so none of them reaches the result.
+
+    Args:
+        frame: `(height, width)` or `(height, width, 3)` RGB, uint8, 0 to 255.
+        fan: of the frame's sector, as `find_sector(frame).fan` or the manifest has it.
+        depth_px: rows of the result.
+        num_beams: columns of the result.
+
+    Returns:
+        `(depth_px, num_beams)` uint8 grey, 0 to 255; row 0 is next to the probe.
+
+    Raises:
+        ValueError: if a size is under 2, or no pixel of the frame lies in the fan.
+
+    Example:
+        >>> fan = Fan("linear", 50, -np.inf, 0, 0, 0, 99, cut_left_px=0, cut_right_px=99)
+        >>> beam_space(np.full((100, 100), 90, np.uint8), fan, 4, 3)[0].tolist()
+        [90, 90, 90]
+    """
+    if min(depth_px, num_beams) < 2:
+        raise ValueError(
+            "expected depth_px and num_beams of at least 2. "
+            f"Received: depth_px={depth_px} num_beams={num_beams}"
+        )
+    mask = _mask(fan, frame.shape[:2])
+    if not mask.any():
+        raise ValueError(
+            f"no pixel of the frame of {frame.shape[0]} x {frame.shape[1]} px (height x width) "
+            f"lies in the fan. Received: {fan}. Was it made for another frame size?"
+        )
+    grey = cv2.bitwise_and(to_grey(frame), mask)
+    step = depth_length_px(fan) / depth_px
+    if step >= _FINER:
+        fan = fan.scaled(1 / step)
+        grey = cv2.resize(grey, None, fx=1 / step, fy=1 / step, interpolation=cv2.INTER_AREA)
+    places = _sampling_map(fan, depth_px, num_beams)
+    return np.asarray(cv2.remap(grey, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT))
+
+
+def to_frame(values: np.ndarray, fan: Fan, frame_shape: tuple[int, int]) -> np.ndarray:
+    """Draw a map over beam space back onto the frame it came from.
+
+    Args:
+        values: `(rows, columns)` of any size; its cells divide beam space evenly, as the cells of
+            a network's feature map do.
+        fan: that beam space was made with.
+        frame_shape: height and width of the frame in px.
+
+    Returns:
+        `(height, width)` float32, values between cell centres by linear interpolation; 0 where
+        beam space does not reach.
+
+    Example:
+        >>> fan = Fan("linear", 50, -np.inf, 0, 0, 0, 99, cut_left_px=0, cut_right_px=99)
+        >>> to_frame(np.array([[1.0, 3.0]]), fan, (100, 100))[50, [0, 20, 80]].tolist()
+        [0.0, 1.0, 3.0]
+    """
+    depth = fan.depth_px(frame_shape) / (fan.far_px - fan.near_px)
+    if fan.kind == "linear":
+        across = np.broadcast_to(np.arange(frame_shape[1], dtype=np.float32), frame_shape)
+    else:
+        across = fan.angle_deg(frame_shape)
+    first, last = _beam_limits(fan)
+    down = (depth - _NEAREST) / (_FARTHEST - _NEAREST)
+    along = (across - first) / (last - first)
+    inside = (down >= 0) & (down <= 1) & (along >= 0) & (along <= 1) & fan.mask(frame_shape)
+    rows, columns = values.shape
+    drawn = cv2.remap(
+        values.astype(np.float32),
+        (along * columns - 0.5).astype(np.float32),
+        (down * rows - 0.5).astype(np.float32),
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return np.where(inside, drawn, np.float32(0))
+
+
+def depth_length_px(fan: Fan) -> float:
+    """How many px of the frame the rows of beam space cover: 2 to 98 % of the depth."""
+    return (_FARTHEST - _NEAREST) * (fan.far_px - fan.near_px)
+
+
+def _beam_limits(fan: Fan) -> tuple[float, float]:
+    """Where the columns begin and end: degrees, or px of the frame for a linear probe."""
+    if fan.kind == "linear":
+        sides = fan.outline()[:, 0]
+        first, last, off = sides.min(), sides.max(), _OFF_SIDES * np.ptp(sides)
+    else:
+        first, last, off = fan.left_deg, fan.right_deg, _OFF_SIDES_DEG
+    return float(first + off), float(last - off)
+
+
+@lru_cache(_MAPS_KEPT)
+def _mask(fan: Fan, shape: tuple[int, int]) -> np.ndarray:
+    """255 inside the sector, for `cv2.bitwise_and`."""
+    return fan.mask(shape).view(np.uint8) * np.uint8(255)
+
+
+@lru_cache(_MAPS_KEPT)
+def _sampling_map(fan: Fan, depth_px: int, num_beams: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where in the frame each place of beam space lies, in the fixed point of `cv2.remap`."""
+    share = _NEAREST + (_FARTHEST - _NEAREST) * (np.arange(depth_px) + 0.5) / depth_px
+    radius = (fan.near_px + share * (fan.far_px - fan.near_px))[:, None]
+    first, last = _beam_limits(fan)
+    beam = (first + (last - first) * (np.arange(num_beams) + 0.5) / num_beams)[None, :]
+    if fan.kind == "linear":
+        x, y = np.broadcast_arrays(beam, radius)
+    else:
+        angle = np.radians(beam)
+        x = fan.apex_x_px + radius * np.sin(angle)
+        y = fan.apex_y_px + fan.row_stretch * radius * np.cos(angle)
+    return cv2.convertMaps(x.astype(np.float32), y.astype(np.float32), cv2.CV_16SC2)
