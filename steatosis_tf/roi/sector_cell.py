@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from steatosis_tf import __version__
-from steatosis_tf.roi.geometry import Fan
-from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.roi.sector import Fan, find_sector
 
 SECTOR_COLUMN = "roi_sector"
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from steatosis_tf.roi.geometry import Fan
+from steatosis_tf.roi.sector import Fan
 from steatosis_tf.sources.folder import to_grey
 
 #: Rows and columns of beam space where nothing else is asked for.

@@ -9,8 +9,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
 from steatosis_tf.roi.crop import Rectangle, central_rectangle, crop_roi
-from steatosis_tf.roi.geometry import Fan
-from steatosis_tf.roi.sector import Sector, find_sector
+from steatosis_tf.roi.sector import Fan, Sector, find_sector
 from steatosis_tf.sources.folder import read_frame, to_grey
 
 

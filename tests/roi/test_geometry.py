@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from steatosis_tf.roi.geometry import Fan
+from steatosis_tf.roi.sector import Fan
 
 FAN = Fan("convex", 50.0, -20.0, -30.0, 30.0, near_px=30.0, far_px=90.0)
 

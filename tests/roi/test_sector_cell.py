@@ -7,8 +7,7 @@ import pytest
 
 from steatosis_tf.cohort.manifest import pixels_sha256
 from steatosis_tf.roi import sector_cell as module
-from steatosis_tf.roi.geometry import Fan
-from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.roi.sector import Fan, find_sector
 from steatosis_tf.roi.sector_cell import sector_cell, sector_mask
 
 _FANS = (

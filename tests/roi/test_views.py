@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from steatosis_tf.roi.geometry import Fan
+from steatosis_tf.roi.sector import Fan
 from steatosis_tf.roi.views import beam_space, to_frame
 
 SHAPE = (480, 640)

@@ -8,7 +8,7 @@ does so less.
 import cv2
 import numpy as np
 
-from steatosis_tf.roi.geometry import Fan
+from steatosis_tf.roi.sector import Fan
 
 #: Blocks along the beam and across it.
 NUM_DEPTHS, NUM_BEAMS = 16, 8

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from steatosis_tf.model.baselines.polar import NUM_BEAMS, NUM_DEPTHS, POLAR_COLUMNS, polar_blocks
-from steatosis_tf.roi.geometry import Fan
+from steatosis_tf.roi.sector import Fan
 
 FAN = Fan("convex", 300.0, -40.0, -35.0, 35.0, 60.0, 420.0)
 SHAPE = (400, 600)

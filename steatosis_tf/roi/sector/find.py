@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from steatosis_tf.roi.bright import MIN_SECTOR_FRACTION, bright_areas, moving_area
-from steatosis_tf.roi.fan_fit import fit_fan
-from steatosis_tf.roi.geometry import Fan
+from steatosis_tf.roi.sector.echo import MIN_SECTOR_FRACTION, bright_areas, moving_area
+from steatosis_tf.roi.sector.fit import fit_fan
+from steatosis_tf.roi.sector.geometry import Fan
 from steatosis_tf.sources.folder import MIN_SIDE_PX, to_grey
 
 # The search runs on a copy whose longer side is this many px: a border known to half a px of it
