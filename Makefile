@@ -36,8 +36,10 @@ table1: .venv/.dev
 byra: .venv/.core
 	$(BIN)/python experiments/byra.py --data $(DATA) --out runs/byra
 
+# MLflow reports its use to its makers unless told not to.
+PORT ?= 5000
 ui: .venv/.core
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --port $(PORT) --backend-store-uri sqlite:///mlruns/mlflow.db
 
 install: .venv/.core
 

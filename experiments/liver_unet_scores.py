@@ -14,9 +14,9 @@ Time: about 6 minutes on 2 cores. Result: see steatosis_tf/roi/liver_unet_card.m
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 import pandas as pd
 from liver_unet import CONFIG, all_outlined, dice, parts_of, ranked_groups
 
@@ -33,12 +33,15 @@ from steatosis_tf.roi.liver import (
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.folder import read_frame
 
+if TYPE_CHECKING:
+    import onnxruntime  # in earnest only after steatosis_tf, which keeps it silent
+
 BOX_PX = 28
 NUM_BOOTSTRAPS = 2000
 
 
 def mask_of(
-    session: onnxruntime.InferenceSession, frame: np.ndarray, sector_mask: np.ndarray
+    session: "onnxruntime.InferenceSession", frame: np.ndarray, sector_mask: np.ndarray
 ) -> np.ndarray:
     crop, placement = network_input(frame, sector_mask)
     return one_piece(
@@ -47,7 +50,7 @@ def mask_of(
 
 
 def aul_rows(
-    session: onnxruntime.InferenceSession, aul_dir: Path, names: list[str], network: str
+    session: "onnxruntime.InferenceSession", aul_dir: Path, names: list[str], network: str
 ) -> list[dict[str, object]]:
     rows = []
     for image in all_outlined(aul_dir, names):
@@ -69,7 +72,7 @@ def aul_rows(
 
 
 def byra_rows(
-    session: onnxruntime.InferenceSession, byra_dir: Path, network: str
+    session: "onnxruntime.InferenceSession", byra_dir: Path, network: str
 ) -> list[dict[str, object]]:
     """One row per frame and operator, with the found sector."""
     boxes = pd.read_csv(byra_dir / "operator_boxes_28px.csv", dtype={"path": str}).dropna()

@@ -1,8 +1,24 @@
 """Grading of hepatic steatosis from B-mode ultrasound. Decision support, not a diagnosis."""
 
 import os
+import sys
+import warnings
 
 __version__ = "0.1.0"
+
+# Nothing is sent anywhere. These libraries report their use to their makers unless told not to, and
+# onnxruntime asks once, when it is imported: so it is told here, before any of our modules.
+if "onnxruntime" in sys.modules and "ORT_DISABLE_TELEMETRY" not in os.environ:
+    warnings.warn(
+        "onnxruntime was imported before steatosis_tf and reports its use to its makers. "
+        "Import steatosis_tf first, or set ORT_DISABLE_TELEMETRY=1 in the environment.",
+        stacklevel=2,
+    )
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # comes with keras-hub
+# OpenVINO has no such variable. Where this package is absent it uses a silent stub of its own.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 # TensorFlow's messages about graphs and missing GPUs would bury what our commands have to say. What
 # goes wrong still arrives, as a Python exception.

@@ -5,6 +5,12 @@ import os
 import platform
 from typing import Any
 
+#: What the program says of the network; tests/test_silence.py holds it to that.
+NETWORK = (
+    "Nothing is sent anywhere: the telemetry of onnxruntime, MLflow and OpenVINO is switched off. "
+    "Fetched when asked for: published data (download), ImageNet weights (model.weights=imagenet)."
+)
+
 _PACKAGES = (
     "steatosis_tf",
     "tensorflow",

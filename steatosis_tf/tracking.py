@@ -15,8 +15,6 @@ from typing import Any
 
 from filelock import FileLock
 
-# MLflow reports usage to its makers unless told not to; hospital machines must stay silent.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 import mlflow

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import steatosis_tf  # noqa: F401  before any test file imports onnxruntime: it keeps that silent
+
 # Two cores are shared by test workers; TensorFlow's banner says nothing a test reader needs.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

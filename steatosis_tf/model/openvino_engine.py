@@ -72,9 +72,7 @@ def _finished(running: deque[Any], free: list[Any]) -> np.ndarray:
 def _kept_graph(backbone: keras.Model, cache_dir: Path, batch_size: int) -> Path:
     """The graph as a file, written once.
 
-    OpenVINO reads TensorFlow's own format. Its Python converter would too, but reports its use to
-    its makers unless a file in the home folder tells it not to; a hospital machine must stay
-    silent. By way of ONNX it took 6 GB of memory.
+    OpenVINO reads TensorFlow's own format. By way of ONNX it took 6 GB of memory.
     """
     path = cache_dir / f"backbone-{backbone_sha256(backbone)[:16]}-batch-{batch_size}.pb"
     if _is_whole(path):

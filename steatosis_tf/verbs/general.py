@@ -10,12 +10,13 @@ from steatosis_tf.verbs.result import Result
 
 def info(args: Namespace) -> Result:
     """Say what is installed here, at once."""
-    from steatosis_tf.environment import describe_environment
+    from steatosis_tf.environment import NETWORK, describe_environment
 
     values = {
         "steatosis_tf": __version__,
         "grades": list(GRADES),
         **describe_environment(),
+        "network": NETWORK,
         "notice": NOTICE,
     }
     lines = [f"steatosis_tf {__version__}: grades {', '.join(GRADES)}"]
@@ -24,6 +25,7 @@ def info(args: Namespace) -> Result:
         f"{'python':22}{values['python']}",
         f"{'machine':22}{values['num_cores']} cores, {values['memory_gib']} GiB, "
         f"{values['processor']}",
+        NETWORK,
         NOTICE,
     ]
     return Result(values, "\n".join(lines))
