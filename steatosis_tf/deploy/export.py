@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gc
+import io
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,8 @@ import tf2onnx
 from steatosis_tf import __version__
 from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.config import Config, load_config
+from steatosis_tf.deploy.onnx_weights import WEIGHTS_KEY, weights_sha256
+from steatosis_tf.deploy.predict import are_probabilities
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
 from steatosis_tf.records.builder import usable_rows
@@ -41,8 +44,8 @@ def export_onnx(
 
     The file has one input `roi` (batch, 224, 224, 1) uint8 and one output `probabilities`
     (batch, 4) float32, both with a free batch size, and says in its metadata what the grades
-    are, in which order, and what it is not for. A model whose outputs are a dict keeps all of
-    them by name, in the order of their names.
+    are, in which order, what it is not for, and the hash of its weights. A model whose outputs
+    are a dict keeps all of them by name, in the order of their names.
 
     Args:
         model: float32 model, as `assemble` gives it; another task's has another number of classes.
@@ -57,8 +60,8 @@ def export_onnx(
 
     Raises:
         ValueError: if there is no ROI to check on.
-        RuntimeError: if an output differs by more than `max_difference` or is NaN, or a grade
-            changes.
+        RuntimeError: if an output differs by more than `max_difference` or is NaN, a grade
+            changes, or the outputs are no probabilities.
     """
     if not len(check_rois):
         raise ValueError("Expected at least one ROI to check the export on. Received: none.")
@@ -73,7 +76,9 @@ def export_onnx(
         "steatosis_tf": __version__,
         **(metadata or {}),
     }
-    onnx.helper.set_model_props(proto, {f"steatosis.{key}": text for key, text in texts.items()})
+    props = {f"steatosis.{key}": text for key, text in texts.items()}
+    props[WEIGHTS_KEY] = weights_sha256(io.BytesIO(proto.SerializeToString()))
+    onnx.helper.set_model_props(proto, props)
     onnx.checker.check_model(proto)
     with replacing(output_path) as temporary:
         onnx.save(proto, str(temporary))
@@ -140,11 +145,15 @@ def _frugal_memory() -> Iterator[None]:
 
     tf2onnx copies the whole graph for each of its passes, in reference cycles that Python's
     collector would leave until it has seen enough objects, however large: ResNet-50's 94 MB of
-    weights grew to 7 GB that way, to 3 GB this way.
+    weights grew to 9 GB that way, to 3 GB this way.
     """
     thresholds = gc.get_threshold()
     gc.collect()
     gc.freeze()
+    # The collector waits with a full collection until a quarter as many new objects are there as
+    # survived the last one. Freezing leaves that number as it was, TensorFlow's objects included:
+    # collecting once more, with nothing left to look at, sets it to zero.
+    gc.collect()
     gc.set_threshold(700, 2, 2)
     try:
         yield
@@ -188,6 +197,12 @@ def _largest_difference(
         raise RuntimeError(
             f"Expected ONNX probabilities within {max_difference} of Keras and the same grades. "
             f"Received: difference={difference:.2g}, changed grades={changed} of {len(rois)}. "
+            "No file was written."
+        )
+    if not are_probabilities(received[OUTPUT_LAYER]).all():
+        raise RuntimeError(
+            "Expected a model whose outputs are within 0 to 1 and sum to 1. "
+            f"Received: {received[OUTPUT_LAYER][0].tolist()} for the first frame. "
             "No file was written."
         )
     return difference

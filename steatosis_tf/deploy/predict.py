@@ -1,6 +1,7 @@
 """Grades for frames, by onnxruntime alone: this file and what it imports need no TensorFlow."""
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,11 +12,15 @@ import pandas as pd
 from tqdm import tqdm
 
 from steatosis_tf.config import RoiConfig
+from steatosis_tf.deploy.onnx_weights import WEIGHTS_KEY, weights_sha256
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER, SCORE_COLUMNS
 from steatosis_tf.roi.columns import propose_roi
 from steatosis_tf.roi.crop import INPUT_SIZE_PX, crop_roi
 from steatosis_tf.sources.folder import IMAGE_SUFFIXES, read_frame
+
+#: How far the sum of a frame's probabilities may lie from 1: rounding, also of an int8 model.
+MAX_SUM_DIFFERENCE = 1e-3
 
 _BATCH = 32
 _BOX_COLUMNS = ("roi_top", "roi_left", "roi_height", "roi_width")
@@ -32,7 +37,7 @@ def predict_frames(model_path: str | Path, paths: Iterable[str | Path]) -> pd.Da
     Returns:
         one row per frame: `path, grade, p_normal, p_mild, p_moderate, p_severe, roi_top,
         roi_left, roi_height, roi_width, reason, notice`. A frame that cannot be graded has an
-        empty grade and its reason.
+        empty grade and its reason. If the model is at fault, it has its ROI all the same.
 
     Raises:
         ValueError: if the model is not one of ours, or there is no frame at the paths.
@@ -57,11 +62,34 @@ def write_predictions(predictions: pd.DataFrame, output_path: str | Path) -> Non
         predictions.to_csv(temporary, index=False, lineterminator="\n")
 
 
+def are_probabilities(scores: np.ndarray) -> np.ndarray:
+    """Which rows are finite, within 0 to 1 and sum to 1.
+
+    A damaged model answers NaN or any number, and the largest of them would be a grade.
+
+    Args:
+        scores: `(num_frames, num_classes)` float.
+
+    Returns:
+        `(num_frames,)` bool.
+
+    Example:
+        >>> are_probabilities(np.array([[0.1, 0.2, 0.3, 0.4], [-3, 5, 5, 10], [np.nan] * 4]))
+        array([ True, False, False])
+    """
+    # NaN compares as False, infinity is not within 0 to 1.
+    outside = ~((scores >= 0) & (scores <= 1))
+    # Summed without them: infinity less infinity would warn.
+    sums = np.where(outside, np.nan, scores).sum(axis=1, dtype=float)
+    return np.abs(sums - 1) <= MAX_SUM_DIFFERENCE
+
+
 def load_model(model_path: str | Path) -> onnxruntime.InferenceSession:
-    """Open a grading model and check that it is one.
+    """Open a grading model, check that it is one and that its weights are those exported.
 
     Raises:
-        ValueError: if the file is missing, not ONNX, or not a four-grade model of this package.
+        ValueError: if the file is missing, not ONNX, not a four-grade model of this package, or
+            its weights are not those whose hash it carries.
     """
     path = Path(model_path)
     if not path.is_file():
@@ -82,7 +110,26 @@ def load_model(model_path: str | Path) -> onnxruntime.InferenceSession:
             f"{INPUT_SIZE_PX} x {INPUT_SIZE_PX} x 1. Received: model={path.name!r} with "
             f"grades={grades} inputs={shapes}. Export it with `steatosis export RUN_DIR`."
         )
+    _check_weights(path, texts.get(WEIGHTS_KEY))
     return session
+
+
+def _check_weights(path: Path, expected: str | None) -> None:
+    if expected is None:
+        tqdm.write(
+            f"{path.name} carries no hash of its weights (an older version wrote it), so damage "
+            "to it cannot be seen. Export it again with `steatosis export RUN_DIR`.",
+            file=sys.stderr,
+        )
+        return
+    with path.open("rb") as file:
+        received = weights_sha256(file)
+    if received != expected:
+        raise ValueError(
+            f"Expected weights with the SHA-256 {expected}, which the file carries. "
+            f"Received: model={path.name!r} with {received}. The file is damaged or was changed: "
+            "copy it again, or export it again with `steatosis export RUN_DIR`."
+        )
 
 
 def _texts(session: onnxruntime.InferenceSession) -> dict[str, str]:
@@ -122,10 +169,22 @@ def _predict_batch(
             row |= {"reason": str(error)}
         rows.append(row | {"notice": NOTICE})
     if rois:
-        scores = iter(session.run([OUTPUT_LAYER], {"roi": np.stack(rois)[..., np.newaxis]})[0])
-        for row in rows:
-            if not row["reason"]:
-                values = next(scores)
-                row["grade"] = GRADES[int(values.argmax())]
-                row |= dict(zip(SCORE_COLUMNS, values.tolist(), strict=True))
+        scores = session.run([OUTPUT_LAYER], {"roi": np.stack(rois)[..., np.newaxis]})[0]
+        with_roi = [row for row in rows if not row["reason"]]
+        for row, values, sound in zip(with_roi, scores, are_probabilities(scores), strict=True):
+            row |= _graded(values) if sound else {"reason": _no_probabilities(values)}
     return rows
+
+
+def _graded(scores: np.ndarray) -> dict:
+    return {
+        "grade": GRADES[int(scores.argmax())],
+        **dict(zip(SCORE_COLUMNS, scores.tolist(), strict=True)),
+    }
+
+
+def _no_probabilities(scores: np.ndarray) -> str:
+    return (
+        "the model is at fault: expected probabilities within 0 to 1 that sum to 1. "
+        f"Received: {', '.join(f'{score:.4g}' for score in scores)}. Export or copy it again"
+    )

@@ -1,6 +1,8 @@
 """Reads a file of weights that PyTorch saved before its version 1.6, without PyTorch."""
 
 import collections
+import math
+import os
 import pickle
 import struct
 from dataclasses import dataclass
@@ -14,6 +16,11 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "FloatStorage": np.dtype("<f4"),
     "LongStorage": np.dtype("<i8"),
 }
+# What a file that is no such file, or a crafted one, can raise on its way to arrays.
+_BROKEN = (
+    pickle.UnpicklingError, EOFError, ValueError, struct.error,
+    KeyError, IndexError, TypeError, AttributeError, OverflowError, MemoryError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,36 +47,72 @@ def read_torch_weights(path: Path) -> dict[str, np.ndarray]:
         Name -> array of the stored shape, float32 or int64.
 
     Raises:
-        ValueError: if the file is of another form, or holds anything but tensors of these types.
-            Nothing in it is executed.
+        ValueError: if the file is of another form, holds anything but tensors of these types, is
+            cut, or describes a tensor that reaches out of its storage. Nothing in it is executed.
     """
     with path.open("rb") as file:
         try:
-            if _Reader(file).load() != _MAGIC:
-                raise ValueError
-            _Reader(file).load()  # the protocol's version
-            _Reader(file).load()  # the machine that wrote it
-            tensors = _Reader(file).load()
-            keys = _Reader(file).load()
-        except (pickle.UnpicklingError, EOFError, ValueError) as error:
+            return _weights(file)
+        except _BROKEN as error:
             raise ValueError(
                 "Expected weights as PyTorch saved them before 1.6, tensors and nothing else. "
-                f"Received: path={path.name} ({error or 'not such a file'})."
+                f"Received: path={path.name} ({error or 'not such a file'}). "
+                "Was it copied whole, and does it come from its authors?"
             ) from error
-        dtypes = {tensor.storage.key: tensor.storage.dtype for tensor in tensors.values()}
-        storages = {key: _storage(file, dtypes[key]) for key in keys}
-    return {name: _array(tensor, storages) for name, tensor in tensors.items()}
+
+
+def _weights(file: BinaryIO) -> dict[str, np.ndarray]:
+    if _Reader(file).load() != _MAGIC:
+        raise ValueError
+    _Reader(file).load()  # the protocol's version
+    _Reader(file).load()  # the machine that wrote it
+    tensors = _Reader(file).load()
+    keys = _Reader(file).load()
+    dtypes = {tensor.storage.key: tensor.storage.dtype for tensor in tensors.values()}
+    storages = {key: _storage(file, dtypes[key]) for key in keys}
+    return {name: _array(name, tensor, storages) for name, tensor in tensors.items()}
 
 
 def _storage(file: BinaryIO, dtype: np.dtype[Any]) -> np.ndarray:
     (count,) = struct.unpack("<q", file.read(8))
+    start = file.tell()
+    num_left = file.seek(0, os.SEEK_END) - start
+    # Before reading: a number made up would ask for all memory, a negative one for the whole rest.
+    if not 0 <= count <= num_left // dtype.itemsize:
+        raise ValueError(f"a storage of {count} numbers, {num_left} bytes are left")
+    file.seek(start)
     return np.frombuffer(file.read(count * dtype.itemsize), dtype)
 
 
-def _array(tensor: _Tensor, storages: dict[str, np.ndarray]) -> np.ndarray:
-    flat = storages[tensor.storage.key][tensor.offset :]
+def _array(name: str, tensor: _Tensor, storages: dict[str, np.ndarray]) -> np.ndarray:
+    flat = storages[tensor.storage.key]
+    _check_inside(name, tensor, flat.size)
     strides = [step * flat.itemsize for step in tensor.strides]
-    return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides).copy()
+    return np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides).copy()
+
+
+def _check_inside(name: str, tensor: _Tensor, num_stored: int) -> None:
+    """Refuse a tensor that is not within its storage: `as_strided` would read what lies behind it.
+
+    Python's integers do not overflow, so the comparison holds for any number in the file. The
+    strides of weights never repeat a number (an expanded tensor), so that a small file cannot ask
+    for more than it holds.
+    """
+    numbers = (tensor.offset, *tensor.shape, *tensor.strides)
+    sound = len(tensor.shape) == len(tensor.strides) and all(
+        type(number) is int and number >= 0 for number in numbers
+    )
+    if sound:
+        steps = zip(tensor.shape, tensor.strides, strict=True)
+        size = math.prod(tensor.shape)
+        last = tensor.offset + sum((length - 1) * step for length, step in steps)
+        sound = tensor.offset <= num_stored and size <= num_stored
+        sound = sound and (size == 0 or last < num_stored)
+    if not sound:
+        raise ValueError(
+            f"{name!r} reaches out of its storage of {num_stored} numbers: offset={tensor.offset} "
+            f"shape={tensor.shape} strides={tensor.strides}"
+        )
 
 
 class _Reader(pickle.Unpickler):

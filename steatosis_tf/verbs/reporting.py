@@ -4,9 +4,13 @@ import dataclasses
 import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from steatosis_tf.grades import OUTPUT_LAYER
 from steatosis_tf.verbs.result import Result
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def report(args: Namespace) -> Result:
@@ -30,15 +34,21 @@ def _report_arguments(parser: ArgumentParser) -> None:
 
 def robustness(args: Namespace) -> Result:
     """Grade the test frames of a hold-out run again, disturbed; the report shows the curves."""
-    from steatosis_tf.deploy.predict import load_model
+    from steatosis_tf.deploy.predict import are_probabilities, load_model
     from steatosis_tf.evaluation.run_robustness import write_robustness
 
     session = load_model(Path(args.run_dir) / "model.onnx")
-    path = write_robustness(
-        args.run_dir,
-        lambda rois: session.run([OUTPUT_LAYER], {"roi": rois})[0],
-        num_resamples=args.resamples,
-    )
+
+    def probabilities(rois: "np.ndarray") -> "np.ndarray":
+        scores = session.run([OUTPUT_LAYER], {"roi": rois})[0]
+        if not are_probabilities(scores).all():
+            raise RuntimeError(
+                "Expected probabilities within 0 to 1 that sum to 1 from model.onnx. "
+                "Received: others. Export it again with `steatosis export RUN_DIR`."
+            )
+        return scores
+
+    path = write_robustness(args.run_dir, probabilities, num_resamples=args.resamples)
     return Result({"robustness": str(path)}, f"{path}\nnow: steatosis report {args.run_dir}")
 
 

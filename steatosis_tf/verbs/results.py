@@ -37,6 +37,14 @@ def predict(args: Namespace) -> Result:
     if args.output:
         write_predictions(predictions, args.output)
     refused = predictions.loc[predictions["grade"] == ""]
+    # A ROI without a grade: the frame is sound, the model is not.
+    faulty = refused.loc[refused["roi_height"].notna()]
+    if len(faulty):
+        raise RuntimeError(
+            f"Expected probabilities for every ROI. Received: none for {len(faulty)} of "
+            f"{len(predictions)} frames, first reason: {faulty['reason'].iloc[0]}. Do not use the "
+            "other grades of this model either."
+        )
     counts = predictions.loc[predictions["grade"] != "", "grade"].value_counts()
     values = {
         "num_frames": len(predictions),

@@ -3,6 +3,7 @@
 The model here is written by hand: softmax of (0, m, 2 m, 3 m) of the ROI's mean m over 255.
 """
 
+import io
 import json
 import shutil
 import subprocess
@@ -15,8 +16,10 @@ import onnx
 import pandas as pd
 import pytest
 
+from steatosis_tf import cli
 from steatosis_tf.config import RoiConfig
-from steatosis_tf.deploy.predict import predict_frames, write_predictions
+from steatosis_tf.deploy.onnx_weights import WEIGHTS_KEY, weights_sha256
+from steatosis_tf.deploy.predict import are_probabilities, predict_frames, write_predictions
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.roi.columns import propose_roi
 from steatosis_tf.roi.crop import crop_roi
@@ -29,15 +32,19 @@ _COLUMNS = ["path", "grade", "p_normal", "p_mild", "p_moderate", "p_severe", "ro
 SECTOR = RoiConfig(method="sector")
 
 
-def _write_model(path, *, size_px: int = 224, props: dict[str, str] | None = None):
+def _write_model(
+    path, *, size_px: int = 224, props: dict[str, str] | None = None,
+    last: str = "Softmax", factors=(0, 1 / 255, 2 / 255, 3 / 255),
+):  # fmt: skip
     helper, kinds = onnx.helper, onnx.TensorProto
-    factors = np.array([[0, 1 / 255, 2 / 255, 3 / 255]], np.float32)
+    factors = np.array([factors], np.float32)
+    axis = {"axis": 1} if last == "Softmax" else {}
     graph = helper.make_graph(
         [
             helper.make_node("Cast", ["roi"], ["pixels"], to=kinds.FLOAT),
             helper.make_node("ReduceMean", ["pixels"], ["mean"], axes=[1, 2], keepdims=0),
             helper.make_node("MatMul", ["mean", "factors"], ["logits"]),
-            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+            helper.make_node(last, ["logits"], ["probabilities"], **axis),
         ],
         "mean_grader",
         [helper.make_tensor_value_info("roi", kinds.UINT8, ["batch", size_px, size_px, 1])],
@@ -46,8 +53,9 @@ def _write_model(path, *, size_px: int = 224, props: dict[str, str] | None = Non
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     ours = {"steatosis.grades": json.dumps(GRADES), "steatosis.roi": json.dumps(asdict(SECTOR))}
-    given = ours if props is None else props
-    helper.set_model_props(model, given)
+    if props is None:
+        ours[WEIGHTS_KEY] = weights_sha256(io.BytesIO(model.SerializeToString()))
+    helper.set_model_props(model, ours if props is None else props)
     onnx.save(model, str(path))
     return path
 
@@ -170,3 +178,131 @@ def test_no_frames_is_an_error(model_path, tmp_path):
         predict_frames(model_path, [tmp_path / "empty"])
     with pytest.raises(ValueError, match="Received: none"):
         predict_frames(model_path, [])
+
+
+_NO_PROBABILITIES = {
+    "NaN": ("Softmax", (np.nan,) * 4),
+    "one NaN": ("Identity", (0, 0, 0, np.nan)),
+    "infinite": ("Identity", (0, 0, 0, np.inf)),
+    "negative and above 1": ("Identity", (-3 / 255, 5 / 255, 5 / 255, 10 / 255)),
+    "all 0": ("Identity", (0, 0, 0, 0)),
+    "sum not 1": ("Sigmoid", (0, 0, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("answer", _NO_PROBABILITIES)
+def test_a_model_without_probabilities_grades_nothing(tmp_path, frames, answer):
+    last, factors = _NO_PROBABILITIES[answer]
+    model = _write_model(tmp_path / "broken.onnx", last=last, factors=factors)
+    found = predict_frames(model, [frames])
+    assert list(found["grade"]) == [""] * 4
+    assert found[_COLUMNS[2:6]].isna().all(axis=None)
+    for row in (1, 3):
+        assert found.at[row, "reason"].startswith("the model is at fault: expected probabilities")
+    assert found.at[0, "reason"] == "empty file (0 bytes)"
+
+
+def test_one_frame_without_probabilities_fails_the_run(tmp_path, frames, capsys):
+    # Probabilities of the darker frame are NaN: the root of a negative number.
+    means = [_expected(frames / name)[1] for name in ("b.png", "later/d.PNG")]
+    levels = sorted(float(np.log(scores[1] / scores[0])) for scores in means)
+    model = onnx.load(_write_model(tmp_path / "model.onnx"))
+    level = onnx.numpy_helper.from_array(np.float32(np.mean(levels)), "level")
+    model.graph.initializer.append(level)
+    softmax = model.graph.node.pop()
+    make = onnx.helper.make_node
+    model.graph.node.extend([
+        make("Slice", ["logits", "one", "two", "one"], ["second"]),
+        make("Sub", ["second", "level"], ["distance"]),
+        make("Sqrt", ["distance"], ["root"]),
+        make("Mul", ["root", "nothing"], ["zero"]),
+        make("Add", ["logits", "zero"], ["sum"]),
+        make("Softmax", ["sum"], softmax.output, axis=1),
+    ])  # fmt: skip
+    for name, value in (("one", [1]), ("two", [2])):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), name))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0), "nothing"))
+    _hash_again(model)
+    onnx.save(model, str(tmp_path / "half.onnx"))
+    output = tmp_path / "predictions.csv"
+    code = cli.main(["predict", str(tmp_path / "half.onnx"), str(frames), "--output", str(output)])
+    assert code == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "error: Expected probabilities for every ROI. Received: none for 1 of 4" in captured.err
+    table = pd.read_csv(output, keep_default_na=False)
+    assert sorted(table["grade"] != "") == [False, False, False, True]
+
+
+def _hash_again(model) -> None:
+    digest = weights_sha256(io.BytesIO(model.SerializeToString()))
+    for entry in model.metadata_props:
+        if entry.key == WEIGHTS_KEY:
+            entry.value = digest
+
+
+@pytest.mark.parametrize(
+    ("scores", "sound"),
+    [
+        ([0.1, 0.2, 0.3, 0.4], True),
+        ([0, 0, 0, 1], True),
+        ([0.25, 0.25, 0.25, 0.2505], True),  # rounding
+        ([0.25, 0.25, 0.25, 0.26], False),
+        ([-0.1, 0.3, 0.4, 0.4], False),
+        ([np.inf, -np.inf, 0, 1], False),
+        ([np.nan, 0, 0, 1], False),
+    ],
+)
+def test_what_probabilities_are(scores, sound):
+    assert list(are_probabilities(np.array([scores], np.float32))) == [sound]
+
+
+def test_a_flipped_bit_in_the_weights_is_refused(tmp_path, frames):
+    content = bytearray(_write_model(tmp_path / "model.onnx").read_bytes())
+    at = content.index(np.float32(2 / 255).tobytes())
+    for bit in range(32):
+        damaged = content.copy()
+        damaged[at + bit // 8] ^= 1 << bit % 8
+        (tmp_path / "copy.onnx").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"SHA-256 .*model='copy\.onnx' with .*copy it again"):
+            predict_frames(tmp_path / "copy.onnx", [frames])
+
+
+def test_hash_travels_with_a_file_written_again(tmp_path, frames, capfd):
+    model = onnx.load(_write_model(tmp_path / "model.onnx"))
+    model.producer_name = "another program"
+    model.graph.initializer.insert(0, onnx.numpy_helper.from_array(np.ones((2, 3)), "unused"))
+    _hash_again(model)
+    model.graph.initializer.append(model.graph.initializer.pop(0))
+    onnx.save(model, str(tmp_path / "again.onnx"))
+    assert (predict_frames(tmp_path / "again.onnx", [frames / "b.png"])["grade"] != "").all()
+    assert "hash" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["name", "shape", "type"])
+def test_hash_covers_name_shape_and_type(tmp_path, change):
+    model = onnx.load(_write_model(tmp_path / "model.onnx"))
+    before = weights_sha256(io.BytesIO(model.SerializeToString()))
+    (tensor,) = model.graph.initializer
+    if change == "name":
+        tensor.name = "others"
+    elif change == "shape":
+        tensor.dims[:] = [4, 1]
+    else:
+        tensor.data_type = onnx.TensorProto.INT32
+    assert weights_sha256(io.BytesIO(model.SerializeToString())) != before
+
+
+def test_a_file_without_a_hash_is_taken_with_one_line(tmp_path, frames, capfd):
+    older = {"steatosis.grades": json.dumps(GRADES), "steatosis.roi": json.dumps(asdict(SECTOR))}
+    model = _write_model(tmp_path / "older.onnx", props=older)
+    assert predict_frames(model, [frames / "b.png"]).at[0, "grade"] in GRADES
+    lines = [line for line in capfd.readouterr().err.splitlines() if "older.onnx" in line]
+    assert len(lines) == 1
+    assert "carries no hash of its weights" in lines[0]
+
+
+@pytest.mark.parametrize("content", [b"\x0b", b"\x3a\x05abc", b"\xff" * 30, b"\x3a"])
+def test_what_is_no_protobuf_has_no_hash(content):
+    with pytest.raises(ValueError, match=r"protobuf|reaches out"):
+        weights_sha256(io.BytesIO(content))
