@@ -10,7 +10,7 @@ demo: .venv/.core
 test: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy steatosis_tf
+	$(BIN)/mypy steatosis_tf experiments/segmentation
 	@command -v chromium >/dev/null || $(MAKE) --no-print-directory browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
@@ -34,7 +34,7 @@ table1: .venv/.dev
 # The best automatic system, leave-one-patient-out, beside the published anchors; goes on where it
 # stopped. DATA holds byra2018/, see docs/data.md.
 byra: .venv/.core
-	$(BIN)/python experiments/byra.py --data $(DATA) --out runs/byra
+	$(BIN)/python -m experiments.byra --data $(DATA) --out runs/byra
 
 # MLflow reports its use to its makers unless told not to.
 PORT ?= 5000

@@ -2,7 +2,8 @@
 
     python benchmarks/roi_proposal.py ../shared/data
 
-`aul`: the fixed test part of `experiments/liver_unet.py` (85 images), against the liver polygons.
+`aul`: the fixed test part of `experiments/segmentation/liver_unet.py` (85 images), against the
+liver polygons.
 `byra2018`: every frame, against the boxes of three operators; "gap" is from the proposal's nearest
 edge to the nearest operator's liver box (0 where they overlap), "centres" from centre to centre.
 `--true-outlines` proposes inside the polygons, without the network.

@@ -1,6 +1,6 @@
 """How far do automatic numbers go on the 44 biopsied patients, and what does each one bring?
 
-    python experiments/byra.py --data DATA_DIR --out runs/byra
+    python -m experiments.byra --data DATA_DIR --out runs/byra
 
 DATA_DIR holds `byra2018/` (see docs/data.md). Every frame is measured without a person
 (`steatosis_tf.model.measurements`): physics, polar blocks, features of the liver network. Each
@@ -11,7 +11,8 @@ inside` the training patients alone decide how much each set of numbers counts.
 
 The shipped kidney finder was fitted to operators' boxes of these very patients, so it is not used:
 each patient's cortex is found with weights fitted to the four folds of patients without them, by
-`experiments/kidney_head.py`. No fat percent enters there. The liver network saw none of them.
+`experiments/segmentation/kidney_head.py`. No fat percent enters there. The liver network saw none
+of them.
 
 Time: 4 minutes of processor time; a second call reads what was measured. Result: docs/best.md
 holds the tables that it leaves in `table.md` beside the runs.
@@ -22,10 +23,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import kidney_head
 import numpy as np
 from tqdm import tqdm
 
+from experiments.segmentation import kidney_head
 from steatosis_tf.ablation import MeasuredStudy, compare_systems, text_of
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.cohort.splits import make_partitions

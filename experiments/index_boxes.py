@@ -1,6 +1,6 @@
 """Which part of the hepatorenal index goes wrong when it is found instead of placed by hand?
 
-    python experiments/index_boxes.py --data DATA_DIR --out runs/index_boxes
+    python -m experiments.index_boxes --data DATA_DIR --out runs/index_boxes
 
 DATA_DIR holds `byra2018/` (see docs/data.md). The index is computed from the operators' boxes with
 the project's own level, then the liver part and the kidney part are swapped, one at a time, for
@@ -19,13 +19,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import byra
 import numpy as np
 import pandas as pd
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
+from experiments import byra
 from steatosis_tf.files import replacing
 from steatosis_tf.model.baselines.display import Display, level_of
 from steatosis_tf.model.baselines.hepatorenal import measure_hepatorenal

@@ -1,6 +1,6 @@
 """Does pretraining a small backbone, on phantoms or on pictures without labels, bring anything?
 
-    python experiments/pretrain.py --data DATA_DIR --byra runs/byra --out runs/pretraining
+    python -m experiments.pretrain --data DATA_DIR --byra runs/byra --out runs/pretraining
 
 DATA_DIR holds `byra2018/` and `aul/` (see docs/data.md); runs/byra is the folder of `make byra`,
 whose measured numbers are taken, or measured there now. ResNet-18 at 112 px reads the middle
@@ -30,7 +30,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import byra
 import cv2
 import keras
 import numpy as np
@@ -38,6 +37,7 @@ import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
+from experiments import byra
 from steatosis_tf import tracking
 from steatosis_tf.ablation import MeasuredStudy, compare_systems
 from steatosis_tf.cohort.manifest import frame_path

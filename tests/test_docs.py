@@ -30,10 +30,14 @@ def test_verbs_in_documents_parse(name: str, line: str) -> None:
     cli.parse(shlex.split(line)[1:])  # argparse exits with 2 on a verb or flag that is not there
 
 
-@pytest.mark.parametrize(("name", "line"), [c for c in COMMANDS if "experiments/" in c[1]])
+@pytest.mark.parametrize(
+    ("name", "line"), [c for c in COMMANDS if re.search(r"experiments[/.]", c[1])]
+)
 def test_experiment_scripts_in_documents_exist(name: str, line: str) -> None:
     words = shlex.split(line)
-    script = next(word for word in words if word.startswith("experiments/"))
+    script = next(word for word in words if word.startswith(("experiments/", "experiments.")))
+    if script.startswith("experiments."):  # run as a module, `python -m`
+        script = script.replace(".", "/") + ".py"
     assert (REPOSITORY / script).is_file()
     override(Config(), [word for word in words if re.fullmatch(r"[a-z]+\.[a-z_]+=\S+", word)])
 

@@ -2,8 +2,8 @@
 
 The hepatorenal index compares the liver's brightness with such a patch. One weight per feature of
 the frozen liver network says where operators would put it, another whether what surrounds that
-place is a kidney at all. The weights are fitted by `experiments/kidney_head.py` and
-`experiments/kidney_in_view.py` to the operators' boxes of Byra et al. 2018; the liver network has
+place is a kidney at all. The weights are fitted by `experiments/segmentation` (kidney_head.py
+and kidney_in_view.py) to the operators' boxes of Byra et al. 2018; the liver network has
 never seen those frames, and nothing in it is changed. `liver_unet_card.md` has the scores.
 """
 

@@ -1,7 +1,7 @@
 """Outline of the liver in one frame, by a small U-Net on onnxruntime.
 
-The network is trained by `experiments/liver_unet.py`; `liver_unet_card.md` beside this file says
-on what and how well. It sees the sector's bounding box scaled to one size, so it knows neither
+The network is trained in `experiments/segmentation`; `liver_unet_card.md` beside this file says on
+what and how well. It sees the sector's bounding box scaled to one size, so it knows neither
 the scanner's frame size nor anything outside the sector.
 """
 

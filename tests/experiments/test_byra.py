@@ -1,36 +1,21 @@
 """experiments/byra.py: whose weights find a patient's cortex, and which systems stand there."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytest
 
+from experiments import byra
+from experiments.segmentation import kidney_head
 from steatosis_tf.model.measurements import MEASURED_COLUMNS
 from steatosis_tf.roi import kidney
 from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.folder import read_frame
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 
-
-@pytest.fixture(scope="module")
-def byra():
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        spec = importlib.util.spec_from_file_location("byra", EXPERIMENTS / "byra.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(EXPERIMENTS))
-    return module
-
-
-def test_cortex_is_found_with_the_weights_of_the_patients_own_fold(byra, real_data_dir, tmp_path):
+def test_cortex_is_found_with_the_weights_of_the_patients_own_fold(real_data_dir, tmp_path):
     labels = pd.read_csv(real_data_dir / "byra2018" / "labels.csv", dtype={"patient_id": str})
     patients = labels["patient_id"].unique().tolist()
     frame = read_frame(
@@ -41,17 +26,17 @@ def test_cortex_is_found_with_the_weights_of_the_patients_own_fold(byra, real_da
     expected = kidney.find_kidney_cortex(frame, sector, liver).box
     assert expected is not None
     shipped = np.array(json.loads(Path(kidney.__file__).with_name("kidney_head.json").read_text()))
-    own = byra.kidney_head.fold_of(patients)["P25"]
-    weights = np.zeros((byra.kidney_head.NUM_FOLDS, len(shipped)))  # sees no kidney anywhere
+    own = kidney_head.fold_of(patients)["P25"]
+    weights = np.zeros((kidney_head.NUM_FOLDS, len(shipped)))  # sees no kidney anywhere
     weights[own] = shipped
     np.save(tmp_path / "kidney_weights.npy", weights)
     cortex = byra.FoldedCortex(real_data_dir / "byra2018", patients, tmp_path)
     assert cortex("P25", frame, sector, liver) == expected
-    other = next(name for name in patients if byra.kidney_head.fold_of(patients)[name] != own)
+    other = next(name for name in patients if kidney_head.fold_of(patients)[name] != own)
     assert cortex(other, frame, sector, liver) is None
 
 
-def test_every_system_sees_measured_columns_only(byra):
+def test_every_system_sees_measured_columns_only():
     assert next(iter(byra.SYSTEMS)) == byra.BEST
     seen = {name for parts in byra.SYSTEMS.values() for part in parts for name in part.columns}
     assert seen <= set(MEASURED_COLUMNS)

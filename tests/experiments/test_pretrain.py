@@ -1,32 +1,14 @@
 """experiments/pretrain.py: what is trained on, the loss without labels, and that a run goes on."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
 
+from experiments import pretrain
 from steatosis_tf.sources.phantom import simulate_patient
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 
-
-@pytest.fixture(scope="module")
-def pretrain():
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        spec = importlib.util.spec_from_file_location("pretrain", EXPERIMENTS / "pretrain.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["pretrain"] = module  # its dataclass looks there
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(EXPERIMENTS))
-    return module
-
-
-def test_twins_that_agree_cost_nothing_and_exchanged_numbers_cost_all(pretrain):
+def test_twins_that_agree_cost_nothing_and_exchanged_numbers_cost_all():
     one = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]], np.float32)
     assert float(pretrain.barlow_twins(None, np.vstack([one, one]))) == pytest.approx(0, abs=1e-5)
     # Correlations [[0, 1], [1, 0]]: 1 for each number that disagrees, 0.005 for each pair.
@@ -35,11 +17,11 @@ def test_twins_that_agree_cost_nothing_and_exchanged_numbers_cost_all(pretrain):
 
 
 @pytest.fixture(scope="module")
-def phantom_rois(pretrain):
+def phantom_rois():
     return np.stack([pretrain.phantom(number)[0] for number in range(3)])
 
 
-def trained_twice(pretrain, way, rois, folder):
+def trained_twice(way, rois, folder):
     """Features of a network that was just trained, and of the same read from disk."""
     config = pretrain.Config(
         num_phantoms=6, held_out=2, phantom_epochs=1, pair_epochs=1, batch_size=2
@@ -53,18 +35,18 @@ def trained_twice(pretrain, way, rois, folder):
     return first, again
 
 
-def test_phantoms_train_once(pretrain, phantom_rois, tmp_path, monkeypatch, capsys):
+def test_phantoms_train_once(phantom_rois, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert phantom_rois.shape == (3, 224, 224, 1)
     assert phantom_rois.dtype == np.uint8
-    first, again = trained_twice(pretrain, "phantoms", phantom_rois, tmp_path)
+    first, again = trained_twice("phantoms", phantom_rois, tmp_path)
     assert first.equals(again)
     assert set(pretrain.ANSWERS) <= set(first)
     assert capsys.readouterr().out.count("R2_phantom_fat") == 1
 
 
 @pytest.mark.slow
-def test_pairs_need_no_label(pretrain, phantom_rois, tmp_path, monkeypatch, capsys):
+def test_pairs_need_no_label(phantom_rois, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pictures = tmp_path / "aul" / "images"
     pictures.mkdir(parents=True)
@@ -72,12 +54,12 @@ def test_pairs_need_no_label(pretrain, phantom_rois, tmp_path, monkeypatch, caps
         frames, _ = simulate_patient(9.0, num_frames=1, generator=np.random.default_rng(number))
         cv2.imwrite(str(pictures / f"{number}.png"), frames[0])
     cv2.imwrite(str(pictures / "dark.png"), np.zeros((300, 400), np.uint8))
-    first, again = trained_twice(pretrain, "pairs", phantom_rois, tmp_path)
+    first, again = trained_twice("pairs", phantom_rois, tmp_path)
     assert first.equals(again)
     assert "4 pictures without labels; 1 more show no sector" in capsys.readouterr().out
 
 
-def test_no_system_sees_a_label(pretrain):
+def test_no_system_sees_a_label():
     parts = {part for systems in (pretrain.ALONE, pretrain.ADDED) for p in systems.values()
              for part in p}  # fmt: skip
     seen = {name for part in parts for name in part.columns}

@@ -1,17 +1,17 @@
 """The liver outline from the outside: shapes, promises, errors, and real images."""
 
-import importlib.util
-import json
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 
 from steatosis_tf.roi.liver import liver_mask, liver_probability, network_input, one_piece
+from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.folder import read_frame
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -131,42 +131,17 @@ def test_the_network_ships_small_with_a_card_that_names_its_source():
     assert "10.5281/zenodo.7272660" in card
 
 
-def _experiment():
-    path = REPOSITORY / "experiments" / "liver_unet.py"
-    specification = importlib.util.spec_from_file_location("liver_unet", path)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["liver_unet"] = module
-    specification.loader.exec_module(module)
-    return module
-
-
-def test_copies_of_one_picture_are_never_trained_on_and_scored():
-    experiment = _experiment()
-    groups = [["a", "b"], ["c"], ["d", "e"], ["f"], ["g"], ["h", "i"]]
-    config = replace(experiment.CONFIG, num_test=3, num_folds=2, validation_every=2)
-    assert experiment.parts_of(groups, None, config) == {
-        "scored": ["a", "b", "c"], "validation": ["d", "e", "g"], "train": ["f", "h", "i"],
-    }  # fmt: skip
-    assert experiment.parts_of(groups, 1, config) == {
-        "scored": ["f", "h", "i"], "validation": ["d", "e"], "train": ["g"],
-    }  # fmt: skip
-
-
-def test_the_fixed_test_part_is_outlined_well(real_data_dir):
-    """The shipped network on 30 images of the test part, which no network was trained on."""
-    experiment = _experiment()
-    groups = experiment.ranked_groups(real_data_dir / "aul")
-    assert ["benign_018", "benign_007"] in groups  # the nearest of eight pairs
-    names = experiment.parts_of(groups, None, experiment.CONFIG)["scored"][:30]
-    scores = []
-    for name in names:
-        polygons = json.loads((real_data_dir / "aul" / "polygons" / f"{name}.json").read_text())
-        frame = read_frame(real_data_dir / "aul" / "images" / f"{name}.jpg")
-        sector, liver = (np.zeros(frame.shape[:2], np.uint8) for _ in range(2))
-        cv2.fillPoly(sector, [np.rint(polygons["outline"]).astype(np.int32)], 1)
-        cv2.fillPoly(liver, [np.rint(polygons["liver"]).astype(np.int32)], 1)
-        found = liver_mask(frame, DrawnSector(sector > 0))
-        overlap = np.count_nonzero(found & (liver > 0))
-        scores.append(2 * overlap / (np.count_nonzero(found) + np.count_nonzero(liver)))
-    assert np.median(scores) >= 0.92
-    assert np.quantile(scores, 0.1) >= 0.80
+def test_operators_liver_boxes_lie_in_the_mask_and_kidney_boxes_do_not(real_data_dir):
+    """One frame of every second patient of byra2018; the network has seen none of them."""
+    folder = real_data_dir / "byra2018"
+    boxes = pd.read_csv(folder / "operator_boxes_28px.csv", dtype={"path": str}).dropna()
+    shares = []
+    for path, placed in list(boxes.groupby("path"))[::20]:
+        frame = read_frame(folder / str(path))
+        mask = liver_mask(frame, find_sector(frame))
+        for box in placed.itertuples():
+            corners = ((box.liver_y, box.liver_x), (box.kidney_y, box.kidney_x))
+            shares.append([mask[int(top) :, int(left) :][:28, :28].mean() for top, left in corners])
+    liver, kidney = np.mean(shares, axis=0)
+    assert liver >= 0.97
+    assert kidney <= 0.2

@@ -1,11 +1,11 @@
 """Can the kidney finder tell that no kidney is in view?
 
-    python experiments/kidney_in_view.py --data DATA_DIR --out runs/kidney_in_view
+    python -m experiments.segmentation.kidney_in_view --data DATA_DIR --out runs/kidney_in_view
 
 DATA_DIR holds `aul/` and `byra2018/` (see docs/data.md). Every frame of byra2018 shows a kidney,
 and no label says which images of `aul` do. So the views without one are made: frames of byra2018
 whose sector is cut off before the kidney, above it or beside it, with at least 35 % of the area
-left. A logistic regression on the mean features around the patch that `experiments/kidney_head.py`
+left. A logistic regression on the mean features around the patch that `kidney_head.py`
 chooses tells the two apart, five folds by patient. The images of `aul`, other scanners and nearly
 all without a kidney, take no part in it: the share of them that gets a box is the test.
 
@@ -21,15 +21,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import kidney_head
 import numpy as np
 import pandas as pd
-from kidney_head import BOX_PX, NUM_FOLDS, Frame, fold_of, read_frames
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
+from experiments.segmentation import kidney_head
+from experiments.segmentation.kidney_head import (
+    BOX_PX,
+    NUM_FOLDS,
+    Frame,
+    fold_of,
+    read_frames,
+)
 from steatosis_tf import tracking
 from steatosis_tf.files import replacing
 from steatosis_tf.roi.kidney import (

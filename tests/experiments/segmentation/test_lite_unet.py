@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from old_torch_file import torch_names, write_old  # noqa: F401
 
-from steatosis_tf.model.lite_unet import build_lite_unet, load_lite0
+from experiments.segmentation.lite_unet import build_lite_unet, load_lite0
 from steatosis_tf.model.unet import with_features
 
 # (expansion, kernel side, channels in, channels out), from Tan and Le 2019, table 1.

@@ -1,6 +1,6 @@
-"""What are the networks of experiments/liver_unet.py worth, with the true and the found sector?
+"""What are the networks of liver_unet.py worth, with the true and the found sector?
 
-    python experiments/liver_unet_scores.py --data DATA_DIR --out runs/liver_unet
+    python -m experiments.segmentation.liver_unet_scores --data DATA_DIR --out runs/liver_unet
 
 Writes `aul_scores.csv` and `byra_scores.csv` beside each network, unless they are there, and
 prints, writes and logs to MLflow what they come to (`scores.json`). Images: Dice against the
@@ -18,8 +18,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from liver_unet import CONFIG, all_outlined, dice, parts_of, ranked_groups
 
+from experiments.segmentation.liver_unet import (
+    CONFIG,
+    all_outlined,
+    dice,
+    parts_of,
+    ranked_groups,
+)
 from steatosis_tf import tracking
 from steatosis_tf.files import replacing
 from steatosis_tf.roi.liver import (

@@ -1,6 +1,6 @@
 """Can the features of the liver network say where an operator would take renal cortex?
 
-    python experiments/kidney_head.py --data DATA_DIR --out runs/kidney_head
+    python -m experiments.segmentation.kidney_head --data DATA_DIR --out runs/kidney_head
 
 DATA_DIR holds `byra2018/` (see docs/data.md). The liver network, which never saw these frames, is
 frozen. One weight per feature, 148 in all, gives each cell of a 40 x 56 grid a logit; their softmax

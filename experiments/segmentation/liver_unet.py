@@ -1,6 +1,6 @@
 """How well does a small U-Net outline the liver on scanners and images it has not seen?
 
-    python experiments/liver_unet.py --data DATA_DIR --out runs/liver_unet
+    python -m experiments.segmentation.liver_unet --data DATA_DIR --out runs/liver_unet
 
 DATA_DIR holds `aul/` and `byra2018/` (see docs/data.md). Every image is ranked by the SHA-256 of
 its name; near copies (eight pairs look like one picture saved twice) stay together, at the rank of
@@ -9,7 +9,7 @@ fold is outlined by a network that saw neither it nor the test part (out-of-fold
 a tenth of its own training images. The final network, the one that is shipped, is trained on all
 but the test part and a tenth for stopping. No image or label of byra2018 is used in any of it.
 
-Then `experiments/liver_unet_scores.py` measures them. Time: 5 to 12 minutes per network on 2
+Then `liver_unet_scores.py` measures them. Time: 5 to 12 minutes per network on 2
 cores. Result: see steatosis_tf/roi/liver_unet_card.md. A killed run continues where it stopped.
 """
 
@@ -29,13 +29,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from experiments.segmentation.augment import OutlinedCrop, training_pair
+from experiments.segmentation.training import UnetTraining, train_unet
 from steatosis_tf import tracking
 from steatosis_tf.cohort.duplicates import near_pairs, perceptual_hash
 from steatosis_tf.files import replacing
-from steatosis_tf.model.outlined_crop import OutlinedCrop
 from steatosis_tf.model.unet import WIDTHS, build_unet, with_features
-from steatosis_tf.model.unet_augment import training_pair
-from steatosis_tf.model.unet_train import UnetTraining, train_unet
 from steatosis_tf.roi.liver import network_input
 from steatosis_tf.sources.folder import read_frame, to_grey
 
@@ -108,11 +107,15 @@ def ranked_groups(aul_dir: Path) -> list[list[str]]:
 
 
 def parts_of(groups: list[list[str]], fold: int | None, config: Config) -> dict[str, list[str]]:
-    """Names to train on, to stop early on and to score; `fold` None is the final network."""
+    """Names to train on, to stop early on and to score; `fold` None is the final network.
+
+    The final network is the one that is shipped. It sees every image, so nothing is left to score
+    it on: the figures of the five folds stand for it.
+    """
     last = int(np.searchsorted(np.cumsum([len(group) for group in groups]), config.num_test))
-    test, rest = groups[: last + 1], groups[last + 1 :]
-    scored = test if fold is None else rest[fold :: config.num_folds]
-    seen = [group for group in rest if fold is None or group not in scored]
+    rest = groups[last + 1 :]
+    scored = [] if fold is None else rest[fold :: config.num_folds]
+    seen = groups if fold is None else [group for group in rest if group not in scored]
     validation = seen[:: config.validation_every]
     train = [group for group in seen if group not in validation]
     parts = {"train": train, "validation": validation, "scored": scored}

@@ -1,0 +1,1 @@
+"""Research code: not in the wheel, run from the repository, `python -m experiments.NAME`."""
