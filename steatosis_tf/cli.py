@@ -15,6 +15,7 @@ from typing import Any
 from steatosis_tf import __version__
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.verbs import VERBS
+from steatosis_tf.verbs.outputs import OutputReport, check_outputs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     start = time.monotonic()
     try:
+        check_outputs(args)
         result = args.verb(args)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -69,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(required=True, metavar="VERB")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print JSON instead of text")
-    common.add_argument("--report", metavar="FILE", help="also write a JSON summary of the call")
+    common.add_argument(
+        "--report", type=OutputReport, metavar="JSON", help="also write a summary of the call"
+    )
     for name, verb, add_arguments in VERBS:
         summary = (verb.__doc__ or "").strip().split("\n")[0]
         sub = subparsers.add_parser(name, help=summary, description=summary, parents=[common])

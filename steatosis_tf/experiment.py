@@ -32,7 +32,7 @@ from steatosis_tf.evaluation.gallery import draw_run_gallery
 from steatosis_tf.evaluation.report import write_report
 from steatosis_tf.evaluation.run_hepatorenal import write_hepatorenal
 from steatosis_tf.evaluation.scores import read_scores
-from steatosis_tf.files import replacing
+from steatosis_tf.files import check_output, replacing
 from steatosis_tf.fold_fit import StudyData
 from steatosis_tf.folds import check_rois, load_study, train_and_score
 from steatosis_tf.grades import GRADES
@@ -78,6 +78,8 @@ def main(doc: str, experiment: str, config: Config, argv: Sequence[str] | None =
     add_runner_arguments(parser)
     args = parser.parse_args(argv)
     try:
+        if args.report:
+            check_output(args.report, [args.manifest], suffixes=(".json",))
         config = override(config, given_settings(args))
         options = runner_options(args)
         summaries = [

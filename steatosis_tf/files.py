@@ -4,7 +4,7 @@ import glob
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,9 +22,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     be alive, on another machine that shares the folder.
 
     Raises:
+        ValueError: if something other than a regular file stands at the path.
         OSError: if the folder cannot be made or the move fails, for example on a full disk.
     """
     path = Path(path)
+    check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".unfinished-{path.stem[:40]}-"  # a name may hold 255 bytes
     _clear_abandoned(path.parent, prefix, path.suffix)
@@ -37,6 +39,45 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_output(
+    path: str | Path, inputs: Iterable[str | Path] = (), *, suffixes: tuple[str, ...] = ()
+) -> None:
+    """Refuse an output that would destroy something. Call it before the work.
+
+    Moving a finished file into place replaces whatever has the name: as root a device too.
+
+    Args:
+        path: file to write.
+        inputs: files that are read; some may be missing.
+        suffixes: what an existing file must end with to be replaced; all may be if empty.
+
+    Raises:
+        ValueError: if the path is there and no regular file (a link counts as what it leads to),
+            is one of the inputs, or ends with another suffix.
+
+    Example:
+        >>> check_output("a_file_that_is_not_there.csv", ["labels.csv"])
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise ValueError(
+            f"Expected a regular file to replace, or none. Received: {path.name!r}, which is a "
+            "folder, a device or a pipe. Give the output another name."
+        )
+    if any(os.path.exists(given) and path.samefile(given) for given in inputs):
+        raise ValueError(
+            "Expected an output that is none of the inputs, to keep them whole. "
+            f"Received: {path.name!r}, which is read. Give the output another name."
+        )
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise ValueError(
+            f"Expected to replace a file that ends with {' or '.join(suffixes)}. "
+            f"Received: {path.name!r}, a file of another kind. Give the output another name."
+        )
 
 
 def _clear_abandoned(folder: Path, prefix: str, suffix: str) -> None:

@@ -17,7 +17,7 @@ import pandas as pd
 from steatosis_tf.cohort.adjudication import contested_row, read_settled, write_contested
 from steatosis_tf.cohort.agreement import KappaInterval, fleiss_kappa, weighted_kappa
 from steatosis_tf.cohort.labels import read_table
-from steatosis_tf.files import replacing
+from steatosis_tf.files import check_output, replacing
 from steatosis_tf.grades import GRADES
 
 Rule = Literal["majority", "median", "unanimous"]
@@ -114,11 +114,8 @@ def _check_places(labels_path: Path, output_path: Path, adjudicate_path: Path) -
             "Expected the output in the folder of the label table, because its paths are relative "
             f"to it. Received: {output_path.name} in another folder."
         )
-    if labels_path.resolve() in (output_path.resolve(), adjudicate_path.resolve()):
-        raise ValueError(
-            "Expected an output other than the label table, to keep the readings. Received: "
-            f"{labels_path.name}."
-        )
+    for written in (output_path, adjudicate_path):
+        check_output(written, [labels_path])
 
 
 def _readers(name: str, table: pd.DataFrame) -> list[str]:

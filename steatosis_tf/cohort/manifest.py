@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from steatosis_tf.cohort.labels import check_labels, read_table
 from steatosis_tf.cohort.rejected import read_rejected
-from steatosis_tf.files import replacing
+from steatosis_tf.files import check_output, replacing
 from steatosis_tf.grades import GRADES
 from steatosis_tf.sources.folder import read_frame
 from steatosis_tf.sources.pseudonym import OUTPUT_MARK
@@ -65,11 +65,7 @@ def build_manifest(
     labels_path, output_path = Path(labels_path), Path(output_path)
     rejected_path = output_path.parent / "rejected.csv"
     for written in (output_path, rejected_path):
-        if written.exists() and labels_path.exists() and written.samefile(labels_path):
-            raise ValueError(
-                "Expected a label table that is neither the output nor the rejected.csv beside "
-                f"it, to keep it whole. Received: {labels_path.name}. Give another --output folder."
-            )
+        check_output(written, [labels_path])
     table = read_table(labels_path)
     reasons = check_labels(table)
     table["pixels_sha256"] = _hash_frames(table, labels_path.parent, reasons)

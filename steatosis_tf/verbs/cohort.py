@@ -4,6 +4,7 @@ import dataclasses
 from argparse import ArgumentParser, Namespace
 
 from steatosis_tf.runner_arguments import add_runner_arguments, runner_options
+from steatosis_tf.verbs.outputs import OutputCsv, OutputDir
 from steatosis_tf.verbs.result import Result
 
 
@@ -26,7 +27,7 @@ def phantom(args: Namespace) -> Result:
 
 
 def _phantom_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("output_dir", metavar="OUTPUT_DIR")
+    parser.add_argument("output_dir", type=OutputDir, metavar="OUTPUT_DIR")
     parser.add_argument("--patients", type=int, default=60, metavar="N")
     parser.add_argument("--frames", type=int, default=2, metavar="N", help="per patient")
     parser.add_argument("--seed", type=int, default=0)
@@ -53,7 +54,7 @@ def manifest(args: Namespace) -> Result:
 
 def _manifest_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("labels", metavar="LABELS_CSV")
-    parser.add_argument("--output", required=True, metavar="MANIFEST_CSV")
+    parser.add_argument("--output", required=True, type=OutputCsv, metavar="MANIFEST_CSV")
     parser.add_argument("--strict", action="store_true", help="refuse if any row has a fault")
 
 
@@ -108,7 +109,7 @@ def records(args: Namespace) -> Result:
 
 def _records_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("manifest", metavar="MANIFEST_CSV")
-    parser.add_argument("--output", required=True, metavar="RECORDS_DIR")
+    parser.add_argument("--output", required=True, type=OutputDir, metavar="RECORDS_DIR")
     add_runner_arguments(parser)
 
 

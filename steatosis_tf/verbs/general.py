@@ -5,6 +5,7 @@ from argparse import Namespace
 
 from steatosis_tf import __version__
 from steatosis_tf.grades import GRADES, NOTICE
+from steatosis_tf.verbs.outputs import OutputDir
 from steatosis_tf.verbs.result import Result
 
 
@@ -40,7 +41,7 @@ def demo(args: Namespace) -> Result:
 
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", default="demo", metavar="DIR")
+    parser.add_argument("--output", type=OutputDir, default="demo", metavar="DIR")
     parser.add_argument("--patients", type=int, default=60, metavar="N")
 
 

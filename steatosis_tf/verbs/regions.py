@@ -4,16 +4,22 @@ import dataclasses
 from argparse import ArgumentParser, Namespace
 
 from steatosis_tf.runner_arguments import add_runner_arguments, runner_options
+from steatosis_tf.verbs.outputs import OutputDir, OutputJson, OutputPicture
 from steatosis_tf.verbs.result import Result
 
 
 def roi(args: Namespace) -> Result:
     """Propose a region of interest for every frame that has none; a person's box is kept."""
+    from steatosis_tf.cohort.manifest import frame_path, read_manifest
     from steatosis_tf.config import Config, override
+    from steatosis_tf.files import check_output
     from steatosis_tf.roi.columns import fill_manifest
     from steatosis_tf.roi.outlines import draw_sheet, write_masks
 
     config = override(Config(), args.settings)
+    if args.sheet:
+        frames = read_manifest(args.manifest)["path"]
+        check_output(args.sheet, (frame_path(args.manifest, path) for path in frames))
     table = fill_manifest(args.manifest, config.roi, again=args.again, options=runner_options(args))
     if args.masks:
         write_masks(table, args.manifest, args.masks, again=args.again)
@@ -39,8 +45,10 @@ def _roi_arguments(parser: ArgumentParser) -> None:
         "--set", nargs="+", action="extend", default=[], dest="settings",
         metavar="roi.NAME=VALUE", help="for example roi.method=sector",
     )  # fmt: skip
-    parser.add_argument("--masks", metavar="DIR", help="also write sector and liver masks")
-    parser.add_argument("--sheet", metavar="PNG",
+    parser.add_argument(
+        "--masks", type=OutputDir, metavar="DIR", help="also write sector and liver masks"
+    )
+    parser.add_argument("--sheet", type=OutputPicture, metavar="PNG",
                         help="also draw the worst proposals; logged to MLflow")  # fmt: skip
     parser.add_argument("--again", action="store_true", help="replace earlier proposals and masks, "
                         "never a person's box")  # fmt: skip
@@ -75,7 +83,7 @@ def export_boxes(args: Namespace) -> Result:
 
 def _export_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("manifest", metavar="MANIFEST_CSV")
-    parser.add_argument("--output", required=True, metavar="JSON")
+    parser.add_argument("--output", required=True, type=OutputJson, metavar="JSON")
     parser.add_argument("--format", default="coco", choices=("coco", "label_studio"))
     parser.add_argument("--masks", metavar="DIR", help="outlines from the masks of `steatosis roi`")
 
@@ -100,7 +108,9 @@ def _import_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("manifest", metavar="MANIFEST_CSV")
     parser.add_argument("--reviewer", required=True, help="initials, kept in the manifest")
     parser.add_argument("--label", default="roi", help="label of the boxes that are the ROI")
-    parser.add_argument("--masks", metavar="DIR", help="write outlines there as masks")
+    parser.add_argument(
+        "--masks", type=OutputDir, metavar="DIR", help="write outlines there as masks"
+    )
 
 
 VERBS = (

@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from steatosis_tf.grades import NOTICE
+from steatosis_tf.verbs.outputs import OutputCsv, OutputOnnx, OutputPicture
 from steatosis_tf.verbs.result import Result
 
 
@@ -26,7 +27,7 @@ def export(args: Namespace) -> Result:
 
 def _export_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR")
-    parser.add_argument("--output", required=True, metavar="MODEL_ONNX")
+    parser.add_argument("--output", required=True, type=OutputOnnx, metavar="MODEL_ONNX")
 
 
 def predict(args: Namespace) -> Result:
@@ -67,7 +68,7 @@ def predict(args: Namespace) -> Result:
 def _predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL_ONNX")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="frames or folders of frames")
-    parser.add_argument("--output", required=True, metavar="PREDICTIONS_CSV")
+    parser.add_argument("--output", required=True, type=OutputCsv, metavar="PREDICTIONS_CSV")
 
 
 def compare(args: Namespace) -> Result:
@@ -104,7 +105,9 @@ def compare(args: Namespace) -> Result:
 def _compare_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT")
     parser.add_argument("--baseline", metavar="RUN_ID", help="the oldest run if left out")
-    parser.add_argument("--figure", metavar="PNG", help="also draw the comparison")
+    parser.add_argument(
+        "--figure", type=OutputPicture, metavar="PNG", help="also draw the comparison"
+    )
     parser.add_argument("--resamples", type=int, default=2000, metavar="N")
 
 

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+from steatosis_tf.verbs.outputs import OutputCsv, OutputDir, OutputFile
 from steatosis_tf.verbs.result import Result
 
 
@@ -43,7 +44,7 @@ def ingest(args: Namespace) -> Result:
 
 def _ingest_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="folder or zip of DICOM files")
-    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument("--output", required=True, type=OutputDir, metavar="DIR")
     parser.add_argument("--key", required=True, metavar="FILE", help="made by `steatosis key`")
     parser.add_argument("--frames", default="all", metavar="all|every:N|evenly:N")
     parser.add_argument("--allow-burned-in", action="store_true",
@@ -62,7 +63,7 @@ def download(args: Namespace) -> Result:
 
 def _download_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("name", choices=("byra2018",))
-    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument("--output", required=True, type=OutputDir, metavar="DIR")
     parser.add_argument("--mat", metavar="FILE", help="the published .mat, if it is here already")
     parser.add_argument("--url", help="another address of the published file, such as a mirror")
 
@@ -110,7 +111,7 @@ def consensus(args: Namespace) -> Result:
 
 def _consensus_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("labels", metavar="LABELS_CSV")
-    parser.add_argument("--output", required=True, metavar="LABELS_CSV")
+    parser.add_argument("--output", required=True, type=OutputCsv, metavar="LABELS_CSV")
     parser.add_argument("--rule", default="majority", choices=("majority", "median", "unanimous"))
 
 
@@ -162,7 +163,7 @@ def _plain(value: Any) -> Any:
 
 
 VERBS = (
-    ("key", key, lambda parser: parser.add_argument("file", metavar="FILE")),
+    ("key", key, lambda parser: parser.add_argument("file", type=OutputFile, metavar="FILE")),
     ("ingest", ingest, _ingest_arguments),
     ("download", download, _download_arguments),
     ("audit-phi", audit_phi, _audit_arguments),

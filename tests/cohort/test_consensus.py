@@ -158,7 +158,7 @@ def test_unusable_readings_are_refused_and_nothing_is_written(tmp_path, header, 
 def test_bad_calls_are_refused(consensus, tmp_path):
     with pytest.raises(ValueError, match=r"majority, median, unanimous.*rule='mean'"):
         consensus([("P1", M, M)], "mean")
-    with pytest.raises(ValueError, match="to keep the readings"):
+    with pytest.raises(ValueError, match="to keep them whole"):
         build_consensus(tmp_path / "readings.csv", tmp_path / "readings.csv")
     with pytest.raises(ValueError, match="in the folder of the label table"):
         build_consensus(tmp_path / "readings.csv", tmp_path / "other" / "labels.csv")

@@ -195,7 +195,7 @@ def test_the_label_table_is_never_overwritten(study, output):
     if output == "manifest.csv":  # a team mends rejected.csv and feeds it back
         labels = labels.rename(labels.with_name("rejected.csv"))
     before = labels.read_bytes()
-    with pytest.raises(ValueError, match="keep it whole"):
+    with pytest.raises(ValueError, match="keep them whole"):
         build_manifest(labels, labels.parent / output)
     assert labels.read_bytes() == before
 
