@@ -99,10 +99,14 @@ class ModelConfig:
     """Backbone and head. `weights` of the backbone is "imagenet", "random" or a file's path;
     `normalize_gain` takes each frame's mean grey level out, `normalize_features` standardises the
     features by the training part. `head` softmax: four grades without order; ordinal: one score
-    and ordered cuts; regression: fat percent, read as grades (model/heads.py)."""
+    and ordered cuts; regression: fat percent, read as grades (model/heads.py). `pooling` of the
+    last map: its mean, or means per band of depth (model/pooling.py; efficientnet_lite0 alone)."""
 
-    backbone: Literal["resnet50", "resnet18", "densenet121", "vgg16", "vgg19"] = "resnet50"
+    backbone: Literal[
+        "resnet50", "resnet18", "densenet121", "vgg16", "vgg19", "efficientnet_lite0"
+    ] = "resnet50"
     weights: str = "imagenet"
+    pooling: Literal["global", "depth"] = "global"
     backbone_seed: int = 0
     normalize_gain: bool = True
     engine: Literal["auto", "keras", "tf-bf16", "openvino"] = "auto"
@@ -115,6 +119,9 @@ class ModelConfig:
         kinds = typing.get_args(typing.get_type_hints(type(self))["backbone"])
         _require(self.backbone in kinds, f"model.backbone out of {', '.join(kinds)}",
                  backbone=self.backbone)  # fmt: skip
+        _require(self.pooling == "global" or self.backbone == "efficientnet_lite0",
+                 "model.pooling=depth with model.backbone=efficientnet_lite0",
+                 pooling=self.pooling, backbone=self.backbone)  # fmt: skip
         _require(bool(self.weights), 'model.weights "imagenet", "random" or a path',
                  weights=self.weights)  # fmt: skip
         _require(self.hidden_units >= 1, "model.hidden_units of 1 or more",

@@ -5,7 +5,9 @@ import hashlib
 import keras
 
 from steatosis_tf.config import ModelConfig
+from steatosis_tf.model.efficientnet_lite0 import lite0_taps, pool_taps
 from steatosis_tf.model.networks.grey_input import at_one_level, roi_input
+from steatosis_tf.model.pooling import NUM_BANDS
 from steatosis_tf.model.pretrained import LEVEL, pretrained_map
 
 FEATURE_LAYER = "features"
@@ -22,9 +24,11 @@ def build_backbone(config: ModelConfig) -> keras.Model:
             `backbone_seed`) or a path.
 
     Returns:
-        flat model: `roi` (batch, 224, 224, 1) uint8, 0 to 255 -> `features` float32, the mean of
-        the last map over its places: (batch, 2048) for resnet50, 1024 for densenet121, 512 for
-        resnet18, vgg16 and vgg19.
+        flat model: `roi` (batch, 224, 224, 1) uint8, 0 to 255 -> `features` float32. With
+        `pooling` "global" the mean of the last map over its places: (batch, 2048) for resnet50,
+        1024 for densenet121, 512 for resnet18, vgg16 and vgg19; efficientnet_lite0 has two maps,
+        112 + 192 = 304. With "depth" (efficientnet_lite0 only) the map of 112 channels in four
+        bands of depth, nearest first, then the mean of the other: 4 * 112 + 192 = 640.
 
     Raises:
         ValueError: if a weights file is missing or is not for this network.
@@ -34,9 +38,14 @@ def build_backbone(config: ModelConfig) -> keras.Model:
     roi, grey = roi_input()
     if config.normalize_gain:
         grey = at_one_level(grey, LEVEL)
-    last_map = pretrained_map(config.backbone, grey, config.weights, config.backbone_seed)
-    pooled = keras.layers.GlobalAveragePooling2D(name=FEATURE_LAYER)(last_map)
     name = f"frozen_{config.backbone}"
+    if config.backbone == "efficientnet_lite0":
+        taps = lite0_taps(grey, config.weights, config.backbone_seed)
+        pooled = pool_taps(taps, NUM_BANDS if config.pooling == "depth" else 1, FEATURE_LAYER)
+        name = f"{name}_{config.pooling}"
+    else:
+        last_map = pretrained_map(config.backbone, grey, config.weights, config.backbone_seed)
+        pooled = keras.layers.GlobalAveragePooling2D(name=FEATURE_LAYER)(last_map)
     return _frozen(roi, pooled, f"{name}_one_level" if config.normalize_gain else name)
 
 
