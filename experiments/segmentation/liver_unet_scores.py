@@ -4,8 +4,8 @@
 
 Writes `aul_scores.csv` and `byra_scores.csv` beside each network, unless they are there, and
 prints, writes and logs to MLflow what they come to (`scores.json`). Images: Dice against the
-`liver` polygon, out-of-fold for the five folds and on the test part for the final network. Frames
-of byra2018, which no network saw: share of the operators' liver and kidney boxes inside the mask.
+`liver` polygon, out-of-fold for the five folds; the final network has seen every image. Frames of
+byra2018, which no network saw: share of the operators' liver and kidney boxes inside the mask.
 Where no sector is found the Dice counts as 0.
 
 Time: about 6 minutes on 2 cores. Result: see steatosis_tf/roi/liver_unet_card.md.
@@ -126,7 +126,7 @@ def score(network_dir: Path, data_dir: Path, names: list[str]) -> None:
         ("aul_scores.csv", lambda: aul_rows(session, data_dir / "aul", names, network_dir.name)),
         ("byra_scores.csv", lambda: byra_rows(session, data_dir / "byra2018", network_dir.name)),
     ):
-        if not (network_dir / file).is_file():
+        if not (network_dir / file).is_file() and (names or file == "byra_scores.csv"):
             with replacing(network_dir / file) as unfinished:
                 pd.DataFrame(rows_of()).to_csv(unfinished, index=False)
 
@@ -142,18 +142,16 @@ def main() -> None:
     for name in trained:
         names = parts_of(groups, folds[name], CONFIG)["scored"]
         score(arguments.out / name, arguments.data, names)
-    aul, byra = (
-        pd.concat([pd.read_csv(arguments.out / name / file) for name in trained])
-        for file in ("aul_scores.csv", "byra_scores.csv")
-    )
-    is_test = aul["network"] == "final"
+    byra = pd.concat([pd.read_csv(arguments.out / name / "byra_scores.csv") for name in trained])
     inside = byra.groupby("network")[["liver_inside", "kidney_inside"]].mean()
-    parts = {"out_of_fold": aul[~is_test], "test_part": aul[is_test]}
-    scores = {
-        "networks": trained,
-        **{name: dice_summary(part) for name, part in parts.items() if len(part)},
-        "byra2018": inside.round(4).to_dict(orient="index"),
-    }
+    scores = {"networks": trained, "byra2018": inside.round(4).to_dict(orient="index")}
+    aul = [
+        pd.read_csv(arguments.out / name / "aul_scores.csv")
+        for name in trained
+        if folds[name] is not None
+    ]
+    if aul:
+        scores["out_of_fold"] = dice_summary(pd.concat(aul))
     print(json.dumps(scores, indent=1))
     with replacing(arguments.out / "scores.json") as unfinished:
         unfinished.write_text(json.dumps(scores, indent=1))
@@ -161,8 +159,8 @@ def main() -> None:
         tracking.log_metrics({key: scores[key] for key in scores if key != "networks"})
         tracking.log_artifacts(arguments.out / "scores.json")
         for name in trained:
-            for file in ("aul_scores.csv", "byra_scores.csv"):
-                tracking.log_artifacts(arguments.out / name / file, name)
+            for path in sorted((arguments.out / name).glob("*_scores.csv")):
+                tracking.log_artifacts(path, name)
 
 
 if __name__ == "__main__":

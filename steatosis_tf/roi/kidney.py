@@ -21,7 +21,7 @@ from steatosis_tf.roi.liver import (
     INPUT_HEIGHT_PX,
     INPUT_WIDTH_PX,
     Placement,
-    liver_session,
+    network_answers,
     network_input,
 )
 from steatosis_tf.roi.sector import Sector
@@ -39,7 +39,6 @@ MIN_LIKENESS = 0.75
 # A patch that holds more liver than this is not cortex, whatever the features say.
 _MAX_LIVER_SHARE = 0.2
 
-_OUTPUTS = ("liver_logit", "features_40", "features_20", "features_10")
 _WHERE_PATH = Path(__file__).with_name("kidney_head.json")
 _WHETHER_PATH = Path(__file__).with_name("kidney_in_view.json")
 # Cells around the patch on each side that show whether it lies in a kidney: 36 px of the input.
@@ -110,11 +109,11 @@ def cortex_features(crop: np.ndarray) -> np.ndarray:
 # Whoever finds cortex in a frame and whoever pools its features ask for the same crop in turn.
 @lru_cache(maxsize=1)
 def _cortex_features(crop_bytes: bytes) -> np.ndarray:
-    crop = np.frombuffer(crop_bytes, np.float32).reshape(1, INPUT_HEIGHT_PX, INPUT_WIDTH_PX, 2)
-    answers = liver_session().run(list(_OUTPUTS), {"crop": crop})
+    crop = np.frombuffer(crop_bytes, np.float32).reshape(INPUT_HEIGHT_PX, INPUT_WIDTH_PX, 2)
+    logit, *decoder = (answer[0] for answer in network_answers(crop))
     size = (GRID[1], GRID[0])
-    levels = [cv2.resize(answer[0], size, interpolation=cv2.INTER_LINEAR) for answer in answers[1:]]
-    small = cv2.resize(answers[0][0, :, :, 0], size, interpolation=cv2.INTER_AREA)
+    levels = [cv2.resize(level, size, interpolation=cv2.INTER_LINEAR) for level in decoder]
+    small = cv2.resize(logit[..., 0], size, interpolation=cv2.INTER_AREA)
     liver = 1.0 / (1.0 + np.exp(-small))
     around = cv2.blur(liver, (9, 9), borderType=cv2.BORDER_CONSTANT)
     before = [np.roll(liver, cells, axis=0) for cells in (4, 8)]

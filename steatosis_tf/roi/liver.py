@@ -22,6 +22,8 @@ INPUT_WIDTH_PX = 224
 #: Liver where the probability is at least this.
 LIVER_THRESHOLD = 0.5
 
+_OUTPUTS = ("liver_logit", "features_40", "features_20", "features_10")
+
 NETWORK_PATH = Path(__file__).with_name("liver_unet.onnx")
 #: Grey is clipped at these multiples of the sector's own spread: calipers and text stay harmless.
 GREY_CLIP = (-3.0, 5.0)
@@ -118,7 +120,30 @@ def liver_probability(frame: np.ndarray, sector: Sector) -> np.ndarray:
         ValueError: if the sector is empty or not of the frame's size.
     """
     crop, placement = network_input(frame, sector.mask)
-    return back_in_frame(liver_logit(liver_session(), crop), placement, sector.mask)
+    return back_in_frame(_mean_logit(network_answers(crop)[0]), placement, sector.mask)
+
+
+def network_answers(crop: np.ndarray) -> list[np.ndarray]:
+    """All that the shipped network says of a picture and of its mirror image.
+
+    It is run once for a picture: whoever outlines the liver and whoever looks for the kidney ask
+    for the same one in turn.
+
+    Args:
+        crop: `(160, 224, 2)` float32, from `network_input`.
+
+    Returns:
+        `(2, height, width, channels)` float32 each: the logit of liver, then the decoder at
+        40 x 56, 20 x 28 and 10 x 14.
+    """
+    return _network_answers(crop.tobytes())
+
+
+@lru_cache(maxsize=1)
+def _network_answers(crop_bytes: bytes) -> list[np.ndarray]:
+    crop = np.frombuffer(crop_bytes, np.float32).reshape(INPUT_HEIGHT_PX, INPUT_WIDTH_PX, 2)
+    answers: list[np.ndarray] = liver_session().run(list(_OUTPUTS), {"crop": _both(crop)})
+    return answers
 
 
 def liver_logit(session: onnxruntime.InferenceSession, crop: np.ndarray) -> np.ndarray:
@@ -134,9 +159,17 @@ def liver_logit(session: onnxruntime.InferenceSession, crop: np.ndarray) -> np.n
     Returns:
         `(80, 112)` float32.
     """
-    both = np.stack([crop, crop[:, ::-1]])
-    (logits,) = session.run(["liver_logit"], {"crop": both})
-    return (logits[0, :, :, 0] + logits[1, :, ::-1, 0]) / 2
+    (logits,) = session.run([_OUTPUTS[0]], {"crop": _both(crop)})
+    return _mean_logit(logits)
+
+
+def _both(crop: np.ndarray) -> np.ndarray:
+    return np.stack([crop, crop[:, ::-1]])
+
+
+def _mean_logit(logits: np.ndarray) -> np.ndarray:
+    mean: np.ndarray = (logits[0, :, :, 0] + logits[1, :, ::-1, 0]) / 2
+    return mean
 
 
 def liver_mask(
