@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from steatosis_tf.files import replacing
+from steatosis_tf.files import open_regular, replacing
 
 
 def _require(condition: bool, expected: str, **received: object) -> None:
@@ -246,7 +246,8 @@ def load_config(path: str | Path) -> Config:
     """
     path = Path(path)
     try:
-        stages = json.loads(path.read_text())
+        with open_regular(path) as file:
+            stages = json.loads(file.read())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"Expected the config.json of a run. Received: path={path.name!r} ({error})."

@@ -1,12 +1,15 @@
-"""Files appear whole or not at all."""
+"""The one door for files: they appear whole or not at all, and nothing else than files is read."""
 
+import errno
 import glob
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 #: An unfinished file that nobody wrote to for so long was left by a writer that is dead.
 ABANDONED_AFTER_S = 24 * 3600
@@ -95,3 +98,33 @@ def _give_usual_mode(path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file for reading, and refuse at once what is none.
+
+    Reading a named pipe that nobody writes to waits for ever, and a device has no end.
+
+    Args:
+        path: of a regular file, or a link to one.
+
+    Returns:
+        binary stream; the caller closes it.
+
+    Raises:
+        OSError: if it is missing, a folder, a named pipe, a socket or a device.
+
+    Example:
+        >>> open_regular("/dev/null")
+        Traceback (most recent call last):
+        OSError: [Errno 22] not a regular file: 'null'
+    """
+    # Without O_NONBLOCK the call itself waits for somebody who writes to the pipe.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), Path(path).name)
+    raise OSError(errno.EINVAL, "not a regular file", Path(path).name)

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from steatosis_tf.files import open_regular
+
 #: Columns that the reader adds, so that a message can name the row.
 ADDED = ("row", "fault")
 
@@ -37,7 +39,8 @@ def read_spreadsheet(path: str | Path) -> tuple[pd.DataFrame, str]:
 
 def _decoded(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read()
     except OSError as error:
         raise ValueError(
             f"Expected a CSV table. Received: path={path.name!r} ({error.strerror})."

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from steatosis_tf.evaluation.checks import check_frame_scores, check_table, first_ids, id_key
-from steatosis_tf.files import replacing
+from steatosis_tf.files import open_regular, replacing
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS, label_of
 
 FRAME_COLUMNS = (
@@ -161,7 +161,8 @@ def read_scores(path: str | Path, *, validation: bool = False) -> pd.DataFrame:
     """
     path = Path(path)
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        with open_regular(path) as file:
+            table = pd.read_csv(file, dtype=str, keep_default_na=False)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         # An OSError prints the whole path, and a folder can be named after a patient.
         reason = error.strerror if isinstance(error, OSError) else error

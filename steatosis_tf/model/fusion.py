@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize
 
-from steatosis_tf.files import replacing
+from steatosis_tf.files import open_regular, replacing
 from steatosis_tf.grades import grade_from_fat_percent, label_of
 from steatosis_tf.model.baselines.cumulative_link import CumulativeLink, fit_cumulative_link
 from steatosis_tf.model.baselines.fat_rule import FatRule, fit_fat_rule
@@ -144,7 +144,8 @@ def load_fusion(path: str | Path) -> Fusion:
         ValueError: if the file is missing or not such a model.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        with open_regular(path) as file:
+            content = json.loads(file.read())
         parts = tuple(_part(entry["part"]) for entry in content["parts"])
         rules = tuple(_rule(entry["rule"]) for entry in content["parts"])
         link = content["link"]

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf.cohort.manifest import read_manifest
-from steatosis_tf.files import replacing
+from steatosis_tf.files import open_regular, replacing
 from steatosis_tf.roi.annotated_frame import (
     AnnotatedFrame,
     LabelledBox,
@@ -57,7 +57,8 @@ def read_annotations(path: str | Path) -> tuple[list[AnnotatedFrame], list[tuple
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        with open_regular(path) as file:
+            content = json.loads(file.read().decode("utf-8-sig"))
     except OSError as error:
         raise ValueError(
             f"Expected an annotation file. Received: {path.name} ({error.strerror})."

@@ -18,13 +18,14 @@ from pydicom.pixels.processing import convert_color_space
 
 from steatosis_tf.sources.dicom_display import GREY, PALETTE, displayed
 from steatosis_tf.sources.dicom_header import DICOM_ERRORS, number_of, text_of
-from steatosis_tf.sources.folder import MAX_SIDE_PX, MIN_SIDE_PX
+from steatosis_tf.sources.folder import MAX_SIDE_PX, MIN_SIDE_PX, decode_jpeg
 from steatosis_tf.sources.rejection import Rejection
 
 MAX_FRAMES = 100_000
 
 _NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
 _LOSSLESS_JPEG = (uid.JPEGLossless, uid.JPEGLosslessSV1)
+_JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, *_LOSSLESS_JPEG)
 _JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000)
 _DECODERS = {
     **dict.fromkeys(_NATIVE, ""),
@@ -153,6 +154,8 @@ class FrameReader:
             raise Rejection("missing_frame")
         layout = self._layout
         try:
+            if self._syntax in _JPEG:
+                decode_jpeg(self._frames[index])  # Pillow fills up what was cut off
             if self._syntax in _LOSSLESS_JPEG:
                 stored = _lossless_jpeg(self._frames[index], layout)
             else:

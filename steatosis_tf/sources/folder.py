@@ -1,15 +1,25 @@
 """Frames from image files in a folder."""
 
+import io
 from pathlib import Path
 
 import cv2
 import numpy as np
+import simplejpeg
+from PIL import Image
+
+from steatosis_tf.files import open_regular
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 # A frame this wide or high is a slide scan or a mistake, and would exhaust memory in a batch.
 MAX_SIDE_PX = 8192
 MIN_SIDE_PX = 32
+
+# So many zero bytes hold a whole block of 63 coefficients whatever the code table says.
+_HOLE = bytes(64)
+_END_OF_BLOCK = 0
+_SEQUENTIAL = (0xC0, 0xC1)  # markers of frames whose blocks are whole, not sent by and by
 
 
 def read_frame(path: str | Path) -> np.ndarray:
@@ -22,43 +32,123 @@ def read_frame(path: str | Path) -> np.ndarray:
         `(height, width)` or `(height, width, 3)` RGB, uint8, 0 to 255, as stored in the file.
 
     Raises:
-        ValueError: if the file is missing, empty, not an image, truncated, not 8-bit, or of a
-            size no ultrasound frame has. The text is the reason alone; naming the frame is the
-            caller's, because a folder can be named after a patient.
+        ValueError: if the file is missing, no regular file, empty, not an image, truncated,
+            damaged, not 8-bit, or of a size no ultrasound frame has, which its header says before
+            anything is decoded. The text is the reason alone; naming the frame is the caller's,
+            because a folder can be named after a patient.
     """
-    path = Path(path)
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read()
     except OSError as error:
         raise ValueError(f"missing or unreadable file ({error.strerror})") from error
     if not data:
         raise ValueError("empty file (0 bytes)")
+    if data.startswith(b"\xff\xd8"):
+        return decode_jpeg(data)
     # Searched for everywhere: archives add bytes behind the end, and viewers do not mind.
     if data.startswith(b"\x89PNG") and b"IEND\xaeB`\x82" not in data:
         raise ValueError("truncated PNG: the closing IEND chunk is missing; copy the file again")
-    if data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-1024:]:
-        raise ValueError("truncated JPEG: the end-of-image marker is missing; copy the file again")
+    _check_sides(*_stated_size(data))
     try:
         frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise ValueError(f"not a readable image ({error.err or 'decoder error'})") from error
     if frame is None:
-        raise ValueError("not a readable image: expected PNG, JPEG, BMP or TIFF")
-    return _checked(frame)
+        raise ValueError("not a readable image: damaged, or no PNG, JPEG, BMP or TIFF")
+    return _as_rgb(frame)
 
 
-def _checked(frame: np.ndarray) -> np.ndarray:
-    if frame.dtype != np.uint8:
+def decode_jpeg(data: bytes) -> np.ndarray:
+    """Decode a JPEG strictly: what makes the decoder warn is refused, where viewers guess on.
+
+    A hole or a cut leaves the rest of the picture shifted and darker or brighter, and a grade
+    computed from it is wrong. JPEG has no checksum: a hole after which the code falls into step
+    again at the very same block is found only if it is of zeros.
+
+    Args:
+        data: the file or the code stream, from its first marker on.
+
+    Returns:
+        `(height, width)` or `(height, width, 3)` RGB, uint8, 0 to 255.
+
+    Raises:
+        ValueError: if it is damaged, truncated, not 8-bit, or of a size no frame has.
+    """
+    advice = "copy the file again"
+    if _has_hole(data):
+        raise ValueError(f"damaged or truncated JPEG: a hole of zero bytes; {advice}")
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise ValueError(f"damaged or truncated JPEG: {error}; {advice}") from error
+    _check_sides(height, width)
+    try:
+        frame = simplejpeg.decode_jpeg(data, "GRAY" if colours == "Gray" else "RGB", strict=True)
+    except ValueError as error:
+        raise ValueError(f"damaged or truncated JPEG: {error}; {advice}") from error
+    return frame[:, :, 0] if frame.shape[2] == 1 else frame
+
+
+def _has_hole(data: bytes) -> bool:
+    """Whether 64 zero bytes stand where a sequential JPEG of these code tables cannot have any.
+
+    Zeros are the first code of a table over and over. Only where that is the end of a block do
+    they encode something that exists, a level area; else they are blocks full of equal noise.
+    """
+    at, num_components, first_symbol = 2, 0, _END_OF_BLOCK
+    while data[at : at + 1] == b"\xff" and at + 10 <= len(data):
+        kind, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        if kind in _SEQUENTIAL:
+            num_components = data[at + 9]
+        elif kind == 0xC4:  # code tables
+            first_symbol = _first_symbol(data[at + 4 : end], first_symbol)
+        elif kind == 0xDA:  # the pixels begin
+            # One scan for all components holds brightness everywhere, whose table this is.
+            is_known = first_symbol != _END_OF_BLOCK and data[at + 4] == num_components
+            return is_known and data.find(_HOLE, end) >= 0
+        at = end
+    return False
+
+
+def _first_symbol(tables: bytes, former: int) -> int:
+    """What zeros mean by the table of brightness coefficients (class 1, number 0)."""
+    at = 0
+    while at + 17 < len(tables):
+        if tables[at] == 0x10:
+            return tables[at + 17]
+        at += 17 + sum(tables[at + 1 : at + 17])
+    return former
+
+
+def _stated_size(data: bytes) -> tuple[int, int]:
+    """Height and width in px out of the header, without decoding."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "BMP", "TIFF")) as image:
+            return image.height, image.width
+    except Image.DecompressionBombError as error:
         raise ValueError(
-            f"expected 8-bit pixels. Received: {frame.dtype}. Convert with the window your "
-            "radiologists read with, or ingest the DICOM original"
-        )
-    height, width = frame.shape[:2]
+            f"expected sides from {MIN_SIDE_PX} to {MAX_SIDE_PX} px. Received: far more"
+        ) from error
+    except (OSError, ValueError, SyntaxError, OverflowError, KeyError) as error:
+        raise ValueError("not a readable image: expected PNG, JPEG, BMP or TIFF") from error
+
+
+def _check_sides(height: int, width: int) -> None:
     if min(height, width) < MIN_SIDE_PX or max(height, width) > MAX_SIDE_PX:
         raise ValueError(
             f"expected sides from {MIN_SIDE_PX} to {MAX_SIDE_PX} px. "
             f"Received: height={height} width={width}"
         )
+
+
+def _as_rgb(frame: np.ndarray) -> np.ndarray:
+    if frame.dtype != np.uint8:
+        raise ValueError(
+            f"expected 8-bit pixels. Received: {frame.dtype}. Convert with the window your "
+            "radiologists read with, or ingest the DICOM original"
+        )
+    _check_sides(*frame.shape[:2])
     if frame.ndim == 2:
         return frame
     if frame.shape[2] == 4:

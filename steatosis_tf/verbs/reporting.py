@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from steatosis_tf.files import open_regular
 from steatosis_tf.grades import OUTPUT_LAYER
 from steatosis_tf.verbs.result import Result
 
@@ -58,7 +59,8 @@ def check_tables(args: Namespace) -> Result:
 
     path = Path(args.file)
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            table = json.loads(file.read())
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(
             f"Expected a JSON file of tables. Received: {path.name} ({error})."

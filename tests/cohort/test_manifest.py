@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -256,3 +258,15 @@ def test_the_real_frames_all_pass(real_data_dir, tmp_path):
     table = read_manifest(tmp_path / "manifest.csv")
     copies = table.loc[table["pixels_sha256"].duplicated(keep=False)]
     assert set(copies["patient_id"]) == {"P06", "P43"}
+
+
+def test_a_named_pipe_instead_of_labels_is_refused_at_once(tmp_path):
+    """In a process of its own, which can be ended if it waits for ever."""
+    os.mkfifo(tmp_path / "labels.csv")
+    command = ("manifest", str(tmp_path / "labels.csv"), "--output", str(tmp_path / "manifest.csv"))
+    done = subprocess.run(
+        [sys.executable, "-m", "steatosis_tf.cli", *command],
+        timeout=60, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "path='labels.csv' (not a regular file)" in done.stderr

@@ -177,6 +177,10 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "video": (renamed_syntax(uid.MPEG4HP41), "compressed by a method"),
     "JPEG of zeros": (broken_codec(uid.JPEGBaseline8Bit, b"\0" * 900), "broken frame"),
     "JPEG half": (broken_codec(uid.JPEGBaseline8Bit, JPEG[:900]), "broken frame"),
+    "JPEG half with an end": (
+        broken_codec(uid.JPEGBaseline8Bit, JPEG[: len(JPEG) // 2] + b"\xff\xd9"),
+        "broken frame",
+    ),
     "J2K half": (broken_codec(uid.JPEG2000, J2K[:900]), "broken frame"),
     "RLE of noise": (broken_codec(uid.RLELossless, RANDOM[:900]), "broken frame"),
     "lossless JPEG of noise": (broken_codec(uid.JPEGLosslessSV1, RANDOM[:900]), "broken frame"),

@@ -1,11 +1,16 @@
 """Frames are read as stored; what cannot be a frame is refused with a reason and no patient."""
 
+import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from steatosis_tf.sources.folder import IMAGE_SUFFIXES, read_frame, to_grey
 
@@ -125,3 +130,152 @@ def test_real_frames_are_read(real_data_dir):
     assert frame.shape[:2] == (434, 636)
     for path in sorted((real_data_dir / "aul").rglob("*.jpg"))[::60]:
         assert read_frame(path).dtype == np.uint8
+
+
+def _damaged(data: bytes, kind: str, rng: np.random.Generator) -> bytes:
+    """A JPEG with a hole or a cut among its pixels, whose end marker stands all the same."""
+    scan = data.index(b"\xff\xda")
+    first, last = scan + 2 + int.from_bytes(data[scan + 2 : scan + 4]), len(data) - 2
+    at = int(rng.integers(first, last - 1024))
+    size = int(rng.integers(100, 1024))
+    return {
+        "cut": data[:at] + b"\xff\xd9",
+        "lost bytes": data[:at] + data[at + size :],
+        "zeros": data[:at] + bytes(size) + data[at + size :],
+        "lost sector": data[:at] + bytes(512) + data[at + 512 :],
+        "noise": data[:at] + rng.bytes(size).replace(b"\xff", b"\xfe") + data[at + size :],
+    }[kind]
+
+
+def _num_taken(files: list[bytes], path, num: int = 90) -> dict[str, int]:
+    rng = np.random.default_rng(0)
+    taken = dict.fromkeys(("cut", "lost bytes", "zeros", "lost sector", "noise"), 0)
+    for index in range(num):
+        kind = list(taken)[index % len(taken)]
+        path.write_bytes(_damaged(files[int(rng.integers(len(files)))], kind, rng))
+        try:
+            read_frame(path)
+            taken[kind] += 1
+        except ValueError:
+            continue
+    return taken
+
+
+def _speckled(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    grey = cv2.GaussianBlur(rng.gamma(2.0, 40.0, (480, 640)), (0, 0), 2.0)
+    grey[:, :100] = 0  # the margin beside a sector
+    return np.clip(grey, 0, 255).astype(np.uint8)
+
+
+def test_damaged_jpegs_are_refused(tmp_path):
+    grey = [cv2.imencode(".jpg", _speckled(seed))[1].tobytes() for seed in range(3)]
+    rgb = [cv2.imencode(".jpg", np.dstack([_speckled(9)] * 3))[1].tobytes()]
+    taken = _num_taken(grey + rgb, tmp_path / "a.jpg")
+    # Without a checksum, noise after which the code falls into step again cannot be told.
+    assert taken.pop("noise") <= 2
+    assert not any(taken.values())
+
+
+def test_damaged_real_jpegs_are_refused(tmp_path, real_data_dir):
+    paths = sorted((real_data_dir / "aul" / "images").glob("*.jpg"))[::40]
+    taken = _num_taken([path.read_bytes() for path in paths], tmp_path / "a.jpg")
+    assert taken.pop("noise") <= 2
+    assert not any(taken.values())
+
+
+@pytest.mark.slow
+def test_no_undamaged_real_jpeg_is_refused(real_data_dir):
+    paths = sorted((real_data_dir / "aul" / "images").glob("*.jpg"))
+    assert len(paths) == 588
+    for path in paths:
+        expected = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(read_frame(path), expected[..., ::-1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"quality": 30, "subsampling": 0},
+        {"quality": 95, "subsampling": 1, "optimize": True},
+        {"quality": 80, "subsampling": 2, "progressive": True},
+        {"restart_marker_blocks": 5},
+        {"keep_rgb": True},
+    ],
+)
+@pytest.mark.parametrize("level", [None, 0, 128])
+def test_undamaged_jpegs_are_decoded_as_ever(tmp_path, options, level):
+    """Level pictures with tables of their own are honest zeros, which are no hole."""
+    frame = np.dstack([_speckled(seed) for seed in range(3)])[:301, :403]
+    if level is not None:
+        frame[:] = level
+    for picture in (frame, frame[..., 0]):
+        stream = io.BytesIO()
+        Image.fromarray(picture).save(stream, "JPEG", **options)
+        (tmp_path / "a.jpg").write_bytes(stream.getvalue())
+        expected = cv2.imdecode(np.frombuffer(stream.getvalue(), np.uint8), cv2.IMREAD_UNCHANGED)
+        read = read_frame(tmp_path / "a.jpg")
+        np.testing.assert_array_equal(read, expected if read.ndim == 2 else expected[..., ::-1])
+
+
+@pytest.mark.parametrize("kind", [b"IDAT", b"tEXt", b"IHDR"])
+def test_a_png_with_a_flipped_bit_is_refused(tmp_path, colour, kind):
+    stream = io.BytesIO()
+    Image.fromarray(colour).save(stream, "PNG")
+    data = bytearray(stream.getvalue())
+    data[33:33] = _chunk(b"tEXt", b"Title\0" + b"a" * 40)
+    data[data.index(kind) + 9] ^= 1
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(ValueError, match="not a readable image"):
+        read_frame(tmp_path / "a.png")
+
+
+def test_a_named_pipe_is_refused_at_once(tmp_path):
+    """In a process of its own, which can be ended if it waits for ever."""
+    os.mkfifo(tmp_path / "a.png")
+    script = (
+        "import sys; from steatosis_tf.sources.folder import read_frame; read_frame(sys.argv[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "a.png")],
+        timeout=60, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "missing or unreadable file (not a regular file)" in done.stderr
+
+
+def _stated(suffix: str, side: int) -> bytes:
+    """A picture whose header states `side` px each way; a PNG of that size whole and level."""
+    if suffix == ".png":
+        packer = zlib.compressobj(9)
+        lines = b"".join(packer.compress(bytes(side + 1)) for _ in range(side)) + packer.flush()
+        header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+        chunks = ((b"IHDR", header), (b"IDAT", lines), (b"IEND", b""))
+        return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks)
+    data = bytearray(cv2.imencode(suffix, np.zeros((64, 64), np.uint8))[1].tobytes())
+    if suffix == ".jpg":
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = struct.pack(">HH", side, side)
+    else:
+        data[18:26] = struct.pack("<ii", side, side)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])
+def test_the_size_is_read_before_the_pixels(tmp_path, suffix):
+    (tmp_path / "a").write_bytes(_stated(suffix, 20_000))
+    script = (
+        "import resource, sys\n"
+        "from steatosis_tf.sources.folder import read_frame\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n"
+        "    read_frame(sys.argv[1])\n"
+        "except ValueError as error:\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "a")],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    kilobytes, reason = done.stdout.split(" ", 1)
+    assert "expected sides from 32 to 8192 px" in reason
+    assert int(kilobytes) < 60_000  # the pixels are 400 MB
