@@ -21,6 +21,7 @@ import pandas as pd
 from steatosis_tf import tracking
 from steatosis_tf.cohort.flow import count_flow
 from steatosis_tf.cohort.flow_figure import write_flow
+from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.cohort.rejected import read_rejected
 from steatosis_tf.cohort.splits import Partition, make_partitions, split_table
 from steatosis_tf.config import Config, ModelConfig, flatten, override, save_config
@@ -39,7 +40,7 @@ from steatosis_tf.grades import GRADES
 from steatosis_tf.model.train import make_repeatable
 from steatosis_tf.records.pipeline import read_records
 from steatosis_tf.runner_arguments import add_runner_arguments, runner_options
-from steatosis_tf.study import Preparation, complete_manifest, keep_records, read_decided
+from steatosis_tf.study import Preparation, complete_manifest, keep_records
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -176,7 +177,7 @@ def run(
 
 def _prepare(manifest_path: Path, repeat: int, place: Preparation) -> tuple[list[Partition], Path]:
     """Complete the manifest in the run directory and see that its records exist."""
-    run_dir, table = place.folder, read_decided(manifest_path)
+    run_dir, table = place.folder, read_manifest(manifest_path)
     partitions = [p for p in make_partitions(table, place.config.split) if p.repeat == repeat]
     table = complete_manifest(table, manifest_path, partitions, place)
     with replacing(run_dir / "split.csv") as temporary:

@@ -13,7 +13,6 @@ from steatosis_tf.fold_fit import StudyData
 from steatosis_tf.folds import load_study
 from steatosis_tf.records.builder import records_fingerprint, usable_rows, write_records
 from steatosis_tf.roi.columns import add_roi_columns
-from steatosis_tf.roi.fold import fold_decisions
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -40,13 +39,6 @@ class Preparation:
     def hashes_path(self) -> Path:
         """File that keeps the leak gate's hashes, which the ROI step takes along."""
         return self.runs_dir / "cache" / "perceptual_hashes.csv"
-
-
-def read_decided(manifest_path: str | Path) -> pd.DataFrame:
-    """A manifest with all of a person's decisions: a review page that was killed leaves its last
-    ones aside."""
-    fold_decisions(manifest_path)
-    return read_manifest(manifest_path)
 
 
 def complete_manifest(
@@ -120,7 +112,7 @@ def prepare_study(
     Raises:
         ValueError, RuntimeError, OSError: as `write_records` and `load_study`.
     """
-    table = _every(read_decided(manifest_path), every)
+    table = _every(read_manifest(manifest_path), every)
     partitions = make_partitions(table, config.split)
     place = Preparation(config, folder, runs_dir)
     table = complete_manifest(table, manifest_path, partitions, place)

@@ -17,6 +17,18 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from steatosis_tf.cohort.decisions import (
+    DECISION_COLUMNS,
+    Entry,
+    History,
+    Row,
+    check_clear,
+    check_none_dropped,
+    manifest_lock,
+    match,
+    read_entries,
+    reviewed_rows,
+)
 from steatosis_tf.cohort.labels import check_labels, read_table
 from steatosis_tf.cohort.rejected import read_rejected
 from steatosis_tf.files import check_output, replacing
@@ -58,9 +70,13 @@ def build_manifest(
             then what an ingest rejected, if one of the two folders is its output.
         strict: refuse instead of setting faulty rows aside; then nothing is written.
 
+    What people have decided about these frames, in the store of the output's folder or in a
+    manifest that is replaced, goes into the new one.
+
     Raises:
-        ValueError: if the table cannot be read or lacks a column, if no row is left, or, with
-            `strict`, if any row has a fault. The text lists every fault with its row.
+        ValueError: if the table cannot be read or lacks a column, if no row is left, if a decision
+            would be lost, or, with `strict`, if any row has a fault. The text lists every fault
+            with its row.
     """
     labels_path, output_path = Path(labels_path), Path(output_path)
     rejected_path = output_path.parent / "rejected.csv"
@@ -78,19 +94,28 @@ def build_manifest(
 
     accepted = table.loc[~faulty].drop(columns=["row", "fault"])
     before = _rejected_by_ingest({labels_path.parent.resolve(), output_path.parent.resolve()})
-    with replacing(rejected_path) as temporary:
-        pd.concat([rejected.astype(str), before]).to_csv(temporary, index=False)
-    if accepted.empty:
-        raise ValueError(_fault_report(labels_path.name, rejected) + "\nNo row is left.")
     accepted["frame_id"] = [frame_id_of(path) for path in accepted["path"]]
     accepted["path"] = _moved(accepted["path"], labels_path.parent, output_path.parent)
     covariates = [name for name in accepted.columns if name not in MANIFEST_COLUMNS]
-    write_manifest(accepted[[*MANIFEST_COLUMNS, *covariates]], output_path)
+    accepted = accepted[[*MANIFEST_COLUMNS, *covariates]]
+    output_path.parent.mkdir(parents=True, exist_ok=True)
+    with manifest_lock(output_path):
+        if not accepted.empty:
+            accepted = _with_earlier_decisions(accepted, output_path)
+        with replacing(rejected_path) as temporary:
+            pd.concat([rejected.astype(str), before]).to_csv(temporary, index=False)
+        if accepted.empty:
+            raise ValueError(_fault_report(labels_path.name, rejected) + "\nNo row is left.")
+        write_manifest(accepted, output_path)
     return _summary(accepted, rejected, len(before), rejected_path)
 
 
-def read_manifest(path: str | Path) -> pd.DataFrame:
-    """Read a manifest.
+def read_manifest(path: str | Path, *, for_review: bool = False) -> pd.DataFrame:
+    """Read a manifest, with all that people have decided about its frames.
+
+    Args:
+        path: the manifest; decisions are in the store beside it.
+        for_review: do not refuse frames of which nobody can tell whether a decision holds.
 
     Returns:
         one row per frame. Text columns (`frame_id, path, patient_id, grade, split, ...`) are
@@ -99,9 +124,14 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
 
     Raises:
         ValueError: if the file is missing, is not a manifest, holds a frame twice, or a cell
-            that is no grade, patient or number. The text names the row.
+            that is no grade, patient or number, with the row; if a person has decided about a
+            frame and its pixels have changed since; if the store is damaged.
     """
-    path = Path(path)
+    table = _parsed(Path(path))
+    return _decided(table, Path(path), read_entries(path), for_review=for_review)
+
+
+def _parsed(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise ValueError(
             f"Expected a manifest. Received: path={path.name!r}, which does not exist. "
@@ -140,12 +170,29 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
 def write_manifest(frame_table: pd.DataFrame, path: str | Path) -> None:
     """Write a manifest whole or not at all.
 
+    Hold `manifest_lock` from reading to writing where somebody may review the manifest meanwhile.
+
     Args:
         frame_table: as `read_manifest` returns it.
         path: file to write or replace.
+
+    Raises:
+        ValueError: if frames that a person has decided about would be left out.
     """
+    check_decisions_kept(frame_table, path)
     with replacing(path) as temporary:
         frame_table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def check_decisions_kept(frame_table: pd.DataFrame, path: str | Path) -> None:
+    """Refuse a table that would replace a manifest and leave out what a person has decided about.
+
+    Raises:
+        ValueError: with the frames.
+    """
+    history = History(read_entries(path))
+    if history:
+        check_none_dropped(_rows_of(frame_table), path, history)
 
 
 def frame_path(manifest_path: str | Path, row_path: str) -> Path:
@@ -170,6 +217,58 @@ def pixels_sha256(frame: np.ndarray) -> str:
     digest = hashlib.sha256(str(frame.shape).encode())
     digest.update(np.ascontiguousarray(frame).data)
     return digest.hexdigest()
+
+
+def _rows_of(table: pd.DataFrame) -> list[Row]:
+    reviewed_at = table.get("roi_reviewed_at", pd.Series("", index=table.index))
+    return list(map(Row, table["frame_id"], table["pixels_sha256"], reviewed_at))
+
+
+def _decided(
+    table: pd.DataFrame, path: Path, entries: list[Entry], *, for_review: bool = False
+) -> pd.DataFrame:
+    """The table with what people have decided about its frames."""
+    history = History(entries)
+    if not history:
+        return table
+    found = match(_rows_of(table), history, path.name)
+    if not for_review:
+        check_clear(found, path.name)
+    if not found.changes:
+        return table
+    table = table.copy()
+    if "roi_source" not in table.columns and "roi_height" in table.columns:
+        # A box of the label table is a person's.
+        is_empty = table["roi_height"].astype("string").fillna("") == ""
+        table["roi_source"] = np.where(is_empty, "", "person")
+    at = table.index[table["frame_id"].isin(found.changes)]
+    cells = [found.changes[frame_id] for frame_id in table.loc[at, "frame_id"]]
+    for name in DECISION_COLUMNS:
+        texts = [one[name] for one in cells]
+        if name not in table.columns:
+            table[name] = (
+                pd.array([pd.NA] * len(table), dtype="Int64") if name in ROI_COLUMNS else ""
+            )
+        if table[name].dtype == "Int64":  # else the cells of a label table, not parsed yet
+            table.loc[at, name] = pd.array([int(t) if t else pd.NA for t in texts], dtype="Int64")
+        else:
+            table.loc[at, name] = texts
+    return table
+
+
+def _with_earlier_decisions(table: pd.DataFrame, output_path: Path) -> pd.DataFrame:
+    """Rows of a label table with what was decided about them, from the store and the old manifest.
+
+    Raises:
+        ValueError: if a decision would be lost.
+    """
+    stored = read_entries(output_path)
+    # A manifest that was moved here without its store still says what people have decided.
+    known = {entry.key for entry in stored}
+    unstored = [entry for entry in reviewed_rows(output_path) if entry.key not in known]
+    entries = [*unstored, *stored]
+    check_none_dropped(_rows_of(table), output_path, History(entries))
+    return _decided(table, output_path, entries)
 
 
 def _check_cells(

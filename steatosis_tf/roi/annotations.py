@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from steatosis_tf.cohort.decisions import export_decisions
 from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.files import open_regular, replacing
 from steatosis_tf.roi.annotated_frame import (
@@ -20,7 +21,6 @@ from steatosis_tf.roi.annotated_frame import (
 from steatosis_tf.roi.annotation_match import MASK_LABELS, frame_size, gathered_from
 from steatosis_tf.roi.coco import from_coco, to_coco
 from steatosis_tf.roi.decisions import DecisionStore
-from steatosis_tf.roi.fold import fold_decisions
 from steatosis_tf.roi.label_studio import from_label_studio, to_label_studio
 from steatosis_tf.roi.roi_cells import RoiCells
 from steatosis_tf.sources.folder import read_frame
@@ -104,19 +104,22 @@ def export_annotations(
 ) -> int:
     """Write the boxes of a manifest, and outlines from mask files, for another tool.
 
+    With `file_format="csv"`, write all decisions that people have taken instead.
+
     Args:
         manifest_path: with ROI columns.
-        output_path: JSON file to write or replace.
-        file_format: one of `FORMATS`.
+        output_path: file to write or replace.
+        file_format: one of `FORMATS`, or "csv".
         masks_dir: folder with `<frame file stem>_sector.png` and `<stem>_liver.png`.
 
     Returns:
-        number of frames written; frames without a box and an outline are left out.
+        number of frames written, those without a box and an outline left out; or of decisions.
 
     Raises:
         ValueError: if the manifest, the format or a frame is faulty.
     """
-    fold_decisions(manifest_path)
+    if file_format == "csv":
+        return export_decisions(manifest_path, output_path)
     frames = []
     for row in read_manifest(manifest_path).to_dict("records"):
         cells = RoiCells.from_row(row)
@@ -170,7 +173,6 @@ def import_annotations(
             f"Expected shapes labelled {', '.join(sorted(wanted))}. Received: "
             f"{Path(annotations_path).name} with the labels {', '.join(sorted(labels))}."
         )
-    fold_decisions(manifest_path)
     store = DecisionStore(manifest_path)
     gathered = gathered_from(frames, store, roi_label, Path(masks_dir) if masks_dir else None)
     for path, mask in gathered.masks:

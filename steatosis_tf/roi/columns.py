@@ -16,14 +16,21 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf import __version__
+from steatosis_tf.cohort.decisions import manifest_lock
 from steatosis_tf.cohort.duplicates import keep_hashes, kept_hashes, perceptual_hash
-from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, pixels_sha256, read_manifest
+from steatosis_tf.cohort.manifest import (
+    ROI_COLUMNS,
+    frame_path,
+    pixels_sha256,
+    read_manifest,
+    write_manifest,
+)
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.roi.crop import Rectangle, central_rectangle
-from steatosis_tf.roi.fold import fold_decisions, write_automatic_boxes
 from steatosis_tf.roi.liver import liver_probability
 from steatosis_tf.roi.overlays import find_overlays
 from steatosis_tf.roi.proposal import propose_rectangle
+from steatosis_tf.roi.roi_cells import keep_persons_boxes
 from steatosis_tf.roi.sector import Sector, find_sector
 from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, sector_cell
 from steatosis_tf.roi.useless_boxes import empty_useless_boxes
@@ -106,7 +113,6 @@ def fill_manifest(
         ValueError: if the manifest cannot be used.
         RuntimeError: if the runner gave up; what is done stays for the next call.
     """
-    fold_decisions(manifest_path)
     table = with_roi_columns(read_manifest(manifest_path))
     automatic = table["roi_source"] != "person"
     if again:
@@ -146,6 +152,23 @@ def add_roi_columns(
         pass
     empty_useless_boxes(table, manifest_path)
     return table
+
+
+def write_automatic_boxes(manifest_path: str | Path, new_table: pd.DataFrame) -> None:
+    """Store the ROI columns of an automatic run; a person's boxes and decisions stay as they are.
+
+    Decisions taken while the run was computing count, too.
+
+    Args:
+        manifest_path: the manifest the run has read.
+        new_table: all its rows, with new ROI columns.
+
+    Raises:
+        ValueError: if the manifest or the store of decisions cannot be read.
+        OSError: if the manifest cannot be written.
+    """
+    with manifest_lock(manifest_path):
+        write_manifest(keep_persons_boxes(read_manifest(manifest_path), new_table), manifest_path)
 
 
 def with_roi_columns(frame_table: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.roi_cells import RoiCells
@@ -63,7 +62,7 @@ def decided(
         if not stack:
             raise ValueError("There is no decision to take back on this frame.")
         return stack[-1 if decision.action == "undo" else 0]
-    signed = replace(before, reviewer=checked_reviewer(reviewer), reviewed_at=_now())
+    signed = replace(before, reviewer=checked_reviewer(reviewer), reviewed_at=now())
     if decision.action == "accept":
         if before.rectangle is None:
             raise ValueError("There is no box to accept: draw one, or reject the frame.")
@@ -75,7 +74,7 @@ def decided(
             raise ValueError("Expected the corrected box. Received: rectangle=None.")
         return replace(signed, rectangle=decision.rectangle, state="corrected")
     # Without its box a rejected frame cannot slip into training through code that looks at the
-    # rectangle only. The journal keeps the box for undo.
+    # rectangle only. The store keeps the box for undo.
     return replace(signed, rectangle=None, state="rejected")
 
 
@@ -106,19 +105,6 @@ def _checked_reason(decision: Decision) -> str:
     return reason
 
 
-def journal_entry(
-    decision: Decision, before: RoiCells, after: RoiCells, who: str
-) -> dict[str, Any]:
-    """The line of the journal that keeps a decision."""
-    return {
-        "frame_id": decision.frame_id,
-        "at": _now(),
-        "by": who,
-        "action": decision.action,
-        "before": before.as_dict(),
-        "after": after.as_dict(),
-    }
-
-
-def _now() -> str:
+def now() -> str:
+    """UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,23 +1,27 @@
 """What people have decided about the ROI of each frame: take it in, keep it, undo it."""
 
+import json
 import threading
 import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from steatosis_tf.cohort.manifest import read_manifest
-from steatosis_tf.roi.decision_rules import Decision, Outcome, decided, journal_entry
-from steatosis_tf.roi.fold import (
-    Pending,
-    apply_entry,
-    fold_pending,
-    journal_of,
-    manifest_lock,
+from steatosis_tf.cohort.decisions import (
+    FOLDED,
+    STORE_NAME,
+    Entry,
+    History,
+    fold_decisions,
+    network_notice,
+    read_entries,
     signature,
+    writing,
 )
+from steatosis_tf.cohort.manifest import read_manifest
+from steatosis_tf.roi.decision_rules import Decision, Outcome, decided, now
 from steatosis_tf.roi.review_queue import ReviewQueue
 from steatosis_tf.roi.roi_cells import ROI_CELLS, RoiCells
 
@@ -34,17 +38,19 @@ class DecisionStore:
         manifest_path: as `build_manifest` writes it.
 
     Raises:
-        ValueError: if the manifest or its journal cannot be read.
+        ValueError: if the manifest or the store of its folder cannot be read.
     """
 
     def __init__(self, manifest_path: str | Path) -> None:
         self.path = Path(manifest_path)
         self.fold_error = ""
-        self._journal = journal_of(self.path)
+        if notice := network_notice(self.path.parent):
+            warnings.warn(notice, stacklevel=2)
         self.mutex = threading.RLock()
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
-        self._offset = 0
+        self._folded: tuple[list[int], int] | None = None
+        self._opened = self._number = self._last_decision = 0
         self._start()
 
     def __len__(self) -> int:
@@ -85,17 +91,17 @@ class DecisionStore:
 
     def num_decisions(self, position: int) -> int:
         """How many decisions about a row can be taken back."""
-        return len(self._undo.get(self.frame_id(position), ()))
+        return len(self._stack(position))
 
     def refresh(self) -> None:
         """Take in what other processes have decided or rewritten."""
         with self.mutex:
-            if self._journal.size() < self._offset:  # somebody removed or replaced the journal
+            opened, self._opened = self._opened, self._store_file()
+            if opened not in (0, self._opened):  # somebody removed or replaced the file
                 self._start()
                 return
-            entries, self._offset = self._journal.read(self._offset)
-            for start, entry in entries:
-                self._take_in(start, entry)
+            for entry in read_entries(self.path, after=self._number):
+                self._take_in(entry)
             if signature(self.path) != self._signature:
                 self._load_table()
 
@@ -109,39 +115,30 @@ class DecisionStore:
         Raises:
             ValueError: if an action is unknown or impossible, a reason is missing or too long,
                 or a frame is unknown; then nothing is saved.
-            TimeoutError: if another process holds the journal.
-            OSError: if the journal cannot be written, for example on a full disk.
+            TimeoutError: if another process holds the store.
+            OSError: if the store cannot be written, for example on a full disk.
         """
-        outcomes, entries = [], []
-        with self.mutex, self._journal.lock():
-            self.refresh()
-            for decision in decisions:
-                before = self.cells(self.position(decision.frame_id))
-                saved = before.revision == decision.revision
-                stack = self._undo.get(decision.frame_id, [])
-                after = decided(before, stack, decision, reviewer) if saved else before
-                outcomes.append(Outcome(saved, after))
-                if saved:
-                    entries.append(journal_entry(decision, before, after, reviewer))
-            if entries:
-                self._journal.append(entries)
+        with self.mutex:
+            with writing(self.path) as append:
                 self.refresh()
+                outcomes, entries = self._judge(decisions, reviewer)
+                append(entries)
+            self.refresh()
         self._wake.set()
         return outcomes
 
     def fold(self) -> None:
-        """Write the decisions that are only in the journal into the manifest.
+        """Write the decisions that are only in the store into the manifest.
 
         Raises:
             OSError: if the manifest cannot be written; TimeoutError if another process holds it.
         """
-        with manifest_lock(self.path):
-            with self.mutex, self._journal.lock():
-                self.refresh()
-                pending, end = dict(self._pending), self._offset
-            if pending:
-                fold_pending(self.path, self._journal, pending, end)
-                self.refresh()
+        self.refresh()
+        number = self._last_decision
+        if (signature(self.path), number) != self._folded:
+            fold_decisions(self.path)
+            self._folded = signature(self.path), number
+            self.refresh()
 
     def start_folding(self) -> None:
         """Fold in the background whenever something was decided."""
@@ -167,33 +164,85 @@ class DecisionStore:
                 self.fold()
                 self.fold_error = ""
             except (OSError, ValueError) as error:
-                # The decisions are safe in the journal; the page says that the table lags behind.
+                # The decisions are safe in the store; the page says that the table lags behind.
                 self.fold_error = str(error.args[-1] if error.args else error)
                 self._stop.wait(5)
                 self._wake.set()
             self._stop.wait((time.monotonic() - begin) / _FOLD_SHARE)
 
+    def _judge(
+        self, decisions: Iterable[Decision], reviewer: str
+    ) -> tuple[list[Outcome], list[Entry]]:
+        outcomes, entries = [], []
+        for decision in decisions:
+            at = self.position(decision.frame_id)
+            before = self.cells(at)
+            saved = before.revision == decision.revision
+            after = decided(before, self._stack(at), decision, reviewer) if saved else before
+            outcomes.append(Outcome(saved, after))
+            if saved:
+                entries.append(
+                    Entry(
+                        self.path.name,
+                        *self._key(at),
+                        num_copies=int(self._num_copies[at]),
+                        at=now(),
+                        reviewer=reviewer,
+                        action=decision.action,
+                        before=json.dumps(before.as_texts()),
+                        after=json.dumps(after.as_texts()),
+                    )
+                )
+        return outcomes, entries
+
+    def _key(self, position: int) -> tuple[str, str]:
+        return self.frame_id(position), str(self._table["pixels_sha256"].iat[position])
+
+    def _stack(self, position: int) -> list[RoiCells]:
+        """The row before each decision that still stands, oldest first."""
+        stack: list[RoiCells] = []
+        is_unique = self._num_copies[position] == 1
+        for entry in self._history.of(self._key(position), is_unique=is_unique):
+            if entry.action == "reopen":
+                stack.clear()
+            elif entry.action == "undo":
+                del stack[-1:]
+            else:
+                stack.append(RoiCells.from_row(json.loads(entry.before)))
+        return stack
+
+    def _store_file(self) -> int:
+        """Number of the store's file; 0 while there is none."""
+        path = self.path.with_name(STORE_NAME)
+        return path.stat().st_ino if path.exists() else 0
+
     def _start(self) -> None:
-        self._pending: Pending = {}
-        self._undo: dict[str, list[RoiCells]] = {}
-        self._offset = 0
+        self._opened = self._store_file()
+        self._number = self._last_decision = 0
+        self._history = History()
         self._signature: list[int] = []
         self._changed: dict[int, RoiCells] = {}
-        self._load_table()
-        entries, self._offset = self._journal.read(0)
-        for start, entry in entries:
-            self._remember(start, entry)
-        self._apply_pending()
+        for entry in read_entries(self.path):
+            self._remember(entry)
+        self._load_table()  # with what these entries say
 
     def _load_table(self) -> None:
         while True:
-            self._signature = signature(self.path) if self.path.exists() else []
-            table = read_manifest(self.path)
+            self._signature = signature(self.path)
+            table = read_manifest(self.path, for_review=True)
             if signature(self.path) == self._signature:
                 break  # else it was replaced between the look at it and the reading
-        columns = ["frame_id", "path", *(name for name in ROI_CELLS if name in table.columns)]
+        columns = [
+            "frame_id",
+            "path",
+            "pixels_sha256",
+            *(name for name in ROI_CELLS if name in table.columns),
+        ]
         self._table = table[columns]
         self._index = pd.Index(self._table["frame_id"])
+        pixels = self._table["pixels_sha256"]
+        self._num_copies = pixels.map(pixels.value_counts()).to_numpy()
+        self._changed = {}
         states = self._table.get("roi_state", pd.Series("", index=table.index))
         qualities = self._table.get("roi_quality", pd.Series(float("nan"), index=table.index))
         has_box = pd.Series("roi_top" in columns, index=table.index)
@@ -202,35 +251,22 @@ class DecisionStore:
         self.queue = ReviewQueue(
             states.to_numpy(dtype=object), qualities.to_numpy(dtype=float), has_box.to_numpy()
         )
-        self._apply_pending()
 
-    def _apply_pending(self) -> None:
-        self._changed = {}
-        for frame_id, (_, cells) in self._pending.items():
-            self._set(frame_id, cells)
-
-    def _take_in(self, start: int, entry: dict[str, Any]) -> None:
-        self._remember(start, entry)
-        if "folded_to" not in entry:
-            self._set(entry["frame_id"], RoiCells.from_dict(entry["after"]))
-        elif entry["from"] == self._signature:
-            # The rewrite put in what is known here already, so there is no need to read it.
-            self._signature = entry["to"]
-
-    def _remember(self, start: int, entry: dict[str, Any]) -> None:
-        apply_entry(self._pending, start, entry)
-        if "folded_to" in entry:
+    def _take_in(self, entry: Entry) -> None:
+        self._remember(entry)
+        if entry.action == FOLDED:
+            if json.loads(entry.before) == self._signature:
+                # The rewrite put in what is known here already, so there is no need to read it.
+                self._signature = json.loads(entry.after)
             return
-        stack = self._undo.setdefault(entry["frame_id"], [])
-        if entry["action"] == "reopen":
-            stack.clear()
-        elif entry["action"] == "undo":
-            del stack[-1:]
-        else:
-            stack.append(RoiCells.from_dict(entry["before"]))
-
-    def _set(self, frame_id: str, cells: RoiCells) -> None:
-        at = self._index.get_indexer([frame_id])[0]
-        if at >= 0:  # a frame that was taken out of the manifest keeps its line in the journal
+        at = self._index.get_indexer([entry.frame_id])[0]
+        if at >= 0 and entry.pixels_sha256 in ("", self._key(at)[1]):
+            cells = RoiCells.from_row(entry.cells)
             self._changed[int(at)] = cells
             self.queue.set(int(at), cells.state, has_box=cells.rectangle is not None)
+
+    def _remember(self, entry: Entry) -> None:
+        self._number = entry.number
+        self._history.add(entry)
+        if entry.action != FOLDED:
+            self._last_decision = entry.number

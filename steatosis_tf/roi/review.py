@@ -19,7 +19,7 @@ def review(
 ) -> None:
     """Serve the review page on 127.0.0.1 until interrupted.
 
-    A decision is on disk, in a journal beside the manifest, before the page says so; the
+    A decision is on disk, in a store beside the manifest, before the page says so; the
     manifest follows within a moment. Several reviewers may run this on one manifest at a time,
     each on a port of their own. The page shows neither grades nor patients: the review is blind.
 

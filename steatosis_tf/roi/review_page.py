@@ -121,7 +121,7 @@ def _answered(work: Callable[[], Answer]) -> Answer:
         raise HTTPException(422, str(error)) from error
     except OSError as error:  # TimeoutError among them
         reason = error.strerror or str(error)
-        text = f"Not saved: the manifest or its journal cannot be used ({reason})."
+        text = f"Not saved: the manifest or its store of decisions cannot be used ({reason})."
         raise HTTPException(503, text) from error
 
 

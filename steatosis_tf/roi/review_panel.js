@@ -35,7 +35,7 @@ export function progress({ counts, fold_error: foldError }) {
     option.dataset.name ??= option.textContent.trim();
     option.textContent = `${option.dataset.name} (${counts[option.value]})`;
   }
-  if (foldError) notice(`Decisions are safe in the journal, but the manifest lags: ${foldError}`, "bad");
+  if (foldError) notice(`Decisions are safe in the store, but the manifest lags: ${foldError}`, "bad");
 }
 
 /** Everything in the panel, from the state of the page; `current` is the box as it stands. */

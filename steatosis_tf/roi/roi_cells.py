@@ -1,27 +1,16 @@
 """The ROI cells of a manifest row: what they hold, and who may overwrite them."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from steatosis_tf.cohort.decisions import DECISION_COLUMNS
 from steatosis_tf.roi.crop import Rectangle
 
 #: States a person gives a frame; the state of a frame nobody has looked at is "".
 STATES = ("accepted", "corrected", "rejected")
-#: Cells that a decision changes, in the order in which new columns are added.
-DECISION_COLUMNS = (
-    "roi_top",
-    "roi_left",
-    "roi_height",
-    "roi_width",
-    "roi_source",
-    "roi_reason",
-    "roi_state",
-    "roi_reviewer",
-    "roi_reviewed_at",
-)
 #: All of them; the quality is the proposer's and no person changes it.
 ROI_CELLS = (*DECISION_COLUMNS, "roi_quality")
 
@@ -53,19 +42,12 @@ class RoiCells:
         """Short hash of the content: it tells whether somebody else changed the row meanwhile."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON; `RoiCells.from_dict` turns it back."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(fields: dict[str, Any]) -> "RoiCells":
-        """Inverse of `as_dict`."""
-        box = fields["rectangle"]
-        return RoiCells(**{**fields, "rectangle": Rectangle(**box) if box else None})
-
     @staticmethod
     def from_row(row: dict[str, Any]) -> "RoiCells":
-        """From a manifest row as `read_manifest` types it; missing columns count as unknown."""
+        """From a manifest row, as `read_manifest` types it or as `as_texts` writes it.
+
+        Missing columns count as unknown.
+        """
         sides: list[Any] = [row.get(name) for name in DECISION_COLUMNS[:4]]
         quality: Any = row.get("roi_quality")
         return RoiCells(
@@ -78,12 +60,13 @@ class RoiCells:
             },
         )
 
-    def decision_cells(self) -> dict[str, str]:
-        """CSV texts of `DECISION_COLUMNS`."""
+    def as_texts(self) -> dict[str, str]:
+        """CSV texts of `ROI_CELLS`; `from_row` turns them back."""
         box = self.rectangle
         sides = ("", "", "", "") if box is None else (box.top, box.left, box.height, box.width)
         rest = (self.source, self.reason, self.state, self.reviewer, self.reviewed_at)
-        return dict(zip(DECISION_COLUMNS, map(str, (*sides, *rest)), strict=True))
+        quality = "" if self.quality is None else self.quality
+        return dict(zip(ROI_CELLS, map(str, (*sides, *rest, quality)), strict=True))
 
 
 def _unknown(value: Any) -> bool:

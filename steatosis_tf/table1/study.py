@@ -15,7 +15,7 @@ from steatosis_tf.cohort.manifest import MANIFEST_COLUMNS, ROI_COLUMNS, read_man
 from steatosis_tf.cohort.splits import Partition, make_partitions
 from steatosis_tf.config import Config, RoiConfig, SplitConfig
 from steatosis_tf.records.pipeline import read_index, read_records
-from steatosis_tf.study import Preparation, complete_manifest, keep_records, read_decided
+from steatosis_tf.study import Preparation, complete_manifest, keep_records
 
 #: Most rounds of 5-fold cross-validation a system may ask for.
 MAX_REPEATS = 5
@@ -84,7 +84,7 @@ def load_study(
         ValueError: for faults of the data, or a leak.
     """
     manifest_path, runs_dir = Path(manifest_path), Path(runs_dir)
-    table = read_decided(manifest_path)
+    table = read_manifest(manifest_path)
     settings = json.dumps(
         [__version__, dataclasses.asdict(config.split), dataclasses.asdict(config.roi)]
     )

@@ -60,27 +60,29 @@ def _manifest_arguments(parser: ArgumentParser) -> None:
 
 def split(args: Namespace) -> Result:
     """Divide the patients of a manifest, stratified by grade, and write its split column."""
+    from steatosis_tf.cohort.decisions import manifest_lock
     from steatosis_tf.cohort.manifest import read_manifest, write_manifest
     from steatosis_tf.cohort.split_import import import_split
     from steatosis_tf.cohort.splits import make_partitions, test_column
     from steatosis_tf.config import Config, override
 
-    table = read_manifest(args.manifest)
     config = override(Config(), args.settings)
-    unsplit = table.drop(columns="split", errors="ignore")
-    if args.import_file:
-        partitions = import_split(unsplit, args.import_file)
-    else:
-        partitions = make_partitions(unsplit, config.split)
-    column = test_column(unsplit, partitions)
-    if "split" in table.columns and not args.replace and not column.equals(table["split"]):
-        raise ValueError(
-            f"Expected a manifest without a split, or the same one. Received: {args.manifest} with "
-            "another. A split that has been trained on must not change unseen: use --replace if "
-            "it must."
-        )
-    table["split"] = column
-    write_manifest(table, args.manifest)
+    with manifest_lock(args.manifest):  # a review may be rewriting it
+        table = read_manifest(args.manifest)
+        unsplit = table.drop(columns="split", errors="ignore")
+        if args.import_file:
+            partitions = import_split(unsplit, args.import_file)
+        else:
+            partitions = make_partitions(unsplit, config.split)
+        column = test_column(unsplit, partitions)
+        if "split" in table.columns and not args.replace and not column.equals(table["split"]):
+            raise ValueError(
+                "Expected a manifest without a split, or the same one. Received: "
+                f"{args.manifest} with another. A split that has been trained on must not change "
+                "unseen: use --replace if it must."
+            )
+        table["split"] = column
+        write_manifest(table, args.manifest)
     patients = table.loc[table["split"] != ""].drop_duplicates("patient_id")
     counts = {str(k): int(v) for k, v in patients["split"].value_counts().items()}
     values = {"kind": config.split.kind, "patients": counts}

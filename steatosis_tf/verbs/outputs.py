@@ -35,6 +35,12 @@ class OutputJson(OutputFile):
     suffixes = (".json",)
 
 
+class OutputBoxes(OutputFile):
+    """Boxes for another tool, or a table of decisions, to write."""
+
+    suffixes = (".json", ".csv")
+
+
 class OutputReport(OutputJson):
     """The summary of a call. It replaces only its like: a run is made of other JSON files."""
 

@@ -4,7 +4,7 @@ import dataclasses
 from argparse import ArgumentParser, Namespace
 
 from steatosis_tf.runner_arguments import add_runner_arguments, runner_options
-from steatosis_tf.verbs.outputs import OutputDir, OutputJson, OutputPicture
+from steatosis_tf.verbs.outputs import OutputBoxes, OutputDir, OutputPicture
 from steatosis_tf.verbs.result import Result
 
 
@@ -72,19 +72,21 @@ def _review_arguments(parser: ArgumentParser) -> None:
 
 
 def export_boxes(args: Namespace) -> Result:
-    """Write the boxes of a manifest as COCO or Label Studio JSON."""
+    """Write the boxes of a manifest as COCO or Label Studio JSON, or all decisions as CSV."""
     from steatosis_tf.roi.annotations import export_annotations
 
     count = export_annotations(
         args.manifest, args.output, file_format=args.format, masks_dir=args.masks
     )
-    return Result({"num_frames": count, "output": args.output}, f"{count} frames: {args.output}")
+    things = "decisions" if args.format == "csv" else "frames"
+    values = {f"num_{things}": count, "output": args.output}
+    return Result(values, f"{count} {things}: {args.output}")
 
 
 def _export_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("manifest", metavar="MANIFEST_CSV")
-    parser.add_argument("--output", required=True, type=OutputJson, metavar="JSON")
-    parser.add_argument("--format", default="coco", choices=("coco", "label_studio"))
+    parser.add_argument("--output", required=True, type=OutputBoxes, metavar="JSON_OR_CSV")
+    parser.add_argument("--format", default="coco", choices=("coco", "label_studio", "csv"))
     parser.add_argument("--masks", metavar="DIR", help="outlines from the masks of `steatosis roi`")
 
 

@@ -117,10 +117,23 @@ def _consensus_arguments(parser: ArgumentParser) -> None:
 
 def leaks(args: Namespace) -> Result:
     """Run the leak gate on a split manifest; repair it when asked to."""
+    from steatosis_tf.cohort.decisions import manifest_lock
+
+    if not (args.merge_patients or args.drop_copies):
+        return _leaks_of(args)
+    with manifest_lock(args.manifest):  # a review may be rewriting it
+        return _leaks_of(args)
+
+
+def _leaks_of(args: Namespace) -> Result:
     from steatosis_tf.cohort.leak_findings import leak_report
     from steatosis_tf.cohort.leak_gate import check_leaks
     from steatosis_tf.cohort.leak_repair import drop_copies, merge_patients
-    from steatosis_tf.cohort.manifest import read_manifest, write_manifest
+    from steatosis_tf.cohort.manifest import (
+        check_decisions_kept,
+        read_manifest,
+        write_manifest,
+    )
     from steatosis_tf.cohort.rejected import add_rejected
     from steatosis_tf.cohort.splits import partitions_of_column
 
@@ -141,9 +154,11 @@ def leaks(args: Namespace) -> Result:
         done += lines
     if args.drop_copies:
         table, dropped = drop_copies(table, findings)
-        add_rejected(dropped, Path(args.manifest).with_name("rejected.csv"))
         done += [f"dropped {row.path} of patient_id={row.patient_id}: {row.reason}"
                  for row in dropped.itertuples()]  # fmt: skip
+    check_decisions_kept(table, args.manifest)
+    if args.drop_copies:
+        add_rejected(dropped, Path(args.manifest).with_name("rejected.csv"))
     write_manifest(table, args.manifest)
     text = "\n".join([*done, "The manifest is repaired and has no split now: split it again."])
     return Result(values | {"repaired": done}, text)

@@ -12,11 +12,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from steatosis_tf.cli import main
+from steatosis_tf.cohort.decisions import (
+    STORE_NAME,
+    fold_decisions,
+    network_notice,
+    read_entries,
+)
 from steatosis_tf.cohort.manifest import read_manifest, write_manifest
+from steatosis_tf.roi.columns import write_automatic_boxes
 from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.decision_rules import Decision
 from steatosis_tf.roi.decisions import DecisionStore
-from steatosis_tf.roi.fold import fold_decisions, journal_of, write_automatic_boxes
 from steatosis_tf.roi.roi_cells import keep_persons_boxes
 
 HEADER = (
@@ -87,45 +94,98 @@ def test_cells_that_nobody_decided_about_stay_as_they_were_written(manifest):
 
 def test_a_decision_is_on_disk_before_it_is_acknowledged(manifest):
     decide(DecisionStore(manifest), "a1", "accept")  # never closed, never folded
-    assert "roi_state" not in read_manifest(manifest).columns
+    assert "roi_state" not in manifest.read_text()
+    assert row(manifest, "a1")["roi_state"] == "accepted"  # whoever reads the manifest knows it
     assert DecisionStore(manifest).cells(0).state == "accepted"
     assert fold_decisions(manifest) == 1
-    assert row(manifest, "a1")["roi_state"] == "accepted"
+    assert "accepted" in manifest.read_text()
     assert fold_decisions(manifest) == 0
 
 
-def test_a_stump_of_a_killed_writer_is_ignored_and_removed(manifest):
-    decide(DecisionStore(manifest), "a1", "accept")
-    journal = journal_of(manifest).path
-    with journal.open("ab") as stream:
-        stream.write(b'{"frame_id":"b2","after":{"recta')
+def old_journal(manifest: Path, *lines: dict) -> Path:
+    """A journal as the first releases kept it, with a stump that a killed writer left."""
+    path = manifest.with_name(f"{manifest.name}.review.jsonl")
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    path.write_text(text + '{"frame_id":"b2","after":{"recta')
+    return path
+
+
+def old_cells(top: int | None = None, **more: object) -> dict:
+    box = None if top is None else {"top": top, "left": 1, "height": 30, "width": 30}
+    cells = dict.fromkeys(("source", "reason", "state", "reviewer", "reviewed_at"), "")
+    return cells | {"rectangle": box, "quality": 0.9} | more
+
+
+def test_an_old_journal_is_taken_over_with_its_undo(manifest):
+    line = {"frame_id": "a1", "at": "2026-01-02T03:04:05.000Z", "by": "XY"}
+    corrected = old_cells(5, source="person", state="corrected", reviewer="XY")
+    rejected = old_cells(source="person", state="rejected", reason="dark", reviewer="XY")
+    path = old_journal(
+        manifest,
+        {**line, "action": "correct", "before": old_cells(10, source="auto"), "after": corrected},
+        {**line, "action": "reject", "before": corrected, "after": rejected},
+        {"folded_to": 10**6, "from": [1, 2, 3], "to": [4, 5, 6]},  # says it is in the manifest
+    )
+    whole = path.read_bytes()
+    assert row(manifest, "a1")["roi_state"] == "rejected"  # only read: nothing is written yet
+    assert not manifest.with_name(STORE_NAME).exists()
     store = DecisionStore(manifest)
-    assert store.cells(1).state == ""
-    decide(store, "b2", "reject", reason="dark")
-    assert [json.loads(line)["frame_id"] for line in journal.read_text().splitlines()] == [
-        "a1",
-        "b2",
-    ]
+    assert decide(store, "b2", "accept").saved
+    assert decide(store, "a1", "undo").cells.rectangle == Rectangle(5, 1, 30, 30)
+    store.close()
+    assert box(manifest, "a1") == ("5", "1", "30", "30")
+    assert [entry.action for entry in read_entries(manifest)][:4] == [
+        "correct", "reject", "accept", "undo",
+    ]  # fmt: skip
+    assert path.read_bytes() == whole
 
 
-def test_a_broken_journal_line_names_its_place(manifest):
-    journal_of(manifest).path.write_text("{}\nnonsense\n".replace("{}", '{"folded_to":0}'))
-    with pytest.raises(
-        ValueError, match=r"manifest\.csv\.review\.jsonl with a broken line at byte 16"
-    ):
-        fold_decisions(manifest)
+def test_a_broken_line_of_an_old_journal_is_named(manifest):
+    manifest.with_name("manifest.csv.review.jsonl").write_text('{"folded_to":0}\nnonsense\n')
+    with pytest.raises(ValueError, match=r"review\.jsonl with a broken line, number 2"):
+        read_manifest(manifest)
 
 
-def test_a_crash_between_rewrite_and_marker_folds_twice_without_harm(manifest):
+def test_a_damaged_store_is_named(manifest):
+    manifest.with_name(STORE_NAME).write_bytes(b"no database" * 1000)
+    with pytest.raises(ValueError, match=rf"{STORE_NAME}, which is damaged"):
+        read_manifest(manifest)
+
+
+def test_an_older_manifest_put_back_holds_every_decision(manifest):
+    older = manifest.read_bytes()
     store = DecisionStore(manifest)
     decide(store, "a1", "correct", rectangle=Rectangle(5, 6, 70, 80))
+    decide(store, "b2", "reject", reason="dark")
     store.close()
-    journal = journal_of(manifest).path
-    decision, _marker = journal.read_bytes().splitlines(keepends=True)
-    journal.write_bytes(decision)  # as if killed before the marker was written
-    before = manifest.read_bytes()
-    assert fold_decisions(manifest) == 1
-    assert manifest.read_bytes() == before
+    newer = manifest.read_bytes()
+    manifest.write_bytes(older)
+    assert [row(manifest, name)["roi_state"] for name in ("a1", "b2")] == ["corrected", "rejected"]
+    assert pd.isna(row(manifest, "b2")["roi_height"])
+    assert DecisionStore(manifest).num_decisions(0) == 1
+    assert fold_decisions(manifest) == 2
+    assert manifest.read_bytes() == newer
+
+
+def test_decisions_are_exported_as_csv(manifest, tmp_path):
+    store = DecisionStore(manifest)
+    decide(store, "a1", "correct", rectangle=Rectangle(5, 6, 70, 80), reason="vessel, big")
+    decide(store, "a1", "undo")
+    store.close()
+    words = ("export-boxes", manifest, "--format", "csv", "--output", tmp_path / "decisions.csv")
+    assert main([str(word) for word in words]) == 0
+    table = pd.read_csv(tmp_path / "decisions.csv", keep_default_na=False)
+    assert table["action"].tolist() == ["correct", "undo"]
+    assert table["reviewer"].tolist() == ["AB", "AB"]
+    assert table["roi_top"].tolist() == [5, 10]
+    assert table["roi_reason"].tolist() == ["vessel, big", ""]
+
+
+def test_a_network_folder_is_warned_of(tmp_path):
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"server:/home {tmp_path} nfs4 rw 0 0\n/dev/a / ext4 rw 0 0\n")
+    assert "nfs4" in network_notice(tmp_path / "study", str(mounts))
+    assert network_notice(tmp_path.parent, str(mounts)) == ""
 
 
 def test_undo_steps_back_and_reopen_returns_to_the_proposal(manifest):
@@ -241,7 +301,7 @@ def test_an_automatic_run_leaves_decided_rows_alone(manifest):
     new = read_manifest(manifest)
     new[["roi_top", "roi_left", "roi_height", "roi_width"]] = 99
     new["roi_quality"], new["roi_reason"] = 0.77, "newer proposer"
-    write_automatic_boxes(manifest, new)  # the decisions are still in the journal only
+    write_automatic_boxes(manifest, new)  # the decisions are still in the store only
     assert box(manifest, "a1") == ("10", "20", "30", "40")
     assert box(manifest, "b2") == ("99", "99", "99", "99")
     assert box(manifest, "c3") == ("1", "2", "30", "40")
@@ -301,7 +361,7 @@ def test_impossible_decisions_say_why_and_save_nothing(manifest, action, more, m
     store = DecisionStore(manifest)
     with pytest.raises(ValueError, match=message):
         decide(store, "a1", action, **more)
-    assert not journal_of(manifest).path.exists()
+    assert read_entries(manifest) == []
 
 
 def test_a_frame_without_a_box_cannot_be_accepted(manifest):
@@ -314,19 +374,18 @@ def test_an_unknown_frame_is_named(manifest):
         DecisionStore(manifest).position("zz")
 
 
-def test_a_full_disk_refuses_the_decision_and_keeps_the_journal_whole(manifest):
+def test_a_full_disk_refuses_the_decision_and_keeps_the_store_whole(manifest):
     store = DecisionStore(manifest)
     decide(store, "a1", "accept")
-    journal = journal_of(manifest).path
-    whole = journal.read_bytes()
+    before = read_entries(manifest)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 30, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(OSError, match="only 30 of"):
+        with pytest.raises(OSError, match=rf"{STORE_NAME} cannot be used"):
             decide(store, "b2", "accept")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert journal.read_bytes() == whole
+    assert read_entries(manifest) == before
     assert store.cells(1).state == ""
     assert decide(store, "b2", "accept").saved
 
