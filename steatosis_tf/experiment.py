@@ -161,7 +161,8 @@ def run(
         train_start = time.monotonic()
         model = train_and_score(data, partitions, config, run_dir)
         train_minutes = (time.monotonic() - train_start) / 60
-        model.save(run_dir / "model.keras")
+        with replacing(run_dir / "model.keras") as temporary:
+            model.save(temporary)
         lock_operating_points(run_dir, config.evaluation.aggregation)
         metrics = evaluate_run(run_dir)
         cost = _export(model, data, config, run_dir, tracked.run_id)

@@ -2,6 +2,7 @@
 
 import errno
 import glob
+import json
 import os
 import stat
 import tempfile
@@ -9,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 #: An unfinished file that nobody wrote to for so long was left by a writer that is dead.
 ABANDONED_AFTER_S = 24 * 3600
@@ -26,7 +27,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Raises:
         ValueError: if something other than a regular file stands at the path.
-        OSError: if the folder cannot be made or the move fails, for example on a full disk.
+        OSError: if the folder cannot be made, nothing was written or the move fails, for example
+            on a full disk.
     """
     path = Path(path)
     check_output(path)
@@ -39,9 +41,54 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         _give_usual_mode(temporary)
-        os.replace(temporary, path)
+        move_into_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def move_into_place(unfinished: Path, path: Path) -> None:
+    """Give a written file its final name, once the disk has all of it.
+
+    Args:
+        unfinished: the file, closed, on the disk of `path`.
+        path: its name; a file there is replaced.
+
+    Raises:
+        OSError: if the file is empty, as a writer that does not look at errors leaves it on a
+            full disk, or if the disk does not take it.
+    """
+    with unfinished.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise OSError(errno.EIO, "nothing was written; is the disk full?", path.name)
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a new file's name last, too; Windows has no such call and needs none."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(content: Any, path: str | Path, *, indent: int | None = 2) -> None:
+    """Write JSON whole or not at all.
+
+    Args:
+        content: what `json.dumps` takes.
+        path: file to write or replace.
+        indent: spaces a level; None for one line, for what only programs read.
+
+    Raises:
+        OSError: as `replacing`.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
 
 
 def check_output(

@@ -5,7 +5,9 @@ without TensorFlow stay fast.
 """
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,32 @@ def real_data_dir() -> Path:
     if not (folder / "byra2018" / "labels.csv").is_file():
         pytest.skip(f"real frames absent: looked in {folder}; set STEATOSIS_DATA to their folder")
     return folder
+
+
+@pytest.fixture
+def run_on_full_disk(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `script, *arguments` with the small disk's folder as the first argument.
+
+    The disk is a tmpfs in a mount namespace of its own, so it goes with the process.
+    """
+    disk = tmp_path / "small_disk"
+    disk.mkdir()
+    mount = f"mount -t tmpfs -o size={{}}k tmpfs '{disk}' && exec \"$@\""
+
+    def run(script: str, *arguments: str, kilobytes: int = 32) -> subprocess.CompletedProcess[str]:
+        namespace = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount.format(kilobytes)]
+        return subprocess.run(
+            [*namespace, "sh", sys.executable, "-c", script, str(disk), *arguments],
+            check=False, capture_output=True, text=True,
+        )  # fmt: skip
+
+    try:
+        tried = run("pass")
+    except FileNotFoundError:
+        pytest.skip("no full disk: the command unshare is missing")
+    if tried.returncode:
+        pytest.skip(f"no full disk: {tried.stderr.strip()}")
+    return run
 
 
 @pytest.fixture(scope="session")

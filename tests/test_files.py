@@ -83,7 +83,7 @@ def test_other_users_may_read_as_the_umask_says(tmp_path):
     former = os.umask(0o027)
     try:
         with replacing(path) as temporary:
-            temporary.write_text("")
+            temporary.write_text("whole")
     finally:
         os.umask(former)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
@@ -94,3 +94,30 @@ def test_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"), replacing(tmp_path / "file" / "table.csv"):
         pass
+
+
+def test_a_writer_that_wrote_nothing_leaves_what_was_there(tmp_path):
+    (tmp_path / "table.csv").write_text("former")
+    with pytest.raises(OSError, match="nothing was written"), replacing(tmp_path / "table.csv"):
+        pass
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["former"]
+
+
+_WRITE_ALL = """
+import sys
+from pathlib import Path
+from steatosis_tf.files import replacing, write_json
+disk = Path(sys.argv[1])
+(disk / "table.json").write_text("former")
+for size in (10, 100_000):
+    try:
+        write_json("x" * size, disk / "table.json")
+    except OSError as error:
+        print(error.strerror)
+print((disk / "table.json").stat().st_size, len(list(disk.iterdir())))
+"""
+
+
+def test_a_full_disk_leaves_the_former_file(run_on_full_disk):
+    done = run_on_full_disk(_WRITE_ALL)
+    assert done.stdout.split("\n") == ["No space left on device", "13 1", ""], done.stderr

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import sys
 from functools import partial
@@ -19,7 +18,7 @@ from steatosis_tf import __version__
 from steatosis_tf.cohort.leak_gate import refuse_leaks
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, read_manifest
 from steatosis_tf.cohort.splits import Partition, partitions_of_column
-from steatosis_tf.files import replacing
+from steatosis_tf.files import move_into_place, replacing
 from steatosis_tf.records.shards import plan_shards, record_features, write_shard
 from steatosis_tf.spread import spread
 
@@ -74,7 +73,7 @@ class SteatosisRecords(tfds.core.dataset_builder.FileReaderBuilder):
             template = self._get_filename_template(split_name=split)
             targets = template.sharded_filepaths(num_shards=len(shards))
             for shard, target in zip(shards, targets, strict=True):
-                os.replace(shard.path, target)
+                move_into_place(Path(shard.path), Path(target))
             split_infos.append(
                 tfds.core.SplitInfo(
                     name=split,

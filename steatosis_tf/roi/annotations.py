@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 
@@ -23,6 +22,7 @@ from steatosis_tf.roi.coco import from_coco, to_coco
 from steatosis_tf.roi.decisions import DecisionStore
 from steatosis_tf.roi.label_studio import from_label_studio, to_label_studio
 from steatosis_tf.roi.roi_cells import RoiCells
+from steatosis_tf.roi.sheet import write_png
 from steatosis_tf.sources.folder import read_frame
 
 FORMATS = ("coco", "label_studio")
@@ -176,8 +176,7 @@ def import_annotations(
     store = DecisionStore(manifest_path)
     gathered = gathered_from(frames, store, roi_label, Path(masks_dir) if masks_dir else None)
     for path, mask in gathered.masks:
-        with replacing(path) as temporary:
-            cv2.imwrite(str(temporary), mask.astype(np.uint8) * 255)
+        write_png(mask.astype(np.uint8) * 255, path)
     outcomes = store.decide_all(gathered.decisions, reviewer=reviewer)
     store.close()
     rejected = (*skipped, *gathered.rejected)

@@ -5,19 +5,19 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path
-from steatosis_tf.files import replacing
 from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.roi.sheet import MAX_TILES, SheetRow, write_sheet
+from steatosis_tf.roi.sheet import MAX_TILES, SheetRow, write_png, write_sheet
 from steatosis_tf.roi.workers import on_all_cores
 from steatosis_tf.sources.folder import read_frame
+
+_PNG_END = b"IEND\xaeB`\x82"
 
 
 def write_masks(
@@ -56,7 +56,9 @@ def write_masks(
 
 
 def _have_masks(masks_dir: Path, stem: str) -> bool:
-    return all((masks_dir / f"{stem}_{name}.png").is_file() for name in ("sector", "liver"))
+    # A mask that a full disk cut short, as earlier versions left them, is made again.
+    paths = [masks_dir / f"{stem}_{name}.png" for name in ("sector", "liver")]
+    return all(path.is_file() and path.read_bytes().endswith(_PNG_END) for path in paths)
 
 
 def _write_masks_of(masks_dir: Path, path: Path) -> None:
@@ -65,8 +67,7 @@ def _write_masks_of(masks_dir: Path, path: Path) -> None:
     except ValueError:
         return  # the manifest holds the reason
     for name, mask in masks.items():
-        with replacing(masks_dir / f"{path.stem}_{name}.png") as temporary:
-            cv2.imwrite(str(temporary), mask.astype(np.uint8) * 255)
+        write_png(mask.astype(np.uint8) * 255, masks_dir / f"{path.stem}_{name}.png")
 
 
 def draw_sheet(

@@ -1,6 +1,5 @@
 """Contact sheets: many frames at a glance with what was found in them, worst first."""
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from steatosis_tf.files import replacing
 from steatosis_tf.roi.crop import Rectangle
 
 _TILE_WIDTH_PX, _TILE_HEIGHT_PX, _CAPTION_PX = 360, 260, 40
@@ -77,7 +77,7 @@ def write_sheet(rows: Iterable[SheetRow], output_path: str | Path, num_columns: 
         raise ValueError("expected at least one row to draw. Received: none")
     shown = [tile for _, _, tile in _worst(tiles)]
     sheet = _header(shown, total, num_columns)
-    _write_png(sheet, output_path)
+    write_png(sheet, output_path)
     return output_path
 
 
@@ -149,10 +149,20 @@ def _header(tiles: list[np.ndarray], total: int, num_columns: int) -> np.ndarray
     return sheet
 
 
-def _write_png(picture: np.ndarray, path: Path) -> None:
-    ok, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+def write_png(picture: np.ndarray, path: Path) -> None:
+    """Write a PNG whole or not at all.
+
+    Args:
+        picture: `(height, width)` or `(height, width, 3)` RGB, uint8.
+        path: file to write or replace.
+
+    Raises:
+        OSError: if the disk does not take it. OpenCV's own writer would only answer False.
+    """
+    ok, data = cv2.imencode(
+        ".png", picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    )
     if not ok:
         raise ValueError(f"could not encode a picture of shape {picture.shape} as PNG")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    unfinished.write_bytes(data.tobytes())
-    unfinished.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.tobytes())

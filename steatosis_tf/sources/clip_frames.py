@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from steatosis_tf.files import move_into_place
 from steatosis_tf.sources.deidentify import blanked, region_mask, sector_mask
 from steatosis_tf.sources.dicom_header import read_dataset
 from steatosis_tf.sources.dicom_pixels import FrameReader, Layout
@@ -156,5 +157,5 @@ def _write_png(path: Path, frame: np.ndarray) -> str:
     data = encoded.tobytes()
     part = path.with_suffix(".part")
     part.write_bytes(data)
-    part.replace(path)
+    move_into_place(part, path)
     return hashlib.sha256(data).hexdigest()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from steatosis_tf.files import move_into_place
+
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 60
 
@@ -57,7 +59,7 @@ def download(url: str, path: str | Path, md5: str, *, wait_s: float = 2.0) -> Pa
             f"{path.name}: expected MD5 {md5}. Received: {found}. The server sent another file, "
             "and it was thrown away. Try again later, or get the file by hand and pass its path."
         )
-    part.replace(path)
+    move_into_place(part, path)
     return path
 
 

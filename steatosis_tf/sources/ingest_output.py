@@ -11,6 +11,7 @@ from pathlib import Path
 
 import filelock
 
+from steatosis_tf.files import move_into_place
 from steatosis_tf.sources.clip_frames import ClipResult, frame_name
 from steatosis_tf.sources.pseudonym import OUTPUT_MARK
 
@@ -105,7 +106,11 @@ class Output:
         """Drop what no table names: images and journal lines of other settings or gone files."""
         known = sorted(self._done.keys() & set(fingerprints))
         lines = (_journal_line(each, self._done[each]) for each in known)
-        write_text(self.folder / _JOURNAL, "".join(lines))
+        text = "".join(lines)
+        if text:
+            write_text(self.folder / _JOURNAL, text)
+        else:
+            (self.folder / _JOURNAL).unlink(missing_ok=True)
         named = set(image_names)
         for path in self.images_dir.iterdir():
             if path.name not in named and _OUR_IMAGE.fullmatch(path.name):
@@ -131,7 +136,11 @@ class Output:
             except (ValueError, KeyError, TypeError):
                 continue  # the line a kill cut short; its file is done again
         if text and not text.endswith("\n"):  # or the next line would be glued to the torn one
-            write_text(path, "".join(_journal_line(*item) for item in done.items()))
+            whole = "".join(_journal_line(*item) for item in done.items())
+            if whole:
+                write_text(path, whole)
+            else:
+                path.unlink()
         return done
 
 
@@ -157,7 +166,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file under a temporary name and move it into place."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, "utf-8", newline="")
-    part.replace(path)
+    move_into_place(part, path)
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
@@ -167,7 +176,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    part.replace(path)
+    move_into_place(part, path)
 
 
 def rejected_by_manifest(path: Path) -> list[dict[str, str]]:
@@ -209,4 +218,4 @@ def update_private_table(
             writer.writeheader()
             writer.writerows(kept)
             writer.writerows({"output": here, **row} for row in rows)
-        part.replace(path)
+        move_into_place(part, path)

@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from steatosis_tf.files import replacing
 from steatosis_tf.sources.phantom_scanner import (
     OTHER,
     Scanner,
@@ -190,7 +191,8 @@ def _write_study(folder: Path, num_patients: int, frames_per_patient: int, seed:
         for index, frame in enumerate(frames):
             path = f"images/{patient_id}_F{index:02d}.png"
             _, png = cv2.imencode(".png", frame, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-            (folder / path).write_bytes(png.tobytes())
+            with replacing(folder / path) as temporary:
+                temporary.write_bytes(png.tobytes())
             label_rows.append(
                 {
                     "path": path,
@@ -203,8 +205,9 @@ def _write_study(folder: Path, num_patients: int, frames_per_patient: int, seed:
                 }
             )
             truth_rows.append({"path": path, "patient_id": patient_id, **truth.as_row()})
-    pd.DataFrame(truth_rows).to_csv(folder / "truth.csv", index=False)
-    pd.DataFrame(label_rows).to_csv(folder / "labels.csv", index=False)
+    for name, rows in (("truth", truth_rows), ("labels", label_rows)):
+        with replacing(folder / f"{name}.csv") as temporary:
+            pd.DataFrame(rows).to_csv(temporary, index=False)
 
 
 def _draw_fat_percents(generator: np.random.Generator, num_patients: int) -> list[int]:
