@@ -31,7 +31,7 @@ import numpy as np
 from steatosis_tf import tracking
 from steatosis_tf.config import Config, SplitConfig, TrainConfig, flatten, override
 from steatosis_tf.experiment import add_config_arguments, given_settings
-from steatosis_tf.files import replacing
+from steatosis_tf.files import write_json
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.head_sweep import Sweep, ranking_score
 from steatosis_tf.study import prepare_study
@@ -163,8 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             numbers = ("inner_auc", "test_auc", "cpu_seconds_per_trial")
             tracking.log_metrics({name: summary[name] for name in numbers})
             path = Path(args.report or runs_dir / EXPERIMENT / f"{digest}.json")
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps(summary, indent=2) + "\n")
+            write_json(summary, path)
             tracking.log_artifacts(path)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -35,6 +35,7 @@ from steatosis_tf.evaluation.intervals import bootstrap_intervals
 from steatosis_tf.evaluation.paired import paired_bootstrap
 from steatosis_tf.evaluation.scores import read_scores, score_table, write_scores
 from steatosis_tf.experiment import add_config_arguments, given_settings
+from steatosis_tf.files import replacing
 from steatosis_tf.fold_fit import StudyData
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.compiled_fit import (
@@ -186,7 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             digest = hashlib.sha256(text.encode() + data.views[0].tobytes()).hexdigest()[:16]
             scores = all_scores(data, config, folder / digest, args.seeds)
             table, chosen = summarize(scores), choose(scores["validation"])
-            table.to_csv(folder / digest / "views.csv", index=False)
+            with replacing(folder / digest / "views.csv") as temporary:
+                table.to_csv(temporary, index=False)
             tracking.log_artifacts(folder / digest / "views.csv")
             tracking.log_metrics({"chosen_views": chosen})
     except (ValueError, RuntimeError, OSError) as error:

@@ -3,7 +3,6 @@
 Every script that asks what a kind of number brings is a dictionary of systems and one call here.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from steatosis_tf.evaluation.evaluate import metrics_of
 from steatosis_tf.evaluation.intervals import bootstrap_intervals
 from steatosis_tf.evaluation.paired import paired_bootstrap
 from steatosis_tf.evaluation.scores import patient_scores, write_scores
-from steatosis_tf.files import replacing
+from steatosis_tf.files import replacing, write_json
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.fusion import Fusion, Part
 from steatosis_tf.model.leave_one_out import (
@@ -161,8 +160,8 @@ def _scored(
         row = row_of(tables)
         metrics = {"patient": metrics_of(patients), "frame": metrics_of(frames)}
         about = {"protocol": "lopo", "aggregation": "mean", "notice": NOTICE}
-        _write_json(about | metrics, run_dir / "metrics.json")
-        _write_json({"row": row, "folds": _folds(models), "notice": NOTICE}, run_dir / "row.json")
+        write_json(about | metrics, run_dir / "metrics.json")
+        write_json({"row": row, "folds": _folds(models), "notice": NOTICE}, run_dir / "row.json")
         # MLflow takes no commas in names.
         readings = {name.replace(", ", "."): row[name]["value"] for name in HEADINGS}
         tracking.log_metrics(metrics | readings)
@@ -189,8 +188,3 @@ def _folds(models: Sequence[Fusion]) -> list[dict[str, Any]]:
         | asdict(model.link)
         for model in models
     ]
-
-
-def _write_json(content: dict[str, Any], path: Path) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")

@@ -51,7 +51,7 @@ def _write_report(
 ) -> None:
     if not args.report:
         return
-    from steatosis_tf.files import replacing
+    from steatosis_tf.files import write_json
 
     summary = {
         "steatosis_tf": __version__,
@@ -61,8 +61,7 @@ def _write_report(
         "notice": NOTICE,
         "result": values,
     }
-    with replacing(args.report) as temporary:
-        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(summary, args.report)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from steatosis_tf.files import open_regular, replacing
+from steatosis_tf.files import open_regular, write_json
 
 
 def _require(condition: bool, expected: str, **received: object) -> None:
@@ -234,8 +234,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write `config.json`."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    write_json(dataclasses.asdict(config), path)
 
 
 def load_config(path: str | Path) -> Config:

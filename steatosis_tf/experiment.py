@@ -5,8 +5,6 @@ Every script in `experiments/` is a docstring, a config and a call of `main` her
 
 import argparse
 import dataclasses
-import hashlib
-import json
 import sys
 import time
 import typing
@@ -33,7 +31,7 @@ from steatosis_tf.evaluation.gallery import draw_run_gallery
 from steatosis_tf.evaluation.report import write_report
 from steatosis_tf.evaluation.run_hepatorenal import write_hepatorenal
 from steatosis_tf.evaluation.scores import read_scores
-from steatosis_tf.files import check_output, replacing
+from steatosis_tf.files import check_output, file_sha256, replacing, write_json, write_sums
 from steatosis_tf.fold_fit import StudyData
 from steatosis_tf.folds import check_rois, load_study, train_and_score
 from steatosis_tf.grades import GRADES
@@ -91,7 +89,7 @@ def main(doc: str, experiment: str, config: Config, argv: Sequence[str] | None =
         print(f"error: {error}", file=sys.stderr)
         return 1
     if args.report:
-        _write_json({"runs": [dataclasses.asdict(summary) for summary in summaries]}, args.report)
+        write_json({"runs": [dataclasses.asdict(summary) for summary in summaries]}, args.report)
     print(metrics_text([summary.metrics for summary in summaries]))
     print("", *(f"run: {summary.run_dir}" for summary in summaries), sep="\n")
     print(f"compare: steatosis compare {experiment}, or make ui")
@@ -168,10 +166,11 @@ def run(
         cost = _export(model, data, config, run_dir, tracked.run_id)
         seconds = time.monotonic() - start
         environment = describe_environment() | {"seconds": round(seconds, 1)}
-        _write_json(environment, run_dir / "environment.json")
+        write_json(environment, run_dir / "environment.json")
         draw_run_gallery(run_dir)
         write_hepatorenal(run_dir)
         write_report(run_dir)
+        write_sums(run_dir)
         _track(run_dir, metrics, cost | {"train_minutes": train_minutes, "seconds": seconds})
     return RunSummary(tracked.run_id, experiment, str(run_dir), seconds, metrics)
 
@@ -222,10 +221,7 @@ def _track(run_dir: Path, metrics: dict[str, Any], cost: dict[str, float]) -> No
         {"patient": metrics["patient"], "frame": metrics["frame"], "compare": compared} | cost
     )
     tracking.log_tags(
-        {
-            f"{name}_sha256": hashlib.sha256((run_dir / f"{name}.csv").read_bytes()).hexdigest()
-            for name in ("manifest", "split")
-        }
+        {f"{name}_sha256": file_sha256(run_dir / f"{name}.csv") for name in ("manifest", "split")}
         | {"run_dir": str(run_dir)}
     )
     for path in sorted(run_dir.iterdir()):
@@ -233,8 +229,3 @@ def _track(run_dir: Path, metrics: dict[str, Any], cost: dict[str, float]) -> No
             tracking.log_artifacts(path)
     tracking.log_artifacts(run_dir / "figures", "figures")
     tracking.log_onnx_model(run_dir / "model.onnx", size_px=224, num_grades=len(GRADES))
-
-
-def _write_json(content: dict[str, Any], path: str | Path) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")

@@ -2,18 +2,24 @@
 
 import errno
 import glob
+import hashlib
+import io
 import json
 import os
+import re
 import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 #: An unfinished file that nobody wrote to for so long was left by a writer that is dead.
 ABANDONED_AFTER_S = 24 * 3600
+
+#: Hashes of all files of a folder; the last file that a run writes.
+SUMS_NAME = "SHA256SUMS"
 
 
 @contextmanager
@@ -147,7 +153,113 @@ def _give_usual_mode(path: Path) -> None:
     path.chmod(0o666 & ~umask)
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def file_sha256(path: str | Path) -> str:
+    """Hex digest of the bytes of a file; it is not held in memory."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_sums(folder: str | Path, names: Iterable[str] | None = None) -> None:
+    """Write `SHA256SUMS` of a folder, as `sha256sum --check` reads it.
+
+    Args:
+        folder: all files in it and below are hashed, but hidden ones.
+        names: paths inside whose lines are renewed; the others stay. All are if None.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_json([1], Path(folder) / "one.json")
+        ...     write_sums(folder)
+        ...     find_changed(folder)
+        {}
+    """
+    folder = Path(folder)
+    sums = {} if names is None else _read_sums(folder)
+    for name in _names_in(folder) if names is None else names:
+        sums[name] = file_sha256(folder / name)
+    with replacing(folder / SUMS_NAME) as temporary:
+        lines = (f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+        temporary.write_text("".join(lines), encoding="utf-8")
+
+
+@contextmanager
+def renewing_sums(folder: str | Path) -> Iterator[None]:
+    """Renew the lines of `SHA256SUMS` for files that the block writes, if there is such a file.
+
+    The lines of all others stay, so that a file that was damaged before is still found out.
+    """
+    folder = Path(folder)
+    if not (folder / SUMS_NAME).is_file():
+        yield
+        return
+    before = _stamps(folder)
+    yield
+    after = _stamps(folder)
+    write_sums(folder, [name for name, stamp in after.items() if before.get(name) != stamp])
+
+
+def find_changed(folder: str | Path) -> dict[str, str]:
+    """Compare a folder with its `SHA256SUMS`.
+
+    Returns:
+        `missing`, `changed` or `unreadable` by path inside; empty if all is whole. Files that are
+        not listed, as those a person added to a run, are not looked at.
+
+    Raises:
+        ValueError: if there is no `SHA256SUMS`, or it is not such a list.
+    """
+    folder = Path(folder)
+    sums, found = _read_sums(folder), {}
+    for name, digest in sums.items():
+        try:
+            if file_sha256(folder / name) != digest:
+                found[name] = "changed"
+        except FileNotFoundError:
+            found[name] = "missing"
+        except OSError:
+            found[name] = "unreadable"
+    return found
+
+
+def _read_sums(folder: Path) -> dict[str, str]:
+    try:
+        with open_regular(folder / SUMS_NAME) as file:
+            lines = file.read().decode().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"Expected a folder with {SUMS_NAME}. Received: {folder.name!r} without a readable "
+            "one. A run of an earlier version has none, and one that was killed neither."
+        ) from error
+    sums: dict[str, str] = {}
+    for line in lines:
+        parts = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
+        # A list from elsewhere must not make us read outside of its folder.
+        if parts is None or Path(parts[2]).is_absolute() or ".." in Path(parts[2]).parts:
+            raise ValueError(
+                f"Expected lines of a SHA-256 and a path inside the folder in {SUMS_NAME}. "
+                f"Received: line {len(sums) + 1} of another form. Copy the folder again."
+            )
+        sums[parts[2]] = parts[1]
+    return sums
+
+
+def _names_in(folder: Path) -> list[str]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    names = (path.relative_to(folder) for path in paths)
+    return sorted(
+        name.as_posix()
+        for name in names
+        if name.name != SUMS_NAME and not any(part.startswith(".") for part in name.parts)
+    )
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    found = {name: (folder / name).stat() for name in _names_in(folder)}
+    return {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items()}
+
+
+def open_regular(path: str | Path) -> io.BufferedReader:
     """Open a file for reading, and refuse at once what is none.
 
     Reading a named pipe that nobody writes to waits for ever, and a device has no end.

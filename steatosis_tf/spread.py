@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
-from steatosis_tf.files import replacing
+from steatosis_tf.files import replacing, write_json
 
 if TYPE_CHECKING:  # a hundred modules that only large studies need
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -199,8 +199,7 @@ def _answer_part(work: Callable[[Any], Any], plan_path: str) -> None:
     if path.exists():
         return
     results = [work(item) for item in json.loads(Path(plan_path).read_text())]
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(results))
+    write_json(results, path, indent=None)
 
 
 def _refuse_unknown(flags: list[str], pipeline_options: Any) -> None:

@@ -1,13 +1,18 @@
 """The command line: exit codes, streams, and what it must not import."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from steatosis_tf import __version__, cli
+from steatosis_tf.cohort.manifest import read_manifest
+from steatosis_tf.files import write_sums
 
 
 def test_info_names_versions_and_is_quick(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,3 +78,23 @@ def test_check_tables_exits_with_1_on_the_source_paper(
     tables |= {"n": 997, "accuracy": 945 / 997}
     file.write_text(json.dumps(tables))
     assert cli.main(["check-tables", str(file)]) == 0
+
+
+def test_verify_names_the_frame_and_the_file_that_changed(tmp_path, phantom_manifest, capsys):
+    study = tmp_path / "study"
+    shutil.copytree(phantom_manifest.parent, study)
+    write_sums(study)
+    assert (
+        cli.main(["verify", str(study)]) == cli.main(["verify", str(study / "manifest.csv")]) == 0
+    )
+    row = read_manifest(study / "manifest.csv").iloc[3]
+    cv2.imwrite(str(study / row["path"]), np.zeros((400, 400), np.uint8))
+    capsys.readouterr()
+    assert cli.main(["verify", "--json", str(study)]) == 1
+    assert json.loads(capsys.readouterr().out)["faults"] == {row["path"]: "changed"}
+    assert cli.main(["verify", "--json", str(study / "manifest.csv")]) == 1
+    assert json.loads(capsys.readouterr().out)["faults"] == {
+        row["frame_id"]: "other pixels than when the manifest was made"
+    }
+    assert cli.main(["verify", str(tmp_path)]) == 1
+    assert "Expected a folder with SHA256SUMS" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from steatosis_tf.files import ABANDONED_AFTER_S, replacing
+from steatosis_tf.files import ABANDONED_AFTER_S, find_changed, renewing_sums, replacing, write_sums
 
 
 def test_file_appears_when_the_block_ends(tmp_path):
@@ -121,3 +121,28 @@ print((disk / "table.json").stat().st_size, len(list(disk.iterdir())))
 def test_a_full_disk_leaves_the_former_file(run_on_full_disk):
     done = run_on_full_disk(_WRITE_ALL)
     assert done.stdout.split("\n") == ["No space left on device", "13 1", ""], done.stderr
+
+
+def test_sums_name_what_is_not_as_it_was_written(tmp_path):
+    for name in ("a.csv", "ü b.csv", "figures/c.png", "gone.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    write_sums(tmp_path)
+    assert find_changed(tmp_path) == {}
+    command = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 0
+    (tmp_path / "figures" / "c.png").write_text("C")
+    (tmp_path / "gone.csv").unlink()
+    with renewing_sums(tmp_path):
+        (tmp_path / "a.csv").write_text("written by us")
+        (tmp_path / "new.csv").write_text("written by us")
+    assert find_changed(tmp_path) == {"figures/c.png": "changed", "gone.csv": "missing"}
+    (tmp_path / "new.csv").write_text("cut")
+    assert find_changed(tmp_path)["new.csv"] == "changed"
+
+
+@pytest.mark.parametrize("line", ["0" * 64 + "  ../a", "0" * 64 + "  /etc/passwd", "abc  a"])
+def test_sums_of_another_form_are_refused(tmp_path, line):
+    (tmp_path / "SHA256SUMS").write_text(line + "\n")
+    with pytest.raises(ValueError, match="line 1 of another form"):
+        find_changed(tmp_path)

@@ -23,7 +23,7 @@ import pandas as pd
 from scipy.optimize import minimize
 
 from steatosis_tf import tracking
-from steatosis_tf.files import replacing
+from steatosis_tf.files import replacing, write_json
 from steatosis_tf.roi.kidney import best_patch, cortex_features, liver_in_input
 from steatosis_tf.roi.liver import Placement, liver_mask, network_input
 from steatosis_tf.roi.sector import find_sector
@@ -181,9 +181,9 @@ def main() -> None:
     print(json.dumps(scores, indent=1))
     shipped = [float(f"{weight:.6g}") for weight in fitted(frames)]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(arguments.out / "out_of_fold.csv", index=False)
-    with replacing(arguments.out / "kidney_head.json") as unfinished:
-        unfinished.write_text(json.dumps(shipped) + "\n")
+    with replacing(arguments.out / "out_of_fold.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    write_json(shipped, arguments.out / "kidney_head.json", indent=None)
     with tracking.start_run("kidney_head", "out_of_fold_by_patient", {"penalty": PENALTY}):
         tracking.log_metrics(scores)
         tracking.log_artifacts(arguments.out)

@@ -37,7 +37,7 @@ from experiments.segmentation.kidney_head import (
     read_frames,
 )
 from steatosis_tf import tracking
-from steatosis_tf.files import replacing
+from steatosis_tf.files import replacing, write_json
 from steatosis_tf.roi.kidney import (
     MIN_LIKENESS,
     MIN_QUALITY,
@@ -183,8 +183,9 @@ def main() -> None:
     scores = summary(table)
     arguments.out.mkdir(parents=True, exist_ok=True)
     where, whether = kidney_head.fitted(frames), fitted(patches)
-    with replacing(arguments.out / "kidney_in_view.json") as unfinished:
-        unfinished.write_text(json.dumps([float(f"{w:.6g}") for w in whether]) + "\n")
+    write_json(
+        [float(f"{w:.6g}") for w in whether], arguments.out / "kidney_in_view.json", indent=None
+    )
     aul = rows_of(
         [p for view in aul_views(arguments.data / "aul") if (p := patch_of(view, where))], whether
     )
@@ -193,8 +194,10 @@ def main() -> None:
     scores["aul_passes_quality"] = float(clear.mean())
     scores["aul_gets_box"] = float((clear & (aul["likeness"] >= MIN_LIKENESS)).mean())
     print(json.dumps(scores, indent=1))
-    table.to_csv(arguments.out / "out_of_fold.csv", index=False)
-    aul.to_csv(arguments.out / "aul.csv", index=False)
+    with replacing(arguments.out / "out_of_fold.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    with replacing(arguments.out / "aul.csv") as temporary:
+        aul.to_csv(temporary, index=False)
     with tracking.start_run("kidney_in_view", "out_of_fold_by_patient", {"C": INVERSE_PENALTY}):
         tracking.log_metrics(scores)
         tracking.log_artifacts(arguments.out)

@@ -35,7 +35,7 @@ from experiments.segmentation.augment import OutlinedCrop, training_pair
 from experiments.segmentation.training import UnetTraining, train_unet
 from steatosis_tf import tracking
 from steatosis_tf.cohort.duplicates import near_pairs, perceptual_hash
-from steatosis_tf.files import replacing
+from steatosis_tf.files import replacing, write_json
 from steatosis_tf.model.unet import WIDTHS, build_unet, with_features
 from steatosis_tf.roi.liver import network_input
 from steatosis_tf.sources.folder import read_frame, to_grey
@@ -224,8 +224,9 @@ def train(
         settings,
         out_dir / "checkpoint.npz",
     )
-    (out_dir / "history.json").write_text(json.dumps(history, indent=1))
-    model.save(out_dir / "liver_unet.keras")
+    write_json(history, out_dir / "history.json")
+    with replacing(out_dir / "liver_unet.keras") as temporary:
+        model.save(temporary)
     export(model, out_dir / "liver_unet.onnx")
     log(out_dir, history, config)
 
@@ -303,7 +304,7 @@ def train_all(
         folds = [None if arguments.only == "final" else int(arguments.only)]
     config = replace(config, training=replace(config.training, epochs=arguments.epochs))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "config.json").write_text(json.dumps(asdict(config), indent=1))
+    write_json(asdict(config), arguments.out / "config.json")
     for fold in folds:
         train(aul_dir, groups, fold, arguments.out / name_of(fold), config, build)
 

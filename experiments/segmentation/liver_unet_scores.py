@@ -27,7 +27,7 @@ from experiments.segmentation.liver_unet import (
     ranked_groups,
 )
 from steatosis_tf import tracking
-from steatosis_tf.files import replacing
+from steatosis_tf.files import replacing, write_json
 from steatosis_tf.roi.liver import (
     LIVER_THRESHOLD,
     back_in_frame,
@@ -153,8 +153,7 @@ def main() -> None:
     if aul:
         scores["out_of_fold"] = dice_summary(pd.concat(aul))
     print(json.dumps(scores, indent=1))
-    with replacing(arguments.out / "scores.json") as unfinished:
-        unfinished.write_text(json.dumps(scores, indent=1))
+    write_json(scores, arguments.out / "scores.json")
     with tracking.start_run("liver_unet", "five_fold_and_final"):
         tracking.log_metrics({key: scores[key] for key in scores if key != "networks"})
         tracking.log_artifacts(arguments.out / "scores.json")

@@ -195,6 +195,25 @@ def check_decisions_kept(frame_table: pd.DataFrame, path: str | Path) -> None:
         check_none_dropped(_rows_of(frame_table), path, history)
 
 
+def find_changed_frames(manifest_path: str | Path) -> dict[str, str]:
+    """Compare the frames of a manifest with its hashes.
+
+    Returns:
+        reason by frame_id, of frames that are missing, damaged or others than they were; empty if
+        all are whole.
+
+    Raises:
+        ValueError: if it is not a manifest.
+    """
+    table = read_manifest(manifest_path)
+    reasons: dict[int, list[str]] = {}
+    rows = table.assign(row=table.index)
+    found = pd.Series(_hash_frames(rows, Path(manifest_path).parent, reasons), table.index)
+    for row in table.index[found != table["pixels_sha256"]]:
+        reasons.setdefault(row, ["other pixels than when the manifest was made"])
+    return {str(table.loc[row, "frame_id"]): why[0] for row, why in sorted(reasons.items())}
+
+
 def frame_path(manifest_path: str | Path, row_path: str) -> Path:
     """Where the frame of a manifest row lies: `path` is relative to the manifest's folder."""
     return Path(manifest_path).parent / row_path

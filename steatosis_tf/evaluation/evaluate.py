@@ -1,6 +1,5 @@
 """From the frame scores of a run to patient scores, metrics and figures."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from steatosis_tf.evaluation.scores import (
     read_scores,
     write_scores,
 )
-from steatosis_tf.files import replacing
+from steatosis_tf.files import write_json
 from steatosis_tf.grades import GRADES, NOTICE
 
 
@@ -52,8 +51,7 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
         "frame": metrics_of(frames),
         "notice": NOTICE,
     }
-    with replacing(run_dir / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+    write_json(metrics, run_dir / "metrics.json")
     _draw(run_dir, {"patients": patients, "frames": frames})
     return metrics
 
@@ -74,8 +72,7 @@ def lock_operating_points(run_dir: str | Path, aggregation: str) -> dict[str, An
     run_dir = Path(run_dir)
     frames = read_scores(run_dir / "validation_scores.csv", validation=True)
     points = choose_operating_points(patient_scores(frames, aggregation, validation=True))
-    with replacing(run_dir / "operating_points.json") as temporary:
-        temporary.write_text(json.dumps(points, indent=2) + "\n")
+    write_json(points, run_dir / "operating_points.json")
     return points
 
 

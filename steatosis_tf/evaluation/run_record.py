@@ -1,6 +1,5 @@
 """Everything a run directory holds, read once; what is absent is None, what is damaged is named."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import pandas as pd
 from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.cohort.rejected import read_rejected
 from steatosis_tf.evaluation.scores import read_scores
+from steatosis_tf.files import file_sha256
 
 #: What the author may state in `study.json`, name -> what to write there. The report never
 #: invents these; it says that they are missing.
@@ -215,8 +215,4 @@ def _read_hepatorenal(path: Path) -> pd.DataFrame:
 
 def _hashes(run_dir: Path) -> dict[str, str]:
     names = ("manifest.csv", "split.csv", "config.json", "frame_scores.csv", "model.onnx")
-    return {
-        name: hashlib.sha256((run_dir / name).read_bytes()).hexdigest()
-        for name in names
-        if (run_dir / name).is_file()
-    }
+    return {name: file_sha256(run_dir / name) for name in names if (run_dir / name).is_file()}

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 
 from steatosis_tf.config import AugmentConfig, Config, ModelConfig
-from steatosis_tf.files import replacing
+from steatosis_tf.files import replacing, write_json
 from steatosis_tf.model import features
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import BATCH, Engine, choose_engine
@@ -133,8 +133,7 @@ def _plan(view: features.View, records_dir: str | Path, rows: Sequence[str]) -> 
                     "split": split, "start": start, "stop": stop, "missing": flags, "rows": names,
                 }  # fmt: skip
                 path = view.folder.resolve() / "parts" / f"{split}-{start:09d}.json"
-                with replacing(path) as temporary:
-                    temporary.write_text(json.dumps(plan))
+                write_json(plan, path, indent=None)
                 yield str(path)
         offset += count
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize
 
-from steatosis_tf.files import open_regular, replacing
+from steatosis_tf.files import open_regular, write_json
 from steatosis_tf.grades import grade_from_fat_percent, label_of
 from steatosis_tf.model.baselines.cumulative_link import CumulativeLink, fit_cumulative_link
 from steatosis_tf.model.baselines.fat_rule import FatRule, fit_fat_rule
@@ -133,8 +133,7 @@ def save_fusion(fusion: Fusion, path: str | Path, notes: dict[str, str]) -> None
     ]
     link = asdict(fusion.link)
     content = {"notes": notes, "shares": fusion.shares, "link": link, "parts": parts}
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(content, path)
 
 
 def load_fusion(path: str | Path) -> Fusion:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from steatosis_tf.files import replacing
+from steatosis_tf.files import file_sha256, replacing
 from steatosis_tf.model.backbone import backbone_sha256
 from steatosis_tf.model.frozen_graph import constant_graph
 
@@ -90,6 +90,4 @@ def _is_whole(path: Path) -> bool:
     note_path = path.with_suffix(".sha256")
     if not path.is_file() or not note_path.is_file():
         return False
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return note_path.read_text(errors="replace") == digest
+    return note_path.read_text(errors="replace") == file_sha256(path)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from steatosis_tf.files import replacing
+from steatosis_tf.files import file_sha256, replacing, write_json
 
 #: Place of a row that no whole shard holds.
 ABSENT = -1
@@ -103,8 +103,7 @@ def add_shard(folder: Path, names: Sequence[str], values: np.ndarray) -> None:
         with replacing(data_path) as temporary:
             temporary.write_bytes(data)
         # The JSON comes last: a shard without it was never finished and is never read.
-        with replacing(data_path.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps({"rows": list(names)}))
+        write_json({"rows": list(names)}, data_path.with_suffix(".json"), indent=None)
     except OSError as error:
         if not data_path.with_suffix(".json").exists():
             data_path.unlink(missing_ok=True)
@@ -163,8 +162,7 @@ def _noted_rows(note_path: Path) -> list[str]:
 def _is_whole(note_path: Path, names: Iterable[str]) -> bool:
     """Whether a shard and its note are what was written: its name is made of both."""
     try:
-        with note_path.with_suffix(".npy").open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(note_path.with_suffix(".npy"))
     except OSError:
         return False
     return note_path.stem == _stem(names, digest)

@@ -18,7 +18,7 @@ from steatosis_tf import __version__
 from steatosis_tf.cohort.leak_gate import refuse_leaks
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, read_manifest
 from steatosis_tf.cohort.splits import Partition, partitions_of_column
-from steatosis_tf.files import move_into_place, replacing
+from steatosis_tf.files import move_into_place, write_json
 from steatosis_tf.records.shards import plan_shards, record_features, write_shard
 from steatosis_tf.spread import spread
 
@@ -131,8 +131,7 @@ def write_records(
         options=options,
     )
     if gate_path is not None:
-        with replacing(gate_path) as temporary:
-            temporary.write_text(json.dumps(gate, indent=2) + "\n")
+        write_json(gate, gate_path)
     fingerprint = records_fingerprint(rows)
     counts = {str(split): int(count) for split, count in rows["split"].value_counts().items()}
     del rows  # the builder reads them anew, and a large study needs them once only
@@ -140,10 +139,7 @@ def write_records(
     with FileLock(records_dir / ".lock"):
         if not _holds(records_dir, fingerprint):
             _prepare(manifest_path, records_dir, fingerprint, options)
-            with replacing(records_dir / "records.json") as temporary:
-                temporary.write_text(
-                    json.dumps({"fingerprint": fingerprint, "frames": counts}, indent=2) + "\n"
-                )
+            write_json({"fingerprint": fingerprint, "frames": counts}, records_dir / "records.json")
     return records_location(records_dir)
 
 

@@ -26,7 +26,7 @@ from steatosis_tf.evaluation.scores import (
     score_table,
     write_scores,
 )
-from steatosis_tf.files import replacing
+from steatosis_tf.files import replacing, write_json
 from steatosis_tf.grades import GRADES, TASKS
 from steatosis_tf.table1.exported import MAX_DIFFERENCE, load_exported, milliseconds_per_frame
 from steatosis_tf.table1.study import Study
@@ -140,8 +140,7 @@ def _run_repeat(
         write_scores(pd.concat(tables, ignore_index=True), folder / "frame_scores.csv")
         _evaluate(folder, study, task, cost)
     cost["total_minutes"] = (time.process_time() - start_repeat) / 60
-    with replacing(folder / _DONE) as temporary:
-        temporary.write_text(json.dumps(cost, indent=2) + "\n")
+    write_json(cost, folder / _DONE)
     return cost
 
 

@@ -1,9 +1,11 @@
-"""Verbs about the program itself: info, demo."""
+"""Verbs about the program and its files: info, verify, demo."""
 
 import argparse
 from argparse import Namespace
+from pathlib import Path
 
 from steatosis_tf import __version__
+from steatosis_tf.files import find_changed
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.verbs.outputs import OutputDir
 from steatosis_tf.verbs.result import Result
@@ -32,6 +34,25 @@ def info(args: Namespace) -> Result:
     return Result(values, "\n".join(lines))
 
 
+def verify(args: Namespace) -> Result:
+    """Check every hash of a run, a manifest's frames or a bundle; exit 1 if one differs."""
+    path = Path(args.path)
+    if path.is_dir():
+        faults = find_changed(path)
+        checked = "every file has the SHA-256 that SHA256SUMS gives"
+    else:
+        from steatosis_tf.cohort.manifest import find_changed_frames
+
+        faults = find_changed_frames(path)
+        checked = "every frame has the pixels of the manifest's hash"
+    values = {"whole": not faults, "faults": faults}
+    if not faults:
+        return Result(values, f"{path.name}: {checked}")
+    lines = [f"{path.name}: {len(faults)} not as they were written"]
+    lines += [f"  {name}: {fault}" for name, fault in faults.items()]
+    return Result(values, "\n".join(lines), exit_code=1)
+
+
 def demo(args: Namespace) -> Result:
     """Run the whole line on simulated phantoms: no data and no network needed."""
     from steatosis_tf.demo import run_demo
@@ -47,5 +68,10 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 VERBS = (
     ("info", info, lambda parser: None),
+    (
+        "verify",
+        verify,
+        lambda parser: parser.add_argument("path", metavar="RUN_DIR|MANIFEST|BUNDLE"),
+    ),
     ("demo", demo, _demo_arguments),
 )

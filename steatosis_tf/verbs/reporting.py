@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steatosis_tf.files import open_regular
+from steatosis_tf.files import open_regular, renewing_sums
 from steatosis_tf.grades import OUTPUT_LAYER
 from steatosis_tf.verbs.result import Result
 
@@ -18,7 +18,8 @@ def report(args: Namespace) -> Result:
     """Write report.html, report.md, the model card and the checklists of a run."""
     from steatosis_tf.evaluation.report import write_report
 
-    path = write_report(args.run_dir, num_resamples=args.resamples, covariates=args.subgroups)
+    with renewing_sums(args.run_dir):
+        path = write_report(args.run_dir, num_resamples=args.resamples, covariates=args.subgroups)
     return Result({"report": str(path)}, f"report: {path}")
 
 
@@ -49,7 +50,8 @@ def robustness(args: Namespace) -> Result:
             )
         return scores
 
-    path = write_robustness(args.run_dir, probabilities, num_resamples=args.resamples)
+    with renewing_sums(args.run_dir):
+        path = write_robustness(args.run_dir, probabilities, num_resamples=args.resamples)
     return Result({"robustness": str(path)}, f"{path}\nnow: steatosis report {args.run_dir}")
 
 

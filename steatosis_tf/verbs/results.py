@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from steatosis_tf.files import renewing_sums
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.verbs.outputs import OutputCsv, OutputOnnx, OutputPicture
 from steatosis_tf.verbs.result import Result
@@ -12,7 +13,8 @@ def evaluate(args: Namespace) -> Result:
     """Compute patient scores, metrics and figures of a run from its frame scores."""
     from steatosis_tf.evaluation.evaluate import evaluate_run, metrics_text
 
-    metrics = evaluate_run(args.run_dir)
+    with renewing_sums(args.run_dir):
+        metrics = evaluate_run(args.run_dir)
     return Result(metrics, metrics_text([metrics]))
 
 

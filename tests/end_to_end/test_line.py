@@ -49,10 +49,14 @@ def test_run_directory_is_complete(study: Path) -> None:
         "config.json", "manifest.csv", "split.csv", "rejected.csv", "model.keras", "model.onnx",
         "history.csv", "frame_scores.csv", "patient_scores.csv", "validation_scores.csv",
         "metrics.json", "environment.json", "figures", "leak_gate.json", "operating_points.json",
-        "report.html", "model_card.md", "hepatorenal.csv",
+        "report.html", "model_card.md", "hepatorenal.csv", "SHA256SUMS",
     }  # fmt: skip
     figures = {path.name for path in (run_dir(study) / "figures").iterdir()}
     assert figures >= {"confusion_patients.png", "roc_patients.png", "training_0.png"}
+
+
+def test_a_run_verifies(study: Path) -> None:
+    assert call("verify", run_dir(study)) == 0
 
 
 def test_same_seeds_give_the_same_digits(study: Path) -> None:
