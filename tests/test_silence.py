@@ -204,7 +204,7 @@ def served(witness: Witness, port: int, *words: object) -> Iterator[str]:
         yield url
         time.sleep(_HOLD_S)
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGKILL)  # MLflow's server takes long to end otherwise
         process.communicate(timeout=60)
 
 

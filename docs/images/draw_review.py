@@ -1,14 +1,12 @@
 """Draw docs/images/review.png: the review page on simulated frames, in a headless browser.
 
-Command: python docs/images/draw_review.py (needs the extra `page`, playwright and chromium)
+Command: python docs/images/draw_review.py (needs playwright and chromium)
 """
 
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from pathlib import Path
 
 import cv2
@@ -21,7 +19,6 @@ from steatosis_tf.config import RoiConfig
 from steatosis_tf.roi.columns import propose_roi
 from steatosis_tf.sources.phantom import simulate_patient
 
-PORT = 8742
 NUM_FRAMES = 24
 TARGET = Path(__file__).with_name("review.png")
 
@@ -68,19 +65,12 @@ def work_and_shoot(url: str) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         manifest = make_study(Path(name))
-        program = (
-            "import sys; from steatosis_tf.roi.review import review; review(sys.argv[1], "
-            f"port={PORT}, reviewer='A. B.', open_browser=False)"
+        words = ["-m", "steatosis_tf.cli", "review", str(manifest), "--reviewer", "A. B."]
+        server = subprocess.Popen(
+            [sys.executable, *words, "--port=0", "--no-browser"], stdout=subprocess.PIPE, text=True
         )
-        server = subprocess.Popen([sys.executable, "-c", program, str(manifest)])
         try:
-            for _ in range(100):
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{PORT}/review/session").read()
-                    break
-                except OSError:
-                    time.sleep(0.3)
-            work_and_shoot(f"http://127.0.0.1:{PORT}")
+            work_and_shoot(server.stdout.readline().split()[-3])  # ... http://... (Ctrl+C ends)
         finally:
             server.terminate()
             server.wait()

@@ -57,17 +57,32 @@ def _roi_arguments(parser: ArgumentParser) -> None:
 
 def review(args: Namespace) -> Result:
     """Open the page on which a person accepts, corrects or rejects the proposals."""
-    from steatosis_tf.roi.review import review as serve
+    from steatosis_tf.server.review import review as serve
 
-    port = {} if args.port is None else {"port": args.port}
-    serve(args.manifest, reviewer=args.reviewer, open_browser=not args.no_browser, **port)
+    serve(
+        args.manifest,
+        reviewer=args.reviewer,
+        port=args.port,
+        frame_folders=args.frames,
+        open_browser=not args.no_browser,
+    )
     return Result({"manifest": args.manifest}, f"{args.manifest}: all decisions are saved")
 
 
 def _review_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("manifest", metavar="MANIFEST_CSV")
     parser.add_argument("--reviewer", required=True, help="initials, kept in the manifest")
-    parser.add_argument("--port", type=int, metavar="N")
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=8741,
+        metavar="N",
+        help="of this machine; 0 takes any that is free",
+    )
+    parser.add_argument(
+        "--frames", action="append", default=[], metavar="DIR",
+        help="show frames of this folder too; else only those in the folder of the manifest",
+    )  # fmt: skip
     parser.add_argument("--no-browser", action="store_true", help="only serve the page")
 
 

@@ -1,6 +1,5 @@
 """The review page in a real browser, with the server in a process of its own."""
 
-import os
 import re
 import shutil
 import signal
@@ -17,10 +16,10 @@ import cv2
 import numpy as np
 import pytest
 
+from steatosis_tf import cli
 from steatosis_tf.cohort.manifest import frame_id_of, read_manifest
-from steatosis_tf.roi.review import review
+from steatosis_tf.server.review import review
 
-pytest.importorskip("nicegui", reason="the review page needs nicegui (extra `page`)")
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="browser tests need playwright (extra `dev`)"
 )
@@ -73,54 +72,52 @@ def add_bad_frames(folder: Path) -> None:
 
 
 class Server:
-    """`review` in a process of its own, on a port of its own."""
+    """`steatosis review` in a process of its own, on a port that it says."""
 
-    def __init__(self, manifest: Path, reviewer: str = "AB", port: int | None = None) -> None:
+    def __init__(self, manifest: Path, reviewer: str = "AB", *words: object, port: int = 0) -> None:
         self.manifest = manifest
-        self.port = port or _free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        program = (
-            "import sys; from steatosis_tf.roi.review import review; "
-            "review(sys.argv[1], port=int(sys.argv[2]), reviewer=sys.argv[3], open_browser=False)"
-        )
-        # NiceGUI behaves differently inside pytest, and would take a child for a part of it.
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", program, str(manifest), str(self.port), reviewer],
-            env=environment,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        eventually(self._answers, seconds=90)
+            [sys.executable, "-m", "steatosis_tf.cli", "review", manifest, "--reviewer", reviewer,
+             "--port", str(port), "--no-browser", *map(str, words)],
+            stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        said = self.process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", said)
+        assert found, said + self.process.communicate()[1]
+        self.url, self.port = found[0], int(found[1])
+        self.token = ""
+        self.token = re.search(r'name="token" content="(.+?)"', self.call("/")[1])[1]
 
-    def _answers(self) -> bool:
-        if self.process.poll() is not None:
-            raise RuntimeError(self.process.stderr.read())
+    def call(self, path: str, body: str | None = None, **headers: str) -> tuple[int, str]:
+        """Status and text of an answer; a call with a body is a POST with the page's token."""
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        if body is not None:
+            headers = {"Content-Type": "application/json", "X-Token": self.token} | headers
+        request = urllib.request.Request(
+            self.url + path, headers=headers, data=None if body is None else body.encode()
+        )
         try:
-            urllib.request.urlopen(f"{self.url}/review/session", timeout=5).read()
-        except OSError:
-            return False
-        return True
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                self.headers = answer.headers
+                return answer.status, answer.read().decode(errors="replace")
+        except urllib.error.HTTPError as error:
+            self.headers = error.headers
+            return error.code, error.read().decode()
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
     def stop(self) -> str:
-        """End it as Ctrl+C does; returns what it wrote to stderr."""
+        """End it as Ctrl+C does; returns what it wrote from its address on."""
         self.process.send_signal(signal.SIGINT)
         try:
-            return self.process.communicate(timeout=PATIENCE_MS / 1000)[1]
+            said, complaints = self.process.communicate(timeout=PATIENCE_MS / 1000)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        assert self.process.returncode == 0
+        return said + complaints
 
 
 def eventually(condition: Callable[[], object], seconds: float = PATIENCE_MS / 1000) -> None:
@@ -174,7 +171,7 @@ def server(browser, tmp_path_factory) -> Iterator[Server]:
     add_bad_frames(folder)
     running = Server(manifest)
     yield running
-    assert running.stop() == ""
+    assert running.stop() == f"{manifest}: all decisions are saved\n"
 
 
 @pytest.fixture
@@ -186,10 +183,12 @@ def open_page(browser) -> Iterator[Callable[..., "playwright.Page"]]:
         contexts.append(browser.new_context(viewport={"width": 1280, "height": 720}))
         page = contexts[-1].new_page()
         page.on("pageerror", lambda error: page_errors.append(str(error)))
+        page.on(
+            "console",
+            lambda line: "Content Security" in line.text and page_errors.append(line.text),
+        )
         page.set_default_timeout(PATIENCE_MS)
         page.goto(server.url)
-        # Until its socket is connected NiceGUI may load the page anew, and a key would be lost.
-        page.wait_for_function("window.did_handshake")
         page.wait_for_selector("#stage[data-frame], #message:not([hidden])")
         page.wait_for_selector("#review[aria-busy=false]")
         if number is not None:
@@ -308,7 +307,9 @@ def test_a_reload_keeps_place_decision_unsaved_box_and_undo(server, open_page):
     assert shown_box(page) == (119, 160, 100, 120)
     page.reload()
     at_number(page, 7)
-    page.wait_for_function("document.querySelector('#notice').textContent.includes('is back')")
+    page.wait_for_function(
+        "() => document.querySelector('#notice').textContent.includes('is back')"
+    )
     assert shown_box(page) == (119, 160, 100, 120)
     page.keyboard.press("Escape")
     assert shown_box(page) == PROPOSAL
@@ -324,7 +325,9 @@ def test_everything_by_keyboard(server, open_page):
     page.keyboard.press("ArrowLeft")
     assert shown_box(page) == (110, 149, 110, 121)
     page.keyboard.press("n")  # refuses to leave an unsaved box behind
-    page.wait_for_function("document.querySelector('#notice').textContent.includes('not saved')")
+    page.wait_for_function(
+        "() => document.querySelector('#notice').textContent.includes('not saved')"
+    )
     page.keyboard.press("m")
     page.keyboard.type("vessel")
     page.keyboard.press("Enter")
@@ -334,7 +337,7 @@ def test_everything_by_keyboard(server, open_page):
     page.keyboard.press("p")
     at_number(page, 8)
     page.keyboard.press("o")  # reopen
-    page.wait_for_function("document.querySelector('#state').textContent === 'To review'")
+    page.wait_for_function("() => document.querySelector('#state').textContent === 'To review'")
     assert shown_box(page) == PROPOSAL
 
     width = page.locator("#numbers input").nth(3)
@@ -383,7 +386,7 @@ def test_worst_first_begins_with_the_frame_without_a_proposal(server, open_page)
     eventually(lambda: state(server.manifest, NUM_FRAMES) == "corrected")
     assert box(server.manifest, NUM_FRAMES) == drawn
     page.select_option("#filter", "corrected")
-    page.wait_for_function("document.querySelector('#state').textContent === 'Corrected'")
+    page.wait_for_function("() => document.querySelector('#state').textContent === 'Corrected'")
 
 
 @pytest.mark.parametrize("path", BAD_FRAMES)
@@ -473,20 +476,102 @@ def test_the_page_is_blind_and_stays_on_this_machine(server, browser):
 
 
 def test_other_sites_are_refused(server):
-    def status(headers: dict[str, str]) -> int:
-        request = urllib.request.Request(
-            f"{server.url}/review/decisions",
-            data=b"{}",
-            headers={"Content-Type": "application/json", **headers},
-        )
-        try:
-            return urllib.request.urlopen(request).status
-        except urllib.error.HTTPError as error:
-            return error.code
+    decide, go = "/review/decisions", "/review/go"
+    assert server.call(decide, "{}", Origin="http://elsewhere.example")[0] == 403
+    assert server.call(go, Origin="http://elsewhere.example")[0] == 403
+    assert server.call(go, Origin="null")[0] == 403
+    assert server.call(go, Host="elsewhere.example")[0] == 400
+    assert server.call(decide, "{}", X_Token="")[0] == 403
+    assert server.call(decide, "{}", X_Token="another")[0] == 403
+    assert server.call(decide, "{}", Origin=server.url)[0] == 422  # let in, but no decision
+    assert server.call(go, Origin=server.url)[0] == 200
 
-    assert status({"Origin": "http://elsewhere.example"}) == 403
-    assert status({"Host": "elsewhere.example"}) == 400
-    assert status({"Origin": server.url}) == 422  # let in, but {} is no decision
+
+@pytest.mark.parametrize("path", ["/", "/review/go", "/review/nothing", "/static/review.js"])
+def test_no_other_site_may_frame_or_read_an_answer(server, path):
+    server.call(path)
+    policy = server.headers["Content-Security-Policy"]
+    assert "frame-ancestors 'none'" in policy
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert server.headers["X-Frame-Options"] == "DENY"
+    assert server.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert "Access-Control-Allow-Origin" not in server.headers
+
+
+WANTED = '{{"frame_id": "{}", "revision": "x", "action": "correct", "box": [{}, 0, 50, 50]}}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        WANTED.format(frame_id_of("f/00.png"), "1e400"),
+        WANTED.format(frame_id_of("f/00.png"), "NaN"),
+        WANTED.format(frame_id_of("f/00.png"), "1" + "0" * 400),
+        WANTED.format(frame_id_of("f/00.png"), "-1"),
+        WANTED.format("\\ud800", "1"),
+        WANTED.format("nobody", "1"),
+        "not JSON",
+        "",
+    ],
+    ids=lambda body: body[:40] + body[-20:],
+)
+def test_what_no_page_would_send_is_422(server, body):
+    status, text = server.call("/review/decisions", body)
+    assert (status, "detail" in text) == (422, True)
+
+
+def test_a_body_too_long_and_a_place_that_is_none(server):
+    assert server.call("/review/decisions", " " * 100_000)[0] == 413
+    assert server.call("/review/decisions", "[" * 20_000)[0] == 400
+    assert server.call("/review/decisions", "1" * 5_000)[0] == 400
+    assert server.call("/review/go?rank=1e400")[0] == 422
+    assert server.call("/review/go?order=best")[0] == 422
+    assert server.call("/docs")[0] == server.call("/openapi.json")[0] == 404
+    assert server.call("/static/../app.py")[0] == server.call("/static/%2e%2e/app.py")[0] == 404
+
+
+def test_frames_elsewhere_are_shown_only_if_the_command_says_so(tmp_path, capsys):
+    manifest = make_study(tmp_path / "frames", 3)
+    moved = tmp_path / "runs" / "manifest.csv"
+    moved.parent.mkdir()
+    moved.write_text(manifest.read_text().replace(",f/", ",../frames/f/"))
+    assert cli.main(["review", str(moved), "--reviewer", "AB", "--no-browser", "--port=0"]) == 1
+    told = capsys.readouterr().err
+    assert "3 of 3 frames outside of it" in told
+    server = Server(moved, "AB", "--frames", told.split("--frames ")[1].strip())
+    picture = f"/review/frames/{frame_id_of('f/00.png')}/picture.png"
+    assert server.call(picture)[0] == 200
+    server.stop()
+
+
+def test_a_link_out_of_the_study_is_not_followed(tmp_path):
+    manifest = make_study(tmp_path / "study", 1, ("f/link.png",))
+    cv2.imwrite(str(tmp_path / "private.png"), drawn_frame(1))
+    (tmp_path / "study/f/link.png").symlink_to(tmp_path / "private.png")
+    server = Server(manifest)
+    status, text = server.call(f"/review/frames/{frame_id_of('f/link.png')}/picture.png")
+    server.stop()
+    assert (status, "outside of it" in text) == (422, True)
+    assert "private" not in text
+
+
+def test_a_folder_that_cannot_be_written_is_named_at_the_start(tmp_path):
+    manifest = make_study(tmp_path / "study", 1)
+    # Root may write anywhere, so the process becomes somebody else when all is imported.
+    code = (
+        "import os, sys; from steatosis_tf.server.review import review\n"
+        "os.chdir(sys.argv[1]); os.getuid() or os.setuid(65534)\n"
+        "review('manifest.csv', reviewer='AB', port=0, open_browser=False)"
+    )
+    manifest.parent.chmod(0o555)
+    words = [sys.executable, "-c", code, str(manifest.parent)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=90)
+    manifest.parent.chmod(0o755)
+    assert done.stderr.splitlines()[-1] == (
+        "ValueError: Expected a folder that can be written to: decisions are kept beside the "
+        "manifest. Received: Permission denied."
+    )
 
 
 def test_two_servers_on_one_manifest(browser, open_page, tmp_path):
@@ -524,13 +609,17 @@ def test_kill_9_and_restart(browser, open_page, tmp_path):
 
     page.keyboard.press("ArrowUp")
     page.keyboard.press("c")
-    page.wait_for_function("document.querySelector('#notice').textContent.includes('not answer')")
+    page.wait_for_function(
+        "() => document.querySelector('#notice').textContent.includes('not answer')"
+    )
     assert shown_box(page) == (119, 150, 100, 120)  # the unsaved change stays on the screen
 
     again = Server(manifest, port=server.port)
     page.reload()
     at_number(page, 4)
-    page.wait_for_function("document.querySelector('#notice').textContent.includes('is back')")
+    page.wait_for_function(
+        "() => document.querySelector('#notice').textContent.includes('is back')"
+    )
     assert page.inner_text("#progress") == "3 of 6 reviewed"
     page.keyboard.press("c")
     at_number(page, 5)
@@ -557,4 +646,4 @@ def test_a_taken_port_an_empty_name_and_a_missing_manifest_are_named(tmp_path):
     with pytest.raises(ValueError, match="reviewer=' '"):
         review(tmp_path / "manifest.csv", reviewer=" ", open_browser=False)
     with pytest.raises(ValueError, match=r"path='manifest\.csv', which does not exist"):
-        review(tmp_path / "manifest.csv", port=_free_port(), reviewer="AB", open_browser=False)
+        review(tmp_path / "manifest.csv", port=0, reviewer="AB", open_browser=False)

@@ -1,38 +1,38 @@
-// Everything that crosses to the server: requests, and frames fetched ahead of their turn.
+// What every page needs of the server: requests, and frames fetched ahead of their turn.
 
 const PATIENCE_MS = 20000;
 const KEPT_FRAMES = 10;
 
-/** Answer of the server; throws an Error whose message a reviewer can read. */
+const TOKEN = document.querySelector("meta[name=token]").content;
+
+/** Answer of the server; throws an Error whose message a person can read. */
 async function request(path, options = {}) {
   let response;
   try {
     response = await fetch(path, { ...options, signal: AbortSignal.timeout(PATIENCE_MS) });
   } catch {
-    throw new Error("The server does not answer. Is `steatosis review` still running?");
+    throw new Error("The server does not answer. Is `steatosis` still running?");
   }
   if (response.ok) return response;
-  const detail = (await response.json().catch(() => ({}))).detail;
-  throw new Error(typeof detail === "string" ? detail : `The server refused (${response.status}).`);
+  const { detail } = await response.json().catch(() => ({}));
+  throw new Error(detail ?? `The server refused (${response.status}).`);
 }
 
-export const session = async () => (await request("/review/session")).json();
+/** What a path holds, as JSON; `query` is put behind it. */
+export const get = async (path, query = {}) =>
+  (await request(`${path}?${new URLSearchParams(query)}`)).json();
 
-/** Row at a place, its neighbours and the progress. */
-export const go = async (place) => (await request(`/review/go?${new URLSearchParams(place)}`)).json();
-
-/** `{saved, row, ...}`; resolves when the decision is on disk. */
-export const decide = async (decision) => (await request("/review/decisions", {
+/** Ask for a change. */
+export const post = async (path, wanted) => (await request(path, {
   method: "POST",
-  headers: { "Content-Type": "application/json" },
-  body: JSON.stringify(decision),
+  headers: { "Content-Type": "application/json", "X-Token": TOKEN },
+  body: JSON.stringify(wanted),
 })).json();
 
-async function load(frameId) {
-  const path = `/review/frames/${encodeURIComponent(frameId)}`;
+async function load(path) {
   const response = await request(`${path}/picture.png`);
   const header = (name) => response.headers.get(`X-Frame-${name}`);
-  const outlines = request(`${path}/outlines`).then((answer) => answer.json());
+  const outlines = get(`${path}/outlines`);
   outlines.catch(() => {}); // a frame without outlines is still a frame
   return {
     bitmap: await createImageBitmap(await response.blob()),
@@ -46,10 +46,16 @@ async function load(frameId) {
 /** Decoded frames by id, so that the next one is drawn without waiting. */
 export class Frames {
   #frames = new Map();
+  #root;
+
+  /** `root` is the path on the server below which a frame's id stands. */
+  constructor(root) {
+    this.#root = root;
+  }
 
   /** Promise of `{bitmap, height, width, notice, outlines}`; `outlines` is a promise, too. */
   get(frameId) {
-    const kept = this.#frames.get(frameId) ?? load(frameId);
+    const kept = this.#frames.get(frameId) ?? load(`${this.#root}/${encodeURIComponent(frameId)}`);
     this.#frames.delete(frameId); // put it last, as the one used most recently
     this.#frames.set(frameId, kept);
     kept.catch(() => this.#frames.delete(frameId)); // a file that was repaired is asked for again

@@ -1,6 +1,7 @@
 """Frames and outlines as a browser can show them."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,43 @@ def frame_masks(frame: np.ndarray) -> dict[str, np.ndarray]:
     except ValueError:
         return {}  # without a sector there is no place for a liver, and the page shows neither
     return {"sector": sector.mask, "liver": liver_mask(frame, sector)}
+
+
+class StudyFolders:
+    """Folders out of which a page may show frames, links followed.
+
+    A manifest that somebody else has written must not open any file of this machine.
+
+    Args:
+        manifest_path: its folder is one of them.
+        more: those that the command line names.
+
+    Raises:
+        ValueError: if one of `more` is no folder.
+    """
+
+    def __init__(self, manifest_path: str | Path, more: Sequence[str | Path] = ()) -> None:
+        for folder in more:
+            if not Path(folder).is_dir():
+                raise ValueError(f"Expected a folder of frames. Received: {str(folder)!r}.")
+        self._folders = [Path(folder).resolve() for folder in (Path(manifest_path).parent, *more)]
+
+    def __contains__(self, path: Path) -> bool:
+        resolved = path.resolve()
+        return any(resolved.is_relative_to(folder) for folder in self._folders)
+
+    def checked(self, path: Path) -> Path:
+        """The path itself.
+
+        Raises:
+            ValueError: if it lies elsewhere; without the path, which a page must not show.
+        """
+        if path not in self:
+            raise ValueError(
+                "Expected a frame in the study's folder. Received one outside of it. Start the "
+                "page with --frames FOLDER to show it."
+            )
+        return path
 
 
 def shown_frame(path: Path) -> ShownFrame:

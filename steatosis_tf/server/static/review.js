@@ -1,14 +1,18 @@
 // The review page: what is shown, what keys and buttons do, what is saved.
 
-import { drag, same, typed } from "./review_box.js";
-import { connect } from "./review_keys.js";
-import { STATE_NAMES, at, message, notice, progress, showPanel } from "./review_panel.js";
-import { Frames, decide, go, session } from "./review_server.js";
-import { Stage } from "./review_stage.js";
+import { STATE_NAMES, at, connect, message, notice, progress, showPanel } from "./panel.js";
+import { Frames, get, post } from "./server.js";
+import { Stage, drag, same, typed } from "./stage.js";
 
 const KEPT_UNDOS = 200;
 
-const frames = new Frames();
+const frames = new Frames("/review/frames");
+const session = () => get("/review/session");
+/** Row at a place, its neighbours and the progress. */
+const go = (where) => get("/review/go", where);
+/** `{saved, row, ...}`; resolves when the decision is on disk. */
+const decide = (decision) => post("/review/decisions", decision);
+
 let stage;
 let leastPx;
 
@@ -339,9 +343,4 @@ async function start() {
   });
 }
 
-// NiceGUI puts the page's HTML in place a moment after this script has run.
-const waiting = setInterval(() => {
-  if (!at("review")) return;
-  clearInterval(waiting);
-  start().catch((error) => { at("message").hidden = false; message("The page could not start", error.message); });
-}, 10);
+start().catch((error) => message("The page could not start", error.message));

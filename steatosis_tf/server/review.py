@@ -1,0 +1,230 @@
+"""`steatosis review`: a page on which a person looks through the boxes of a manifest.
+
+The page is `static/review.html`. It is answered when the disk has the decision, so a reviewer is
+never told "saved" too early.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+import pandas as pd
+from fastapi import FastAPI, Query, Response
+from pydantic import BaseModel, Field
+
+from steatosis_tf.roi.crop import Rectangle
+from steatosis_tf.roi.decision_rules import Decision, checked_reviewer
+from steatosis_tf.roi.decisions import DecisionStore
+from steatosis_tf.roi.roi_cells import RoiCells
+from steatosis_tf.server.app import bound_socket, make_app, serve
+from steatosis_tf.server.frames import Polygon, StudyFolders, frame_outlines, shown_frame
+
+DEFAULT_PORT = 8741
+# A smaller box has fewer pixels than a texture needs, and cannot be grasped with a mouse.
+MIN_BOX_PX = 16
+_NUM_AHEAD = 4
+
+FilterName = Literal["to_review", "no_box", "accepted", "corrected", "rejected", "all"]
+OrderName = Literal["file", "worst"]
+
+
+class Place(BaseModel):
+    """Where the browser wants to go."""
+
+    frame_id: str = ""
+    step: Annotated[int, Field(ge=-1, le=1)] = 0
+    rank: int | None = None
+    filter_by: FilterName = "to_review"
+    order: OrderName = "file"
+
+
+class WantedDecision(BaseModel):
+    """A decision as the browser sends it; `box` is top, left, height, width in px."""
+
+    frame_id: str
+    revision: str
+    action: Literal["accept", "correct", "reject", "undo", "reopen"]
+    box: tuple[int, int, int, int] | None = None
+    reason: str = ""
+
+
+def review(
+    manifest_path: str | Path,
+    *,
+    reviewer: str,
+    port: int = DEFAULT_PORT,
+    frame_folders: Sequence[str | Path] = (),
+    open_browser: bool = True,
+) -> None:
+    """Serve the review page on 127.0.0.1 until interrupted.
+
+    A decision is on disk, beside the manifest, before the page says so; the manifest follows
+    within a moment. Several reviewers may run this on one manifest at a time, each on a port of
+    their own. The page shows neither grades nor patients: the review is blind.
+
+    Args:
+        manifest_path: manifest.csv with ROI columns, as `steatosis roi` writes them.
+        reviewer: goes into `roi_reviewer`, for example initials.
+        port: of 127.0.0.1; 0 takes any that is free, and says which.
+        frame_folders: folders of frames besides that of the manifest.
+        open_browser: whether to open the page in the default browser.
+
+    Raises:
+        ValueError: if the manifest cannot be read or is empty, frames of it lie in other folders,
+            nothing can be written beside it, the reviewer's name is empty, or the port is taken.
+    """
+    reviewer = checked_reviewer(reviewer)
+    with bound_socket(port) as bound:
+        folders = StudyFolders(manifest_path, frame_folders)
+        store = DecisionStore(manifest_path)
+        if not len(store):
+            text = f"Expected a manifest with frames. Received: {store.path.name} with none."
+            raise ValueError(text)
+        _check_writable(store.path.parent)
+        _check_inside_study(store.path, folders)
+        store.start_folding()
+        app = make_app("review", at_end=store.close)
+        add_routes(app, store, folders, reviewer=reviewer)
+        title = f"Review of {store.path.name} by {reviewer}"
+        serve(app, bound, title=title, open_browser=open_browser)
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            "Expected a folder that can be written to: decisions are kept beside the manifest. "
+            f"Received: {error.strerror}."
+        ) from error
+
+
+def _check_inside_study(manifest_path: Path, folders: StudyFolders) -> None:
+    """Say at the start, with the words that help, what else the page would say of every frame."""
+    # The paths alone, once for every folder: a manifest may have a million rows.
+    paths = pd.read_csv(manifest_path, usecols=["path"], dtype=str)["path"].dropna()
+    of_folder = paths.map(os.path.dirname).value_counts()
+    outside = {
+        name: num for name, num in of_folder.items() if manifest_path.parent / name not in folders
+    }
+    if outside:
+        common = os.path.commonpath(os.path.abspath(manifest_path.parent / one) for one in outside)
+        raise ValueError(
+            f"Expected frames in the folder of {manifest_path.name}. Received: "
+            f"{sum(outside.values())} of {len(paths)} frames outside of it. If they may be shown, "
+            f"add --frames {os.path.relpath(common)}"
+        )
+
+
+def add_routes(app: FastAPI, store: DecisionStore, folders: StudyFolders, *, reviewer: str) -> None:
+    """Add what the page asks for.
+
+    Args:
+        app: of `make_app`.
+        store: of the manifest under review.
+        folders: out of which frames may be shown.
+        reviewer: goes into `roi_reviewer` of what is decided here.
+    """
+
+    def path_of(frame_id: str) -> Path:
+        return folders.checked(store.frame_path(store.position(frame_id)))
+
+    @app.get("/review/session")
+    def session() -> dict[str, Any]:
+        return {"manifest": store.path.name, "reviewer": reviewer, "min_box_px": MIN_BOX_PX}
+
+    @app.get("/review/go")
+    def go(place: Annotated[Place, Query()]) -> dict[str, Any]:
+        with store.mutex:  # else another request could take in a new manifest between two lines
+            store.refresh()
+            return _neighbourhood(store, place)
+
+    @app.get("/review/frames/{frame_id}/picture.png")
+    def picture(frame_id: str) -> Response:
+        shown = shown_frame(path_of(frame_id))
+        headers = {
+            "X-Frame-Height": str(shown.height),
+            "X-Frame-Width": str(shown.width),
+            "X-Frame-Notice": quote(shown.notice),
+        }
+        return Response(shown.png, media_type="image/png", headers=headers)
+
+    @app.get("/review/frames/{frame_id}/outlines")
+    def outlines(frame_id: str) -> dict[str, list[Polygon]]:
+        return frame_outlines(path_of(frame_id))
+
+    @app.post("/review/decisions")
+    def decide(wanted: WantedDecision) -> dict[str, Any]:
+        rectangle = None if wanted.box is None else Rectangle(*wanted.box)
+        if wanted.action in ("accept", "correct"):
+            # Nobody can vouch for a frame nobody can see.
+            frame = shown_frame(path_of(wanted.frame_id))
+            if wanted.action == "correct" and rectangle is not None:
+                _check_inside_frame(rectangle, frame.height, frame.width)
+        decision = Decision(
+            wanted.frame_id, wanted.revision, wanted.action, rectangle, wanted.reason
+        )
+        with store.mutex:
+            outcome = store.decide(decision, reviewer=reviewer)
+            row = _row(store, store.position(wanted.frame_id), "file")
+            return {"saved": outcome.saved, "row": row, **_progress(store)}
+
+
+def _neighbourhood(store: DecisionStore, place: Place) -> dict[str, Any]:
+    queue = store.queue
+    look = {"filter_by": place.filter_by, "order": place.order}
+    at = store.position(place.frame_id) if place.frame_id else None
+    if place.rank is not None:
+        here: list[int] = [queue.at_rank(place.rank, place.order)]
+    elif at is not None and place.step == 0:
+        here = [at]
+    else:
+        here = queue.following(at, step=place.step or 1, count=1, **look)
+    ahead, behind = [], []
+    if here:
+        ahead = queue.following(here[0], step=1, count=_NUM_AHEAD, **look)
+        behind = queue.following(here[0], step=-1, count=1, **look)
+    return {
+        "row": _row(store, here[0], place.order) if here else None,
+        "ahead": [store.frame_id(at) for at in ahead],
+        "behind": [store.frame_id(at) for at in behind],
+        **_progress(store),
+    }
+
+
+def _progress(store: DecisionStore) -> dict[str, Any]:
+    return {"counts": store.queue.counts(), "fold_error": store.fold_error}
+
+
+def _row(store: DecisionStore, at: int, order: str) -> dict[str, Any]:
+    # No path, patient or grade: a folder may be called "Severe", and the review is blind.
+    cells = store.cells(at)
+    return {
+        "frame_id": store.frame_id(at),
+        "rank": store.queue.rank(at, order),
+        "total": len(store),
+        "box": _box(cells),
+        "num_decisions": store.num_decisions(at),
+        "revision": cells.revision,
+        **{
+            name: getattr(cells, name)
+            for name in ("source", "quality", "reason", "state", "reviewer", "reviewed_at")
+        },
+    }
+
+
+def _box(cells: RoiCells) -> list[int] | None:
+    box = cells.rectangle
+    return None if box is None else [box.top, box.left, box.height, box.width]
+
+
+def _check_inside_frame(box: Rectangle, height: int, width: int) -> None:
+    if min(box.height, box.width) < MIN_BOX_PX or box.bottom > height or box.right > width:
+        raise ValueError(
+            f"Expected a box of at least {MIN_BOX_PX} px a side inside the frame of "
+            f"{width} × {height} px. Received: {box}."
+        )
