@@ -158,9 +158,18 @@ def test_onnxruntime_that_was_faster_is_told_of(witness: Witness) -> None:
 
 
 @pytest.mark.slow
-def test_onnxruntime_alone_is_heard(witness: Witness) -> None:
-    witness.python(f"{_OPEN_SESSION}; import time; time.sleep({_HOLD_S})")
-    assert witness.requests
+@pytest.mark.parametrize(
+    ("code", "host"),
+    [
+        (f"{_OPEN_SESSION}; import time; time.sleep({_HOLD_S})", "events.data"),
+        ("import mlflow, time; mlflow.set_tracking_uri('sqlite:///x.db'); "
+         "mlflow.create_experiment('x'); time.sleep(5)", "mlflow-telemetry"),
+    ],
+    ids=["onnxruntime", "mlflow"],
+)  # fmt: skip
+def test_the_library_alone_is_heard_by_the_proxy(witness: Witness, code: str, host: str) -> None:
+    witness.python(code)
+    assert any(host in request for request in witness.requests), witness.heard()
 
 
 @pytest.mark.slow
@@ -192,7 +201,7 @@ def served(witness: Witness, port: int, *words: object) -> Iterator[str]:
     """A server in a process group of its own, for `_HOLD_S` seconds and the block."""
     process = witness.start(*words)
     url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     try:
         while True:
             assert process.poll() is None, process.communicate()[0]
