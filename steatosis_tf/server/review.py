@@ -7,6 +7,7 @@ never told "saved" too early.
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -18,7 +19,6 @@ from pydantic import BaseModel, Field
 from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.decision_rules import Decision, checked_reviewer
 from steatosis_tf.roi.decisions import DecisionStore
-from steatosis_tf.roi.roi_cells import RoiCells
 from steatosis_tf.server.app import bound_socket, make_app, serve
 from steatosis_tf.server.frames import Polygon, StudyFolders, frame_outlines, shown_frame
 
@@ -190,8 +190,8 @@ def _neighbourhood(store: DecisionStore, place: Place) -> dict[str, Any]:
         behind = queue.following(here[0], step=-1, count=1, **look)
     return {
         "row": _row(store, here[0], place.order) if here else None,
-        "ahead": [store.frame_id(at) for at in ahead],
-        "behind": [store.frame_id(at) for at in behind],
+        "ahead": [_row(store, at, place.order) for at in ahead],
+        "behind": [_row(store, at, place.order) for at in behind],
         **_progress(store),
     }
 
@@ -207,7 +207,7 @@ def _row(store: DecisionStore, at: int, order: str) -> dict[str, Any]:
         "frame_id": store.frame_id(at),
         "rank": store.queue.rank(at, order),
         "total": len(store),
-        "box": _box(cells),
+        "box": cells.rectangle and astuple(cells.rectangle),
         "num_decisions": store.num_decisions(at),
         "revision": cells.revision,
         **{
@@ -215,11 +215,6 @@ def _row(store: DecisionStore, at: int, order: str) -> dict[str, Any]:
             for name in ("source", "quality", "reason", "state", "reviewer", "reviewed_at")
         },
     }
-
-
-def _box(cells: RoiCells) -> list[int] | None:
-    box = cells.rectangle
-    return None if box is None else [box.top, box.left, box.height, box.width]
 
 
 def _check_inside_frame(box: Rectangle, height: int, width: int) -> None:

@@ -1,11 +1,6 @@
 // What stands beside the frame, and which key and which button does what. The keyboard sheet in
 // review.html says the same.
 
-const REASONS = [
-  "No liver in view", "Too little liver parenchyma", "Shadow or poor contact",
-  "Vessels or a lesion leave no room", "Text or marks burned into the liver",
-  "Frame unreadable or not an ultrasound",
-];
 const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 const BIG_STEP_PX = 10;
 // Keys that make sense when held down; a held A must not accept frame after frame.
@@ -95,16 +90,11 @@ function when(iso) {
 /** Connect keys and buttons with `acts`, what the page can do, and with the stage. */
 export function connect(acts, stage) {
   const keys = keyTable(acts, stage);
-  const clicks = {
-    accept: keys.a, correct: keys.c, reject: keys.r, undo: keys.u, reopen: keys.o, next: keys.n,
-    previous: keys.p, worst: keys.w, help: keys["?"], showBox: keys.b, showSector: keys.s,
-    showLiver: keys.l,
-  };
-  for (const [id, work] of Object.entries(clicks)) {
-    at(id).addEventListener("click", (event) => {
+  for (const button of document.querySelectorAll("[data-key]")) {
+    button.addEventListener("click", (event) => {
       // After a mouse click the keys act on the frame; a keyboard user keeps the focus.
-      if (event.detail) at(id).blur();
-      work();
+      if (event.detail) button.blur();
+      keys[button.dataset.key]();
     });
   }
   at("filter").addEventListener("change", () => {
@@ -194,20 +184,14 @@ function connectReasons(acts) {
     at("reasons").close();
     acts.reject(reason);
   };
-  at("reasonList").replaceChildren(...REASONS.map((reason, index) => {
-    const item = document.createElement("li");
-    const button = Object.assign(document.createElement("button"), { type: "button" });
-    button.append(Object.assign(document.createElement("kbd"), { textContent: index + 1 }), reason);
-    button.addEventListener("click", () => reject(reason));
-    item.append(button);
-    return item;
-  }));
+  const buttons = at("reasonList").querySelectorAll("button");
+  for (const button of buttons) button.addEventListener("click", () => reject(button.lastChild.data));
   at("reasons").addEventListener("keydown", (event) => {
     if (event.target.id === "otherReason" || event.ctrlKey || event.metaKey) return;
-    const reason = REASONS[Number(event.key) - 1];
-    if (reason) {
+    const button = buttons[Number(event.key) - 1];
+    if (button) {
       event.preventDefault();
-      reject(reason);
+      button.click();
     } else if (/^\p{L}$/u.test(event.key)) at("otherReason").focus(); // the letter lands there
   });
   at("reasons").querySelector("form").addEventListener("submit", (event) => {

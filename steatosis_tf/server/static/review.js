@@ -23,7 +23,7 @@ const now = {
   undos: [], // [frame_id, revision after it] of every decision in this tab
   filter: "to_review",
   order: "file",
-  next: null, // the server's answer to "next", asked for ahead of its turn
+  ahead: [], // the rows that come next, so that a key press waits for nothing
   ready: false, // the frame is drawn and can be judged
   busy: false,
   ticket: 0,
@@ -45,13 +45,9 @@ function remember() {
 // ---- showing -----------------------------------------------------------------------------------
 
 async function show(answer) {
-  progress(answer);
-  const { row } = answer;
-  now.row = row;
-  now.edit = null;
-  now.steps = [];
-  now.next = null;
-  now.ready = false;
+  if (answer.counts) progress(answer);
+  const { row, ahead } = answer;
+  Object.assign(now, { row, ahead, edit: null, steps: [], ready: false });
   stage.drawing = false;
   stage.part = "whole";
   const ticket = ++now.ticket;
@@ -60,25 +56,29 @@ async function show(answer) {
   await draw(row, ticket);
   if (ticket !== now.ticket) return;
   panel();
-  frames.prefetch([...answer.ahead.slice(0, 1), ...answer.behind, ...answer.ahead.slice(1)]);
-  lookAhead(row, ticket, answer.isForeseen).catch(() => {}); // then it is asked for in its turn
+  if (!answer.counts) lookAgain(ticket).catch(() => {}); // then the server is asked in its turn
+  const [next, ...later] = ahead;
+  frames.prefetch([next, ...answer.behind ?? [], ...later].filter(Boolean).map((one) => one.frame_id));
 }
 
-/** Ask for the answer to "next" already now, so that a key press waits for nothing. */
-async function lookAhead(row, ticket, isForeseen) {
-  if (isForeseen) {
-    // What is shown was looked up a while ago; meanwhile somebody may have decided about it.
-    const fresh = await go(place({ frame_id: row.frame_id }));
-    if (ticket !== now.ticket || now.busy) return;
-    if (fresh.row.revision !== now.row.revision && !now.edit) {
-      now.row = fresh.row;
-      if (now.ready) stage.setBox(fresh.row.box, null);
-    }
-    progress(fresh);
-    panel();
+/** Next frame under the filter: as it was seen coming, or else as the server says. */
+const following = async () => {
+  const [row, ...ahead] = now.ahead;
+  return row ? { row, ahead } : go(place({ frame_id: now.row?.frame_id ?? "", step: 1 }));
+};
+
+/** What was seen coming is a while old; meanwhile somebody may have decided about it. */
+async function lookAgain(ticket) {
+  const fresh = await go(place({ frame_id: now.row.frame_id }));
+  if (ticket !== now.ticket || now.busy) return;
+  now.ahead = fresh.ahead;
+  if (fresh.row.revision !== now.row.revision && !now.edit) {
+    now.row = fresh.row;
+    if (now.ready) stage.setBox(fresh.row.box, null);
   }
-  const next = await go(place({ frame_id: row.frame_id, step: 1 }));
-  if (ticket === now.ticket) now.next = { ...next, isForeseen: true };
+  progress(fresh);
+  panel();
+  frames.prefetch(fresh.ahead.map((one) => one.frame_id));
 }
 
 async function draw(row, ticket) {
@@ -161,8 +161,8 @@ function isUnsaved() {
 const move = (step) => alone(async () => {
   if (isUnsaved()) return;
   const before = now.row;
-  const foreseen = step > 0 ? now.next : null;
-  const answer = foreseen ?? await go(place({ frame_id: before?.frame_id ?? "", step }));
+  const answer = step > 0 ? await following()
+    : await go(place({ frame_id: before?.frame_id ?? "", step }));
   if (!answer.row && before) return notice("No other frame under this filter.");
   await show(answer);
   const isAround = before && (answer.row.rank - before.rank) * step < 0;
@@ -252,9 +252,7 @@ const save = (action, more = {}) => alone(async () => {
   now.edit = null;
   at("memo").value = "";
   at("saved").textContent = `✓ ${STATE_NAMES[answer.row.state]}, saved ${new Date().toLocaleTimeString()}`;
-  const { counts } = answer; // newer than those that came with a foreseen answer
-  const next = now.next ?? await go(place({ frame_id: row.frame_id, step: 1 }));
-  await show({ ...next, counts });
+  await show(await following());
 });
 
 /** Somebody else was quicker: show theirs, keep mine as an unsaved change. */
