@@ -28,8 +28,6 @@ from steatosis_tf.cohort.splits import Partition, make_partitions, partitions_of
 from steatosis_tf.config import Config, ModelConfig, RoiConfig, TrainConfig, save_config
 from steatosis_tf.evaluation.evaluate import evaluate_run, lock_operating_points
 from steatosis_tf.files import replacing
-from steatosis_tf.fold_fit import StudyData
-from steatosis_tf.folds import check_rois, train_and_score
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import BATCH, choose_engine, padded
 from steatosis_tf.model.features import missing_rows, row_name, store_views, stored_features
@@ -37,6 +35,7 @@ from steatosis_tf.records.builder import write_records
 from steatosis_tf.records.pipeline import read_index, read_records
 from steatosis_tf.roi.columns import add_roi_columns
 from steatosis_tf.sources.phantom import write_phantoms
+from steatosis_tf.training import StudyData, check_rois, train_and_score
 
 FRAMES_PER_PATIENT = 10
 

@@ -17,7 +17,6 @@ import tensorflow as tf
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.splits import Partition, make_partitions, test_column
 from steatosis_tf.config import Config, ModelConfig, RoiConfig, TrainConfig
-from steatosis_tf.folds import check_rois
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.classifier import assemble, build_head
 from steatosis_tf.model.engines import choose_engine
@@ -32,6 +31,7 @@ from steatosis_tf.records.pipeline import (
     training_batches,
 )
 from steatosis_tf.roi.columns import add_roi_columns
+from steatosis_tf.training import check_rois
 
 EPOCHS = 100
 MEASURED_BATCHES = 3  # of the plain way, before and again after the pipeline

@@ -38,14 +38,14 @@ from steatosis_tf.config import Config, ModelConfig, TrainConfig, flatten, overr
 from steatosis_tf.evaluation.intervals import bootstrap_intervals
 from steatosis_tf.evaluation.paired import paired_bootstrap
 from steatosis_tf.evaluation.scores import patient_scores, read_scores, score_table, write_scores
-from steatosis_tf.experiment import add_config_arguments, given_settings
-from steatosis_tf.fold_fit import StudyData, rows_of, train_fold
-from steatosis_tf.folds import load_study as load_features
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.attention_pooling import bags, build_pooled_head, whole_patients
 from steatosis_tf.model.fine_tune import CUT_LAYER
 from steatosis_tf.model.train import class_weights, fit, make_repeatable
 from steatosis_tf.table1.study import PROTOCOL, Study, load_study
+from steatosis_tf.training import StudyData, rows_of, train_fold
+from steatosis_tf.training import load_study as load_features
+from steatosis_tf.verbs.common import add_config_arguments, given_settings
 
 EXPERIMENT = "heads"
 CONFIG = dataclasses.replace(

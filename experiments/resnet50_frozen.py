@@ -4,19 +4,19 @@ Command:
     python experiments/resnet50_frozen.py --manifest MANIFEST_CSV --weights imagenet
     python experiments/resnet50_frozen.py --manifest MANIFEST_CSV --weights random \
         --set split.kind=kfold train.learning_rate=1e-3
-Expected time and result: see the table in README.md.
+Expected time and result: docs/research/resnet50_frozen.md.
 
-CONFIG is what the paper prescribes: patient-level 80/10/10 split stratified by grade; flips,
-rotations, zoom on training frames only; ImageNet weights, frozen; dense + ReLU, dropout 0.5,
-softmax over four grades; AdamW at 1e-4, batch 32, 100 epochs, class weights, learning rate
-reduced when validation accuracy stands still. Ours are the normalisation of the features
+CONFIG is the recipe `paper`, what the paper prescribes: patient-level 80/10/10 split stratified by
+grade; flips, rotations, zoom on training frames only; ImageNet weights, frozen; dense + ReLU,
+dropout 0.5, softmax over four grades; AdamW at 1e-4, batch 32, 100 epochs, class weights, learning
+rate reduced when validation accuracy stands still. Ours are the normalisation of the features
 (`model.normalize_features`) and the stored views (`train.views`, 0 augments online as the paper).
 """
 
-from steatosis_tf import experiment
-from steatosis_tf.config import Config
+from steatosis_tf.recipes import RECIPES
+from steatosis_tf.verbs.train import script
 
-CONFIG = Config()
+CONFIG = RECIPES["paper"].config
 
 if __name__ == "__main__":
-    raise SystemExit(experiment.main(__doc__, "resnet50_frozen", CONFIG))
+    raise SystemExit(script(__doc__, "resnet50_frozen", CONFIG))

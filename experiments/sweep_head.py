@@ -30,11 +30,11 @@ import numpy as np
 
 from steatosis_tf import tracking
 from steatosis_tf.config import Config, SplitConfig, TrainConfig, flatten, override
-from steatosis_tf.experiment import add_config_arguments, given_settings
 from steatosis_tf.files import write_json
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.head_sweep import Sweep, ranking_score
-from steatosis_tf.study import prepare_study
+from steatosis_tf.pipeline import prepare_study
+from steatosis_tf.verbs.common import add_config_arguments, given_settings
 
 try:
     import optuna

@@ -34,9 +34,7 @@ from steatosis_tf.config import Config, RoiConfig, SplitConfig, TrainConfig, fla
 from steatosis_tf.evaluation.intervals import bootstrap_intervals
 from steatosis_tf.evaluation.paired import paired_bootstrap
 from steatosis_tf.evaluation.scores import read_scores, score_table, write_scores
-from steatosis_tf.experiment import add_config_arguments, given_settings
 from steatosis_tf.files import replacing
-from steatosis_tf.fold_fit import StudyData
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.compiled_fit import (
     Fold,
@@ -47,7 +45,9 @@ from steatosis_tf.model.compiled_fit import (
     probabilities,
 )
 from steatosis_tf.model.head_sweep import outer_folds, refuse_other_fits, start_weights
-from steatosis_tf.study import prepare_study
+from steatosis_tf.pipeline import prepare_study
+from steatosis_tf.training import StudyData
+from steatosis_tf.verbs.common import add_config_arguments, given_settings
 
 EXPERIMENT = "views"
 CONFIG = Config(

@@ -9,12 +9,13 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from steatosis_tf import __version__
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.verbs import VERBS
+from steatosis_tf.verbs.common import Result
 from steatosis_tf.verbs.outputs import OutputReport, check_outputs
 
 
@@ -28,10 +29,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 1 if the verb failed or its check found fault. argparse exits with 2 on a bad call.
     """
     args = parse(argv)
+    return run_verb(args.verb, args)
+
+
+def run_verb(verb: Callable[[argparse.Namespace], Result], args: argparse.Namespace) -> int:
+    """Call a verb and print what it gives back.
+
+    Args:
+        verb: takes the arguments.
+        args: with `verb_name`, `json` and `report` among them.
+
+    Returns:
+        exit code, as of `main`.
+    """
     start = time.monotonic()
     try:
         check_outputs(args)
-        result = args.verb(args)
+        result = verb(args)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         _write_report(args, {"error": str(error)}, 1, start)

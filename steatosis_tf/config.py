@@ -203,9 +203,21 @@ def override(config: Config, settings: list[str]) -> Config:
     """Apply `stage.name=value` settings.
 
     Raises:
-        ValueError: for a malformed setting, an unknown stage or name, or a value of the wrong
-            type or range. The text lists the names there are.
+        ValueError: for a malformed setting, an unknown stage or name, a value of the wrong type or
+            range (the text lists the names there are), or a setting that nothing would read.
     """
+    config = _apply(config, settings)
+    for setting in settings:
+        why = _unused(config).get(setting.partition("=")[0].strip())
+        if why:
+            raise ValueError(
+                f"Expected settings that do something. Received: {setting!r}, which is not read "
+                f"with {why}. Leave it out, or change the other."
+            )
+    return config
+
+
+def _apply(config: Config, settings: list[str]) -> Config:
     known = flatten(config)
     # Together, not one by one: split.kind=logo and split.column=scanner are valid only as a pair.
     changes: dict[str, dict[str, Any]] = {}
@@ -221,6 +233,24 @@ def override(config: Config, settings: list[str]) -> Config:
     parts = {stage: dataclasses.replace(getattr(config, stage), **values)
              for stage, values in changes.items()}  # fmt: skip
     return dataclasses.replace(config, **parts)
+
+
+def _unused(config: Config) -> dict[str, str]:
+    """Settings that nothing reads -> the setting that makes it so."""
+    unused = {}
+    if config.model.head == "regression":
+        unused["train.class_weights"] = "model.head=regression"
+    if not config.train.views:
+        unused["train.store_dtype"] = "train.views=0"
+    if not config.train.fine_tune_epochs:
+        unused["train.fine_tune_learning_rate"] = "train.fine_tune_epochs=0"
+    if config.split.kind == "kfold":
+        unused["split.test_fraction"] = "split.kind=kfold"
+    else:
+        unused["split.folds"] = f"split.kind={config.split.kind}"
+    if config.roi.method != "liver":
+        unused["roi.sector_fallback"] = f"roi.method={config.roi.method}"
+    return unused
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -257,7 +287,7 @@ def load_config(path: str | Path) -> Config:
         )
     settings = [f"{stage}.{key}={_text(value)}" for stage, values in stages.items()
                 for key, value in values.items()]  # fmt: skip
-    return override(Config(), settings)
+    return _apply(Config(), settings)
 
 
 def _text(value: object) -> str:

@@ -4,23 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steatosis_tf import experiment
 from steatosis_tf.cohort.manifest import build_manifest
-from steatosis_tf.config import Config, override
 from steatosis_tf.deploy.predict import predict_frames, write_predictions
 from steatosis_tf.evaluation.evaluate import metrics_text
+from steatosis_tf.pipeline import run
+from steatosis_tf.recipes import RECIPES
 from steatosis_tf.sources.phantom import write_phantoms
 
-#: Small enough for four minutes on two cores. Random weights, because the demo needs no network.
-SETTINGS = [
-    "split.kind=kfold",
-    # Phantoms are no livers: what the liver network says of them would mean nothing.
-    "roi.method=sector",
-    "model.weights=random",
-    "train.views=2",
-    "train.epochs=40",
-    "train.learning_rate=1e-3",
-]
 EXPERIMENT = "demo_simulated_phantoms"
 
 
@@ -46,7 +36,7 @@ def run_demo(output_dir: str | Path, *, num_patients: int = 60) -> DemoSummary:
         write_phantoms(frames_dir, num_patients=num_patients, frames_per_patient=2, seed=0)
     manifest_path = output_dir / "manifest.csv"
     build_manifest(frames_dir / "labels.csv", manifest_path)
-    summary = experiment.run(EXPERIMENT, manifest_path, override(Config(), SETTINGS))
+    summary = run(EXPERIMENT, manifest_path, RECIPES["demo"].config)
     model_path = Path(summary.run_dir) / "model.onnx"
     predictions = predict_frames(model_path, [frames_dir / "images"])
     write_predictions(predictions, output_dir / "predictions.csv")

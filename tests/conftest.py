@@ -100,7 +100,7 @@ def phantom_records(phantom_manifest: Path, tmp_path_factory: pytest.TempPathFac
 def dask_options() -> Iterator[Any]:
     """Beam options of a cluster: a scheduler and two worker processes."""
     distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
-    from steatosis_tf.spread import beam_options
+    from steatosis_tf.parallel import beam_options
 
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None

@@ -110,7 +110,8 @@ def test_flat_names_are_those_of_the_command_line():
     flat = flatten(Config())
     assert flat["train.epochs"] == 100
     assert next(iter(flat)) == "split.kind"
-    assert override(Config(), [f"{key}={value}" for key, value in flat.items() if value != ""])
+    used = [f"{key}={flat[key]}" for key in ("train.epochs", "roi.method", "model.hidden_units")]
+    assert override(Config(), used) == Config()
 
 
 @pytest.mark.parametrize(
@@ -125,3 +126,22 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, text):
 def test_a_config_of_an_older_version_fills_in_defaults(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"train": {"epochs": 7}}))
     assert load_config(tmp_path / "config.json") == override(Config(), ["train.epochs=7"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (["model.head=regression", "train.class_weights=false"], "model.head=regression"),
+        (["train.fine_tune_learning_rate=1e-4"], "train.fine_tune_epochs=0"),
+        (["split.folds=7"], "split.kind=holdout"),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_refused(settings, why):
+    with pytest.raises(ValueError, match=why):
+        override(Config(), settings)
+
+
+def test_a_saved_config_holds_unread_settings_and_loads(tmp_path):
+    config = override(Config(), ["model.head=regression"])
+    save_config(config, tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json") == config

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from steatosis_tf.cohort.manifest import frame_path, pixels_sha256
 from steatosis_tf.files import replacing
+from steatosis_tf.parallel import map_on_runner
 from steatosis_tf.sources.folder import read_frame, to_grey
-from steatosis_tf.spread import answers
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -71,7 +71,7 @@ def hash_frames(
         manifest_path: where the manifest lies; `path` is relative to its folder.
         cache_path: CSV that keeps hashes by `pixels_sha256`, so that the next call decodes only
             new frames. None keeps nothing.
-        options: Beam runner whose workers hash, see `spread.beam_options`; None hashes here.
+        options: Beam runner whose workers hash, see `parallel.beam_options`; None hashes here.
 
     Returns:
         `(num_frames, 64)` uint8, rows as in `frame_table`.
@@ -114,7 +114,7 @@ def _hashed(
         text = "".join(f"{HASH_NAME} {digest}" for _, digest in items)
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         folder = manifest_path.with_name(f"{manifest_path.name}.hashes-{key}")
-        yield from answers(_hash_of, items, folder, options, desc="hashes")
+        yield from map_on_runner(_hash_of, items, folder, options, desc="hashes")
         shutil.rmtree(folder, ignore_errors=True)
         return
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:

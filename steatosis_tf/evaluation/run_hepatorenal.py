@@ -9,7 +9,7 @@ import pandas as pd
 from steatosis_tf.cohort.manifest import frame_path, read_manifest
 from steatosis_tf.files import replacing
 from steatosis_tf.model.baselines.physics import hepatorenal_db
-from steatosis_tf.roi.workers import on_all_cores
+from steatosis_tf.parallel import map_on_cores
 from steatosis_tf.sources.folder import read_frame
 
 #: Frames measured of each patient. The frames of a clip are almost one picture, and one costs as
@@ -36,7 +36,7 @@ def write_hepatorenal(run_dir: str | Path) -> Path:
     table = read_manifest(run_dir / "manifest.csv")
     chosen = _spread_over_clips(table.loc[table["grade"] != ""])
     measure = partial(_index_db, run_dir / "manifest.csv")
-    indices = list(on_all_cores(measure, chosen["path"].tolist(), "hepatorenal index"))
+    indices = list(map_on_cores(measure, chosen["path"].tolist(), "hepatorenal index"))
     path = run_dir / "hepatorenal.csv"
     with replacing(path) as temporary:
         chosen[["frame_id", "patient_id"]].assign(hepatorenal_index=indices).to_csv(

@@ -24,8 +24,8 @@ from steatosis_tf.model import features
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import BATCH, Engine, choose_engine
 from steatosis_tf.model.shards import StoredViews
+from steatosis_tf.parallel import run_parts
 from steatosis_tf.records.pipeline import count_examples, read_part, read_records
-from steatosis_tf.spread import spread
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -64,7 +64,7 @@ def spread_features(
         backbone: as `build_backbone` gives it for `config.model`.
         engine: of this process. Workers use one of the same name, held against Keras there too.
         config: backbone, augmentation, number of views and their format on disk.
-        options: from `spread.beam_options`.
+        options: from `parallel.beam_options`.
 
     Raises:
         RuntimeError: if the runner gave up, or a worker's engine is another than the one here.
@@ -93,7 +93,7 @@ def spread_features(
             with replacing(weights_path) as temporary:
                 np.savez(temporary, *backbone.get_weights())
             work = functools.partial(compute_part, study)
-            spread(work, plans, options, desc="features")
+            run_parts(work, plans, options, desc="features")
         for view in unfinished:
             shutil.rmtree(view.folder / "parts", ignore_errors=True)
         weights_path.unlink(missing_ok=True)

@@ -19,8 +19,8 @@ from steatosis_tf.cohort.leak_gate import refuse_leaks
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, read_manifest
 from steatosis_tf.cohort.splits import Partition, partitions_of_column
 from steatosis_tf.files import move_into_place, write_json
+from steatosis_tf.parallel import run_parts
 from steatosis_tf.records.shards import plan_shards, record_features, write_shard
-from steatosis_tf.spread import spread
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -67,7 +67,7 @@ class SteatosisRecords(tfds.core.dataset_builder.FileReaderBuilder):
         # A runner spreads shards over cores; here the frames of a shard are.
         work = partial(write_shard, all_cores=options is None)
         every_shard = [shard for shards in planned.values() for shard in shards]
-        spread(work, every_shard, options, desc="records")
+        run_parts(work, every_shard, options, desc="records")
         split_infos = []
         for split, shards in planned.items():
             template = self._get_filename_template(split_name=split)
@@ -107,7 +107,7 @@ def write_records(
         time_column: date column of a temporal split.
         gate_path: JSON file for what the gate looked at.
         hashes_path: file that keeps the gate's perceptual hashes between calls.
-        options: Beam runner whose workers write the shards, see `spread.beam_options`; None
+        options: Beam runner whose workers write the shards, see `parallel.beam_options`; None
             writes them in this process.
 
     Returns:

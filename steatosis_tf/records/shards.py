@@ -21,9 +21,9 @@ import tensorflow_datasets as tfds
 from steatosis_tf.cohort.manifest import read_manifest, write_manifest
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES
+from steatosis_tf.parallel import map_on_cores
 from steatosis_tf.records.examples import example_of
 from steatosis_tf.roi.crop import INPUT_SIZE_PX
-from steatosis_tf.roi.workers import on_all_cores
 
 #: Frames per shard: 100 MB, what a worker loses at most when it is killed.
 SHARD_FRAMES = 2000
@@ -115,7 +115,7 @@ def write_shard(shard: Shard, *, all_cores: bool = False) -> None:
             replacing(shard.path) as temporary,
             tf.io.TFRecordWriter(os.fspath(temporary)) as writer,
         ):
-            for example in on_all_cores(work, rows, "records") if all_cores else map(work, rows):
+            for example in map_on_cores(work, rows, "records") if all_cores else map(work, rows):
                 writer.write(_stable(features.serialize_example(example)))
     except tf.errors.OpError as error:
         raise OSError(

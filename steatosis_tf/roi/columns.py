@@ -26,6 +26,7 @@ from steatosis_tf.cohort.manifest import (
     write_manifest,
 )
 from steatosis_tf.config import RoiConfig
+from steatosis_tf.parallel import map_on_cores, map_on_runner
 from steatosis_tf.roi.crop import Rectangle, central_rectangle
 from steatosis_tf.roi.liver import liver_probability
 from steatosis_tf.roi.overlays import find_overlays
@@ -34,9 +35,7 @@ from steatosis_tf.roi.roi_cells import keep_persons_boxes
 from steatosis_tf.roi.sector import Sector, find_sector
 from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, sector_cell
 from steatosis_tf.roi.useless_boxes import empty_useless_boxes
-from steatosis_tf.roi.workers import on_all_cores
 from steatosis_tf.sources.folder import read_frame
-from steatosis_tf.spread import answers
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -103,7 +102,7 @@ def fill_manifest(
         manifest_path: manifest to complete in place.
         config: how to propose.
         again: propose anew where an earlier proposal stands. A person's box is never touched.
-        options: Beam runner whose workers propose, see `spread.beam_options`; None proposes on
+        options: Beam runner whose workers propose, see `parallel.beam_options`; None proposes on
             the cores of this machine. The proposals are the same.
 
     Returns:
@@ -208,11 +207,11 @@ def _propose(
     work = partial(_answer, config)
     folder = None
     if options is None:
-        found = on_all_cores(work, items, "ROI")
+        found = map_on_cores(work, items, "ROI")
         step = max(_CHECKPOINT_ROWS, len(table) // 20)
     else:
         folder = _work_folder(Path(manifest_path), table.loc[wanted, "pixels_sha256"], config)
-        found = answers(work, items, folder, options, desc="ROI")
+        found = map_on_runner(work, items, folder, options, desc="ROI")
         step = len(table)
     start = 0
     while block := list(islice(found, step)):

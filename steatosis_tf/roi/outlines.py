@@ -10,11 +10,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path
+from steatosis_tf.parallel import map_on_cores
 from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.roi.sheet import MAX_TILES, SheetRow, write_png, write_sheet
-from steatosis_tf.roi.workers import on_all_cores
 from steatosis_tf.sources.folder import read_frame
 
 _PNG_END = b"IEND\xaeB`\x82"
@@ -51,7 +51,7 @@ def write_masks(
     paths = [frame_path(manifest_path, path) for path in frame_table["path"]]
     if not again:
         paths = [path for path in paths if not _have_masks(Path(masks_dir), path.stem)]
-    for _ in on_all_cores(partial(_write_masks_of, Path(masks_dir)), paths, "masks"):
+    for _ in map_on_cores(partial(_write_masks_of, Path(masks_dir)), paths, "masks"):
         pass
 
 

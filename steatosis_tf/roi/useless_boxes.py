@@ -5,9 +5,9 @@ from pathlib import Path
 import pandas as pd
 
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, pixels_sha256
+from steatosis_tf.parallel import map_on_cores
 from steatosis_tf.roi.crop import Rectangle, crop_roi
 from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, sector_mask
-from steatosis_tf.roi.workers import on_all_cores
 from steatosis_tf.sources.folder import read_frame
 
 
@@ -27,7 +27,7 @@ def empty_useless_boxes(table: pd.DataFrame, manifest_path: str | Path) -> None:
         )
         for row in table.loc[drawn].to_dict("records")
     ]
-    faults = on_all_cores(_fault_of_box, rows, "persons' boxes") if rows else []
+    faults = map_on_cores(_fault_of_box, rows, "persons' boxes") if rows else []
     for index, fault in zip(drawn, faults, strict=True):
         if fault:
             table.loc[index, list(ROI_COLUMNS)] = pd.NA

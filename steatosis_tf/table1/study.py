@@ -14,8 +14,8 @@ from steatosis_tf import __version__
 from steatosis_tf.cohort.manifest import MANIFEST_COLUMNS, ROI_COLUMNS, read_manifest
 from steatosis_tf.cohort.splits import Partition, make_partitions
 from steatosis_tf.config import Config, RoiConfig, SplitConfig
+from steatosis_tf.pipeline import Preparation, complete_manifest, keep_records
 from steatosis_tf.records.pipeline import read_index, read_records
-from steatosis_tf.study import Preparation, complete_manifest, keep_records
 
 #: Most rounds of 5-fold cross-validation a system may ask for.
 MAX_REPEATS = 5

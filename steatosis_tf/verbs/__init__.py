@@ -4,7 +4,7 @@ Each entry is (name, function, function that adds its arguments). The modules im
 at the top: the work is imported inside the verb that does it.
 """
 
-from steatosis_tf.verbs import cohort, general, physics, regions, reporting, results, sources
+from steatosis_tf.verbs import cohort, general, physics, regions, reporting, results, sources, train
 
 VERBS = (
     *general.VERBS,
@@ -12,6 +12,7 @@ VERBS = (
     *cohort.VERBS,
     *regions.VERBS,
     *physics.VERBS,
+    *train.VERBS,
     *results.VERBS,
     *reporting.VERBS,
 )

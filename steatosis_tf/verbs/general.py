@@ -7,8 +7,8 @@ from pathlib import Path
 from steatosis_tf import __version__
 from steatosis_tf.files import find_changed
 from steatosis_tf.grades import GRADES, NOTICE
+from steatosis_tf.verbs.common import Result
 from steatosis_tf.verbs.outputs import OutputDir
-from steatosis_tf.verbs.result import Result
 
 
 def info(args: Namespace) -> Result:

@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
 from steatosis_tf.grades import NOTICE
-from steatosis_tf.verbs.result import Result
+from steatosis_tf.verbs.common import Result
 
 
 def physics(args: Namespace) -> Result:

@@ -3,9 +3,8 @@
 import dataclasses
 from argparse import ArgumentParser, Namespace
 
-from steatosis_tf.runner_arguments import add_runner_arguments, runner_options
+from steatosis_tf.verbs.common import Result, add_runner_arguments, runner_options
 from steatosis_tf.verbs.outputs import OutputBoxes, OutputDir, OutputPicture
-from steatosis_tf.verbs.result import Result
 
 
 def roi(args: Namespace) -> Result:

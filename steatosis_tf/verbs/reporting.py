@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from steatosis_tf.files import open_regular, renewing_sums
 from steatosis_tf.grades import OUTPUT_LAYER
-from steatosis_tf.verbs.result import Result
+from steatosis_tf.verbs.common import Result
 
 if TYPE_CHECKING:
     import numpy as np

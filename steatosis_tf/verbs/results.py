@@ -5,8 +5,8 @@ from pathlib import Path
 
 from steatosis_tf.files import renewing_sums
 from steatosis_tf.grades import NOTICE
+from steatosis_tf.verbs.common import Result
 from steatosis_tf.verbs.outputs import OutputCsv, OutputOnnx, OutputPicture
-from steatosis_tf.verbs.result import Result
 
 
 def evaluate(args: Namespace) -> Result:

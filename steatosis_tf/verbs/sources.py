@@ -6,8 +6,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+from steatosis_tf.verbs.common import Result
 from steatosis_tf.verbs.outputs import OutputCsv, OutputDir, OutputFile
-from steatosis_tf.verbs.result import Result
 
 
 def key(args: Namespace) -> Result:

@@ -7,10 +7,11 @@ import cv2
 import pandas as pd
 import pytest
 
-from steatosis_tf import cli, experiment
+from steatosis_tf import cli
 from steatosis_tf.cohort.manifest import read_manifest, write_manifest
 from steatosis_tf.config import Config, override
 from steatosis_tf.roi.columns import add_roi_columns
+from steatosis_tf.verbs.train import script
 
 
 def call(*words: object) -> int:
@@ -51,7 +52,7 @@ def test_an_experiment_is_refused_before_it_trains(leaky, tmp_path, capsys, monk
     monkeypatch.setenv("STEATOSIS_MLRUNS", str(tmp_path / "mlruns"))
     config = override(Config(), ["roi.method=sector", "model.weights=random"])
     words = ["--manifest", str(leaky), "--runs-dir", str(tmp_path / "runs")]
-    assert experiment.main("", "leaky", config, words) == 1
+    assert script("", "leaky", config, words) == 1
     assert "a near-duplicate under two patients in different splits: 1" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.tfrecord*"))
     assert not list((tmp_path / "runs").rglob("model.*"))

@@ -40,7 +40,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_dir(study: Path, name: str = "first") -> Path:
-    return study / json.loads((study / f"{name}.json").read_text())["runs"][0]["run_dir"]
+    return study / json.loads((study / f"{name}.json").read_text())["result"]["runs"][0]["run_dir"]
 
 
 def test_run_directory_is_complete(study: Path) -> None:

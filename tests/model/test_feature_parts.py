@@ -13,8 +13,8 @@ from steatosis_tf.model import feature_parts
 from steatosis_tf.model.engines import Engine, choose_engine
 from steatosis_tf.model.feature_parts import spread_features
 from steatosis_tf.model.features import stored_features
+from steatosis_tf.parallel import beam_options
 from steatosis_tf.records.pipeline import read_records
-from steatosis_tf.spread import beam_options
 
 pytest.importorskip("apache_beam", reason="the extra beam is not installed")
 

@@ -18,8 +18,6 @@ from steatosis_tf.cohort.splits import Partition
 from steatosis_tf.config import AugmentConfig, Config, ModelConfig, TrainConfig
 from steatosis_tf.deploy.export import export_onnx
 from steatosis_tf.evaluation.scores import read_scores
-from steatosis_tf.fold_fit import StudyData, train_fold
-from steatosis_tf.folds import train_and_score
 from steatosis_tf.grades import SCORE_COLUMNS
 from steatosis_tf.model.classifier import assemble, build_head
 from steatosis_tf.model.engines import choose_engine
@@ -27,6 +25,7 @@ from steatosis_tf.model.features import stored_features
 from steatosis_tf.model.fine_tune import CUT_LAYER, fine_tune, maps_at_cut
 from steatosis_tf.model.train import feature_batches, frame_order, make_repeatable
 from steatosis_tf.records.pipeline import read_index, read_records
+from steatosis_tf.training import StudyData, train_and_score, train_fold
 
 _MODEL = ModelConfig(weights="random", hidden_units=8)
 _CALM = ModelConfig(weights="random", hidden_units=8, dropout=0.0)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from steatosis_tf.cohort.manifest import read_manifest, write_manifest
+from steatosis_tf.parallel import beam_options
 from steatosis_tf.records import shards
 from steatosis_tf.records.builder import records_location, write_records
-from steatosis_tf.spread import beam_options
 
 pytest.importorskip("apache_beam", reason="the extra beam is not installed")
 

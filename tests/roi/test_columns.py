@@ -11,6 +11,7 @@ from steatosis_tf import __version__
 from steatosis_tf.cohort.duplicates import hash_frames
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_manifest
 from steatosis_tf.config import RoiConfig
+from steatosis_tf.parallel import beam_options
 from steatosis_tf.roi.columns import (
     add_roi_columns,
     fill_manifest,
@@ -18,7 +19,6 @@ from steatosis_tf.roi.columns import (
     with_roi_columns,
 )
 from steatosis_tf.sources.folder import read_frame
-from steatosis_tf.spread import beam_options
 
 SECTOR = RoiConfig(method="sector")
 _BOX = ["roi_top", "roi_left", "roi_height", "roi_width"]
@@ -157,7 +157,7 @@ def test_roi_lies_in_the_sector_on_real_frames(real_data_dir, tmp_path):
 
 def test_a_runner_proposes_the_same_and_keeps_persons_boxes(fan_manifest, monkeypatch):
     pytest.importorskip("apache_beam", reason="the extra beam is not installed")
-    monkeypatch.setattr("steatosis_tf.spread.PART_ITEMS", 1)
+    monkeypatch.setattr("steatosis_tf.parallel.PART_ITEMS", 1)
     table = with_roi_columns(read_manifest(fan_manifest))
     table.loc[1, [*_BOX, "roi_source"]] = [150, 200, 100, 120, "person"]
     copy = fan_manifest.with_name("copy.csv")

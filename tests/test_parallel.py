@@ -4,12 +4,12 @@ import os
 from functools import partial
 from pathlib import Path
 
+import parallel_work
 import pytest
-import spread_work
 
 from steatosis_tf import cli
-from steatosis_tf.runner_arguments import runner_options
-from steatosis_tf.spread import answers, beam_options, spread
+from steatosis_tf.parallel import beam_options, map_on_runner, run_parts
+from steatosis_tf.verbs.common import runner_options
 
 pytest.importorskip("apache_beam", reason="the extra beam is not installed")
 
@@ -18,7 +18,7 @@ TWO_PROCESSES = ("direct_num_workers=2", "direct_running_mode=multi_processing")
 
 @pytest.fixture
 def parts(tmp_path, monkeypatch) -> list[str]:
-    """Eight files to be written, by processes that can import `spread_work`."""
+    """Eight files to be written, by processes that can import `parallel_work`."""
     here = Path(__file__).resolve().parent
     monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{here.parent}")
     return [str(tmp_path / str(number)) for number in range(8)]
@@ -32,25 +32,28 @@ def workers_of(parts: list[str]) -> set[str]:
 
 
 def test_two_beam_processes_do_all_parts(parts):
-    spread(
-        spread_work.write_number, parts, beam_options("DirectRunner", TWO_PROCESSES), desc="numbers"
+    run_parts(
+        parallel_work.write_number,
+        parts,
+        beam_options("DirectRunner", TWO_PROCESSES),
+        desc="numbers",
     )
     assert str(os.getpid()) not in workers_of(parts)
 
 
 def test_here_one_after_the_other(parts):
-    spread(spread_work.write_number, parts, desc="numbers")
+    run_parts(parallel_work.write_number, parts, desc="numbers")
     assert workers_of(parts) == {str(os.getpid())}
 
 
 @pytest.mark.slow  # ends a process and interrupts this one: seen once to take a test worker along
 def test_two_beam_processes_and_one_is_killed(parts):
-    work = spread_work.die_at_three
+    work = parallel_work.die_at_three
     with pytest.raises(RuntimeError, match=r"Worker subprocess exited.*137.*same command again"):
-        spread(work, parts, beam_options("DirectRunner", TWO_PROCESSES), desc="numbers")
+        run_parts(work, parts, beam_options("DirectRunner", TWO_PROCESSES), desc="numbers")
     kept = {part: Path(part).read_text() for part in parts if Path(part).exists()}
     assert parts[3] not in kept
-    spread(work, parts, beam_options("DirectRunner", TWO_PROCESSES), desc="numbers")
+    run_parts(work, parts, beam_options("DirectRunner", TWO_PROCESSES), desc="numbers")
     workers = workers_of(parts)
     assert len(workers) >= 2
     assert str(os.getpid()) not in workers
@@ -59,7 +62,7 @@ def test_two_beam_processes_and_one_is_killed(parts):
 
 @pytest.mark.slow  # on a busy machine one worker may do all parts before the other is up
 def test_a_dask_cluster_gives_a_killed_workers_part_to_another(parts, dask_options):
-    spread(spread_work.die_at_three, parts, dask_options, desc="numbers")
+    run_parts(parallel_work.die_at_three, parts, dask_options, desc="numbers")
     workers = workers_of(parts)
     assert len(workers) >= 2
     assert str(os.getpid()) not in workers
@@ -69,27 +72,27 @@ def test_a_dask_cluster_gives_a_killed_workers_part_to_another(parts, dask_optio
 def test_a_fault_is_told_and_the_other_parts_stay(parts):
     one_process = beam_options("DirectRunner")
     with pytest.raises(RuntimeError, match=r"numbers.*part 3 is faulty.*parts are kept"):
-        spread(spread_work.refuse_three, parts, one_process, desc="numbers")
-    spread(spread_work.write_number, parts, one_process, desc="numbers")
+        run_parts(parallel_work.refuse_three, parts, one_process, desc="numbers")
+    run_parts(parallel_work.write_number, parts, one_process, desc="numbers")
     workers_of(parts)
 
 
 def test_answers_come_in_order_and_only_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("steatosis_tf.spread.PART_ITEMS", 3)
+    monkeypatch.setattr("steatosis_tf.parallel.PART_ITEMS", 3)
     options = beam_options("DirectRunner")
     asked = tmp_path / "asked"
     asked.mkdir()
-    work = partial(spread_work.half_of, str(asked))
+    work = partial(parallel_work.half_of, str(asked))
     folder = tmp_path / "work"
-    received = answers(work, list(range(10)), folder, options, desc="halves")
+    received = map_on_runner(work, list(range(10)), folder, options, desc="halves")
     assert [next(received) for _ in range(4)] == [0, 0.5, 1, 1.5]
     # as after a kill: everything is computed, nothing is taken; then asked again
-    again = answers(work, list(range(10)), folder, options, desc="halves")
+    again = map_on_runner(work, list(range(10)), folder, options, desc="halves")
     again_was = list(again)
     assert again_was == [number / 2 for number in range(10)]
     assert len(list(asked.iterdir())) == 10
     # The files stay: whoever takes the results may still fail to store them.
-    assert list(answers(work, list(range(10)), folder, options, desc="halves")) == again_was
+    assert list(map_on_runner(work, list(range(10)), folder, options, desc="halves")) == again_was
 
 
 def test_unknown_runners_and_options_are_refused():

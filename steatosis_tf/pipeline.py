@@ -1,14 +1,12 @@
-"""The line as one function: from a manifest to a trained, evaluated, tracked, exported model.
+"""The pipeline as one function: from a manifest to a trained, evaluated, tracked, exported model.
 
-Every script in `experiments/` is a docstring, a config and a call of `main` here.
+`run` reads from top to bottom. What is missing is made on the way: split, region of interest,
+records, features. Scripts that train many heads take the same first steps by `prepare_study`.
 """
 
-import argparse
 import dataclasses
 import sys
 import time
-import typing
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,26 +17,25 @@ import pandas as pd
 from steatosis_tf import tracking
 from steatosis_tf.cohort.flow import count_flow
 from steatosis_tf.cohort.flow_figure import write_flow
-from steatosis_tf.cohort.manifest import read_manifest
+from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.rejected import read_rejected
-from steatosis_tf.cohort.splits import Partition, make_partitions, split_table
-from steatosis_tf.config import Config, ModelConfig, flatten, override, save_config
+from steatosis_tf.cohort.splits import Partition, make_partitions, split_table, test_column
+from steatosis_tf.config import Config, flatten, save_config
 from steatosis_tf.deploy.export import export_onnx, milliseconds_per_frame, run_metadata
 from steatosis_tf.environment import describe_environment
 from steatosis_tf.evaluation.comparison import tracked_intervals
-from steatosis_tf.evaluation.evaluate import evaluate_run, lock_operating_points, metrics_text
+from steatosis_tf.evaluation.evaluate import evaluate_run, lock_operating_points
 from steatosis_tf.evaluation.gallery import draw_run_gallery
 from steatosis_tf.evaluation.report import write_report
 from steatosis_tf.evaluation.run_hepatorenal import write_hepatorenal
 from steatosis_tf.evaluation.scores import read_scores
-from steatosis_tf.files import check_output, file_sha256, replacing, write_json, write_sums
-from steatosis_tf.fold_fit import StudyData
-from steatosis_tf.folds import check_rois, load_study, train_and_score
+from steatosis_tf.files import file_sha256, replacing, write_json, write_sums
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.train import make_repeatable
+from steatosis_tf.records.builder import records_fingerprint, usable_rows, write_records
 from steatosis_tf.records.pipeline import read_records
-from steatosis_tf.runner_arguments import add_runner_arguments, runner_options
-from steatosis_tf.study import Preparation, complete_manifest, keep_records
+from steatosis_tf.roi.columns import add_roi_columns
+from steatosis_tf.training import StudyData, check_rois, load_study, train_and_score
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -55,61 +52,27 @@ class RunSummary:
     metrics: dict[str, Any]
 
 
-def main(doc: str, experiment: str, config: Config, argv: Sequence[str] | None = None) -> int:
-    """Command line of an experiment script.
+@dataclass(frozen=True)
+class Preparation:
+    """Where and how a study is prepared.
 
-    Args:
-        doc: the script's docstring, shown by `--help`.
-        experiment: MLflow experiment and folder below `runs/`.
-        config: the script's CONFIG.
-        argv: arguments, those of the process if None.
-
-    Returns:
-        exit code: 0, or 1 with the reason on stderr.
+    Attributes:
+        config: split and ROI.
+        folder: where the completed manifest and the gate's findings are kept.
+        runs_dir: records and hashes are kept in `runs_dir/cache`, shared by all runs.
+        options: Beam runner that proposes ROIs and writes records, see `parallel.beam_options`;
+            None does it here.
     """
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--manifest", required=True, metavar="MANIFEST_CSV")
-    add_config_arguments(parser)
-    parser.add_argument("--runs-dir", default="runs")
-    parser.add_argument("--report", metavar="FILE", help="write a JSON summary of the run")
-    add_runner_arguments(parser)
-    args = parser.parse_args(argv)
-    try:
-        if args.report:
-            check_output(args.report, [args.manifest], suffixes=(".json",))
-        config = override(config, given_settings(args))
-        options = runner_options(args)
-        summaries = [
-            run(experiment, args.manifest, config, args.runs_dir, repeat=repeat, options=options)
-            for repeat in range(config.split.repeats)
-        ]
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if args.report:
-        write_json({"runs": [dataclasses.asdict(summary) for summary in summaries]}, args.report)
-    print(metrics_text([summary.metrics for summary in summaries]))
-    print("", *(f"run: {summary.run_dir}" for summary in summaries), sep="\n")
-    print(f"compare: steatosis compare {experiment}, or make ui")
-    return 0
 
+    config: Config
+    folder: Path
+    runs_dir: Path
+    options: "PipelineOptions | None" = None
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every script that runs the backbone takes: `--weights`, `--engine`, `--set`."""
-    engines = typing.get_args(typing.get_type_hints(ModelConfig)["engine"])
-    parser.add_argument("--weights", help='"imagenet", "random" or a path')
-    parser.add_argument("--engine", choices=engines, help="runs the backbone; see docs/speed.md")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="STAGE.NAME=VALUE", dest="settings"
-    )
-
-
-def given_settings(args: argparse.Namespace) -> list[str]:
-    """The arguments of `add_config_arguments` as settings for `config.override`."""
-    named = {"model.weights": args.weights, "model.engine": args.engine}
-    return args.settings + [f"{name}={value}" for name, value in named.items() if value]
+    @property
+    def hashes_path(self) -> Path:
+        """File that keeps the leak gate's hashes, which the ROI step takes along."""
+        return self.runs_dir / "cache" / "perceptual_hashes.csv"
 
 
 def run(
@@ -135,7 +98,7 @@ def run(
         repeat: which round of a repeated k-fold, from 0. Each is a run of its own, with other
             folds and the seed `train.seed + repeat`, so that no patient is counted twice.
         options: Beam runner that proposes ROIs and makes records and features, see
-            `spread.beam_options`; None does it here.
+            `parallel.beam_options`; None does it here.
 
     Returns:
         the run's id, directory and metrics.
@@ -229,3 +192,89 @@ def _track(run_dir: Path, metrics: dict[str, Any], cost: dict[str, float]) -> No
             tracking.log_artifacts(path)
     tracking.log_artifacts(run_dir / "figures", "figures")
     tracking.log_onnx_model(run_dir / "model.onnx", size_px=224, num_grades=len(GRADES))
+
+
+def complete_manifest(
+    table: pd.DataFrame, manifest_path: str | Path, partitions: list[Partition], place: Preparation
+) -> pd.DataFrame:
+    """Write `manifest.csv`, a copy with split and ROI columns, into the folder.
+
+    Args:
+        table: rows of the manifest.
+        manifest_path: where they are from; never changed.
+        partitions: the split, one or the folds of one round.
+        place: where to, and how.
+
+    Returns:
+        what was written.
+    """
+    table = add_roi_columns(
+        table, Path(manifest_path), place.config.roi, place.options, place.hashes_path
+    )
+    table = relocate(table, manifest_path, place.folder)
+    table["split"] = test_column(table, partitions)
+    write_manifest(table, place.folder / "manifest.csv")
+    return table
+
+
+def keep_records(
+    table: pd.DataFrame, partitions: list[Partition], place: Preparation
+) -> tuple[Path, str]:
+    """Records of a completed manifest, once the leak gate has looked and left `leak_gate.json`.
+
+    Args:
+        table: what `complete_manifest` wrote.
+        partitions: the split, of all rounds.
+        place: as of `complete_manifest`.
+
+    Returns:
+        folder of the records and their fingerprint.
+
+    Raises:
+        ValueError, RuntimeError, OSError: as `write_records`.
+    """
+    fingerprint = records_fingerprint(usable_rows(table))
+    records_dir = place.runs_dir / "cache" / "records" / fingerprint[:16]
+    write_records(
+        place.folder / "manifest.csv",
+        records_dir,
+        partitions,
+        time_column=place.config.split.time_column,
+        gate_path=place.folder / "leak_gate.json",
+        hashes_path=place.hashes_path,
+        options=place.options,
+    )
+    return records_dir, fingerprint
+
+
+def prepare_study(
+    manifest_path: str | Path, config: Config, folder: Path, runs_dir: Path, *, every: int = 1
+) -> tuple[StudyData, str]:
+    """Records and features of a manifest, for scripts that train many heads.
+
+    Args:
+        manifest_path: manifest of graded frames.
+        config: split, ROI, backbone, engine, augmentation and number of views.
+        folder: where the completed manifest and the gate's findings are kept.
+        runs_dir: records and features are kept in `runs_dir/cache`, shared by all runs.
+        every: take every n-th frame of each patient, in order of `frame_id`.
+
+    Returns:
+        records and features, and the fingerprint of the records.
+
+    Raises:
+        ValueError, RuntimeError, OSError: as `write_records` and `load_study`.
+    """
+    table = _every(read_manifest(manifest_path), every)
+    partitions = make_partitions(table, config.split)
+    place = Preparation(config, folder, runs_dir)
+    table = complete_manifest(table, manifest_path, partitions, place)
+    records_dir, fingerprint = keep_records(table, partitions, place)
+    return load_study(records_dir, runs_dir / "cache" / "features", config), fingerprint
+
+
+def _every(table: pd.DataFrame, every: int) -> pd.DataFrame:
+    if every == 1:
+        return table
+    place = table.sort_values("frame_id").groupby("patient_id").cumcount()
+    return table.loc[place.sort_index() % every == 0].reset_index(drop=True)

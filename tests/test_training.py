@@ -1,4 +1,4 @@
-"""What a fold learns from: the targets of each head, grades that count the same, sampling."""
+"""What a fold learns from a store: targets of each head, grades that count the same, sampling."""
 
 import dataclasses
 
@@ -7,11 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from steatosis_tf import tracking
 from steatosis_tf.cohort.splits import Partition
 from steatosis_tf.config import Config, ModelConfig, TrainConfig
-from steatosis_tf.fold_fit import StudyData, train_fold
 from steatosis_tf.model.head_sweep import Sweep
+from steatosis_tf.model.shards import plain_rows
+from steatosis_tf.model.train import make_repeatable
 from steatosis_tf.records.pipeline import read_index
+from steatosis_tf.training import StudyData, load_study, train_fold
 
 _FAT = (2.0, 20.0, 50.0, 80.0)
 
@@ -119,3 +122,36 @@ def test_sweep_refuses_what_it_does_not_do(tmp_path):
     for config in (_config("ordinal"), _config(sampling="patients"), _config(fine_tune_epochs=1)):
         with pytest.raises(ValueError, match=r"head=softmax, train\.sampling=frames.*in a sweep"):
             Sweep(study.index, study.views, config, 3)
+
+
+_TRAIN = TrainConfig(epochs=10, learning_rate=1e-3, batch_size=4, views=1)
+
+
+def test_a_float16_store_has_half_the_size_and_gives_the_same_grades(
+    phantom_records, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("STEATOSIS_MLRUNS", str(tmp_path / "mlruns"))
+    stores, sizes = [], []
+    for dtype in ("float32", "float16"):
+        config = Config(
+            model=ModelConfig(weights="random", engine="keras"),
+            train=dataclasses.replace(_TRAIN, store_dtype=dtype),
+        )
+        with tracking.start_run("store", dtype):
+            data = load_study(phantom_records, tmp_path / "features", config)
+        # One patient of each of the first two grades validates.
+        common = data.index[data.index["label"] < 2].drop_duplicates("label")["patient_id"]
+        others = set(data.index["patient_id"]) - set(common)
+        fold = Partition("fold", frozenset(others), frozenset(common), frozenset())
+        make_repeatable(0)
+        head, _ = train_fold(data, fold, config, None)
+        stores.append((head, plain_rows(data.views, np.arange(12))[:]))
+        sizes.append(sum(path.stat().st_size for path in (tmp_path / "features").rglob("*.npy")))
+    assert sizes[1] - sizes[0] == pytest.approx(sizes[0] / 2, rel=0.01)  # a folder of its own
+    (head, exact), (other, rounded) = stores
+    assert not np.array_equal(exact, rounded)
+    read, reread = np.asarray(head(exact)), np.asarray(head(rounded))
+    np.testing.assert_allclose(reread, read, atol=0.01)  # as TrainConfig says
+    trained_on_rounded = np.asarray(other(rounded))
+    np.testing.assert_allclose(trained_on_rounded, read, atol=0.1)
+    assert (trained_on_rounded.argmax(axis=1) == read.argmax(axis=1)).all()

@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from steatosis_tf.config import Config, override
-from steatosis_tf.experiment import add_config_arguments, given_settings
+from steatosis_tf.verbs.common import add_config_arguments, given_settings
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""Work on the parts of a stage, in this process or on an Apache Beam runner.
+"""The same work on many items: on all cores of this machine, or on an Apache Beam runner.
 
 A part is some rows of a study whose result is a file of its own: a shard of records, proposals of
 some frames. The work on a part writes its file whole or not at all, and does nothing where the
@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import cv2
+from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from steatosis_tf.files import replacing, write_json
@@ -25,13 +27,43 @@ from steatosis_tf.files import replacing, write_json
 if TYPE_CHECKING:  # a hundred modules that only large studies need
     from apache_beam.options.pipeline_options import PipelineOptions
 
-Part = TypeVar("Part")
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
 
 #: Items per file of results: what a worker loses at most when it is killed.
 PART_ITEMS = 500
 
+# Fewer frames are done sooner here than new processes have started.
+_FEW_FRAMES = 64
+
 # Beam knows its runners by short names, but for this one.
 _DASK = "apache_beam.runners.dask.dask_runner.DaskRunner"
+
+
+def map_on_cores(
+    work: Callable[[Item], Outcome], items: Sequence[Item], description: str
+) -> Iterator[Outcome]:
+    """Results in the order of the items, with a progress bar on stderr.
+
+    Processes, because half of what a frame costs holds Python's lock: two threads did 1.4 times
+    the work of one, two processes 1.9 times.
+
+    Args:
+        work: a function of a module, or a partial of one, so that it reaches other processes.
+        items: one per frame.
+        description: what the bar is about.
+    """
+    bar = {"total": len(items), "desc": description, "unit": "frame"}
+    if len(items) < _FEW_FRAMES:
+        yield from tqdm(map(work, items), **bar)
+        return
+    pool = Parallel(n_jobs=-1, return_as="generator")
+    yield from tqdm(pool(delayed(_on_one_core)(work, item) for item in items), **bar)
+
+
+def _on_one_core(work: Callable[[Item], Outcome], item: Item) -> Outcome:
+    cv2.setNumThreads(1)
+    return work(item)
 
 
 def beam_options(runner: str, options: Sequence[str] = ()) -> "PipelineOptions":
@@ -72,9 +104,9 @@ def beam_options(runner: str, options: Sequence[str] = ()) -> "PipelineOptions":
     return PipelineOptions([f"--runner={name}", *flags])
 
 
-def spread(
-    work: Callable[[Part], None],
-    parts: Sequence[Part],
+def run_parts(
+    work: Callable[[Item], None],
+    parts: Sequence[Item],
     options: "PipelineOptions | None" = None,
     *,
     desc: str,
@@ -107,7 +139,7 @@ def spread(
 
 
 def _run_pipeline(
-    work: Callable[[Part], None], parts: Sequence[Part], options: "PipelineOptions", desc: str
+    work: Callable[[Item], None], parts: Sequence[Item], options: "PipelineOptions", desc: str
 ) -> None:
     import apache_beam as beam
 
@@ -157,7 +189,7 @@ def _deaths_noticed() -> Iterator[None]:
         threading.excepthook = usual
 
 
-def answers(
+def map_on_runner(
     work: Callable[[Any], Any],
     items: Sequence[Any],
     folder: Path,
@@ -189,12 +221,12 @@ def answers(
             temporary.write_text(text)
         parts.append(str(plan_path))
     if parts:
-        spread(partial(_answer_part, work), parts, options, desc=desc)
+        run_parts(partial(_map_part, work), parts, options, desc=desc)
     for part in parts:
         yield from json.loads(Path(part).with_suffix(".json").read_text())
 
 
-def _answer_part(work: Callable[[Any], Any], plan_path: str) -> None:
+def _map_part(work: Callable[[Any], Any], plan_path: str) -> None:
     path = Path(plan_path).with_suffix(".json")
     if path.exists():
         return

@@ -1,0 +1,38 @@
+"""Recipes: named configs, so that a training run is one word and what differs from it."""
+
+from dataclasses import dataclass
+
+from steatosis_tf.config import Config, ModelConfig, RoiConfig, SplitConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A config with a name.
+
+    Attributes:
+        summary: one line for `steatosis train --help`.
+        config: all stages; `--set` changes single values of it.
+    """
+
+    summary: str
+    config: Config
+
+
+#: Name -> recipe. The first is what `train` takes where none is named.
+RECIPES = {
+    "paper": Recipe(
+        "frozen ResNet-50 with a dense head on the best rectangle of liver, as the paper has it: "
+        "80/10/10 by patient, flips, rotations, zoom, AdamW 1e-4, batch 32, 100 epochs",
+        Config(),
+    ),
+    "demo": Recipe(
+        "what `make demo` trains on simulated phantoms: random weights, 5 folds, few epochs",
+        Config(
+            split=SplitConfig(kind="kfold"),
+            # Phantoms are no livers: what the liver network says of them would mean nothing.
+            roi=RoiConfig(method="sector"),
+            model=ModelConfig(weights="random"),  # no network needed
+            train=TrainConfig(views=2, epochs=40, learning_rate=1e-3),
+        ),
+    ),
+}
