@@ -105,7 +105,7 @@ def _proposal(frame: np.ndarray, liver: np.ndarray | None, seconds: list[list[fl
     times.append(time.process_time())
     probability = liver_probability(frame, sector) if liver is None else liver
     times.append(time.process_time())
-    overlays = find_overlays(frame, sector)
+    overlays = find_overlays(frame, sector.mask)
     times.append(time.process_time())
     proposal = propose_rectangle(frame, sector, probability, overlays)
     times.append(time.process_time())

@@ -69,11 +69,36 @@ class SplitConfig:
 @dataclass(frozen=True)
 class RoiConfig:
     """What the model sees. `method` liver: the best rectangle of parenchyma; sector: the middle of
-    the sector below the near field. `sector_fallback` takes the second where the first finds
+    the sector below the near field; beamspace: the whole sector, `depth_px` rows along the beams
+    and `num_beams` columns across them. `sector_fallback` takes the second where the first finds
     nothing; without it such a frame is rejected with its reason."""
 
-    method: Literal["liver", "sector"] = "liver"
+    method: Literal["liver", "sector", "beamspace"] = "liver"
     sector_fallback: bool = False
+    depth_px: int = 384
+    num_beams: int = 320
+
+    def __post_init__(self) -> None:
+        methods = typing.get_args(typing.get_type_hints(type(self))["method"])
+        _require(self.method in methods, f"roi.method out of {', '.join(methods)}",
+                 method=self.method)  # fmt: skip
+        _require(min(self.depth_px, self.num_beams) >= 32,
+                 "roi.depth_px and roi.num_beams of 32 or more",
+                 depth_px=self.depth_px, num_beams=self.num_beams)  # fmt: skip
+        is_beamspace = self.method == "beamspace"
+        _require(is_beamspace or (self.depth_px, self.num_beams) == (384, 320),
+                 "roi.depth_px and roi.num_beams with roi.method=beamspace, and only there",
+                 method=self.method, depth_px=self.depth_px, num_beams=self.num_beams)  # fmt: skip
+        _require(not (is_beamspace and self.sector_fallback),
+                 "roi.sector_fallback with roi.method=liver: beam space is the sector",
+                 method=self.method, sector_fallback=self.sector_fallback)  # fmt: skip
+
+    @property
+    def view(self) -> str:
+        """What the model sees, as the manifest's column `roi_view` says it: "" is a rectangle."""
+        if self.method != "beamspace":
+            return ""
+        return f"beamspace {self.depth_px} x {self.num_beams}"
 
 
 @dataclass(frozen=True)

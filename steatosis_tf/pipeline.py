@@ -35,6 +35,7 @@ from steatosis_tf.model.train import make_repeatable
 from steatosis_tf.records.builder import records_fingerprint, usable_rows, write_records
 from steatosis_tf.records.pipeline import read_records
 from steatosis_tf.roi.columns import add_roi_columns
+from steatosis_tf.roi.views import input_shape
 from steatosis_tf.training import StudyData, check_rois, load_study, train_and_score
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ def run(
         write_hepatorenal(run_dir)
         write_report(run_dir)
         write_sums(run_dir)
-        _track(run_dir, metrics, cost | {"train_minutes": train_minutes, "seconds": seconds})
+        cost |= {"train_minutes": train_minutes, "seconds": seconds}
+        _track(run_dir, config, metrics, cost)
     return RunSummary(tracked.run_id, experiment, str(run_dir), seconds, metrics)
 
 
@@ -178,7 +180,7 @@ def _export(
     }
 
 
-def _track(run_dir: Path, metrics: dict[str, Any], cost: dict[str, float]) -> None:
+def _track(run_dir: Path, config: Config, metrics: dict[str, Any], cost: dict[str, float]) -> None:
     compared = tracked_intervals(read_scores(run_dir / "patient_scores.csv"))
     tracking.log_metrics(
         {"patient": metrics["patient"], "frame": metrics["frame"], "compare": compared} | cost
@@ -191,7 +193,8 @@ def _track(run_dir: Path, metrics: dict[str, Any], cost: dict[str, float]) -> No
         if path.is_file() and not path.name.startswith("model."):
             tracking.log_artifacts(path)
     tracking.log_artifacts(run_dir / "figures", "figures")
-    tracking.log_onnx_model(run_dir / "model.onnx", size_px=224, num_grades=len(GRADES))
+    shape = input_shape(config.roi.view)
+    tracking.log_onnx_model(run_dir / "model.onnx", input_shape=shape, num_grades=len(GRADES))
 
 
 def complete_manifest(

@@ -111,18 +111,18 @@ def log_artifacts(path: str | Path, folder: str | None = None) -> None:
         mlflow.log_artifact(str(path), folder)
 
 
-def log_onnx_model(path: str | Path, *, size_px: int, num_grades: int) -> None:
+def log_onnx_model(path: str | Path, *, input_shape: tuple[int, int], num_grades: int) -> None:
     """Log an ONNX grading model with its signature, loadable with `mlflow.onnx.load_model`.
 
     Args:
         path: ONNX file with the input `roi` and the output `probabilities`.
-        size_px: side of the square ROI.
+        input_shape: height and width of the ROI in px.
         num_grades: number of probabilities.
     """
     import onnx
 
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, size_px, size_px, 1), "roi")]),
+        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *input_shape, 1), "roi")]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, num_grades), OUTPUT_LAYER)]),
     )
     mlflow.onnx.log_model(

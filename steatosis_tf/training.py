@@ -93,8 +93,8 @@ def load_study(
         ValueError: if the records or a weights file cannot be used.
         RuntimeError: if ImageNet weights or the engine asked for cannot be had.
     """
-    backbone = build_backbone(config.model)
     examples, index = read_records(records_dir), read_index(records_dir)
+    backbone = build_backbone(config.model, tuple(examples.element_spec["roi"].shape[:2]))
     rois = check_rois(index, examples)
     engine = choose_engine(config.model.engine, backbone, rois, features_dir)
     tracking.log_tags({"engine": f"{engine.name} {engine.precision}"})
@@ -126,7 +126,7 @@ def check_rois(data_index: pd.DataFrame, examples: tf.data.Dataset) -> np.ndarra
         examples: as `read_records` gives them, in the same order.
 
     Returns:
-        `(num_frames, 224, 224, 1)` uint8; at most `NUM_CHECKED`, one per patient.
+        `(num_frames, height, width, 1)` uint8; at most `NUM_CHECKED`, one per patient.
     """
     first = set(data_index.drop_duplicates("patient_id").head(NUM_CHECKED)["frame_id"])
     chosen = keep_frames(examples, first)

@@ -182,7 +182,7 @@ def test_model_is_logged_with_its_signature(tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, str(tmp_path / "model.onnx"))
     with tracking.start_run("e", "run"):
-        tracking.log_onnx_model(tmp_path / "model.onnx", size_px=8, num_grades=4)
+        tracking.log_onnx_model(tmp_path / "model.onnx", input_shape=(8, 8), num_grades=4)
     logged = mlflow.search_logged_models(experiment_ids=["1"], output_format="list")[0]
     info = mlflow.models.get_model_info(f"models:/{logged.model_id}")
     assert info.signature.inputs.inputs[0].shape == (-1, 8, 8, 1)

@@ -42,7 +42,7 @@ def export_onnx(
 ) -> float:
     """Write the model as ONNX and check it against Keras on real ROIs.
 
-    The file has one input `roi` (batch, 224, 224, 1) uint8 and one output `probabilities`
+    The file has one input `roi` (batch, height, width, 1) uint8 and one output `probabilities`
     (batch, 4) float32, both with a free batch size, and says in its metadata what the grades
     are, in which order, what it is not for, and the hash of its weights. A model whose outputs
     are a dict keeps all of them by name, in the order of their names.
@@ -50,7 +50,7 @@ def export_onnx(
     Args:
         model: float32 model, as `assemble` gives it; another task's has another number of classes.
         output_path: file to write; left untouched if the check fails.
-        check_rois: `(num_frames, 224, 224, 1)` uint8, at least one.
+        check_rois: `(num_frames, height, width, 1)` uint8, at least one.
         metadata: further texts to keep in the file, for example the run id; `grades` replaces the
             class names, a JSON list, where the task is not the four grades.
         max_difference: how far an output may lie from Keras'.
@@ -65,8 +65,7 @@ def export_onnx(
     """
     if not len(check_rois):
         raise ValueError("Expected at least one ROI to check the export on. Received: none.")
-    size_px = model.input_shape[1]
-    signature = (tf.TensorSpec((None, size_px, size_px, 1), tf.uint8, name="roi"),)
+    signature = (tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name="roi"),)
     with _frugal_memory():
         proto, _ = tf2onnx.convert.from_keras(model, input_signature=signature, opset=17)
     _rename_outputs(proto, _output_names(model))

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from steatosis_tf.deploy.onnx_weights import WEIGHTS_KEY, weights_sha256
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER, SCORE_COLUMNS
 from steatosis_tf.roi.columns import propose_roi
-from steatosis_tf.roi.crop import INPUT_SIZE_PX, crop_roi
+from steatosis_tf.roi.views import input_shape, model_input
 from steatosis_tf.sources.folder import IMAGE_SUFFIXES, read_frame
 
 #: How far the sum of a frame's probabilities may lie from 1: rounding, also of an int8 model.
@@ -43,7 +43,7 @@ def predict_frames(model_path: str | Path, paths: Iterable[str | Path]) -> pd.Da
         ValueError: if the model is not one of ours, or there is no frame at the paths.
     """
     session = load_model(model_path)
-    roi_config = RoiConfig(**json.loads(_texts(session)["steatosis.roi"]))
+    roi_config = _roi_config(_texts(session))
     files = list(_frame_files(paths))
     rows: list[dict] = []
     with tqdm(total=len(files), desc="predict", unit="frame") as bar:
@@ -104,10 +104,11 @@ def load_model(model_path: str | Path) -> onnxruntime.InferenceSession:
     texts = session.get_modelmeta().custom_metadata_map
     grades = texts.get("steatosis.grades", "")
     shapes = [node.shape[1:] for node in session.get_inputs()]
-    if grades != json.dumps(GRADES) or shapes != [[INPUT_SIZE_PX, INPUT_SIZE_PX, 1]]:
+    height, width = input_shape(_roi_config(texts).view)
+    if grades != json.dumps(GRADES) or shapes != [[height, width, 1]]:
         raise ValueError(
             f"Expected a model of steatosis_tf with the grades {', '.join(GRADES)} and input "
-            f"{INPUT_SIZE_PX} x {INPUT_SIZE_PX} x 1. Received: model={path.name!r} with "
+            f"{height} x {width} x 1. Received: model={path.name!r} with "
             f"grades={grades} inputs={shapes}. Export it with `steatosis export RUN_DIR`."
         )
     _check_weights(path, texts.get(WEIGHTS_KEY))
@@ -130,6 +131,11 @@ def _check_weights(path: Path, expected: str | None) -> None:
             f"Received: model={path.name!r} with {received}. The file is damaged or was changed: "
             "copy it again, or export it again with `steatosis export RUN_DIR`."
         )
+
+
+def _roi_config(texts: Mapping[str, str]) -> RoiConfig:
+    """How frames were cut for a model, from the texts of its file."""
+    return RoiConfig(**json.loads(texts.get("steatosis.roi", "{}")))
 
 
 def _texts(session: onnxruntime.InferenceSession) -> dict[str, str]:
@@ -161,7 +167,7 @@ def _predict_batch(
         try:
             frame = read_frame(path)
             roi = propose_roi(frame, roi_config)
-            rois.append(crop_roi(frame, roi.sector.mask, roi.rectangle))
+            rois.append(model_input(frame, roi.sector.fan, roi.rectangle, roi_config.view))
             box = roi.rectangle
             edges = (box.top, box.left, box.height, box.width)
             row |= {**dict(zip(_BOX_COLUMNS, edges, strict=True)), "reason": ""}

@@ -15,6 +15,7 @@ from steatosis_tf.evaluation.document import (
     side_by_side,
 )
 from steatosis_tf.evaluation.run_record import RunRecord
+from steatosis_tf.roi.views import VIEW_COLUMN, input_shape
 
 _PROTOCOLS = {
     "holdout": "One hold-out split, stratified by grade",
@@ -70,8 +71,8 @@ def method_blocks(run: RunRecord) -> list[Block]:
     """Preprocessing, model, every setting, versions and run time."""
     blocks: list[Block] = [
         Text(
-            "Pixels outside the ultrasound sector are set to 0, the region of interest is cropped "
-            "and resized to 224 x 224 px grey by area interpolation."
+            "Pixels outside the ultrasound sector are set to 0, text and calipers inside it are "
+            f"painted out, and {_view_text(run)}."
         )
     ]
     model = (run.config or {}).get("model", {})
@@ -100,6 +101,21 @@ def method_blocks(run: RunRecord) -> list[Block]:
         header = ("", "Value", "", "Value")
         blocks.append(Table(header, side_by_side(key_value_rows(run.environment)), caption))
     return blocks
+
+
+def _view_text(run: RunRecord) -> str:
+    rows = run.manifest
+    view = "" if rows is None or VIEW_COLUMN not in rows.columns else str(rows[VIEW_COLUMN].max())
+    height, width = input_shape(view)
+    if view:
+        return (
+            f"the sector is resampled along its beams to {height} depths x {width} beams, grey, "
+            "by linear interpolation"
+        )
+    return (
+        f"the region of interest is cropped and resized to {height} x {width} px grey by area "
+        "interpolation"
+    )
 
 
 def _roi_blocks(manifest: pd.DataFrame | None) -> list[Block]:

@@ -42,8 +42,8 @@ def robustness_curves(
     """Patient-level metrics of a model against the strength of each perturbation.
 
     Args:
-        predict: `(n, 224, 224, 1)` uint8 -> `(n, 4)` probabilities. Called on chunks of at most
-            256 frames, once per perturbation and strength and once undisturbed.
+        predict: `(n, height, width, 1)` uint8 -> `(n, 4)` probabilities. Called on chunks of
+            at most 256 frames, once per perturbation and strength and once undisturbed.
         rois: `(n, height, width, 1)` uint8 test frames, 0 outside the sector.
         labels: `(n,)` int 0 to 3.
         patient_ids: `(n,)`; the frames of a patient are joined by `rule`.

@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path
+from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, pixels_sha256
 from steatosis_tf.evaluation.robustness import robustness_curves
 from steatosis_tf.evaluation.run_record import RunRecord, read_run
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES
-from steatosis_tf.roi.crop import INPUT_SIZE_PX, Rectangle, crop_roi
-from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame, to_grey
+from steatosis_tf.roi.crop import INPUT_SIZE_PX, Rectangle
+from steatosis_tf.roi.overlays import paint_out
+from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, sector_fan
+from steatosis_tf.roi.views import VIEW_COLUMN, depth_length_px, input_shape, model_input
+from steatosis_tf.sources.folder import read_frame
 
 
 def write_robustness(
@@ -25,11 +27,12 @@ def write_robustness(
 ) -> Path:
     """Disturb the test frames of a hold-out run, grade them, and write `robustness.csv`.
 
-    Shifts of the ROI are real ones: the box is moved in the full frame and cropped again.
+    Shifts of the ROI are real ones: the box, or the fan of beam space, is moved in the full frame
+    and the ROI is cut again.
 
     Args:
         run_dir: run directory whose manifest still leads to the frames.
-        predict: the run's model, `(n, 224, 224, 1)` uint8 -> `(n, 4)` probabilities.
+        predict: the run's model, `(n, height, width, 1)` uint8 -> `(n, 4)` probabilities.
         num_resamples: bootstrap resamples of each interval.
         seed: of the random perturbations and the bootstrap.
 
@@ -84,19 +87,27 @@ def _test_rows(run: RunRecord) -> pd.DataFrame:
 
 
 class _Source:
-    """One frame, kept grey and masked, from which its ROI is cropped at any place."""
+    """One frame, kept grey and masked, from which its ROI is cut at any place."""
 
     def __init__(self, manifest_path: Path, row: pd.Series) -> None:
-        self._frame = to_grey(read_frame(frame_path(manifest_path, row["path"])))
-        self._mask = find_sector(self._frame).mask
+        frame = read_frame(frame_path(manifest_path, row["path"]))
+        self._fan = sector_fan(frame, pixels_sha256(frame), row.get(SECTOR_COLUMN, ""))
+        mask = self._fan.mask(frame.shape[:2])
+        self._frame = paint_out(frame, mask) * mask
         self._box = Rectangle(*(int(row[name]) for name in ROI_COLUMNS))
+        self._view = row.get(VIEW_COLUMN, "")
 
     def roi(self, down_px: float, right_px: float) -> np.ndarray:
-        """The ROI `(224, 224)` with its box moved by px of the ROI, held inside the frame."""
+        """The ROI `(height, width)` moved by px of the ROI; a box is held inside the frame."""
+        if self._view:
+            # At half the depth a px of beam space is as long in both directions, or nearly so.
+            px = depth_length_px(self._fan) / input_shape(self._view)[0]
+            moved_fan = self._fan.moved(right_px * px, down_px * px)
+            return model_input(self._frame, moved_fan, None, self._view)
         height, width = self._frame.shape
         down = round(down_px * self._box.height / INPUT_SIZE_PX)
         right = round(right_px * self._box.width / INPUT_SIZE_PX)
         top = min(max(self._box.top + down, 0), height - self._box.height)
         left = min(max(self._box.left + right, 0), width - self._box.width)
         moved = Rectangle(top, left, self._box.height, self._box.width)
-        return crop_roi(self._frame, self._mask, moved)
+        return model_input(self._frame, self._fan, moved)

@@ -9,11 +9,14 @@ from steatosis_tf.model.efficientnet_lite0 import lite0_taps, pool_taps
 from steatosis_tf.model.networks.grey_input import at_one_level, roi_input
 from steatosis_tf.model.pooling import NUM_BANDS
 from steatosis_tf.model.pretrained import LEVEL, pretrained_map
+from steatosis_tf.roi.crop import INPUT_SIZE_PX
 
 FEATURE_LAYER = "features"
 
 
-def build_backbone(config: ModelConfig) -> keras.Model:
+def build_backbone(
+    config: ModelConfig, input_shape: tuple[int, int] = (INPUT_SIZE_PX, INPUT_SIZE_PX)
+) -> keras.Model:
     """A published network without its top, with the preprocessing inside.
 
     Every layer is set untrainable, its BatchNorm included: `training=False` alone would be
@@ -22,20 +25,21 @@ def build_backbone(config: ModelConfig) -> keras.Model:
     Args:
         config: `backbone` names the network; `weights` "imagenet", "random" (drawn from
             `backbone_seed`) or a path.
+        input_shape: height and width of the ROI in px, see `roi.views.input_shape`.
 
     Returns:
-        flat model: `roi` (batch, 224, 224, 1) uint8, 0 to 255 -> `features` float32. With
-        `pooling` "global" the mean of the last map over its places: (batch, 2048) for resnet50,
-        1024 for densenet121, 512 for resnet18, vgg16 and vgg19; efficientnet_lite0 has two maps,
-        112 + 192 = 304. With "depth" (efficientnet_lite0 only) the map of 112 channels in four
-        bands of depth, nearest first, then the mean of the other: 4 * 112 + 192 = 640.
+        flat model: `roi` (batch, height, width, 1) uint8, 0 to 255 -> `features` float32.
+        With `pooling` "global" the mean of the last map over its places: (batch, 2048) for
+        resnet50, 1024 for densenet121, 512 for resnet18, vgg16 and vgg19; efficientnet_lite0 has
+        two maps, 112 + 192 = 304. With "depth" (efficientnet_lite0 only) the map of 112 channels
+        in four bands of depth, nearest first, then the mean of the other: 4 * 112 + 192 = 640.
 
     Raises:
         ValueError: if a weights file is missing or is not for this network.
         RuntimeError: if ImageNet weights are asked for and cannot be fetched. There is no silent
             fall-back to random weights. Or if KerasHub is needed and not installed.
     """
-    roi, grey = roi_input()
+    roi, grey = roi_input(input_shape)
     if config.normalize_gain:
         grey = at_one_level(grey, LEVEL)
     name = f"frozen_{config.backbone}"

@@ -87,7 +87,7 @@ def assemble(backbone: keras.Model, head: keras.Model, config: ModelConfig) -> k
         config: the config both were built with.
 
     Returns:
-        model `roi` (batch, 224, 224, 1) uint8 -> `probabilities` (batch, 4) float32.
+        model `roi` (batch, height, width, 1) uint8 -> `probabilities` (batch, 4) float32.
     """
     num_grades = head.output_shape[-1]
     outputs = end_network(hidden_layers(backbone.output, config), config.head, num_grades)

@@ -41,7 +41,7 @@ class Engine:
     Attributes:
         name: keras, tf-bf16 or openvino.
         precision: float32, bfloat16 or float16.
-        forward: batches `(BATCH, 224, 224, 1)` uint8 -> features `(BATCH, num_features)`
+        forward: batches `(BATCH, height, width, 1)` uint8 -> features `(BATCH, num_features)`
             float32, in order; lazily, so that decoding and computing overlap.
         min_cosine: smallest cosine to the reference on the checked frames.
         changed: share of random heads' decisions on them that change.
@@ -66,7 +66,7 @@ def choose_engine(
             installed, that the processor has instructions for, that agrees and that is no slower
             than the reference; else the reference.
         backbone: as `build_backbone` gives it.
-        check_rois: `(num_frames, 224, 224, 1)` uint8, real frames of the study, one or more.
+        check_rois: `(num_frames, height, width, 1)` uint8, real frames of the study, one or more.
         cache_dir: where OpenVINO's graph is kept.
 
     Raises:

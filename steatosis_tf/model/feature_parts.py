@@ -153,8 +153,9 @@ def _backbone_and_engine(study: _Study) -> tuple[keras.Model, Engine]:
     The weights are those of the process that started the job: a worker may have no network to fetch
     them, and random ones come out differently where other threads draw random numbers.
     """
-    backbone = build_backbone(dataclasses.replace(study.model, weights="random"))
+    first = next(read_records(study.records_dir).batch(BATCH).as_numpy_iterator())
+    shape = first["roi"].shape[1:3]
+    backbone = build_backbone(dataclasses.replace(study.model, weights="random"), shape)
     with np.load(study.weights_path) as kept:
         backbone.set_weights([kept[name] for name in kept.files])
-    first = next(read_records(study.records_dir).batch(BATCH).as_numpy_iterator())
     return backbone, choose_engine(study.engine, backbone, first["roi"], study.store_dir)

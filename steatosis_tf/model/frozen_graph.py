@@ -6,7 +6,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 
 def graph_of(backbone: keras.Model, batch_size: int) -> tf.types.experimental.ConcreteFunction:
-    """Graph `roi` (batch_size, 224, 224, 1) uint8 -> (batch_size, num_features) float32."""
+    """Graph `roi` (batch_size, height, width, 1) uint8 -> (batch_size, num_features) float32."""
     shape = (batch_size, *backbone.input_shape[1:])
     function = tf.function(
         lambda roi: backbone(roi, training=False),

@@ -74,7 +74,9 @@ def _kept_graph(backbone: keras.Model, cache_dir: Path, batch_size: int) -> Path
 
     OpenVINO reads TensorFlow's own format. By way of ONNX it took 6 GB of memory.
     """
-    path = cache_dir / f"backbone-{backbone_sha256(backbone)[:16]}-batch-{batch_size}.pb"
+    _, height, width, _ = backbone.input_shape
+    name = f"backbone-{backbone_sha256(backbone)[:16]}-{height}x{width}-batch-{batch_size}.pb"
+    path = cache_dir / name
     if _is_whole(path):
         return path
     data = constant_graph(backbone, batch_size).graph.as_graph_def().SerializeToString()

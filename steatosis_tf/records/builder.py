@@ -21,6 +21,8 @@ from steatosis_tf.cohort.splits import Partition, partitions_of_column
 from steatosis_tf.files import move_into_place, write_json
 from steatosis_tf.parallel import run_parts
 from steatosis_tf.records.shards import plan_shards, record_features, write_shard
+from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, is_persons
+from steatosis_tf.roi.views import VIEW_COLUMN, VIEW_VERSION
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -41,16 +43,22 @@ class SteatosisRecords(tfds.core.dataset_builder.FileReaderBuilder):
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "Grey ROI, label, ids and fat."}
 
     def __init__(
-        self, *, manifest_path: str | Path, unfinished_dir: str | Path, **kwargs: Any
+        self,
+        *,
+        manifest_path: str | Path,
+        unfinished_dir: str | Path,
+        view: str = "",
+        **kwargs: Any,
     ) -> None:
         self._manifest_path = Path(manifest_path)
         self._unfinished_dir = Path(unfinished_dir)
+        self._view = view
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             description="Hepatic steatosis ultrasound ROIs, split by patient.",
-            features=record_features(),
+            features=record_features(self._view),
         )
 
     def _download_and_prepare(
@@ -132,13 +140,13 @@ def write_records(
     )
     if gate_path is not None:
         write_json(gate, gate_path)
-    fingerprint = records_fingerprint(rows)
+    fingerprint, view = records_fingerprint(rows), _only_view(rows)
     counts = {str(split): int(count) for split, count in rows["split"].value_counts().items()}
     del rows  # the builder reads them anew, and a large study needs them once only
     records_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(records_dir / ".lock"):
         if not _holds(records_dir, fingerprint):
-            _prepare(manifest_path, records_dir, fingerprint, options)
+            _prepare(manifest_path, records_dir, fingerprint, view, options)
             write_json({"fingerprint": fingerprint, "frames": counts}, records_dir / "records.json")
     return records_location(records_dir)
 
@@ -159,6 +167,7 @@ def _prepare(
     manifest_path: str | Path,
     records_dir: Path,
     fingerprint: str,
+    view: str,
     options: "PipelineOptions | None",
 ) -> None:
     unfinished = records_dir / f"unfinished-{fingerprint[:16]}"
@@ -171,8 +180,9 @@ def _prepare(
         path.unlink()
     shutil.rmtree(records_dir / SteatosisRecords.name, ignore_errors=True)
     builder = SteatosisRecords(
-        manifest_path=manifest_path, unfinished_dir=unfinished, data_dir=str(records_dir)
-    )
+        manifest_path=manifest_path, unfinished_dir=unfinished, view=view,
+        data_dir=str(records_dir),
+    )  # fmt: skip
     config = tfds.download.DownloadConfig(beam_options=options, try_download_gcs=False)
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, tfds prints progress
         builder.download_and_prepare(download_config=config)
@@ -187,16 +197,37 @@ def records_location(records_dir: str | Path) -> Path:
 def records_fingerprint(rows: pd.DataFrame) -> str:
     """SHA-256 of all that the records hold: pixels, ROI, grade, patient and split of each row.
 
-    The package version stands for the code that finds the sector and cuts the ROI.
+    The package version and `VIEW_VERSION` stand for the code that finds the sector and cuts the
+    ROI; a fan that a person has set counts by itself.
     """
     columns = ["frame_id", "pixels_sha256", *ROI_COLUMNS, "grade", "fat_percent", "patient_id",
                "split"]  # fmt: skip
-    rows = rows[columns].sort_values("frame_id")
-    digest = hashlib.sha256(f"{SteatosisRecords.VERSION} {__version__}\n".encode())
+    fans = rows[SECTOR_COLUMN] if SECTOR_COLUMN in rows.columns else pd.Series("", rows.index)
+    rows = rows[columns].assign(view=_views(rows), fan=fans.where(is_persons(fans), ""))
+    rows = rows.sort_values("frame_id")
+    texts = f"{SteatosisRecords.VERSION} {__version__} {VIEW_VERSION}\n"
+    digest = hashlib.sha256(texts.encode())
     for start in range(0, len(rows), 4096):  # the text of a large study is not held at once
         part = rows.iloc[start : start + 4096]
         digest.update(part.to_csv(index=False, header=start == 0).encode())
     return digest.hexdigest()
+
+
+def _views(rows: pd.DataFrame) -> pd.Series:
+    """`roi_view` of each row; a manifest of before beam space has rectangles."""
+    return rows[VIEW_COLUMN] if VIEW_COLUMN in rows.columns else pd.Series("", rows.index)
+
+
+def _only_view(rows: pd.DataFrame) -> str:
+    views = sorted(_views(rows).unique())
+    if len(views) > 1:
+        raise ValueError(
+            f"Expected one kind of ROI in all rows. Received: {VIEW_COLUMN}="
+            f"{', '.join(map(repr, views))}. An experiment makes them one in its own copy of the "
+            "manifest; for `steatosis records` run `steatosis roi` with one roi.method, or review "
+            "the rows of the other kind again."
+        )
+    return str(views[0])
 
 
 def usable_rows(frame_table: pd.DataFrame) -> pd.DataFrame:

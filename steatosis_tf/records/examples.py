@@ -7,8 +7,9 @@ import numpy as np
 
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, pixels_sha256
 from steatosis_tf.grades import label_of
-from steatosis_tf.roi.crop import Rectangle, crop_roi
-from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, sector_mask
+from steatosis_tf.roi.crop import Rectangle
+from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, sector_fan
+from steatosis_tf.roi.views import VIEW_COLUMN, model_input
 from steatosis_tf.sources.folder import read_frame
 
 
@@ -28,7 +29,9 @@ def example_of(manifest_path: str | Path, row: dict[str, Any]) -> dict[str, Any]
 
 
 def cut_roi(row: dict[str, Any], manifest_path: str | Path) -> np.ndarray:
-    """The ROI of a manifest row as the model sees it: `(224, 224)` uint8, 0 outside the sector.
+    """The ROI of a manifest row as the model sees it, uint8, 0 outside the sector.
+
+    `(224, 224)` for a rectangle; for beam space the size that the cell `roi_view` says.
 
     Raises:
         ValueError: if the frame is gone or changed, has no sector, or does not hold the
@@ -41,6 +44,7 @@ def cut_roi(row: dict[str, Any], manifest_path: str | Path) -> np.ndarray:
         if digest != row["pixels_sha256"]:
             raise ValueError("the pixels are not those the manifest was made from")
         rectangle = Rectangle(*(int(row[name]) for name in ROI_COLUMNS))
-        return crop_roi(frame, sector_mask(frame, digest, row.get(SECTOR_COLUMN, "")), rectangle)
+        fan = sector_fan(frame, digest, row.get(SECTOR_COLUMN, ""))
+        return model_input(frame, fan, rectangle, row.get(VIEW_COLUMN, ""))
     except ValueError as error:
         raise ValueError(f"{path.name} (frame_id={row['frame_id']}): {error}") from error

@@ -21,7 +21,7 @@ def read_records(records_dir: str | Path) -> tf.data.Dataset:
         records_dir: as given to `write_records`.
 
     Returns:
-        dataset of dicts: `roi` (224, 224, 1) uint8, `label` int64 0 to 3, `frame_id` and
+        dataset of dicts: `roi` (height, width, 1) uint8, `label` int64 0 to 3, `frame_id` and
         `patient_id` string, `fat_percent` float32 (NaN if unknown).
 
     Raises:
@@ -73,7 +73,7 @@ def training_batches(
         seed: of the shuffle and the augmentation.
 
     Returns:
-        dataset of (`(batch, 224, 224, 1)` uint8, `(batch,)` int64 labels).
+        dataset of (`(batch, height, width, 1)` uint8, `(batch,)` int64 labels).
     """
     draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
 
@@ -91,7 +91,7 @@ def training_batches(
 
 
 def pixel_batches(examples: tf.data.Dataset, batch_size: int = 32) -> tf.data.Dataset:
-    """Batches of (`(batch, 224, 224, 1)` uint8, `(batch,)` int64 labels), as they are."""
+    """Batches of (`(batch, height, width, 1)` uint8, `(batch,)` int64 labels), as they are."""
     pairs = examples.map(lambda example: (example["roi"], example["label"]))
     return pairs.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 

@@ -23,7 +23,7 @@ from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES
 from steatosis_tf.parallel import map_on_cores
 from steatosis_tf.records.examples import example_of
-from steatosis_tf.roi.crop import INPUT_SIZE_PX
+from steatosis_tf.roi.views import VIEW_COLUMN, input_shape
 
 #: Frames per shard: 100 MB, what a worker loses at most when it is killed.
 SHARD_FRAMES = 2000
@@ -46,12 +46,12 @@ class Shard:
     num_frames: int
 
 
-def record_features() -> tfds.features.FeaturesDict:
-    """What an example holds."""
+def record_features(view: str = "") -> tfds.features.FeaturesDict:
+    """What an example holds; `view` as the manifest's `roi_view` has it decides its size."""
     return tfds.features.FeaturesDict(
         {
             "roi": tfds.features.Tensor(
-                shape=(INPUT_SIZE_PX, INPUT_SIZE_PX, 1),
+                shape=(*input_shape(view), 1),
                 dtype=np.uint8,
                 # Raw bytes: decoding a PNG would cost more than reading 50 kB.
                 encoding=tfds.features.Encoding.BYTES,
@@ -107,8 +107,8 @@ def write_shard(shard: Shard, *, all_cores: bool = False) -> None:
     """
     if Path(shard.path).exists():
         return
-    features = record_features()
     rows = read_manifest(shard.plan_path).to_dict("records")
+    features = record_features(rows[0].get(VIEW_COLUMN, ""))
     work = partial(example_of, shard.manifest_path)
     try:
         with (

@@ -32,15 +32,16 @@ from steatosis_tf.roi.liver import liver_probability
 from steatosis_tf.roi.overlays import find_overlays
 from steatosis_tf.roi.proposal import propose_rectangle
 from steatosis_tf.roi.roi_cells import keep_persons_boxes
-from steatosis_tf.roi.sector import Sector, find_sector
-from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, sector_cell
+from steatosis_tf.roi.sector import Fan, Sector, find_sector
+from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, is_persons, persons_fan, sector_cell
 from steatosis_tf.roi.useless_boxes import empty_useless_boxes
+from steatosis_tf.roi.views import VIEW_COLUMN, VIEW_VERSION
 from steatosis_tf.sources.folder import read_frame
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-_ANSWER_COLUMNS = [*ROI_COLUMNS, "roi_quality", "roi_reason", SECTOR_COLUMN]
+_ANSWER_COLUMNS = [*ROI_COLUMNS, "roi_quality", "roi_reason", VIEW_COLUMN, SECTOR_COLUMN]
 
 # A killed run loses at most this many proposals, or a twentieth of a large study, because the
 # whole manifest is written each time.
@@ -53,8 +54,9 @@ class Roi:
 
     Attributes:
         sector: of the frame.
-        rectangle: in px of the frame.
-        quality: of the liver proposal, 0 to 1; 0 for the sector's rectangle.
+        rectangle: in px of the frame; for beam space the one around the whole sector.
+        quality: 0 to 1; of the liver proposal, or of beam space how much of the fan's border was
+            seen (NaN if a person has set it). 0 for the middle of the sector.
         reason: why the sector's rectangle had to do, if it had.
     """
 
@@ -64,26 +66,43 @@ class Roi:
     reason: str = ""
 
 
-def propose_roi(frame: np.ndarray, config: RoiConfig) -> Roi:
+def propose_roi(frame: np.ndarray, config: RoiConfig, fan: Fan | None = None) -> Roi:
     """The ROI of a frame, for training and for prediction alike.
 
     Args:
         frame: `(height, width)` or `(height, width, 3)` RGB, uint8.
-        config: `method` "liver" looks for parenchyma, "sector" takes the sector's middle.
+        config: `method` "liver" looks for parenchyma, "sector" takes the sector's middle,
+            "beamspace" all of it.
+        fan: of the sector if a person has set it; None finds it.
 
     Raises:
         ValueError: if no ROI can be proposed; the text is the reason.
     """
-    sector = find_sector(frame)
+    if fan is None:
+        sector = find_sector(frame)
+    else:
+        sector = Sector(fan.mask(frame.shape[:2]), fan, score=np.nan, border_seen=np.nan)
+    if config.method == "beamspace":
+        return Roi(sector, _around(sector), sector.border_seen)
     if config.method == "sector":
         return Roi(sector, central_rectangle(sector))
-    overlays = find_overlays(frame, sector)
+    overlays = find_overlays(frame, sector.mask)
     proposal = propose_rectangle(frame, sector, liver_probability(frame, sector), overlays)
     if proposal.rectangle is not None:
         return Roi(sector, proposal.rectangle, proposal.quality)
     if not config.sector_fallback:
         raise ValueError(proposal.reason)
     return Roi(sector, central_rectangle(sector), proposal.quality, proposal.reason)
+
+
+def _around(sector: Sector) -> Rectangle:
+    """The smallest rectangle that holds the whole sector."""
+    rows = np.flatnonzero(sector.mask.any(axis=1))
+    columns = np.flatnonzero(sector.mask.any(axis=0))
+    if not len(rows):
+        raise ValueError("no sector: its fan lies outside the frame")
+    top, left = int(rows[0]), int(columns[0])
+    return Rectangle(top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left)
 
 
 def fill_manifest(
@@ -93,7 +112,7 @@ def fill_manifest(
     again: bool = False,
     options: "PipelineOptions | None" = None,
 ) -> pd.DataFrame:
-    """Propose a ROI for every frame of a manifest that has none, and write them into it.
+    """Propose a ROI for every frame of a manifest that has none of this kind, and write them.
 
     Written in steps, so that a killed run goes on where it stopped. On a runner the steps are
     files beside the manifest until all are there.
@@ -101,7 +120,8 @@ def fill_manifest(
     Args:
         manifest_path: manifest to complete in place.
         config: how to propose.
-        again: propose anew where an earlier proposal stands. A person's box is never touched.
+        again: propose anew where an earlier proposal stands. A person's box or fan is never
+            touched.
         options: Beam runner whose workers propose, see `parallel.beam_options`; None proposes on
             the cores of this machine. The proposals are the same.
 
@@ -112,12 +132,12 @@ def fill_manifest(
         ValueError: if the manifest cannot be used.
         RuntimeError: if the runner gave up; what is done stays for the next call.
     """
-    table = with_roi_columns(read_manifest(manifest_path))
+    table = _without_other_views(with_roi_columns(read_manifest(manifest_path)), config)
     automatic = table["roi_source"] != "person"
     if again:
         table.loc[automatic, list(ROI_COLUMNS)] = pd.NA
         table.loc[automatic, "roi_source"] = ""
-        table[SECTOR_COLUMN] = ""
+        table.loc[~is_persons(table[SECTOR_COLUMN]), SECTOR_COLUMN] = ""
     for _ in _propose(table, manifest_path, config, options):
         write_automatic_boxes(manifest_path, table)
     return read_manifest(manifest_path)  # with what reviewers have decided meanwhile
@@ -135,7 +155,9 @@ def add_roi_columns(
     Args:
         frame_table: manifest rows. Rows with a ROI, a person's above all, stay as they are, unless
             nothing of the person's box is in a sector: the model could see nothing of it, so it
-            is taken out of this table, with the reason.
+            is taken out of this table, with the reason. Rows whose ROI is of the other kind
+            (a rectangle where beam space is asked for, or the other way round) get one of this
+            kind in this table; a person's "rejected" and fan stay.
         manifest_path: where the manifest lies; frame paths are relative to it.
         config: how to propose.
         options: Beam runner whose workers propose; None proposes on the cores of this machine.
@@ -144,9 +166,10 @@ def add_roi_columns(
 
     Returns:
         the table with `roi_top, roi_left, roi_height, roi_width` (px of the full frame, empty
-        where there is no proposal), `roi_source`, `roi_quality`, `roi_reason` and `roi_sector`.
+        where there is no proposal), `roi_source`, `roi_quality`, `roi_reason`, `roi_view` (what
+        the model sees, see `views.input_shape`) and `roi_sector`.
     """
-    table = with_roi_columns(frame_table)
+    table = _without_other_views(with_roi_columns(frame_table), config)
     for _ in _propose(table, manifest_path, config, options, hashes_path):
         pass
     empty_useless_boxes(table, manifest_path)
@@ -180,9 +203,20 @@ def with_roi_columns(frame_table: pd.DataFrame) -> pd.DataFrame:
         table["roi_source"] = np.where(table["roi_height"].notna(), "person", "")
     if "roi_quality" not in table.columns:
         table["roi_quality"] = np.nan
-    for name in ("roi_reason", SECTOR_COLUMN):
+    for name in ("roi_reason", VIEW_COLUMN, SECTOR_COLUMN):
         if name not in table.columns:
             table[name] = ""
+    return table
+
+
+def _without_other_views(table: pd.DataFrame, config: RoiConfig) -> pd.DataFrame:
+    """The table with rows of another kind of ROI emptied, but for what a person has rejected."""
+    is_rejected = (table["roi_source"] == "person") & table["roi_height"].isna()
+    other = (table[VIEW_COLUMN] != config.view) & (table["roi_source"] != "") & ~is_rejected
+    table.loc[other, list(ROI_COLUMNS)] = pd.NA
+    table.loc[other, "roi_source"] = ""
+    if "roi_state" in table.columns:  # a person has decided on the other kind
+        table.loc[other, "roi_state"] = ""
     return table
 
 
@@ -198,11 +232,13 @@ def _propose(
     wanted = table.index[table["roi_source"] == ""]
     folder_path = frame_path(manifest_path, "").resolve()
     paths = [os.path.join(folder_path, path) for path in table.loc[wanted, "path"]]
+    digests, cells = table.loc[wanted, "pixels_sha256"], table.loc[wanted, SECTOR_COLUMN]
+    cells = cells.where(is_persons(cells), "")  # other fans are found again
     known = kept_hashes(hashes_path)
     fresh: dict[str, str] = {}
     items = [
-        (path, hashes_path is not None and digest not in known)
-        for path, digest in zip(paths, table.loc[wanted, "pixels_sha256"], strict=True)
+        (path, hashes_path is not None and digest not in known, cell)
+        for path, digest, cell in zip(paths, digests, cells, strict=True)
     ]
     work = partial(_answer, config)
     folder = None
@@ -210,15 +246,15 @@ def _propose(
         found = map_on_cores(work, items, "ROI")
         step = max(_CHECKPOINT_ROWS, len(table) // 20)
     else:
-        folder = _work_folder(Path(manifest_path), table.loc[wanted, "pixels_sha256"], config)
+        folder = _work_folder(Path(manifest_path), digests, config)
         found = map_on_runner(work, items, folder, options, desc="ROI")
         step = len(table)
     start = 0
     while block := list(islice(found, step)):
         rows = wanted[start : start + len(block)]
-        cells = [cells for cells, _, _ in block]
+        answered = [cells for cells, _, _ in block]
         fresh |= {digest: found_hash for _, digest, found_hash in block if found_hash}
-        columns = pd.DataFrame(cells, columns=_ANSWER_COLUMNS, index=rows)
+        columns = pd.DataFrame(answered, columns=_ANSWER_COLUMNS, index=rows)
         for name in _ANSWER_COLUMNS:
             table.loc[rows, name] = columns[name].astype(table[name].dtype)
         table.loc[rows, "roi_source"] = "auto"
@@ -230,27 +266,30 @@ def _propose(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _answer(config: RoiConfig, item: tuple[str, bool]) -> tuple[list[Any], str, str]:
+def _answer(config: RoiConfig, item: tuple[str, bool, str]) -> tuple[list[Any], str, str]:
     """The columns of one frame, the hash of its pixels, and the leak gate's hash if it is wanted.
 
     Without the sector's mask, to travel light between processes.
     """
-    path, is_hashed = item
+    path, is_hashed, cell = item
     try:
         frame = read_frame(path)
-        roi = propose_roi(frame, config)
+        digest = pixels_sha256(frame)
+        fan = persons_fan(digest, cell)
+        roi = propose_roi(frame, config, fan)
     except ValueError as error:
-        return [None, None, None, None, np.nan, str(error), ""], "", ""
-    box, digest = roi.rectangle, pixels_sha256(frame)
-    cell = sector_cell(roi.sector.fan, digest)
-    cells = [box.top, box.left, box.height, box.width, roi.quality, roi.reason, cell]
+        return [None, None, None, None, np.nan, str(error), config.view, cell], "", ""
+    box = roi.rectangle
+    cell = sector_cell(roi.sector.fan, digest, by_person=fan is not None)
+    sides = [box.top, box.left, box.height, box.width]
+    cells = [*sides, roi.quality, roi.reason, config.view, cell]
     return cells, digest, perceptual_hash(frame).tobytes().hex() if is_hashed else ""
 
 
 def _work_folder(manifest_path: Path, pixels: pd.Series, config: RoiConfig) -> Path:
     """Beside the manifest; another one for other frames, settings or code."""
     settings = json.dumps(
-        [__version__, _ANSWER_COLUMNS, dataclasses.asdict(config)], sort_keys=True
+        [__version__, VIEW_VERSION, _ANSWER_COLUMNS, dataclasses.asdict(config)], sort_keys=True
     )
     digest = hashlib.sha256(settings.encode())
     digest.update("".join(pixels).encode())

@@ -13,7 +13,8 @@ from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path
 from steatosis_tf.parallel import map_on_cores
 from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.liver import liver_mask
-from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.roi.sector import Sector, find_sector
+from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, persons_fan
 from steatosis_tf.roi.sheet import MAX_TILES, SheetRow, write_png, write_sheet
 from steatosis_tf.sources.folder import read_frame
 
@@ -92,7 +93,7 @@ def _sheet_rows(rows: pd.DataFrame, manifest_path: Path) -> Iterator[SheetRow]:
         except ValueError:
             frame = np.zeros((260, 360), np.uint8)  # an empty tile with its reason below
         try:
-            masks = _masks(frame)
+            masks = _masks(frame, row["pixels_sha256"], row[SECTOR_COLUMN])
         except ValueError:
             masks = {}
         yield SheetRow(
@@ -107,8 +108,12 @@ def _sheet_rows(rows: pd.DataFrame, manifest_path: Path) -> Iterator[SheetRow]:
         )
 
 
-def _masks(frame: np.ndarray) -> dict[str, np.ndarray]:
-    sector = find_sector(frame)
+def _masks(frame: np.ndarray, digest: str = "", cell: str = "") -> dict[str, np.ndarray]:
+    fan = persons_fan(digest, cell)
+    if fan is None:
+        sector = find_sector(frame)
+    else:
+        sector = Sector(fan.mask(frame.shape[:2]), fan, score=np.nan, border_seen=np.nan)
     return {"sector": sector.mask, "liver": liver_mask(frame, sector)}
 
 

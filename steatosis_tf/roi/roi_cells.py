@@ -11,8 +11,8 @@ from steatosis_tf.roi.crop import Rectangle
 
 #: States a person gives a frame; the state of a frame nobody has looked at is "".
 STATES = ("accepted", "corrected", "rejected")
-#: All of them; the quality is the proposer's and no person changes it.
-ROI_CELLS = (*DECISION_COLUMNS, "roi_quality")
+#: All of them; quality and view are the proposer's and no person changes them.
+ROI_CELLS = (*DECISION_COLUMNS, "roi_quality", "roi_view")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import pandas as pd
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, pixels_sha256
 from steatosis_tf.parallel import map_on_cores
 from steatosis_tf.roi.crop import Rectangle, crop_roi
-from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, sector_mask
+from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, sector_fan
+from steatosis_tf.roi.views import VIEW_COLUMN
 from steatosis_tf.sources.folder import read_frame
 
 
@@ -18,7 +19,8 @@ def empty_useless_boxes(table: pd.DataFrame, manifest_path: str | Path) -> None:
         table: manifest rows with all ROI columns; `roi_reason` then says what is wrong.
         manifest_path: where the manifest lies; frame paths are relative to it.
     """
-    drawn = table.index[(table["roi_source"] == "person") & table["roi_height"].notna()]
+    is_box = table["roi_height"].notna() & (table[VIEW_COLUMN] == "")
+    drawn = table.index[(table["roi_source"] == "person") & is_box]
     rows = [
         (
             frame_path(manifest_path, row["path"]),
@@ -38,7 +40,8 @@ def _fault_of_box(row: tuple[Path, list[int], str]) -> str:
     path, box, cell = row
     try:
         frame = read_frame(path)
-        crop_roi(frame, sector_mask(frame, pixels_sha256(frame), cell), Rectangle(*box))
+        fan = sector_fan(frame, pixels_sha256(frame), cell)
+        crop_roi(frame, fan.mask(frame.shape[:2]), Rectangle(*box))
     except ValueError as error:
         return str(error)
     return ""

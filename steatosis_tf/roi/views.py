@@ -1,18 +1,28 @@
-"""Beam space: the sector resampled along its beams, rows are depths and columns are beams.
+"""What a model sees of a frame: a rectangle of it, or beam space.
 
-A scanner draws the echoes of parallel or spreading beams as a sector on the screen. Beam space
-takes that back: a place in it is the same share of the depth and the same beam in every frame of
-every probe, the speckle is as fine on the left as in the middle, and no pixel is wasted on the
-dark surround.
+Beam space is the sector resampled along its beams: rows are depths and columns are beams. A scanner
+draws the echoes of parallel or spreading beams as a sector on the screen. Beam space takes that
+back: a place in it is the same share of the depth and the same beam in every frame of every probe,
+the speckle is as fine on the left as in the middle, and no pixel is wasted on the dark surround.
 """
 
+import re
 from functools import lru_cache
 
 import cv2
 import numpy as np
 
+from steatosis_tf.roi.crop import INPUT_SIZE_PX, Rectangle, crop_roi
+from steatosis_tf.roi.overlays import paint_out
 from steatosis_tf.roi.sector import Fan
 from steatosis_tf.sources.folder import to_grey
+
+#: Column of the manifest: "" where the model sees the rectangle, "beamspace 384 x 320" and so on
+#: where it sees beam space of that many rows and columns.
+VIEW_COLUMN = "roi_view"
+#: Raised whenever the same frame, sector and rectangle give a model other pixels than before, so
+#: that nothing kept from then is used again. 2: marks inside the sector are painted out.
+VIEW_VERSION = 2
 
 #: Rows and columns of beam space where nothing else is asked for.
 DEPTH_PX, NUM_BEAMS = 384, 320
@@ -25,6 +35,58 @@ _OFF_SIDES_DEG, _OFF_SIDES = 1.0, 0.02
 _FINER = 1.5
 # A map is 0.7 MB, and the frames of a patient share one or a few.
 _MAPS_KEPT = 16
+
+
+def input_shape(view: str) -> tuple[int, int]:
+    """Height and width in px of what a model sees.
+
+    Args:
+        view: as `VIEW_COLUMN` has it.
+
+    Raises:
+        ValueError: if the text is none of ours.
+
+    Example:
+        >>> input_shape(""), input_shape("beamspace 384 x 320")
+        ((224, 224), (384, 320))
+    """
+    if view == "":
+        return INPUT_SIZE_PX, INPUT_SIZE_PX
+    found = re.fullmatch(r"beamspace (\d+) x (\d+)", view)
+    if found is None:
+        raise ValueError(
+            f'expected {VIEW_COLUMN} as `steatosis roi` wrote it, "" or "beamspace 384 x 320". '
+            f"Received: {view!r}. Run `steatosis roi MANIFEST_CSV --again`"
+        )
+    return int(found[1]), int(found[2])
+
+
+def model_input(
+    frame: np.ndarray, fan: Fan, rectangle: Rectangle | None = None, view: str = ""
+) -> np.ndarray:
+    """What the model sees of a frame, with marks drawn inside the sector painted out.
+
+    Args:
+        frame: `(height, width)` or `(height, width, 3)` RGB, uint8, 0 to 255.
+        fan: of the frame's sector.
+        rectangle: the ROI in px of the frame; beam space needs none.
+        view: as `VIEW_COLUMN` has it; `RoiConfig.view` of a config.
+
+    Returns:
+        `input_shape(view)` uint8 grey, 0 to 255; 0 outside the sector.
+
+    Raises:
+        ValueError: as `crop_roi`, `beam_space` and `input_shape`, or if a rectangle is needed and
+            there is none.
+    """
+    depth_px, num_beams = input_shape(view)
+    mask = _mask(fan, frame.shape[:2]).view(bool)
+    grey = paint_out(frame, mask)
+    if view:
+        return beam_space(grey, fan, depth_px, num_beams)
+    if rectangle is None:
+        raise ValueError("expected a rectangle to cut the ROI from the frame. Received: none")
+    return crop_roi(grey, mask, rectangle)
 
 
 def beam_space(
@@ -64,7 +126,7 @@ def beam_space(
             f"no pixel of the frame of {frame.shape[0]} x {frame.shape[1]} px (height x width) "
             f"lies in the fan. Received: {fan}. Was it made for another frame size?"
         )
-    grey = cv2.bitwise_and(to_grey(frame), mask)
+    grey = to_grey(frame) * mask
     step = depth_length_px(fan) / depth_px
     if step >= _FINER:
         fan = fan.scaled(1 / step)
@@ -128,8 +190,8 @@ def _beam_limits(fan: Fan) -> tuple[float, float]:
 
 @lru_cache(_MAPS_KEPT)
 def _mask(fan: Fan, shape: tuple[int, int]) -> np.ndarray:
-    """255 inside the sector, for `cv2.bitwise_and`."""
-    return fan.mask(shape).view(np.uint8) * np.uint8(255)
+    """`(height, width)` uint8, 1 inside the sector."""
+    return fan.mask(shape).view(np.uint8)
 
 
 @lru_cache(_MAPS_KEPT)

@@ -28,7 +28,7 @@ PROTOCOL = Config(
 
 HIDDEN = -1
 _NO_COVARIATE = (*MANIFEST_COLUMNS, *ROI_COLUMNS, "split", "roi_source", "roi_quality",
-                 "roi_reason", "roi_sector")  # fmt: skip
+                 "roi_reason", "roi_view", "roi_sector")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from steatosis_tf.deploy.predict import are_probabilities, predict_frames, write
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.roi.columns import propose_roi
 from steatosis_tf.roi.crop import crop_roi
+from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.roi.views import beam_space
 from steatosis_tf.sources.folder import read_frame
 
 _COLUMNS = ["path", "grade", "p_normal", "p_mild", "p_moderate", "p_severe", "roi_top",
@@ -33,8 +35,8 @@ SECTOR = RoiConfig(method="sector")
 
 
 def _write_model(
-    path, *, size_px: int = 224, props: dict[str, str] | None = None,
-    last: str = "Softmax", factors=(0, 1 / 255, 2 / 255, 3 / 255),
+    path, *, size_px: tuple[int, int] = (224, 224), props: dict[str, str] | None = None,
+    roi: RoiConfig = SECTOR, last: str = "Softmax", factors=(0, 1 / 255, 2 / 255, 3 / 255),
 ):  # fmt: skip
     helper, kinds = onnx.helper, onnx.TensorProto
     factors = np.array([factors], np.float32)
@@ -47,12 +49,12 @@ def _write_model(
             helper.make_node(last, ["logits"], ["probabilities"], **axis),
         ],
         "mean_grader",
-        [helper.make_tensor_value_info("roi", kinds.UINT8, ["batch", size_px, size_px, 1])],
+        [helper.make_tensor_value_info("roi", kinds.UINT8, ["batch", *size_px, 1])],
         [helper.make_tensor_value_info("probabilities", kinds.FLOAT, ["batch", 4])],
         [onnx.numpy_helper.from_array(factors, "factors")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    ours = {"steatosis.grades": json.dumps(GRADES), "steatosis.roi": json.dumps(asdict(SECTOR))}
+    ours = {"steatosis.grades": json.dumps(GRADES), "steatosis.roi": json.dumps(asdict(roi))}
     if props is None:
         ours[WEIGHTS_KEY] = weights_sha256(io.BytesIO(model.SerializeToString()))
     helper.set_model_props(model, ours if props is None else props)
@@ -131,6 +133,37 @@ def test_written_table_has_whole_px(model_path, frames, tmp_path):
     assert list(table.loc[0, _COLUMNS[1:10]]) == [""] * 9
 
 
+def test_a_model_of_beam_space_is_fed_beam_space(tmp_path, frames):
+    config = RoiConfig(method="beamspace", depth_px=96, num_beams=80)
+    path = _write_model(tmp_path / "beams.onnx", size_px=(96, 80), roi=config)
+    found = predict_frames(path, [frames]).iloc[1]
+    frame = read_frame(found["path"])
+    sector = find_sector(frame)
+    mean = beam_space(frame, sector.fan, 96, 80).mean(dtype=float) / 255
+    exponents = np.exp(mean * np.arange(4))
+    expected = exponents / exponents.sum()
+    np.testing.assert_allclose(list(found[_COLUMNS[2:6]]), expected, atol=1e-5)
+    rows, columns = np.nonzero(sector.mask)
+    assert found["roi_top"] == rows.min()
+    assert found["roi_width"] == columns.max() + 1 - columns.min()
+    with pytest.raises(ValueError, match="input 96 x 80 x 1"):
+        predict_frames(_write_model(tmp_path / "square.onnx", roi=config), [frames])
+
+
+def test_a_grade_typed_into_the_sector_changes_nothing(model_path, frames):
+    frame = read_frame(frames / "b.png")
+    box = propose_roi(frame, SECTOR).rectangle
+    typed = frame.copy()
+    for row in range(1, 5):
+        place = (box.left + 4, box.top + row * box.height // 5)
+        cv2.putText(typed, "severe fatty", place, cv2.FONT_HERSHEY_SIMPLEX, 0.6, 255, 2)
+    cv2.imwrite(str(frames / "e.png"), typed)
+    before, after = predict_frames(model_path, [frames / "b.png", frames / "e.png"])["p_severe"]
+    unpainted = crop_roi(typed, find_sector(typed).mask, box).mean(dtype=float) / 255
+    assert np.exp(3 * unpainted) / np.exp(unpainted * np.arange(4)).sum() - before > 0.005
+    assert after == pytest.approx(before, abs=0.002)
+
+
 def test_no_tensorflow_is_needed(model_path, frames, tmp_path):
     script = (
         "import sys\n"
@@ -157,7 +190,7 @@ def test_stranger_models_are_refused(tmp_path, frames):
     with pytest.raises(ValueError, match=r'grades=\["Normal", "Fatty"\]'):
         predict_frames(_write_model(tmp_path / "two.onnx", props=other), [frames])
     with pytest.raises(ValueError, match=r"inputs=\[\[64, 64, 1\]\]"):
-        predict_frames(_write_model(tmp_path / "small.onnx", size_px=64), [frames])
+        predict_frames(_write_model(tmp_path / "small.onnx", size_px=(64, 64)), [frames])
     unreadable = {"steatosis.grades": "Normal, Mild"}
     with pytest.raises(ValueError, match=r"model of steatosis_tf.*model='text\.onnx'"):
         predict_frames(_write_model(tmp_path / "text.onnx", props=unreadable), [frames])

@@ -10,10 +10,20 @@ import pytest
 import tensorflow_datasets as tfds
 
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, read_manifest, write_manifest
-from steatosis_tf.records.builder import records_location, write_records
+from steatosis_tf.config import RoiConfig
+from steatosis_tf.records.builder import (
+    records_fingerprint,
+    records_location,
+    usable_rows,
+    write_records,
+)
 from steatosis_tf.records.pipeline import read_index, read_records
+from steatosis_tf.roi.columns import add_roi_columns
 from steatosis_tf.roi.crop import Rectangle, crop_roi
-from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.roi.overlays import paint_out
+from steatosis_tf.roi.sector import Fan, find_sector
+from steatosis_tf.roi.sector_cell import sector_cell
+from steatosis_tf.roi.views import beam_space
 from steatosis_tf.sources.folder import read_frame
 
 
@@ -49,7 +59,8 @@ def test_examples_are_the_crops_of_their_frames(phantom_manifest, phantom_record
         row = table.loc[example["frame_id"].decode()]
         frame = read_frame(frame_path(phantom_manifest, row["path"]))
         box = Rectangle(row["roi_top"], row["roi_left"], row["roi_height"], row["roi_width"])
-        expected = crop_roi(frame, find_sector(frame).mask, box)
+        mask = find_sector(frame).mask
+        expected = crop_roi(paint_out(frame, mask), mask, box)
         np.testing.assert_array_equal(example["roi"][..., 0], expected)
         assert example["roi"].dtype == np.uint8
         assert ("Normal", "Mild", "Moderate", "Severe")[example["label"]] == row["grade"]
@@ -86,6 +97,42 @@ def test_pixels_outside_the_sector_are_zero(small_manifest, tmp_path):
         assert cv2.resize(frame, (224, 224))[share == 0].max() > 100
         assert roi[share == 0].max() == 0
         assert roi[share == 1].mean() > 20
+
+
+def test_beam_space_gives_records_of_its_size(small_manifest, tmp_path):
+    config = RoiConfig(method="beamspace", depth_px=96, num_beams=80)
+    rectangles = small_manifest()
+
+    def beams(table: pd.DataFrame) -> pd.DataFrame:
+        return add_roi_columns(table, rectangles, config)
+
+    manifest_path = small_manifest(beams)
+    write_records(manifest_path, tmp_path / "beams")
+    table = read_manifest(manifest_path).set_index("frame_id")
+    for example in read_records(tmp_path / "beams").as_numpy_iterator():
+        path = table.at[example["frame_id"].decode(), "path"]
+        frame = read_frame(frame_path(manifest_path, path))
+        fan = find_sector(frame).fan
+        expected = beam_space(paint_out(frame, fan.mask(frame.shape[:2])), fan, 96, 80)
+        np.testing.assert_array_equal(example["roi"], expected[..., np.newaxis])
+
+    def mixed(table: pd.DataFrame) -> pd.DataFrame:
+        return pd.concat([table.iloc[:2].assign(roi_view=""), beams(table).iloc[2:]])
+
+    with pytest.raises(ValueError, match=r"one kind of ROI.*roi_view='', 'beamspace 96 x 80'"):
+        write_records(small_manifest(mixed), tmp_path / "mixed")
+
+
+def test_a_persons_fan_makes_other_records(small_manifest, tmp_path):
+    rows = usable_rows(read_manifest(small_manifest()))
+    fan = Fan("convex", 320.0, -20.0, -33.0, 33.0, 80.0, 300.0)
+    changed = rows.copy()
+    changed.loc[changed.index[0], "roi_sector"] = sector_cell(
+        fan, changed["pixels_sha256"].iloc[0], by_person=True
+    )
+    assert records_fingerprint(changed) != records_fingerprint(rows)
+    unknown = rows.assign(roi_sector="")
+    assert records_fingerprint(unknown) == records_fingerprint(rows)
 
 
 def test_a_manifest_without_sectors_gives_the_same_bytes(small_manifest, tmp_path):

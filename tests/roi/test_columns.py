@@ -1,6 +1,7 @@
 """Every frame gets a ROI or a reason; what a person has set stays."""
 
 import re
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -18,9 +19,12 @@ from steatosis_tf.roi.columns import (
     propose_roi,
     with_roi_columns,
 )
+from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.roi.sector_cell import sector_cell
 from steatosis_tf.sources.folder import read_frame
 
 SECTOR = RoiConfig(method="sector")
+BEAMS = RoiConfig(method="beamspace", depth_px=64, num_beams=48)
 _BOX = ["roi_top", "roi_left", "roi_height", "roi_width"]
 
 
@@ -93,6 +97,49 @@ def test_a_persons_box_that_shows_nothing_is_rejected_with_its_reason(
     assert found.at[row, "roi_source"] == "person"
     assert re.match(reason, found.at[row, "roi_reason"])
     pd.testing.assert_frame_equal(found.drop(row), table.drop(row))
+
+
+def test_beam_space_takes_the_whole_sector(fan_manifest):
+    found = add_roi_columns(read_manifest(fan_manifest), fan_manifest, BEAMS)
+    assert list(found["roi_view"]) == ["beamspace 64 x 48"] * 3
+    assert found.loc[2, _BOX].isna().all()
+    frame = read_frame(fan_manifest.parent / found.at[0, "path"])
+    rows, columns = np.nonzero(find_sector(frame).mask)
+    box = [rows.min(), columns.min(), np.ptp(rows) + 1, np.ptp(columns) + 1]
+    assert list(found.loc[0, _BOX]) == box
+    assert found.at[0, "roi_quality"] == find_sector(frame).border_seen
+    pd.testing.assert_frame_equal(add_roi_columns(found, fan_manifest, BEAMS), found)
+
+
+def test_another_kind_of_roi_is_proposed_anew_but_a_rejection_stays(fan_manifest):
+    boxes = add_roi_columns(read_manifest(fan_manifest), fan_manifest, SECTOR)
+    beams = add_roi_columns(boxes, fan_manifest, BEAMS)
+    expected = add_roi_columns(read_manifest(fan_manifest), fan_manifest, BEAMS)
+    pd.testing.assert_frame_equal(beams, expected)
+    pd.testing.assert_frame_equal(add_roi_columns(beams, fan_manifest, SECTOR), boxes)
+    boxes["roi_state"] = ["corrected", "rejected", ""]
+    boxes.loc[0, [*_BOX, "roi_source"]] = [150, 200, 100, 120, "person"]
+    boxes.loc[1, _BOX] = pd.NA
+    boxes.loc[1, "roi_source"] = "person"
+    beams = add_roi_columns(boxes, fan_manifest, BEAMS)
+    assert list(beams.loc[0, _BOX]) == list(expected.loc[0, _BOX])
+    assert beams.at[0, "roi_state"] == ""  # the person had decided on a box
+    pd.testing.assert_series_equal(beams.loc[1], boxes.loc[1])
+
+
+def test_a_persons_fan_is_used_and_kept(fan_manifest):
+    found = add_roi_columns(read_manifest(fan_manifest), fan_manifest, BEAMS)
+    frame = read_frame(fan_manifest.parent / found.at[0, "path"])
+    fan = replace(find_sector(frame).fan, far_px=300.0)
+    found.at[0, "roi_sector"] = sector_cell(fan, found.at[0, "pixels_sha256"], by_person=True)
+    write_manifest(found, fan_manifest)
+    again = fill_manifest(fan_manifest, BEAMS, again=True)
+    assert again.at[0, "roi_sector"] == found.at[0, "roi_sector"]
+    assert again.at[1, "roi_sector"] == found.at[1, "roi_sector"]
+    rows = np.flatnonzero(fan.mask(frame.shape[:2]).any(axis=1))
+    assert again.at[0, "roi_height"] == np.ptp(rows) + 1 < found.at[0, "roi_height"]
+    middle = add_roi_columns(again, fan_manifest, SECTOR)
+    assert middle.at[0, "roi_top"] + middle.at[0, "roi_height"] <= rows.max() + 1
 
 
 def test_sector_rectangle_stands_in_only_where_the_config_says_so(drawn_fan):

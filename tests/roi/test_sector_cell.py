@@ -3,12 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from steatosis_tf.cohort.manifest import pixels_sha256
 from steatosis_tf.roi import sector_cell as module
 from steatosis_tf.roi.sector import Fan, find_sector
-from steatosis_tf.roi.sector_cell import sector_cell, sector_mask
+from steatosis_tf.roi.sector_cell import is_persons, persons_fan, sector_cell, sector_fan
 
 _FANS = (
     Fan("convex", 320.123456789, -20.1, -33.3, 33.3, 80.2, 420.7, row_stretch=16 / 15),
@@ -22,21 +23,31 @@ def test_a_kept_fan_is_drawn_to_the_last_pixel(drawn_fan, fan):
     frame = drawn_fan()[0]
     digest = pixels_sha256(frame)
     # the cell's, not the one that the frame shows
-    mask = sector_mask(frame, digest, sector_cell(fan, digest))
-    np.testing.assert_array_equal(mask, fan.mask(frame.shape))
-    assert (mask != find_sector(frame).mask).any()
+    assert sector_fan(frame, digest, sector_cell(fan, digest)) == fan
+    assert fan != find_sector(frame).fan
 
 
 def test_of_other_pixels_or_another_version_the_sector_is_found_anew(drawn_fan, monkeypatch):
     frame, other = drawn_fan()[0], drawn_fan(apex=(300, -20), seed=1)[0]
     digest = pixels_sha256(frame)
     cell = sector_cell(replace(_FANS[0], far_px=200.0), digest)
-    found = find_sector(other).mask
-    np.testing.assert_array_equal(sector_mask(other, pixels_sha256(other), cell), found)
-    np.testing.assert_array_equal(sector_mask(frame, digest, ""), find_sector(frame).mask)
-    assert (sector_mask(frame, digest, cell) != find_sector(frame).mask).any()
+    assert sector_fan(other, pixels_sha256(other), cell) == find_sector(other).fan
+    assert sector_fan(frame, digest, "") == find_sector(frame).fan
+    assert sector_fan(frame, digest, cell) != find_sector(frame).fan
     monkeypatch.setattr(module, "__version__", "99.0")
-    np.testing.assert_array_equal(sector_mask(frame, digest, cell), find_sector(frame).mask)
+    assert sector_fan(frame, digest, cell) == find_sector(frame).fan
+
+
+def test_a_persons_fan_outlives_the_version_but_not_the_pixels(drawn_fan, monkeypatch):
+    frame, other = drawn_fan()[0], drawn_fan(apex=(300, -20), seed=1)[0]
+    digest = pixels_sha256(frame)
+    cell = sector_cell(_FANS[0], digest, by_person=True)
+    assert persons_fan(digest, sector_cell(_FANS[0], digest)) is None
+    assert is_persons(pd.Series([cell, sector_cell(_FANS[0], digest), ""])).tolist() == [1, 0, 0]
+    monkeypatch.setattr(module, "__version__", "99.0")
+    assert sector_fan(frame, digest, cell) == persons_fan(digest, cell) == _FANS[0]
+    assert persons_fan(pixels_sha256(other), cell) is None
+    assert sector_fan(other, pixels_sha256(other), cell) == find_sector(other).fan
 
 
 @pytest.mark.parametrize(
@@ -47,4 +58,4 @@ def test_a_damaged_cell_is_named(drawn_fan, damage):
     frame = drawn_fan()[0]
     digest = pixels_sha256(frame)
     with pytest.raises(ValueError, match="expected roi_sector as `steatosis roi` wrote it"):
-        sector_mask(frame, digest, damage(sector_cell(_FANS[0], digest)))
+        sector_fan(frame, digest, damage(sector_cell(_FANS[0], digest)))

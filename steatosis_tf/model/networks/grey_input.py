@@ -8,9 +8,11 @@ from steatosis_tf.roi.crop import INPUT_SIZE_PX
 _SPREAD = 64.0
 
 
-def roi_input() -> tuple[keras.KerasTensor, keras.KerasTensor]:
-    """The input `roi` `(batch, 224, 224, 1)` uint8, 0 to 255, and the same as float32."""
-    roi = keras.Input((INPUT_SIZE_PX, INPUT_SIZE_PX, 1), dtype="uint8", name="roi")
+def roi_input(
+    shape: tuple[int, int] = (INPUT_SIZE_PX, INPUT_SIZE_PX),
+) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+    """The input `roi` `(batch, *shape, 1)` uint8, 0 to 255, and the same as float32."""
+    roi = keras.Input((*shape, 1), dtype="uint8", name="roi")
     return roi, keras.layers.Rescaling(1.0, name="to_float")(roi)
 
 
