@@ -32,7 +32,8 @@ STORE_NAME = "roi_decisions.sqlite"
 #: Columns that a decision changes, in the order in which a manifest gets them.
 DECISION_COLUMNS = (
     "roi_top", "roi_left", "roi_height", "roi_width",
-    "roi_source", "roi_reason", "roi_state", "roi_reviewer", "roi_reviewed_at",
+    "roi_source", "roi_reason", "roi_state", "roi_reviewer", "roi_reviewed_at", "roi_view",
+    "roi_sector",
 )  # fmt: skip
 
 _FIELDS = (
@@ -97,8 +98,8 @@ class Entry:
 
     @cached_property
     def cells(self) -> dict[str, str]:
-        """What the ROI columns became."""
-        return json.loads(self.after)
+        """What the ROI columns became; those that did not exist yet are empty."""
+        return dict.fromkeys(DECISION_COLUMNS, "") | json.loads(self.after)
 
     @property
     def is_persons(self) -> bool:

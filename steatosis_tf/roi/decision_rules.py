@@ -21,7 +21,10 @@ class Decision:
         revision: `RoiCells.revision` of the row that the person saw.
         action: one of `ACTIONS`. "undo" takes back the frame's last decision, "reopen" all of
             them, so that the automatic proposal stands again.
-        rectangle: the person's, px of the full frame; for "correct" only.
+        rectangle: the person's, px of the full frame; for "correct" only. Of a frame that is seen
+            in beam space it is the one around the fan.
+        sector: the person's fan, as `sector_cell` writes it; for "correct" only, where the frame
+            is seen in beam space.
         reason: needed for "reject", optional for "correct".
     """
 
@@ -30,6 +33,7 @@ class Decision:
     action: str
     rectangle: Rectangle | None = None
     reason: str = ""
+    sector: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,13 @@ def decided(
     if decision.action == "correct":
         if decision.rectangle is None:
             raise ValueError("Expected the corrected box. Received: rectangle=None.")
-        return replace(signed, rectangle=decision.rectangle, state="corrected")
+        if bool(decision.sector) != bool(before.view):
+            raise ValueError(
+                "Expected a corrected fan where the frame is seen in beam space, and a corrected "
+                f"box elsewhere. Received: view={before.view!r} sector={decision.sector!r}."
+            )
+        sector = decision.sector or before.sector
+        return replace(signed, rectangle=decision.rectangle, sector=sector, state="corrected")
     # Without its box a rejected frame cannot slip into training through code that looks at the
     # rectangle only. The store keeps the box for undo.
     return replace(signed, rectangle=None, state="rejected")

@@ -11,8 +11,8 @@ from steatosis_tf.roi.crop import Rectangle
 
 #: States a person gives a frame; the state of a frame nobody has looked at is "".
 STATES = ("accepted", "corrected", "rejected")
-#: All of them; quality and view are the proposer's and no person changes them.
-ROI_CELLS = (*DECISION_COLUMNS, "roi_quality", "roi_view")
+#: All of them; the quality is the proposer's and no person changes it.
+ROI_CELLS = (*DECISION_COLUMNS, "roi_quality")
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,17 @@ class RoiCells:
     """The ROI of one frame, as the manifest has it.
 
     Attributes:
-        rectangle: px of the full frame; None if nobody and nothing could place it.
-        source: "auto" or "person": who drew the rectangle, or decided that there is none.
+        rectangle: px of the full frame, around the sector where beam space is seen; None if nobody
+            and nothing could place it.
+        source: "auto" or "person": who drew the rectangle or the fan, or decided that there is
+            none.
         quality: of the automatic proposal, 0 to 1; None if unknown.
         reason: why there is no proposal, or why a person corrected or rejected it.
         state: one of `STATES`, or "" while nobody has looked at the frame.
         reviewer: who decided; "" while nobody has.
         reviewed_at: when, UTC, ISO 8601; "" while nobody has.
+        view: what the model sees, see `roi.views.VIEW_COLUMN`; "" is the rectangle.
+        sector: the fan, see `roi.sector_cell`; "" if it is not known.
     """
 
     rectangle: Rectangle | None = None
@@ -36,6 +40,8 @@ class RoiCells:
     state: str = ""
     reviewer: str = ""
     reviewed_at: str = ""
+    view: str = ""
+    sector: str = ""
 
     @property
     def revision(self) -> str:
@@ -56,7 +62,15 @@ class RoiCells:
             quality=None if _unknown(quality) else float(quality),
             **{
                 name: row.get(f"roi_{name}") or ""
-                for name in ("source", "reason", "state", "reviewer", "reviewed_at")
+                for name in (
+                    "source",
+                    "reason",
+                    "state",
+                    "reviewer",
+                    "reviewed_at",
+                    "view",
+                    "sector",
+                )
             },
         )
 
@@ -64,7 +78,8 @@ class RoiCells:
         """CSV texts of `ROI_CELLS`; `from_row` turns them back."""
         box = self.rectangle
         sides = ("", "", "", "") if box is None else (box.top, box.left, box.height, box.width)
-        rest = (self.source, self.reason, self.state, self.reviewer, self.reviewed_at)
+        rest = (self.source, self.reason, self.state, self.reviewer, self.reviewed_at, self.view,
+                self.sector)  # fmt: skip
         quality = "" if self.quality is None else self.quality
         return dict(zip(ROI_CELLS, map(str, (*sides, *rest, quality)), strict=True))
 

@@ -25,6 +25,8 @@ from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.decision_rules import Decision
 from steatosis_tf.roi.decisions import DecisionStore
 from steatosis_tf.roi.roi_cells import keep_persons_boxes
+from steatosis_tf.roi.sector import Fan
+from steatosis_tf.roi.sector_cell import persons_fan, sector_cell
 
 HEADER = (
     "frame_id,path,patient_id,grade,fat_percent,pixels_sha256,site,"
@@ -88,7 +90,7 @@ def test_cells_that_nobody_decided_about_stay_as_they_were_written(manifest):
     store.close()
     lines = manifest.read_text().splitlines()
     # 12.50 keeps its zero and 007 its zeros: the file is copied, not parsed and printed again.
-    assert lines[1] == 'a1,f/a1.png,007,Mild,12.50,x,"Lyon, 2",10,20,30,40,auto,0.9,,,,'
+    assert lines[1] == 'a1,f/a1.png,007,Mild,12.50,x,"Lyon, 2",10,20,30,40,auto,0.9,,,,,,'
     assert lines[3].startswith("c3,f/c3.png,008,Severe,70,x,,,,,,auto,0.05,no liver found")
 
 
@@ -217,9 +219,28 @@ def test_a_manifest_that_has_no_roi_columns_yet_gets_them(tmp_path):
     store.close()
     assert path.read_text().splitlines()[0] == (
         "frame_id,path,patient_id,grade,fat_percent,pixels_sha256,roi_top,roi_left,roi_height,"
-        "roi_width,roi_source,roi_reason,roi_state,roi_reviewer,roi_reviewed_at"
+        "roi_width,roi_source,roi_reason,roi_state,roi_reviewer,roi_reviewed_at,roi_view,roi_sector"
     )
     assert box(path, "a1") == ("1", "2", "30", "40")
+
+
+def test_a_fan_is_corrected_and_comes_back_by_undo(manifest):
+    table = read_manifest(manifest).assign(roi_view="beamspace 384 x 320", roi_sector="0.1.0 x ...")
+    write_manifest(table, manifest)
+    store = DecisionStore(manifest)
+    fan = Fan("convex", 50.0, -20.0, -30.0, 30.0, 30.0, 90.0)
+    cell = sector_cell(fan, "x", by_person=True)
+    with pytest.raises(ValueError, match="a corrected fan where the frame is seen in beam space"):
+        decide(store, "a1", "correct", rectangle=Rectangle(1, 2, 30, 40))
+    decide(store, "a1", "correct", rectangle=Rectangle(1, 2, 30, 40), sector=cell)
+    assert row(manifest, "a1")["roi_sector"] == cell
+    assert row(manifest, "a1")["roi_source"] == "person"
+    assert persons_fan("x", cell) == fan
+    decide(store, "a1", "undo")
+    assert row(manifest, "a1")["roi_sector"] == "0.1.0 x ..."
+    decide(store, "b2", "reject", reason="no liver")
+    assert row(manifest, "b2")["roi_view"] == "beamspace 384 x 320"
+    store.close()
 
 
 def test_two_reviewers_do_not_overwrite_each_other(manifest):
