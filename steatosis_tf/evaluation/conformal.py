@@ -17,9 +17,7 @@ from steatosis_tf.evaluation.checks import check_table, checked_probabilities
 from steatosis_tf.evaluation.proportions import wilson_interval
 from steatosis_tf.evaluation.scores import labels_and_probabilities
 from steatosis_tf.grades import GRADES
-
-#: Masses that differ by less are equal: sums of the same probabilities round differently.
-TINY = 1e-9
+from steatosis_tf.model.joint import TINY, mass_before
 
 
 def fit_conformal(validation_scores: pd.DataFrame, coverage: float = 0.9) -> dict[str, Any]:
@@ -40,7 +38,7 @@ def fit_conformal(validation_scores: pd.DataFrame, coverage: float = 0.9) -> dic
     if not 0 < coverage < 1:
         raise ValueError(f"Expected coverage between 0 and 1. Received: coverage={coverage}.")
     labels, probabilities = _patients(validation_scores)
-    mass = np.sort(_mass_before(probabilities)[np.arange(len(labels)), labels])
+    mass = np.sort(mass_before(probabilities)[np.arange(len(labels)), labels])
     # The smallest rank that keeps the promise for the next patient, n + 1 together.
     rank = int(np.ceil((len(mass) + 1) * coverage - TINY))
     note, threshold = None, 1.0
@@ -70,7 +68,7 @@ def grade_sets(conformal: dict[str, Any], probabilities: np.ndarray) -> np.ndarr
     Raises:
         ValueError: bad probabilities.
     """
-    return _mass_before(checked_probabilities(probabilities)) <= conformal["threshold"] + TINY
+    return mass_before(checked_probabilities(probabilities)) <= conformal["threshold"] + TINY
 
 
 def evaluate_conformal(
@@ -112,25 +110,6 @@ def _patients(scores: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         )
     check_table(scores, "patient_id")
     return labels_and_probabilities(scores)
-
-
-def _mass_before(probabilities: np.ndarray) -> np.ndarray:
-    """Mass `(N, 4)` gathered before each grade joins the growing set; 0 for the first."""
-    rows = np.arange(len(probabilities))
-    low = probabilities.argmax(axis=1)
-    high = low.copy()
-    gathered = probabilities[rows, low]
-    mass = np.zeros_like(probabilities)
-    # A column of -1 on both sides: the set never grows beyond the grades.
-    padded = np.pad(probabilities, ((0, 0), (1, 1)), constant_values=-1.0)
-    for _ in range(len(GRADES) - 1):
-        below, above = padded[rows, low], padded[rows, high + 2]
-        downwards = below >= above
-        joined = np.where(downwards, low - 1, high + 1)
-        mass[rows, joined] = gathered
-        gathered = gathered + np.where(downwards, below, above)
-        low, high = np.where(downwards, joined, low), np.where(downwards, high, joined)
-    return mass
 
 
 def _share(held: np.ndarray, confidence: float) -> dict[str, Any]:

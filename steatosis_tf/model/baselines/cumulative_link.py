@@ -8,7 +8,6 @@ so that they carry the honest error of the score.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special
 
 # Keeps parameters finite where the score parts two grades without error.
 _PENALTY = 0.02
@@ -49,6 +48,8 @@ def fit_cumulative_link(score: np.ndarray, label: np.ndarray) -> CumulativeLink:
             f"score.shape={score.shape} label.shape={label.shape}, "
             f"{len(np.unique(score))} different scores."
         )
+    from scipy import optimize  # a fitted link answers without SciPy
+
     centre, spread = score.mean(), score.std()
     place = (score - centre) / spread
     rows = np.arange(len(label))
@@ -68,6 +69,7 @@ def _parameters(free: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def _shares(score: np.ndarray, slope: float, cuts: np.ndarray) -> np.ndarray:
-    at_most = special.expit(cuts - slope * score[:, None])
+    # The logistic function; tanh cannot overflow.
+    at_most = 0.5 * (1 + np.tanh(0.5 * (cuts - slope * score[:, None])))
     edges = np.zeros((len(score), 1)), np.ones((len(score), 1))
     return np.diff(np.hstack([edges[0], at_most, edges[1]]), axis=1)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 #: Ridge penalties among which the training patients choose, for standardised numbers.
-PENALTIES = (10.0, 100.0, 1e3, 1e4, 1e5)
+PENALTIES = (10.0, 30.0, 100.0, 300.0, 1e3, 1e4, 1e5)
 
 _MIN_PATIENTS = 10
 
@@ -78,15 +78,39 @@ def fit_fat_rule(
     Raises:
         ValueError: if shapes disagree, there are fewer than 10 patients, or fat is out of range.
     """
-    features, fat = np.asarray(features, float), np.asarray(fat_percent, float)
-    _check(features, fat, signs)
+    fat = np.asarray(fat_percent, float)
+    if not ((fat >= 0) & (fat <= 100)).all():
+        raise ValueError(
+            "Expected fat_percent from 0 to 100 for every patient. Received: a value outside, or "
+            "none. Leave out patients without a biopsy."
+        )
+    return fit_linear_rule(features, np.sqrt(fat), signs=signs, flag_missing=flag_missing)
+
+
+def fit_linear_rule(
+    features: np.ndarray,
+    target: np.ndarray,
+    *,
+    signs: tuple[int, ...] | None = None,
+    flag_missing: bool = False,
+) -> tuple[FatRule, np.ndarray]:
+    """`fit_fat_rule` for a target on another scale, such as the grade where no biopsy is known.
+
+    Args:
+        features, signs, flag_missing: as of `fit_fat_rule`.
+        target: `(num_patients,)`, more for more fat.
+
+    Raises:
+        ValueError: if shapes disagree, or there are fewer than 10 patients.
+    """
+    features, target = np.asarray(features, float), np.asarray(target, float)
+    _check(features, target, signs)
     if signs is not None and flag_missing:
         raise ValueError("Expected either signs or flag_missing: a flag has no known direction.")
-    target = np.sqrt(fat)
     penalties = PENALTIES if signs is None else (0.0,)
-    left_out = np.empty((len(penalties), len(fat)))
-    for patient in range(len(fat)):
-        others = np.arange(len(fat)) != patient
+    left_out = np.empty((len(penalties), len(target)))
+    for patient in range(len(target)):
+        others = np.arange(len(target)) != patient
         rules = _rules(features[others], target[others], penalties, signs, flag_missing)
         left_out[:, patient] = [rule.sqrt_fat(features[[patient]])[0] for rule in rules]
     best = int(np.square(left_out - target).mean(axis=1).argmin())
@@ -142,17 +166,12 @@ def _expanded(features: np.ndarray, fill: np.ndarray, indicators: tuple[int, ...
     return np.hstack([np.where(missing, fill, features), missing[:, list(indicators)]])
 
 
-def _check(features: np.ndarray, fat: np.ndarray, signs: tuple[int, ...] | None) -> None:
-    if features.ndim != 2 or fat.shape != features.shape[:1] or len(fat) < _MIN_PATIENTS:
+def _check(features: np.ndarray, target: np.ndarray, signs: tuple[int, ...] | None) -> None:
+    if features.ndim != 2 or target.shape != features.shape[:1] or len(target) < _MIN_PATIENTS:
         raise ValueError(
-            f"Expected features (num_patients, k) and fat_percent (num_patients,) of at least "
+            f"Expected features (num_patients, k) and a target (num_patients,) of at least "
             f"{_MIN_PATIENTS} patients. Received: features.shape={features.shape} "
-            f"fat_percent.shape={fat.shape}."
-        )
-    if not ((fat >= 0) & (fat <= 100)).all():
-        raise ValueError(
-            "Expected fat_percent from 0 to 100 for every patient. Received: a value outside, or "
-            "none. Leave out patients without a biopsy."
+            f"target.shape={target.shape}."
         )
     if signs is not None and (len(signs) != features.shape[1] or set(signs) - {-1, 1}):
         raise ValueError(

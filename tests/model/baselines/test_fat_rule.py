@@ -93,7 +93,7 @@ def test_shares_add_up_to_the_prediction():
     ("features", "fat", "signs", "match"),
     [
         (np.zeros((5, 2)), np.zeros(5), None, "at least 10 patients"),
-        (np.zeros((20, 2)), np.zeros(19), None, "fat_percent.shape"),
+        (np.zeros((20, 2)), np.zeros(19), None, r"target.shape=\(19,\)"),
         (np.zeros(20), np.zeros(20), None, "features.shape"),
         (np.zeros((20, 2)), np.full(20, np.nan), None, "fat_percent from 0 to 100"),
         (np.zeros((20, 2)), np.full(20, 101.0), None, "fat_percent from 0 to 100"),

@@ -1,0 +1,103 @@
+"""What an answer is: the one shape that predict, the page, the SR and the report hand on.
+
+Frames are answered first, then the patient they show. There are three kinds: *graded*; *score
+only* (a scanner or setting unlike the training data: a fat score, no grade); *unable* (with its
+reason).
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+Kind = Literal["graded", "score_only", "unable"]
+
+#: Code of a reason -> its sentence, for frames and patients that are not graded.
+REASONS = {
+    "no_sector": "No ultrasound sector was found in the picture.",
+    "no_liver": "No liver is in view.",
+    "too_shallow": "Too little of the depth is in view.",
+    "marks_over_liver": "Text, calipers or marks lie over the liver.",
+    "not_liver_ultrasound": "The picture does not look like an ultrasound of a liver.",
+    "unlike_training": "Scanner, setting or view are unlike the training data: the score is shown "
+    "without a grade. Recalibrate with 20 local patients.",
+    "no_frames": "No frame was given.",
+}
+
+
+@dataclass(frozen=True)
+class FrameAnswer:
+    """What one frame shows.
+
+    Attributes:
+        name: file name (never a full path), with `#3` behind it for frame 3 of a clip.
+        kind: "graded" where the frame enters the patient's grade.
+        reason_code: why it does not, a code of `REASONS`; "" where it does.
+        reason: the same as a sentence.
+        fat_score: predicted fat percent of all parts joined; NaN if unable.
+        network_sqrt_fat: the network's own prediction, square root of fat percent; NaN if unable.
+        novelty: distance from the training data, 1 where grades end; NaN if not looked at.
+        features: measured feature -> value (NaN where it could not be measured).
+        sector: `(n, 2)` float, outline as (x, y) in px of the frame; empty if none.
+        liver: the same, outline of the liver.
+        boxes: name ("liver", "kidney", "diaphragm", ...) -> (top, left, height, width) px.
+        map: `(rows, columns)` float32 over beam space, what each place adds to the network's
+            prediction (`joint.explain_places`); None if not asked.
+    """
+
+    name: str
+    kind: Kind
+    reason_code: str = ""
+    reason: str = ""
+    fat_score: float = float("nan")
+    network_sqrt_fat: float = float("nan")
+    novelty: float = float("nan")
+    features: dict[str, float] = field(default_factory=dict)
+    sector: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+    liver: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+    boxes: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
+    map: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class PatientAnswer:
+    """What a patient's frames say together.
+
+    Attributes:
+        patient: pseudonymous id, study UID or folder name as the caller grouped the frames.
+        kind, reason_code, reason: as of a frame.
+        fat_percent: fat score, percent of hepatocytes as the training biopsies read it; NaN if
+            unable, or if the model was trained on grades alone.
+        novelty: distance from the training data, 1 where grades end; NaN if unable.
+        fat_interval: 90 % interval of it, from left-out patients.
+        grade: "" unless graded; by the bundle's stated decision rule.
+        probabilities: grade -> calibrated probability, sum 1; empty unless graded.
+        prediction_set: grades that the stated conformal threshold keeps; empty unless graded.
+        operating_points: name -> True where the patient is at or over it; empty unless graded.
+        contributions: part -> what it adds to the predicted square root of fat percent, against
+            the mean training patient; largest first.
+        features: measured feature -> mean over the frames that show it.
+        training_rank: share of training patients with less fat score, 0 to 1.
+        num_frames, num_used: frames seen, and those that entered.
+        frames: one answer per frame.
+        date: study date YYYY-MM-DD where known, else "".
+    """
+
+    patient: str
+    kind: Kind
+    reason_code: str = ""
+    reason: str = ""
+    fat_percent: float = float("nan")
+    novelty: float = float("nan")
+    fat_interval: tuple[float, float] = (float("nan"), float("nan"))
+    grade: str = ""
+    probabilities: dict[str, float] = field(default_factory=dict)
+    prediction_set: tuple[str, ...] = ()
+    operating_points: dict[str, bool] = field(default_factory=dict)
+    contributions: dict[str, float] = field(default_factory=dict)
+    features: dict[str, float] = field(default_factory=dict)
+    training_rank: float = float("nan")
+    num_frames: int = 0
+    num_used: int = 0
+    frames: tuple[FrameAnswer, ...] = ()
+    date: str = ""
