@@ -17,16 +17,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from steatosis_tf.cohort.decision_store import DECISION_COLUMNS, Entry, read_entries
 from steatosis_tf.cohort.decisions import (
-    DECISION_COLUMNS,
-    Entry,
     History,
     Row,
     check_clear,
     check_none_dropped,
     manifest_lock,
     match,
-    read_entries,
     reviewed_rows,
 )
 from steatosis_tf.cohort.labels import check_labels, read_table
@@ -238,9 +236,9 @@ def pixels_sha256(frame: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _rows_of(table: pd.DataFrame) -> list[Row]:
+def _rows_of(table: pd.DataFrame) -> Iterable[Row]:
     reviewed_at = table.get("roi_reviewed_at", pd.Series("", index=table.index))
-    return list(map(Row, table["frame_id"], table["pixels_sha256"], reviewed_at))
+    return map(Row, table["frame_id"], table["pixels_sha256"], reviewed_at)
 
 
 def _decided(

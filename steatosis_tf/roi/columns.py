@@ -31,7 +31,7 @@ from steatosis_tf.roi.crop import Rectangle, central_rectangle
 from steatosis_tf.roi.liver import liver_probability
 from steatosis_tf.roi.overlays import find_overlays
 from steatosis_tf.roi.proposal import propose_rectangle
-from steatosis_tf.roi.roi_cells import keep_persons_boxes
+from steatosis_tf.roi.review.rules import keep_persons_boxes
 from steatosis_tf.roi.sector import Fan, Sector, find_sector
 from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, is_persons, persons_fan, sector_cell
 from steatosis_tf.roi.useless_boxes import empty_useless_boxes

@@ -17,8 +17,8 @@ from fastapi import FastAPI, Query, Response
 from pydantic import BaseModel, Field
 
 from steatosis_tf.roi.crop import Rectangle
-from steatosis_tf.roi.decision_rules import Decision, checked_reviewer
-from steatosis_tf.roi.decisions import DecisionStore
+from steatosis_tf.roi.review.rules import Decision, checked_reviewer
+from steatosis_tf.roi.review.store import DecisionStore
 from steatosis_tf.server.app import bound_socket, make_app, serve
 from steatosis_tf.server.frames import Polygon, StudyFolders, frame_outlines, shown_frame
 

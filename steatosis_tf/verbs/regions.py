@@ -87,7 +87,7 @@ def _review_arguments(parser: ArgumentParser) -> None:
 
 def export_boxes(args: Namespace) -> Result:
     """Write the boxes of a manifest as COCO or Label Studio JSON, or all decisions as CSV."""
-    from steatosis_tf.roi.annotations import export_annotations
+    from steatosis_tf.roi.review.exchange import export_annotations
 
     count = export_annotations(
         args.manifest, args.output, file_format=args.format, masks_dir=args.masks
@@ -106,7 +106,7 @@ def _export_arguments(parser: ArgumentParser) -> None:
 
 def import_boxes(args: Namespace) -> Result:
     """Take a team's boxes (COCO or Label Studio JSON) into a manifest as a person's."""
-    from steatosis_tf.roi.annotations import import_annotations
+    from steatosis_tf.roi.review.exchange import import_annotations
 
     summary = import_annotations(
         args.annotations,

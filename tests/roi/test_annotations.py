@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 
 from steatosis_tf.cohort.manifest import read_manifest
-from steatosis_tf.roi.annotated_frame import LabelledBox
-from steatosis_tf.roi.annotations import (
+from steatosis_tf.roi.crop import Rectangle
+from steatosis_tf.roi.review.exchange import (
     export_annotations,
     import_annotations,
     read_annotations,
     write_annotations,
 )
-from steatosis_tf.roi.crop import Rectangle
+from steatosis_tf.roi.review.formats import LabelledBox
 
 HEIGHT, WIDTH = 200, 300
 
@@ -108,6 +108,16 @@ def test_a_box_comes_in_as_a_persons(manifest, tmp_path, content, expected):
     assert (row["roi_source"], row["roi_state"], row["roi_reviewer"], row["roi_reason"]) == (
         "person", "corrected", "EF", "imported",
     )  # fmt: skip
+
+
+def test_no_box_comes_in_where_the_model_sees_beam_space(manifest, tmp_path):
+    header, *rows = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([f"{header},roi_view", *(f"{row},beamspace" for row in rows)]))
+    summary = import_annotations(write(tmp_path, coco()), manifest, reviewer="EF")
+    assert summary.num_boxes == 0
+    assert summary.rejected == (
+        ("c.png", "the model sees its beamspace, not a box; correct its fan instead"),
+    )
 
 
 def test_what_a_person_decided_before_stays(manifest, tmp_path):

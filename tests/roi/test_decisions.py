@@ -4,27 +4,24 @@ import json
 import multiprocessing
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from steatosis_tf.cli import main
-from steatosis_tf.cohort.decisions import (
-    STORE_NAME,
-    fold_decisions,
-    network_notice,
-    read_entries,
-)
+from steatosis_tf.cohort.decision_store import STORE_NAME, network_notice, read_entries
+from steatosis_tf.cohort.decisions import fold_decisions
 from steatosis_tf.cohort.manifest import read_manifest, write_manifest
 from steatosis_tf.roi.columns import write_automatic_boxes
 from steatosis_tf.roi.crop import Rectangle
-from steatosis_tf.roi.decision_rules import Decision
-from steatosis_tf.roi.decisions import DecisionStore
-from steatosis_tf.roi.roi_cells import keep_persons_boxes
+from steatosis_tf.roi.review.rules import Decision, keep_persons_boxes
+from steatosis_tf.roi.review.store import DecisionStore
 from steatosis_tf.roi.sector import Fan
 from steatosis_tf.roi.sector_cell import persons_fan, sector_cell
 
@@ -132,7 +129,10 @@ def test_an_old_journal_is_taken_over_with_its_undo(manifest):
     assert row(manifest, "a1")["roi_state"] == "rejected"  # only read: nothing is written yet
     assert not manifest.with_name(STORE_NAME).exists()
     store = DecisionStore(manifest)
+    store.refresh()
+    assert store.num_decisions(0) == 2
     assert decide(store, "b2", "accept").saved
+    assert store.num_decisions(0) == 2
     assert decide(store, "a1", "undo").cells.rectangle == Rectangle(5, 1, 30, 30)
     store.close()
     assert box(manifest, "a1") == ("5", "1", "30", "30")
@@ -167,6 +167,39 @@ def test_an_older_manifest_put_back_holds_every_decision(manifest):
     assert DecisionStore(manifest).num_decisions(0) == 1
     assert fold_decisions(manifest) == 2
     assert manifest.read_bytes() == newer
+
+
+def test_a_clock_that_goes_wrong_makes_no_decision_win(manifest):
+    store = DecisionStore(manifest)
+    decide(store, "a1", "correct", rectangle=Rectangle(1, 1, 20, 20))
+    decide(store, "a1", "reject", reason="dark")
+    store.close()
+    assert row(manifest, "a1")["roi_state"] == "rejected"
+    # The other reviewer's machine, on the same folder, is a year behind.
+    with closing(sqlite3.connect(manifest.with_name(STORE_NAME))) as connection, connection:
+        connection.execute(
+            "INSERT INTO decisions SELECT NULL, manifest, frame_id, pixels_sha256, num_copies, "
+            "'2001-01-01T00:00:00.000Z', 'CD', 'undo', after, before FROM decisions "
+            "WHERE action = 'reject'"
+        )
+    assert row(manifest, "a1")["roi_state"] == "corrected"
+    assert fold_decisions(manifest) == 1
+    assert box(manifest, "a1") == ("1", "1", "20", "20")
+
+
+def test_a_box_of_the_label_table_stays_a_persons(tmp_path):
+    path = tmp_path / "manifest.csv"
+    path.write_text(
+        "frame_id,path,patient_id,grade,fat_percent,pixels_sha256,roi_top,roi_left,roi_height,"
+        "roi_width\na1,f/a.png,1,,,x,1,2,30,40\nb2,f/b.png,1,,,y,,,,\nc3,f/c.png,1,,,z,,,,\n"
+    )
+    decide(DecisionStore(path), "c3", "reject", reason="dark")
+    assert read_manifest(path)["roi_source"].tolist() == ["person", "", "person"]
+    assert fold_decisions(path) == 1
+    assert path.read_text().splitlines()[1:3] == [
+        "a1,f/a.png,1,,,x,1,2,30,40,person,,,,,,",
+        "b2,f/b.png,1,,,y,,,,,,,,,,,",
+    ]
 
 
 def test_decisions_are_exported_as_csv(manifest, tmp_path):
@@ -288,8 +321,8 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path):
     path.write_text(HEADER + "".join(rows))
     program = (
         "import sys\n"
-        "from steatosis_tf.roi.decisions import DecisionStore\n"
-        "from steatosis_tf.roi.decision_rules import Decision\n"
+        "from steatosis_tf.roi.review.store import DecisionStore\n"
+        "from steatosis_tf.roi.review.rules import Decision\n"
         "store = DecisionStore(sys.argv[1])\n"
         "store.start_folding()\n"
         "for at in range(len(store)):\n"

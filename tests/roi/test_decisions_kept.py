@@ -13,8 +13,8 @@ from steatosis_tf.cohort.decisions import manifest_lock
 from steatosis_tf.cohort.manifest import frame_id_of, read_manifest
 from steatosis_tf.records.builder import usable_rows
 from steatosis_tf.roi.crop import Rectangle
-from steatosis_tf.roi.decision_rules import Decision
-from steatosis_tf.roi.decisions import DecisionStore
+from steatosis_tf.roi.review.rules import Decision
+from steatosis_tf.roi.review.store import DecisionStore
 
 NUM_FRAMES = 12
 WANTED = {"accepted": 2, "corrected": 2, "rejected": 2, "": NUM_FRAMES - 6}
@@ -110,6 +110,17 @@ def test_frames_under_new_names_keep_their_decisions(study):
     store.decide(Decision(store.frame_id(4), revision, "undo"), reviewer="CD")
     store.close()
     assert states(study) == {"accepted": 2, "corrected": 2, "rejected": 1, "": NUM_FRAMES - 5}
+
+
+def test_names_that_move_along_take_their_decisions_with_them(study):
+    folder = study.parent / "f"
+    for at in reversed(range(NUM_FRAMES)):
+        (folder / f"{at}.png").rename(folder / f"{at + 1}.png")
+    draw(folder / "0.png", 99)
+    labels = write_labels(study.parent, [f"f/{at}.png" for at in range(NUM_FRAMES + 1)])
+    before = read_manifest(study)["roi_state"].tolist()
+    assert call("manifest", labels, "--output", study) == 0
+    assert read_manifest(study)["roi_state"].tolist() == ["", *before]
 
 
 def test_another_manifest_of_the_same_frames_holds_the_decisions(study):

@@ -1,4 +1,4 @@
-"""What people have decided about the ROI of each frame: take it in, keep it, undo it."""
+"""The decisions about one manifest while it is reviewed, and which frame comes next."""
 
 import json
 import threading
@@ -7,24 +7,34 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.decisions import (
+from steatosis_tf.cohort.decision_store import (
     FOLDED,
     STORE_NAME,
     Entry,
-    History,
-    fold_decisions,
     network_notice,
     read_entries,
-    signature,
+    take_over_journals,
     writing,
 )
+from steatosis_tf.cohort.decisions import History, fold_decisions, signature
 from steatosis_tf.cohort.manifest import read_manifest
-from steatosis_tf.roi.decision_rules import Decision, Outcome, decided, now
-from steatosis_tf.roi.review_queue import ReviewQueue
-from steatosis_tf.roi.roi_cells import ROI_CELLS, RoiCells
+from steatosis_tf.roi.review.rules import (
+    ROI_CELLS,
+    STATES,
+    Decision,
+    Outcome,
+    RoiCells,
+    decided,
+    now,
+)
 
+FILTERS = ("to_review", "no_box", *STATES, "all")
+ORDERS = ("file", "worst")
+
+_TO_REVIEW = 0
 # Rewriting the manifest may take this share of the time, so that a big one leaves room to work.
 _FOLD_SHARE = 0.05
 
@@ -39,6 +49,7 @@ class DecisionStore:
 
     Raises:
         ValueError: if the manifest or the store of its folder cannot be read.
+        OSError: if a journal of an older release cannot be taken over.
     """
 
     def __init__(self, manifest_path: str | Path) -> None:
@@ -46,6 +57,7 @@ class DecisionStore:
         self.fold_error = ""
         if notice := network_notice(self.path.parent):
             warnings.warn(notice, stacklevel=2)
+        take_over_journals(self.path)
         self.mutex = threading.RLock()
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -54,7 +66,7 @@ class DecisionStore:
         self._start()
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._index)
 
     def position(self, frame_id: str) -> int:
         """Row of a frame.
@@ -62,20 +74,20 @@ class DecisionStore:
         Raises:
             ValueError: if the manifest has no such frame.
         """
-        at = self._index.get_indexer([frame_id])[0]
-        if at < 0:
+        try:
+            return int(self._index.get_loc(frame_id))
+        except KeyError:
             raise ValueError(
                 f"Expected a frame_id of {self.path.name}. Received: frame_id={frame_id!r}."
-            )
-        return int(at)
+            ) from None
 
     def frame_id(self, position: int) -> str:
         """Name of the frame in a row."""
-        return str(self._table["frame_id"].iat[position])
+        return str(self._columns["frame_id"][position])
 
     def manifest_path_of(self, position: int) -> str:
         """Path of the frame in a row, as the manifest has it."""
-        return str(self._table["path"].iat[position])
+        return str(self._columns["path"][position])
 
     def frame_path(self, position: int) -> Path:
         """File of the frame in a row."""
@@ -86,8 +98,8 @@ class DecisionStore:
         changed = self._changed.get(position)
         if changed is not None:
             return changed
-        columns = [name for name in ROI_CELLS if name in self._table.columns]
-        return RoiCells.from_row({name: self._table[name].iat[position] for name in columns})
+        names = [name for name in ROI_CELLS if name in self._columns]
+        return RoiCells.from_row({name: self._columns[name][position] for name in names})
 
     def num_decisions(self, position: int) -> int:
         """How many decisions about a row can be taken back."""
@@ -196,7 +208,7 @@ class DecisionStore:
         return outcomes, entries
 
     def _key(self, position: int) -> tuple[str, str]:
-        return self.frame_id(position), str(self._table["pixels_sha256"].iat[position])
+        return self.frame_id(position), str(self._columns["pixels_sha256"][position])
 
     def _stack(self, position: int) -> list[RoiCells]:
         """The row before each decision that still stands, oldest first."""
@@ -238,16 +250,17 @@ class DecisionStore:
             "pixels_sha256",
             *(name for name in ROI_CELLS if name in table.columns),
         ]
-        self._table = table[columns]
-        self._index = pd.Index(self._table["frame_id"])
-        pixels = self._table["pixels_sha256"]
+        # Arrays, because taking one cell out of a table is a hundred times slower.
+        self._columns = {name: table[name].array for name in columns}
+        self._index = pd.Index(table["frame_id"])
+        pixels = table["pixels_sha256"]
         self._num_copies = pixels.map(pixels.value_counts()).to_numpy()
         self._changed = {}
-        states = self._table.get("roi_state", pd.Series("", index=table.index))
-        qualities = self._table.get("roi_quality", pd.Series(float("nan"), index=table.index))
+        states = table.get("roi_state", pd.Series("", index=table.index))
+        qualities = table.get("roi_quality", pd.Series(float("nan"), index=table.index))
         has_box = pd.Series("roi_top" in columns, index=table.index)
         for name in set(columns) & set(ROI_CELLS[:4]):
-            has_box &= self._table[name].notna()
+            has_box &= table[name].notna()
         self.queue = ReviewQueue(
             states.to_numpy(dtype=object), qualities.to_numpy(dtype=float), has_box.to_numpy()
         )
@@ -259,14 +272,94 @@ class DecisionStore:
                 # The rewrite put in what is known here already, so there is no need to read it.
                 self._signature = json.loads(entry.after)
             return
-        at = self._index.get_indexer([entry.frame_id])[0]
-        if at >= 0 and entry.pixels_sha256 in ("", self._key(at)[1]):
-            cells = RoiCells.from_row(entry.cells)
-            self._changed[int(at)] = cells
-            self.queue.set(int(at), cells.state, has_box=cells.rectangle is not None)
+        if entry.frame_id not in self._index:
+            return  # a frame that was taken out of the manifest
+        at = self.position(entry.frame_id)
+        if entry.pixels_sha256 in ("", self._key(at)[1]):
+            cells = self._changed[at] = RoiCells.from_row(entry.cells)
+            self.queue.set(at, cells.state, has_box=cells.rectangle is not None)
 
     def _remember(self, entry: Entry) -> None:
         self._number = entry.number
         self._history.add(entry)
         if entry.action != FOLDED:
             self._last_decision = entry.number
+
+
+class ReviewQueue:
+    """States and qualities of all rows of a manifest, by row position.
+
+    Args:
+        states: `(rows,)` of str: "" or one of `STATES`.
+        qualities: `(rows,)` float, 0 to 1, NaN where there is no proposal.
+        has_box: `(rows,)` bool.
+    """
+
+    def __init__(self, states: np.ndarray, qualities: np.ndarray, has_box: np.ndarray) -> None:
+        self._codes = np.zeros(len(states), np.int8)
+        for code, state in enumerate(STATES, start=1):
+            self._codes[states == state] = code
+        self._has_box = has_box.copy()
+        # A frame without a proposal needs a person most; boxes that nobody has rated come last. The
+        # order must not hang on decisions, or frames would change their number under the reviewer:
+        # a person's box or rejection leaves the quality, which is the proposer's, as it was.
+        unrated = np.where(has_box & (states != "corrected"), 2.0, -1.0)
+        badness = np.where(np.isnan(qualities), unrated, qualities)
+        self._sequence = {
+            "file": np.arange(len(states)),
+            "worst": np.argsort(badness, kind="stable"),
+        }
+        self._rank = {}
+        for order, sequence in self._sequence.items():
+            self._rank[order] = np.empty(len(states), np.int64)
+            self._rank[order][sequence] = np.arange(len(states))
+
+    def set(self, position: int, state: str, *, has_box: bool) -> None:
+        """Note what has become of a row."""
+        self._codes[position] = STATES.index(state) + 1 if state else _TO_REVIEW
+        self._has_box[position] = has_box
+
+    def counts(self) -> dict[str, int]:
+        """Number of rows behind every filter."""
+        return {name: int(np.count_nonzero(self._matches(name))) for name in FILTERS}
+
+    def rank(self, position: int, order: str) -> int:
+        """Place of a row in an order, from 0."""
+        return int(self._rank[order][position])
+
+    def at_rank(self, rank: int, order: str) -> int:
+        """Row at a place of an order; a place beyond the end counts as the end."""
+        sequence = self._sequence[order]
+        return int(sequence[min(max(rank, 0), len(sequence) - 1)])
+
+    def following(
+        self, position: int | None, *, step: int, filter_by: str, order: str, count: int
+    ) -> list[int]:
+        """Rows that match a filter, from the next one on, around the end and back.
+
+        Args:
+            position: row to go on from, itself left out; None begins at the first of the order.
+            step: 1 forwards, -1 backwards.
+            filter_by: one of `FILTERS`.
+            order: one of `ORDERS`.
+            count: at most so many.
+        """
+        ranks = np.flatnonzero(self._matches(filter_by)[self._sequence[order]])
+        if position is not None:
+            here = self.rank(position, order)
+            ahead = ranks[np.searchsorted(ranks, here, side="right") :]
+            behind = ranks[: np.searchsorted(ranks, here, side="left")]
+            if step > 0:
+                ranks = np.concatenate([ahead, behind])
+            else:
+                ranks = np.concatenate([behind[::-1], ahead[::-1]])
+        return [int(row) for row in self._sequence[order][ranks[:count]]]
+
+    def _matches(self, filter_by: str) -> np.ndarray:
+        if filter_by == "all":
+            return np.ones(len(self._codes), bool)
+        if filter_by == "no_box":
+            return (self._codes == _TO_REVIEW) & ~self._has_box
+        if filter_by == "to_review":
+            return self._codes == _TO_REVIEW
+        return self._codes == STATES.index(filter_by) + 1
