@@ -103,17 +103,32 @@ class RoiConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of training frames. Never a vertical flip: the near field stays on top."""
+    """Random changes of training frames. Never a vertical flip: the near field stays on top.
+
+    `rotation_deg` and `zoom` change a rectangle and have no meaning in beam space; `depth_scale`
+    changes beam space alone. `Config.augmentation` is what is used, and the report says what is
+    not. What is changed at a scanner, on any ROI: `gain` shifts all grey levels by up to so many;
+    `gain_slope` shifts the far end against the near end by up to so many (time gain compensation);
+    `dynamic_range` stretches the levels from white down, by up to this share."""
 
     flip: bool = True
     rotation_deg: float = 10.0
     zoom: float = 0.1
+    depth_scale: float = 0.0
+    gain: float = 0.0
+    gain_slope: float = 0.0
+    dynamic_range: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         _require(0 <= self.rotation_deg <= 45, "augment.rotation_deg from 0 to 45",
                  rotation_deg=self.rotation_deg)  # fmt: skip
-        _require(0 <= self.zoom < 0.5, "augment.zoom from 0 to 0.5", zoom=self.zoom)
+        for name in ("zoom", "depth_scale", "dynamic_range"):
+            _require(0 <= getattr(self, name) < 0.5, f"augment.{name} from 0 to 0.5",
+                     **{name: getattr(self, name)})  # fmt: skip
+        for name in ("gain", "gain_slope"):
+            _require(0 <= getattr(self, name) <= 128, f"augment.{name} from 0 to 128 grey levels",
+                     **{name: getattr(self, name)})  # fmt: skip
 
 
 HeadKind = Literal["softmax", "ordinal", "regression"]
@@ -222,6 +237,18 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @property
+    def augmentation(self) -> AugmentConfig:
+        """`augment` with what has no meaning for this kind of ROI set to 0.
+
+        Example:
+            >>> Config(roi=RoiConfig(method="beamspace")).augmentation.rotation_deg
+            0.0
+        """
+        if self.roi.view:
+            return dataclasses.replace(self.augment, rotation_deg=0.0, zoom=0.0)
+        return dataclasses.replace(self.augment, depth_scale=0.0)
 
 
 def override(config: Config, settings: list[str]) -> Config:

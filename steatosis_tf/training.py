@@ -107,14 +107,16 @@ def load_study(
     )
     if options is None:
         views = stored_features(
-            examples, features_dir, backbone, engine, config.augment, config.train.views,
+            examples, features_dir, backbone, engine, config.augmentation, config.train.views,
             dtype=config.train.store_dtype,
         )  # fmt: skip
     else:
         views = spread_features(records_dir, features_dir, backbone, engine, config, options)
     maps = None
     if config.train.fine_tune_epochs:
-        maps = maps_at_cut(examples, backbone, config.augment, config.train.views, features_dir)
+        maps = maps_at_cut(
+            examples, backbone, config.augmentation, config.train.views, features_dir
+        )
     return StudyData(records_dir, index, views, backbone, maps)
 
 
@@ -289,7 +291,7 @@ def _online_batches(
         keep_patients(examples, partition.train).apply(
             tf.data.experimental.assert_cardinality(num_training)
         ),
-        config.augment,
+        config.augmentation,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
     )

@@ -75,6 +75,8 @@ def method_blocks(run: RunRecord) -> list[Block]:
             f"painted out, and {_view_text(run)}."
         )
     ]
+    if run.config is not None:
+        blocks.append(Text(_augmentation_text(run)))
     model = (run.config or {}).get("model", {})
     if "weights" in model:
         blocks.append(
@@ -103,11 +105,25 @@ def method_blocks(run: RunRecord) -> list[Block]:
     return blocks
 
 
-def _view_text(run: RunRecord) -> str:
+def _augmentation_text(run: RunRecord) -> str:
+    """Which changes of training frames were used, and which settings have no meaning here."""
+    given = (run.config or {}).get("augment", {})
+    unused = ["rotation_deg", "zoom"] if _view(run) else ["depth_scale"]
+    used = [f"{name}={value}" for name, value in given.items()
+            if value and name not in (*unused, "seed")]  # fmt: skip
+    idle = [f"{name}={given[name]}" for name in unused if given.get(name)]
+    text = f"Training frames are changed at random by {', '.join(used) or 'nothing'}."
+    return text + (f" Without meaning here, and not used: {', '.join(idle)}." if idle else "")
+
+
+def _view(run: RunRecord) -> str:
     rows = run.manifest
-    view = "" if rows is None or VIEW_COLUMN not in rows.columns else str(rows[VIEW_COLUMN].max())
-    height, width = input_shape(view)
-    if view:
+    return "" if rows is None or VIEW_COLUMN not in rows.columns else str(rows[VIEW_COLUMN].max())
+
+
+def _view_text(run: RunRecord) -> str:
+    height, width = input_shape(_view(run))
+    if _view(run):
         return (
             f"the sector is resampled along its beams to {height} depths x {width} beams, grey, "
             "by linear interpolation"

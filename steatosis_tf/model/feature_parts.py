@@ -77,13 +77,13 @@ def spread_features(
     ]
     dtype = config.train.store_dtype
     views = features.store_views(
-        store_dir, backbone, engine, config.augment, config.train.views, dtype=dtype
+        store_dir, backbone, engine, config.augmentation, config.train.views, dtype=dtype
     )
     unfinished = [view for view in views if any(features.missing_rows(view, rows))]
     weights_path = views[0].folder.parent.resolve() / "weights.npz"
     study = _Study(
         str(Path(records_dir).resolve()), str(Path(store_dir).resolve()), str(weights_path),
-        config.model, config.augment, engine.name, dtype,
+        config.model, config.augmentation, engine.name, dtype,
     )  # fmt: skip
     with contextlib.ExitStack() as held:
         for view in unfinished:

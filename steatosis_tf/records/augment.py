@@ -1,4 +1,4 @@
-"""Random flip, rotation and zoom of a ROI, the same eagerly and inside `Dataset.map`."""
+"""Random changes of a ROI, the same eagerly and inside `Dataset.map`."""
 
 import tensorflow as tf
 
@@ -8,15 +8,18 @@ from steatosis_tf.config import AugmentConfig
 def augment(roi: tf.Tensor, seed: tf.Tensor, config: AugmentConfig) -> tf.Tensor:
     """One random view of one ROI, fixed by its seed.
 
-    The flip is horizontal only, so that the near field stays on top. Rotation and zoom are one
-    bilinear resampling about the centre; what comes from outside the ROI is 0, as outside the
-    sector. (Keras' random layers flip vertically and fill by reflection unless told otherwise,
-    and cannot be exported to ONNX.)
+    The flip is horizontal only, so that the near field stays on top; in beam space it mirrors the
+    beams. Rotation and zoom are one bilinear resampling about the centre, the scale of depth is
+    about the first row, where the probe is; what comes from outside the ROI is 0, as outside the
+    sector. Then come the grey levels: gain, its slope over the rows, dynamic range. A display is
+    log-compressed, so gain adds to every level, and dynamic range scales the distance to white.
+    Pixels of 0 stay 0. (Keras' random layers flip vertically and fill by reflection unless told
+    otherwise, and cannot be exported to ONNX.)
 
     Args:
         roi: `(height, width, 1)` uint8, 0 to 255.
         seed: `(2,)` int32 or int64.
-        config: which changes and how strong.
+        config: which changes and how strong; `Config.augmentation` of a run.
 
     Returns:
         `(height, width, 1)` uint8, 0 to 255.
@@ -30,7 +33,12 @@ def augment(roi: tf.Tensor, seed: tf.Tensor, config: AugmentConfig) -> tf.Tensor
     # Output pixel (x, y) is read at (a x + b y + c, d x + e y + f).
     a, b = mirror * tf.cos(angle) / scale, -mirror * tf.sin(angle) / scale
     d, e = tf.sin(angle) / scale, tf.cos(angle) / scale
-    transform = tf.stack([a, b, col - a * col - b * row, d, e, row - d * col - e * row, 0.0, 0.0])
+    across = tf.stack([a, b, col - a * col - b * row])
+    down = tf.stack([d, e, row - d * col - e * row])
+    # Draws of their own, so that the others stay what they were without these.
+    more = tf.random.stateless_uniform([4], tf.random.fold_in(seed, 1), -1.0, 1.0)
+    down /= 1.0 + more[0] * config.depth_scale
+    transform = tf.concat([across, down, [0.0, 0.0]], axis=0)
     view = tf.raw_ops.ImageProjectiveTransformV3(
         images=tf.cast(roi, tf.float32)[tf.newaxis],
         transforms=transform[tf.newaxis],
@@ -39,7 +47,18 @@ def augment(roi: tf.Tensor, seed: tf.Tensor, config: AugmentConfig) -> tf.Tensor
         interpolation="BILINEAR",
         fill_mode="CONSTANT",
     )[0]
+    view = _regained(view, more[1:], config)
     return tf.ensure_shape(tf.cast(tf.round(view), tf.uint8), roi.shape)
+
+
+def _regained(view: tf.Tensor, draws: tf.Tensor, config: AugmentConfig) -> tf.Tensor:
+    """Grey levels as another setting of the scanner would show them; float32."""
+    if not (config.gain or config.gain_slope or config.dynamic_range):
+        return view
+    depth = tf.linspace(-0.5, 0.5, tf.shape(view)[0])[:, tf.newaxis, tf.newaxis]
+    levels = view + draws[0] * config.gain + draws[1] * config.gain_slope * depth
+    levels = 255.0 + (levels - 255.0) / (1.0 + draws[2] * config.dynamic_range)
+    return tf.where(view > 0.0, tf.clip_by_value(levels, 0.0, 255.0), 0.0)
 
 
 def view_seed(frame_id: tf.Tensor, seed: int, view: int) -> tf.Tensor:

@@ -1,10 +1,12 @@
 """Augmentation flips sideways only, turns and zooms about the centre, and fills with 0."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import tensorflow as tf
 
-from steatosis_tf.config import AugmentConfig
+from steatosis_tf.config import AugmentConfig, Config, RoiConfig
 from steatosis_tf.records.augment import augment, view_seed
 
 _OFF = AugmentConfig(flip=False, rotation_deg=0.0, zoom=0.0)
@@ -132,3 +134,42 @@ def test_view_seeds_differ_by_frame_view_and_seed_only():
     requests = [(f, s, v) for f in ("a1", "b2") for s in (0, 1) for v in (1, 2)]
     assert len({pair(*request) for request in requests}) == 8
     assert pair("a1", 0, 1) == pair("a1", 0, 1)
+
+
+def test_depth_is_scaled_from_the_probe_on():
+    rows = np.repeat(np.arange(200, dtype=np.uint8)[:, None], 60, axis=1)
+    views = _views(rows, replace(_OFF, depth_scale=0.2), range(40))
+    # Row 100 shows what lay at 100 / scale; the first row and all columns stay.
+    scales = 100 / views[:, 100, 30].astype(float)
+    assert 0.8 <= scales.min() < 0.84
+    assert 1.16 < scales.max() <= 1.21
+    assert (views[:, 0] == 0).all()
+    assert (views == views[:, :, :1]).all()
+    assert (views[scales < 0.9][:, -10:] == 0).all()  # beyond the far end there is nothing
+
+
+def test_gain_slope_and_dynamic_range_are_those_of_a_log_compressed_display():
+    frame = np.tile(np.array([100, 200], np.uint8), (201, 30))
+    frame[:, -1] = 0  # outside the sector
+    gained = _views(frame, replace(_OFF, gain=20.0), range(60)).astype(int) - frame
+    assert (gained[:, :, -1] == 0).all()
+    assert (gained[:, :, :-1] == gained[:, :1, :1]).all()
+    assert -20 <= gained.min() < -17
+    assert 17 < gained.max() <= 20
+    sloped = _views(frame, replace(_OFF, gain_slope=20.0), range(60)).astype(int) - frame
+    assert (sloped[:, 100] == 0).all()
+    assert (np.abs(sloped[:, 0, 0] + sloped[:, 200, 0]) <= 1).all()
+    assert 8 < np.abs(sloped[:, 0, 0]).max() <= 10
+    ranged = _views(frame, replace(_OFF, dynamic_range=0.2), range(60)).astype(float)
+    # White stays white, and distances to it keep their proportion: 155 to 55.
+    ratio = (255 - ranged[:, 0, 0]) / (255 - ranged[:, 0, 1])
+    np.testing.assert_allclose(ratio, 155 / 55, rtol=0.02)
+    assert ranged[:, 0, 0].min() < 75
+    assert ranged[:, 0, 0].max() > 120
+
+
+def test_a_run_uses_what_has_a_meaning_for_its_roi():
+    config = Config(augment=AugmentConfig(gain=5.0, depth_scale=0.1))
+    assert config.augmentation == replace(config.augment, depth_scale=0.0)
+    beams = replace(config, roi=RoiConfig(method="beamspace"))
+    assert beams.augmentation == replace(config.augment, rotation_deg=0.0, zoom=0.0)
