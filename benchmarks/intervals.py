@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from steatosis_tf.evaluation.intervals import DEFAULT_RESAMPLES, bootstrap_intervals
+from steatosis_tf.evaluation.metrics.intervals import DEFAULT_RESAMPLES, bootstrap_intervals
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 
 NUM_PATIENTS = 1000

@@ -26,7 +26,7 @@ from steatosis_tf import tracking
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_manifest
 from steatosis_tf.cohort.splits import Partition, make_partitions, partitions_of_column, test_column
 from steatosis_tf.config import Config, ModelConfig, RoiConfig, TrainConfig, save_config
-from steatosis_tf.evaluation.evaluate import evaluate_run, lock_operating_points
+from steatosis_tf.evaluation.report.evaluate import evaluate_run, lock_operating_points
 from steatosis_tf.files import replacing
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import BATCH, choose_engine, padded

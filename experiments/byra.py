@@ -30,8 +30,8 @@ from experiments.segmentation import kidney_head
 from steatosis_tf.ablation import MeasuredStudy, compare_systems, text_of
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.cohort.splits import make_partitions
-from steatosis_tf.evaluation.intervals import bootstrap_intervals
-from steatosis_tf.evaluation.scores import patient_scores
+from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals
+from steatosis_tf.evaluation.metrics.scores import patient_scores
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.baselines.liver_features import LIVER_COLUMNS

@@ -35,9 +35,13 @@ from steatosis_tf import tracking
 from steatosis_tf.ablation import text_of
 from steatosis_tf.cohort.splits import Partition
 from steatosis_tf.config import Config, ModelConfig, TrainConfig, flatten, override
-from steatosis_tf.evaluation.intervals import bootstrap_intervals
-from steatosis_tf.evaluation.paired import paired_bootstrap
-from steatosis_tf.evaluation.scores import patient_scores, read_scores, score_table, write_scores
+from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, paired_bootstrap
+from steatosis_tf.evaluation.metrics.scores import (
+    patient_scores,
+    read_scores,
+    score_table,
+    write_scores,
+)
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.attention_pooling import bags, build_pooled_head, whole_patients
 from steatosis_tf.model.fine_tune import CUT_LAYER

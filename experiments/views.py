@@ -31,9 +31,8 @@ import pandas as pd
 from steatosis_tf import tracking
 from steatosis_tf.ablation import text_of
 from steatosis_tf.config import Config, RoiConfig, SplitConfig, TrainConfig, flatten, override
-from steatosis_tf.evaluation.intervals import bootstrap_intervals
-from steatosis_tf.evaluation.paired import paired_bootstrap
-from steatosis_tf.evaluation.scores import read_scores, score_table, write_scores
+from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, paired_bootstrap
+from steatosis_tf.evaluation.metrics.scores import read_scores, score_table, write_scores
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.compiled_fit import (

@@ -6,7 +6,7 @@ from typing import Any
 
 from steatosis_tf.cohort.manifest import build_manifest
 from steatosis_tf.deploy.predict import predict_frames, write_predictions
-from steatosis_tf.evaluation.evaluate import metrics_text
+from steatosis_tf.evaluation.report.evaluate import metrics_text
 from steatosis_tf.pipeline import run
 from steatosis_tf.recipes import RECIPES
 from steatosis_tf.sources.phantom import write_phantoms

@@ -23,12 +23,12 @@ from steatosis_tf.cohort.splits import Partition, make_partitions, split_table, 
 from steatosis_tf.config import Config, flatten, save_config
 from steatosis_tf.deploy.export import export_onnx, milliseconds_per_frame, run_metadata
 from steatosis_tf.environment import describe_environment
-from steatosis_tf.evaluation.comparison import tracked_intervals
-from steatosis_tf.evaluation.evaluate import evaluate_run, lock_operating_points
-from steatosis_tf.evaluation.gallery import draw_run_gallery
-from steatosis_tf.evaluation.report import write_report
-from steatosis_tf.evaluation.run_hepatorenal import write_hepatorenal
-from steatosis_tf.evaluation.scores import read_scores
+from steatosis_tf.evaluation.clinical.decision_curve import write_hepatorenal
+from steatosis_tf.evaluation.figures.gallery import draw_run_gallery
+from steatosis_tf.evaluation.metrics.comparison import tracked_intervals
+from steatosis_tf.evaluation.metrics.scores import read_scores
+from steatosis_tf.evaluation.report.evaluate import evaluate_run, lock_operating_points
+from steatosis_tf.evaluation.report.report import write_report
 from steatosis_tf.files import file_sha256, replacing, write_json, write_sums
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.train import make_repeatable

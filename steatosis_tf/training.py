@@ -15,8 +15,12 @@ from steatosis_tf import tracking
 from steatosis_tf.cohort.splits import Partition
 from steatosis_tf.config import Config, HeadKind
 from steatosis_tf.deploy.export import NUM_CHECKED
-from steatosis_tf.evaluation.metrics import compute_metrics
-from steatosis_tf.evaluation.scores import labels_and_probabilities, score_table, write_scores
+from steatosis_tf.evaluation.metrics.core import compute_metrics
+from steatosis_tf.evaluation.metrics.scores import (
+    labels_and_probabilities,
+    score_table,
+    write_scores,
+)
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.backbone import build_backbone

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from steatosis_tf.ablation import HEADINGS, MeasuredStudy, compare_systems, text_of
-from steatosis_tf.evaluation.run_checks import check_run
-from steatosis_tf.evaluation.run_record import read_run
-from steatosis_tf.evaluation.scores import patient_scores, read_scores
+from steatosis_tf.evaluation.metrics.scores import patient_scores, read_scores
+from steatosis_tf.evaluation.report.checks import check_run
+from steatosis_tf.evaluation.report.run import read_run
 from steatosis_tf.grades import NOTICE, grade_from_fat_percent
 from steatosis_tf.model.fusion import Part
 

@@ -1,1 +1,1 @@
-"""What is claimed."""
+"""What is claimed: `metrics`, their meaning for patients (`clinical`), `figures`, the `report`."""

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from steatosis_tf.evaluation.comparison import comparison_figure
-from steatosis_tf.evaluation.paired import paired_bootstrap
+from steatosis_tf.evaluation.metrics.comparison import comparison_figure
+from steatosis_tf.evaluation.metrics.intervals import paired_bootstrap
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE, TASKS
 from steatosis_tf.table1.numbers import SHOWN, interval_text, row_numbers

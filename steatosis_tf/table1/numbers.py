@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from steatosis_tf.evaluation.intervals import (
+from steatosis_tf.evaluation.metrics.intervals import (
     DEFAULT_RESAMPLES,
     bca_acceleration,
     bootstrap_intervals,
     make_entry,
 )
-from steatosis_tf.evaluation.resampling import (
+from steatosis_tf.evaluation.metrics.resampling import (
     bootstrap_weights,
     code_patients,
     jackknife_weights,

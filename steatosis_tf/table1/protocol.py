@@ -18,14 +18,14 @@ import pandas as pd
 from steatosis_tf import tracking
 from steatosis_tf.cohort.splits import Partition, split_table
 from steatosis_tf.config import flatten, save_config
-from steatosis_tf.evaluation.evaluate import evaluate_run
-from steatosis_tf.evaluation.metrics import compute_metrics
-from steatosis_tf.evaluation.scores import (
+from steatosis_tf.evaluation.metrics.core import compute_metrics
+from steatosis_tf.evaluation.metrics.scores import (
     labels_and_probabilities,
     read_scores,
     score_table,
     write_scores,
 )
+from steatosis_tf.evaluation.report.evaluate import evaluate_run
 from steatosis_tf.files import replacing, write_json
 from steatosis_tf.grades import GRADES, TASKS
 from steatosis_tf.table1.exported import MAX_DIFFERENCE, load_exported, milliseconds_per_frame

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def report(args: Namespace) -> Result:
     """Write report.html, report.md, the model card and the checklists of a run."""
-    from steatosis_tf.evaluation.report import write_report
+    from steatosis_tf.evaluation.report.report import write_report
 
     with renewing_sums(args.run_dir):
         path = write_report(args.run_dir, num_resamples=args.resamples, covariates=args.subgroups)
@@ -37,7 +37,7 @@ def _report_arguments(parser: ArgumentParser) -> None:
 def robustness(args: Namespace) -> Result:
     """Grade the test frames of a hold-out run again, disturbed; the report shows the curves."""
     from steatosis_tf.deploy.predict import are_probabilities, load_model
-    from steatosis_tf.evaluation.run_robustness import write_robustness
+    from steatosis_tf.evaluation.clinical.robustness import write_robustness
 
     session = load_model(Path(args.run_dir) / "model.onnx")
 
@@ -57,7 +57,7 @@ def robustness(args: Namespace) -> Result:
 
 def check_tables(args: Namespace) -> Result:
     """Say whether published tables agree with their own confusion matrix; exit 1 if not."""
-    from steatosis_tf.evaluation.consistency import check_tables as check
+    from steatosis_tf.evaluation.published import check_tables as check
 
     path = Path(args.file)
     try:

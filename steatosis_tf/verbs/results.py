@@ -11,7 +11,7 @@ from steatosis_tf.verbs.outputs import OutputCsv, OutputOnnx, OutputPicture
 
 def evaluate(args: Namespace) -> Result:
     """Compute patient scores, metrics and figures of a run from its frame scores."""
-    from steatosis_tf.evaluation.evaluate import evaluate_run, metrics_text
+    from steatosis_tf.evaluation.report.evaluate import evaluate_run, metrics_text
 
     with renewing_sums(args.run_dir):
         metrics = evaluate_run(args.run_dir)
@@ -76,13 +76,13 @@ def _predict_arguments(parser: ArgumentParser) -> None:
 def compare(args: Namespace) -> Result:
     """Show runs side by side: intervals, paired difference to a baseline, cost."""
     from steatosis_tf import tracking
-    from steatosis_tf.evaluation.comparison import (
+    from steatosis_tf.evaluation.metrics.comparison import (
         ComparedRun,
         compare_runs,
         comparison_figure,
         comparison_text,
     )
-    from steatosis_tf.evaluation.scores import read_scores
+    from steatosis_tf.evaluation.metrics.scores import read_scores
 
     runs = []
     for experiment in args.experiments:

@@ -52,7 +52,7 @@ def script(doc: str, experiment: str, config: Config, argv: Sequence[str] | None
 def _run(experiment: str, config: Config, args: argparse.Namespace) -> Result:
     config = override(config, given_settings(args))  # refused before TensorFlow is imported
     options = runner_options(args)
-    from steatosis_tf.evaluation.evaluate import metrics_text
+    from steatosis_tf.evaluation.report.evaluate import metrics_text
     from steatosis_tf.pipeline import run
 
     summaries = [

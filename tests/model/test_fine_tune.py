@@ -17,7 +17,7 @@ from steatosis_tf import tracking
 from steatosis_tf.cohort.splits import Partition
 from steatosis_tf.config import AugmentConfig, Config, ModelConfig, TrainConfig
 from steatosis_tf.deploy.export import export_onnx
-from steatosis_tf.evaluation.scores import read_scores
+from steatosis_tf.evaluation.metrics.scores import read_scores
 from steatosis_tf.grades import SCORE_COLUMNS
 from steatosis_tf.model.classifier import assemble, build_head
 from steatosis_tf.model.engines import choose_engine

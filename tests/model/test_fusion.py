@@ -9,7 +9,7 @@ import pytest
 from steatosis_tf.cohort.clinical import CLINICAL_COLUMNS, clinical_numbers
 from steatosis_tf.cohort.splits import make_partitions
 from steatosis_tf.config import SplitConfig
-from steatosis_tf.evaluation.scores import patient_scores
+from steatosis_tf.evaluation.metrics.scores import patient_scores
 from steatosis_tf.grades import SCORE_COLUMNS, grade_from_fat_percent
 from steatosis_tf.model.fusion import Part, fit_fusion, load_fusion, save_fusion
 from steatosis_tf.model.leave_one_out import (

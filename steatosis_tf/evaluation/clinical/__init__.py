@@ -1,0 +1,1 @@
+"""What scores mean for patients: thresholds, calibration, sets of grades, groups, robustness."""

@@ -1,0 +1,498 @@
+"""How steady a grade is: frames disturbed at stated strengths, and frames of one patient compared.
+
+A perturbation does to a ROI what another scanner, setting or hand does. Every one takes ROI frames
+`(n, height, width, 1)` uint8 and returns new ones of the same shape; strength 0 returns the same
+pixels. Pixels that are 0 lie outside the sector (or under the scanner's noise floor) and stay 0, so
+that no perturbation draws where the model expects nothing; `roi_shift_*` and `depth_crop` move that
+border with the picture.
+
+Repeatability is of the expected grade, the sum of grade (0 to 3) times probability. Terms after
+Bland and Altman 1999 (doi 10.1177/096228029900800204) and the QIBA guidance (Raunig et al. 2015,
+doi 10.1177/0962280214537344). Frames of one cine loop are nearly the same picture: what they show
+is the least the score can vary, not how it varies between visits or operators.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, pixels_sha256
+from steatosis_tf.evaluation.metrics.intervals import (
+    DEFAULT_RESAMPLES,
+    bca_acceleration,
+    bootstrap_intervals,
+    make_entry,
+)
+from steatosis_tf.evaluation.metrics.resampling import bootstrap_weights, jackknife_weights
+from steatosis_tf.evaluation.metrics.scores import patient_scores
+from steatosis_tf.evaluation.report.run import RunRecord, read_run
+from steatosis_tf.files import replacing
+from steatosis_tf.grades import GRADES, SCORE_COLUMNS
+from steatosis_tf.roi.crop import INPUT_SIZE_PX, Rectangle
+from steatosis_tf.roi.overlays import paint_out
+from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, sector_fan
+from steatosis_tf.roi.views import VIEW_COLUMN, depth_length_px, input_shape, model_input
+from steatosis_tf.sources.folder import read_frame
+
+#: Grey levels of a B-mode picture span about this many decibels (usual display setting).
+DYNAMIC_RANGE_DB = 60.0
+
+
+def gain(rois: np.ndarray, strength_db: float, seed: int = 0) -> np.ndarray:
+    """Overall gain: in a log-compressed picture, an offset of 255 / 60 grey levels per dB."""
+    return _inside(rois, rois.astype(np.float32) + strength_db * 255.0 / DYNAMIC_RANGE_DB)
+
+
+def contrast(rois: np.ndarray, strength_percent: float, seed: int = 0) -> np.ndarray:
+    """Dynamic range: distances from mid-grey 128 grow (above 0) or shrink (below 0)."""
+    factor = 1 + strength_percent / 100
+    return _inside(rois, 128 + factor * (rois.astype(np.float32) - 128))
+
+
+def speckle(rois: np.ndarray, strength_percent: float, seed: int = 0) -> np.ndarray:
+    """Multiplicative noise of this standard deviation, one grain about 2 px wide.
+
+    The noise of a frame depends on the seed and on the frame's own pixels, not on its place in
+    the batch.
+    """
+    noisy = rois.astype(np.float32)
+    for roi in noisy:
+        key = int(roi.sum()) % (2**32)
+        grain = np.random.default_rng([seed, key]).normal(size=roi.shape[:2]).astype(np.float32)
+        grain = cv2.GaussianBlur(grain, (0, 0), 0.8)
+        roi *= 1 + strength_percent / 100 * (grain / grain.std())[..., None]
+    return _inside(rois, noisy)
+
+
+def blur(rois: np.ndarray, strength_px: float, seed: int = 0) -> np.ndarray:
+    """Poorer focus: Gaussian of this standard deviation in px of the ROI."""
+    if strength_px == 0:
+        return rois.copy()
+    # Divided by the blurred mask, so that the black surround does not darken the border.
+    mask = (rois > 0).astype(np.float32)
+    frames = [cv2.GaussianBlur(roi.astype(np.float32), (0, 0), strength_px) for roi in rois]
+    weights = [cv2.GaussianBlur(inside, (0, 0), strength_px) for inside in mask]
+    mean = np.stack(frames) / np.maximum(np.stack(weights), 1e-3)
+    return _inside(rois, mean.reshape(rois.shape))
+
+
+def depth_crop(rois: np.ndarray, strength_percent: float, seed: int = 0) -> np.ndarray:
+    """A box that ends higher: the deepest part is left out and the rest stretched over the ROI."""
+    height, width = rois.shape[1:3]
+    keep = height - round(height * strength_percent / 100)
+    area = cv2.INTER_LINEAR  # stretching, so there is nothing to average
+    return np.stack([cv2.resize(roi[:keep], (width, height), interpolation=area) for roi in rois])[
+        ..., None
+    ]
+
+
+def roi_shift_depth(rois: np.ndarray, strength_px: float, seed: int = 0) -> np.ndarray:
+    """A box placed deeper (above 0) or higher (below 0), in px of the ROI; see `_shifted`."""
+    return _shifted(rois, round(strength_px), 0)
+
+
+def roi_shift_lateral(rois: np.ndarray, strength_px: float, seed: int = 0) -> np.ndarray:
+    """A box placed further right (above 0) or left (below 0), in px of the ROI."""
+    return _shifted(rois, 0, round(strength_px))
+
+
+def jpeg(rois: np.ndarray, strength_loss: float, seed: int = 0) -> np.ndarray:
+    """JPEG at quality 100 - strength; strength 0 leaves the pixels uncompressed."""
+    if strength_loss == 0:
+        return rois.copy()
+    quality = [cv2.IMWRITE_JPEG_QUALITY, round(100 - strength_loss)]
+    stored = [cv2.imencode(".jpg", roi, quality)[1] for roi in rois]
+    decoded = [np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)) for data in stored]
+    return _inside(rois, np.stack(decoded)[..., None])
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """A perturbation with the unit of its strength and the strengths that a report shows."""
+
+    apply: Callable[[np.ndarray, float, int], np.ndarray]
+    unit: str
+    strengths: tuple[float, ...]
+
+
+PERTURBATIONS = {
+    "gain": Perturbation(gain, "dB", (-12, -6, -3, 3, 6, 12)),
+    "contrast": Perturbation(contrast, "percent", (-40, -20, 20, 40)),
+    "speckle": Perturbation(speckle, "percent", (5, 10, 20, 40)),
+    "blur": Perturbation(blur, "px", (0.5, 1, 2, 4)),
+    "depth_crop": Perturbation(depth_crop, "percent", (10, 20, 30)),
+    "roi_shift_depth": Perturbation(roi_shift_depth, "px", (-32, -16, 16, 32)),
+    "roi_shift_lateral": Perturbation(roi_shift_lateral, "px", (-32, -16, 16, 32)),
+    "jpeg": Perturbation(jpeg, "100 - quality", (10, 30, 50, 70, 90)),
+}
+
+
+def _inside(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Rounded to uint8; what was inside (above 0) stays above 0, what was outside stays 0."""
+    return np.where(before > 0, np.clip(np.rint(after), 1, 255), 0).astype(np.uint8)
+
+
+def _shifted(rois: np.ndarray, down_px: int, right_px: int) -> np.ndarray:
+    """Move the window; tissue beyond the stored ROI is unknown and stands in mirrored.
+
+    A mirrored strip keeps the texture of its neighbourhood, a black one would tell the model that
+    the sector ends there. Where full frames are at hand, cropping them anew is the better test.
+    """
+    pad = max(abs(down_px), abs(right_px))
+    height, width = rois.shape[1:3]
+    wide = np.pad(rois, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
+    top, left = pad + down_px, pad + right_px
+    return wide[:, top : top + height, left : left + width]
+
+
+#: Frames disturbed and scored at once; 256 of 224 x 224 px are 13 MB.
+_CHUNK = 256
+
+#: Shown metrics: column name -> name in `intervals.bootstrap_intervals`.
+METRICS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced_accuracy",
+    "quadratic_kappa": "ordinal.quadratic_kappa",
+    "mean_absolute_error": "ordinal.mean_absolute_error",
+    "auc_at_least_mild": "ordinal.auc_at_least_mild",
+}
+
+# Down and right, per px of strength.
+_SHIFTS = {"roi_shift_depth": (1, 0), "roi_shift_lateral": (0, 1)}
+
+
+def robustness_curves(
+    predict: Callable[[np.ndarray], np.ndarray],
+    rois: np.ndarray,
+    labels: np.ndarray,
+    patient_ids: np.ndarray,
+    *,
+    perturbations: Mapping[str, Perturbation] = PERTURBATIONS,
+    shifted: Callable[[float, float], np.ndarray] | None = None,
+    rule: str = "mean",
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Patient-level metrics of a model against the strength of each perturbation.
+
+    Args:
+        predict: `(n, height, width, 1)` uint8 -> `(n, 4)` probabilities. Called on chunks of
+            at most 256 frames, once per perturbation and strength and once undisturbed.
+        rois: `(n, height, width, 1)` uint8 test frames, 0 outside the sector.
+        labels: `(n,)` int 0 to 3.
+        patient_ids: `(n,)`; the frames of a patient are joined by `rule`.
+        perturbations: name -> `Perturbation`.
+        shifted: ROI frames with their boxes moved by so many px of the ROI (down, right), cropped
+            anew from the full frames. If None, `roi_shift_*` moves the stored ROI and mirrors what
+            lies beyond its edge.
+        rule: of `scores.patient_scores`.
+        num_resamples: bootstrap resamples of each interval.
+        seed: of the random perturbations and of the bootstrap.
+
+    Returns:
+        Long table `perturbation, strength, unit, metric, value, low, high, num_patients, reason`;
+        each perturbation also has a row of strength 0. Beside the metrics of `METRICS`, with their
+        95 % intervals over patients, there are two that need no reference: `mean_shift`, the mean
+        change of a patient's expected grade (in grades, above 0 is towards severe), and
+        `changed_share`, the share of patients whose grade changes. An undefined value or interval
+        is None, and `reason` says why.
+
+    Raises:
+        ValueError: if lengths differ, a label is unknown, or `predict` gives a wrong shape.
+    """
+    _check(rois, labels, patient_ids)
+    frames = pd.DataFrame({"patient_id": np.asarray(patient_ids).astype(str)})
+    frames["frame_id"] = [f"{row:08d}" for row in range(len(frames))]
+    frames["grade"] = [GRADES[int(label)] for label in labels]
+    undisturbed = _patients(frames, _scores(predict, rois), rule)
+    baseline = _measured(undisturbed, undisturbed, num_resamples, seed)
+    rows: list[dict[str, Any]] = []
+    for name, perturbation in perturbations.items():
+        for strength in sorted({0.0, *map(float, perturbation.strengths)}):
+            measured = baseline
+            if strength:
+                if shifted is not None and name in _SHIFTS:
+                    down, right = _SHIFTS[name]
+                    scores = _scores(predict, shifted(down * strength, right * strength))
+                else:
+                    scores = _scores(predict, rois, (perturbation, strength, seed))
+                patients = _patients(frames, scores, rule)
+                measured = _measured(patients, undisturbed, num_resamples, seed)
+            place = {"perturbation": name, "strength": strength, "unit": perturbation.unit}
+            rows.extend(place | row for row in measured)
+    return pd.DataFrame(rows)
+
+
+def _check(rois: np.ndarray, labels: np.ndarray, patient_ids: np.ndarray) -> None:
+    if rois.ndim != 4 or rois.shape[3] != 1 or rois.dtype != np.uint8 or not len(rois):
+        raise ValueError(
+            "Expected ROI frames (n, height, width, 1) uint8, at least one. "
+            f"Received: shape={rois.shape} dtype={rois.dtype}."
+        )
+    if len(labels) != len(rois) or len(patient_ids) != len(rois):
+        raise ValueError(
+            "Expected one label and one patient_id per frame. Received: "
+            f"frames={len(rois)} labels={len(labels)} patient_ids={len(patient_ids)}."
+        )
+    unknown = ~np.isin(np.asarray(labels, np.float64), range(len(GRADES)))
+    if unknown.any():
+        raise ValueError(
+            f"Expected labels 0 to 3. Received: {unknown.sum()} others, first at frame "
+            f"{int(unknown.argmax())}. Leave frames of unknown grade out before."
+        )
+
+
+def _scores(
+    predict: Callable[[np.ndarray], np.ndarray],
+    rois: np.ndarray,
+    disturb: tuple[Perturbation, float, int] | None = None,
+) -> np.ndarray:
+    parts = []
+    for start in range(0, len(rois), _CHUNK):
+        chunk = rois[start : start + _CHUNK]
+        if disturb is not None:
+            perturbation, strength, seed = disturb
+            chunk = perturbation.apply(chunk, strength, seed)
+        part = np.asarray(predict(chunk), np.float64)
+        if part.shape != (len(chunk), len(GRADES)):
+            raise ValueError(
+                f"Expected predict to return ({len(chunk)}, {len(GRADES)}) probabilities. "
+                f"Received: shape={part.shape}."
+            )
+        parts.append(part)
+    return np.concatenate(parts)
+
+
+def _patients(frames: pd.DataFrame, scores: np.ndarray, rule: str) -> pd.DataFrame:
+    table = frames.copy()
+    table[list(SCORE_COLUMNS)] = scores
+    return patient_scores(table, rule)
+
+
+def _measured(
+    patients: pd.DataFrame, undisturbed: pd.DataFrame, num_resamples: int, seed: int
+) -> list[dict[str, Any]]:
+    places = np.arange(len(GRADES))
+    shift = (patients[list(SCORE_COLUMNS)].to_numpy() @ places) - (
+        undisturbed[list(SCORE_COLUMNS)].to_numpy() @ places
+    )
+    changed = (patients["predicted"] != undisturbed["predicted"]).mean()
+    rows: list[dict[str, Any]] = [
+        {"metric": metric, "value": float(value), "low": None, "high": None, "reason": ""}
+        for metric, value in (("mean_shift", shift.mean()), ("changed_share", changed))
+    ]
+    found = bootstrap_intervals(patients, num_resamples=num_resamples, seed=seed)
+    for metric, name in METRICS.items():
+        entry = {key: found[name][key] for key in ("value", "low", "high")}
+        rows.append({"metric": metric, **entry, "reason": found[name]["note"] or ""})
+    return [row | {"num_patients": len(patients)} for row in rows]
+
+
+def write_robustness(
+    run_dir: str | Path,
+    predict: Callable[[np.ndarray], np.ndarray],
+    *,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Path:
+    """Disturb the test frames of a hold-out run, grade them, and write `robustness.csv`.
+
+    Shifts of the ROI are real ones: the box, or the fan of beam space, is moved in the full frame
+    and the ROI is cut again.
+
+    Args:
+        run_dir: run directory whose manifest still leads to the frames.
+        predict: the run's model, `(n, height, width, 1)` uint8 -> `(n, 4)` probabilities.
+        num_resamples: bootstrap resamples of each interval.
+        seed: of the random perturbations and the bootstrap.
+
+    Returns:
+        path of `robustness.csv`, the table of `robustness.robustness_curves`.
+
+    Raises:
+        ValueError: if the run is cross-validated (its exported model has learned from every
+            patient, so no frame of the run can test it), if a file of the run is absent, or if a
+            frame cannot be read.
+    """
+    run = read_run(run_dir)
+    rows = _test_rows(run)
+    frames = [_Source(run.run_dir / "manifest.csv", row) for _, row in rows.iterrows()]
+
+    def shifted(down_px: float, right_px: float) -> np.ndarray:
+        return np.stack([frame.roi(down_px, right_px) for frame in frames])[..., None]
+
+    table = robustness_curves(
+        predict,
+        shifted(0, 0),
+        rows["grade"].map(GRADES.index).to_numpy(),
+        rows["patient_id"].to_numpy(),
+        shifted=shifted,
+        rule=(run.config or {}).get("evaluation", {}).get("aggregation", "mean"),
+        num_resamples=num_resamples,
+        seed=seed,
+    )
+    path = run.run_dir / "robustness.csv"
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+    return path
+
+
+def _test_rows(run: RunRecord) -> pd.DataFrame:
+    if run.num_folds != 1:
+        raise ValueError(
+            f"Expected a hold-out run. Received: {run.num_folds} folds in split.csv. The exported "
+            "model of a cross-validated run has learned from every patient; disturb the test "
+            "frames of a hold-out run instead."
+        )
+    if run.manifest is None or run.frame_scores is None:
+        raise ValueError(
+            f"Expected manifest.csv and frame_scores.csv in the run. Received: "
+            f"{'; '.join(run.faults) or 'one of them is absent'}."
+        )
+    scored = run.manifest["frame_id"].isin(run.frame_scores["frame_id"])
+    rows = run.manifest[scored & run.manifest["roi_height"].notna()]
+    if rows.empty:
+        raise ValueError("Expected scored frames with a ROI in manifest.csv. Received: none.")
+    return rows
+
+
+class _Source:
+    """One frame, kept grey and masked, from which its ROI is cut at any place."""
+
+    def __init__(self, manifest_path: Path, row: pd.Series) -> None:
+        frame = read_frame(frame_path(manifest_path, row["path"]))
+        self._fan = sector_fan(frame, pixels_sha256(frame), row.get(SECTOR_COLUMN, ""))
+        mask = self._fan.mask(frame.shape[:2])
+        self._frame = paint_out(frame, mask) * mask
+        self._box = Rectangle(*(int(row[name]) for name in ROI_COLUMNS))
+        self._view = row.get(VIEW_COLUMN, "")
+
+    def roi(self, down_px: float, right_px: float) -> np.ndarray:
+        """The ROI `(height, width)` moved by px of the ROI; a box is held inside the frame."""
+        if self._view:
+            # At half the depth a px of beam space is as long in both directions, or nearly so.
+            px = depth_length_px(self._fan) / input_shape(self._view)[0]
+            moved_fan = self._fan.moved(right_px * px, down_px * px)
+            return model_input(self._frame, moved_fan, None, self._view)
+        height, width = self._frame.shape
+        down = round(down_px * self._box.height / INPUT_SIZE_PX)
+        right = round(right_px * self._box.width / INPUT_SIZE_PX)
+        top = min(max(self._box.top + down, 0), height - self._box.height)
+        left = min(max(self._box.left + right, 0), width - self._box.width)
+        moved = Rectangle(top, left, self._box.height, self._box.width)
+        return model_input(self._frame, self._fan, moved)
+
+
+def repeatability(frame_scores: pd.DataFrame) -> dict[str, Any]:
+    """Within-patient variation of the expected grade over the frames of each patient.
+
+    Args:
+        frame_scores: one row per frame: `patient_id, p_normal .. p_severe`; a reference grade is
+            not needed.
+
+    Returns:
+        `num_patients` (with two frames or more), `num_frames` (of those), `num_single` (patients
+        with one frame, left out); `within_sd` (grades; root of the mean within-patient variance,
+        each variance weighted by its degrees of freedom) and `within_sd_interval` [low, high], its
+        95 % BCa bootstrap interval over patients, or None; `limits_of_agreement` [low, high] in
+        grades, within which 95 % of differences between two frames of a patient are expected
+        (+- 1.96 sqrt(2) within_sd, bias 0 because frames have no order); `coefficient`, the upper
+        limit; `between_sd` (grades) and `icc`, the one-way intraclass correlation ICC(1,1);
+        `mixed_share`, the share of patients whose frames are not all given one grade; `notes`,
+        one sentence per number that is None.
+
+    Raises:
+        ValueError: if a column is missing or a probability is not finite.
+    """
+    missing = [name for name in ("patient_id", *SCORE_COLUMNS) if name not in frame_scores.columns]
+    if missing:
+        raise ValueError(
+            f"Expected frame scores with patient_id and probabilities. Received: no "
+            f"{', '.join(missing)}."
+        )
+    scores = frame_scores[list(SCORE_COLUMNS)].to_numpy(np.float64)
+    if not np.isfinite(scores).all():
+        raise ValueError("Expected finite probabilities. Received: some are not.")
+    rows = pd.DataFrame(
+        {
+            "patient_id": frame_scores["patient_id"].to_numpy(),
+            "expected": scores @ np.arange(len(GRADES)),
+            "predicted": scores.argmax(axis=1),
+        }
+    )
+    groups = rows.groupby("patient_id")
+    sizes = groups.size()
+    repeated = sizes.index[sizes >= 2]
+    kept = rows[rows["patient_id"].isin(repeated)].groupby("patient_id")
+    result: dict[str, Any] = {
+        "num_patients": len(repeated),
+        "num_frames": int(sizes[repeated].sum()),
+        "num_single": int((sizes == 1).sum()),
+        "notes": [],
+    }
+    if not len(repeated):
+        result["notes"].append("No patient has two frames, so nothing can be said.")
+        empty = (
+            "within_sd",
+            "within_sd_interval",
+            "limits_of_agreement",
+            "coefficient",
+            "between_sd",
+            "icc",
+        )
+        return result | dict.fromkeys((*empty, "mixed_share"))
+    return result | _variation(kept, result["notes"])
+
+
+def _variation(groups: Any, notes: list[str]) -> dict[str, Any]:
+    """One-way analysis of variance over patients with two frames or more."""
+    counts = groups.size().to_numpy(np.float64)
+    means = groups["expected"].mean().to_numpy()
+    squares = groups["expected"].var(ddof=1).to_numpy() * (counts - 1)
+    within = float(squares.sum() / (counts - 1).sum())
+    spread = 1.96 * np.sqrt(2 * within)
+    found: dict[str, Any] = {
+        "within_sd": float(np.sqrt(within)),
+        "within_sd_interval": _within_sd_interval(squares, counts - 1),
+        "limits_of_agreement": [float(-spread), float(spread)],
+        "coefficient": float(spread),
+        "mixed_share": float((groups["predicted"].nunique() > 1).mean()),
+        "between_sd": None,
+        "icc": None,
+    }
+    if len(counts) < 2:
+        notes.append("Variation between patients and ICC need two patients with two frames.")
+        return found
+    total = counts.sum()
+    grand = (counts * means).sum() / total
+    between_squares = float((counts * (means - grand) ** 2).sum() / (len(counts) - 1))
+    # Mean group size for unequal groups (Searle 1971, one-way random effects).
+    size = float((total - (counts**2).sum() / total) / (len(counts) - 1))
+    between = max((between_squares - within) / size, 0.0)
+    found["between_sd"] = float(np.sqrt(between))
+    if between + within > 0:
+        found["icc"] = float(between / (between + within))
+    else:
+        notes.append("ICC is undefined: all frames have the same expected grade.")
+    return found
+
+
+def _within_sd_interval(squares: np.ndarray, freedom: np.ndarray) -> list[float] | None:
+    """Interval over patients, from each one's sum of squares and degrees of freedom."""
+
+    def within_sd(weights: np.ndarray) -> np.ndarray:
+        return np.sqrt((weights @ squares) / (weights @ freedom))
+
+    rng = np.random.default_rng(0)
+    stratum = np.zeros(len(squares), dtype=int)
+    value = float(within_sd(np.ones((1, len(squares))))[0])
+    left_out, names = jackknife_weights(stratum, rng)
+    acceleration = bca_acceleration(within_sd(left_out), names) if len(names) else 0.0
+    replicates = within_sd(bootstrap_weights(stratum, DEFAULT_RESAMPLES, rng))
+    entry = make_entry(value, replicates, acceleration, 0.95, "bca")
+    return None if entry["low"] is None else [entry["low"], entry["high"]]

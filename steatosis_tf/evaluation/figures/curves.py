@@ -1,0 +1,243 @@
+"""Curves of calibration, decision, coverage and robustness."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from scipy.stats import binomtest
+
+from steatosis_tf.evaluation.figures.canvas import (
+    COLOURS,
+    FAINT,
+    LINE_STYLES,
+    MARKERS,
+    add_legend,
+    checked_scores,
+    cohort_line,
+    new_sheet,
+    save_sheet,
+    style_axes,
+    unit_square,
+)
+from steatosis_tf.grades import GRADES
+
+# Colours of named decision strategies; a model takes the first free one.
+_REFERENCE_STYLE = {"treat all": ("#8a8a8a", "--"), "treat none": ("#000000", "-")}
+
+
+def reliability_figure(
+    labels: np.ndarray,
+    probabilities: Mapping[str, np.ndarray],
+    path: str | Path,
+    *,
+    unit: str = "patients",
+    num_bins: int = 10,
+) -> Path:
+    """Stated probability of the predicted grade against how often it was right.
+
+    Bins are of equal width. Bars are 95 % Wilson intervals of the share that was right, so that a
+    bin of three patients does not look like a finding; below stands how many fell into each bin.
+
+    Args:
+        labels: `(n,)` int, 0 to 3.
+        probabilities: name such as "before temperature" -> `(n, 4)` float, 0 to 1.
+        path: PNG to write.
+        unit: what one row is, "patients" or "frames". Wilson intervals treat rows as independent,
+            which frames of one patient are not.
+        num_bins: number of equal bins from 0 to 1.
+
+    Raises:
+        ValueError: if there are no scores, or shapes or values are not as above.
+    """
+    if not probabilities:
+        raise ValueError("Expected at least one set of probabilities. Received: none.")
+    checked = {
+        name: checked_scores(labels, scores, len(GRADES)) for name, scores in probabilities.items()
+    }
+    title = "Reliability of the predicted grade"
+    figure = new_sheet(title, cohort_line({unit: len(labels)}), 5.2, 6.4)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    upper.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
+    edges = np.linspace(0, 1, num_bins + 1)
+    for place, (name, (truth, scores)) in enumerate(checked.items()):
+        stated = scores.max(axis=1)
+        right = scores.argmax(axis=1) == truth
+        bins = np.clip(np.digitize(stated, edges) - 1, 0, num_bins - 1)
+        _reliability_points(upper, place, name, (bins, stated, right))
+        counts = np.bincount(bins, minlength=num_bins)
+        width = 0.8 / num_bins / len(checked)
+        centres = (edges[:-1] + edges[1:]) / 2 + (place - (len(checked) - 1) / 2) * width
+        lower.bar(centres, counts, width=width, color=COLOURS[3 * place % 7])
+    unit_square(upper)
+    upper.set_aspect("auto")
+    upper.set(ylim=(-0.02, 1.06 + 0.08 * len(checked)), yticks=np.linspace(0, 1, 6))
+    style_axes(upper, "", "Share right (bars: 95 % Wilson)")
+    style_axes(lower, "Probability stated for the predicted grade", unit.capitalize())
+    add_legend(upper, "upper left")
+    return save_sheet(figure, path)
+
+
+def _reliability_points(
+    axes: Axes, place: int, name: str, rows: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> None:
+    bins, stated, right = rows
+    points = []
+    error = 0.0
+    for index in np.unique(bins):
+        inside = bins == index
+        count, hits = int(inside.sum()), int(right[inside].sum())
+        interval = binomtest(hits, count).proportion_ci(method="wilson")
+        points.append((stated[inside].mean(), hits / count, interval.low, interval.high))
+        error += count / bins.size * abs(stated[inside].mean() - hits / count)
+    x, y, low, high = np.array(points).T
+    shift = 0.004 * place  # bars of two curves side by side, not on top of each other
+    axes.errorbar(
+        x + shift,
+        y,
+        yerr=[np.maximum(y - low, 0), np.maximum(high - y, 0)],
+        color=COLOURS[3 * place % 7],
+        linestyle=LINE_STYLES[place],
+        marker=MARKERS[place],
+        markersize=5,
+        linewidth=1.4,
+        elinewidth=0.8,
+        capsize=2,
+        label=f"{name}: ECE {error:.3f}",
+    )
+
+
+def decision_curve_figure(
+    thresholds: np.ndarray,
+    net_benefits: Mapping[str, np.ndarray],
+    path: str | Path,
+    *,
+    subtitle: str,
+    task: str,
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+) -> Path:
+    """Net benefit against threshold probability (Vickers and Elkin 2006).
+
+    Args:
+        thresholds: `(t,)` float, above 0 and below 1.
+        net_benefits: strategy ("treat all", "treat none", the model, ...) -> `(t,)` float.
+        path: PNG to write.
+        subtitle: number of patients and of those with the condition.
+        task: the condition, for example "Mild or worse".
+        bands: strategy -> lower and upper bounds `(t,)` drawn behind its curve.
+
+    Raises:
+        ValueError: if a curve has another length than the thresholds, or a value is not finite.
+    """
+    _check_lengths("thresholds", thresholds, net_benefits)
+    figure = new_sheet(f"Decision curve: {task}", subtitle, 6.2, 4.8)
+    axes = figure.add_subplot()
+    free = 0
+    for name, benefit in net_benefits.items():
+        colour, line = _REFERENCE_STYLE.get(name, (COLOURS[free % 6], LINE_STYLES[free % 6]))
+        free += name not in _REFERENCE_STYLE
+        width = 1.2 if name in _REFERENCE_STYLE else 1.8
+        axes.plot(thresholds, benefit, color=colour, linestyle=line, linewidth=width, label=name)
+        if bands and name in bands:
+            low, high = bands[name]
+            axes.fill_between(thresholds, low, high, color=colour, alpha=0.15, linewidth=0)
+    top = max(float(np.max(benefit)) for benefit in net_benefits.values())
+    # Treat all falls without bound; below a small loss nobody needs to see how far.
+    axes.set_ylim(-0.25 * max(top, 0.05), 1.15 * max(top, 0.05))
+    style_axes(axes, "Threshold probability", "Net benefit per patient")
+    add_legend(axes, "upper right")
+    return save_sheet(figure, path)
+
+
+def coverage_risk_figure(
+    coverage: np.ndarray, risks: Mapping[str, np.ndarray], path: str | Path, *, subtitle: str
+) -> Path:
+    """Error rate among those still graded when the least certain are left to a person.
+
+    Args:
+        coverage: `(c,)` share of patients still graded, 0 to 1.
+        risks: curve name -> `(c,)` error rate among them, 0 to 1.
+        path: PNG to write.
+        subtitle: number of patients.
+
+    Raises:
+        ValueError: if a curve has another length than coverage, or a value is not finite.
+    """
+    _check_lengths("coverage", coverage, risks)
+    figure = new_sheet("Coverage and risk: what abstaining buys", subtitle, 6.2, 4.6)
+    axes = figure.add_subplot()
+    for place, (name, risk) in enumerate(risks.items()):
+        axes.plot(coverage, risk, color=COLOURS[place % 6], linestyle=LINE_STYLES[place % 6],
+                  linewidth=1.8, label=name)  # fmt: skip
+    highest = max(float(np.max(risk)) for risk in risks.values())
+    axes.set(xlim=(0, 1.01), ylim=(-0.02 * highest, max(1.15 * highest, 0.05)))
+    style_axes(axes, "Coverage: share of patients graded", "Error rate among them")
+    add_legend(axes, "upper left")
+    return save_sheet(figure, path)
+
+
+def _check_lengths(name: str, values: np.ndarray, curves: Mapping[str, np.ndarray]) -> None:
+    if not curves:
+        raise ValueError("Expected at least one curve. Received: none.")
+    for curve_name, curve in {name: values, **curves}.items():
+        found = np.asarray(curve, np.float64)
+        if found.ndim != 1 or found.shape != np.shape(values) or not found.size:
+            raise ValueError(
+                f"Expected {curve_name} with as many values as {name}, {np.size(values)}. "
+                f"Received: shape={found.shape}."
+            )
+        if not np.isfinite(found).all():
+            raise ValueError(f"Expected finite numbers in {curve_name}. Received: some are not.")
+
+
+def robustness_figure(
+    table: pd.DataFrame, path: str | Path, *, metric_label: str, subtitle: str
+) -> Path:
+    """One panel per perturbation: the metric against its strength, undisturbed value as a line.
+
+    Args:
+        table: of `robustness.robustness_curves`: `perturbation, strength, unit, value`, optional
+            `low` and `high` of an interval; strength 0 rows hold the undisturbed value. A row
+            without value (None or NaN) is left out of its curve.
+        path: PNG to write.
+        metric_label: what `value` is, for example "Quadratic weighted kappa".
+        subtitle: number of patients and frames.
+
+    Raises:
+        ValueError: if the table has no row with a value.
+    """
+    known = table[table["value"].notna()]
+    if known.empty:
+        raise ValueError("Expected at least one row with a value. Received: none.")
+    names = list(dict.fromkeys(table["perturbation"]))
+    num_columns = min(4, len(names))
+    num_rows = -(-len(names) // num_columns)
+    title = f"Robustness: {metric_label[:1].lower()}{metric_label[1:]} under disturbed frames"
+    figure = new_sheet(title, subtitle, max(5.6, 2.7 * num_columns), 2.5 * num_rows + 1.15)
+    panels = figure.subplots(num_rows, num_columns, sharey=True, squeeze=False).ravel()
+    for panel, name in zip(panels, names, strict=False):
+        rows = known[known["perturbation"] == name].sort_values("strength")
+        _robustness_panel(panel, rows, name)
+    for panel in panels[len(names) :]:
+        panel.set_visible(False)
+    for panel in panels[::num_columns]:
+        panel.set_ylabel(metric_label, size=9)
+    return save_sheet(figure, path)
+
+
+def _robustness_panel(axes: Axes, rows: pd.DataFrame, name: str) -> None:
+    unit = str(rows["unit"].iloc[0]) if len(rows) else ""
+    words = name.replace("_", " ").replace("roi", "ROI").replace("jpeg", "JPEG")
+    style_axes(axes, f"{words} ({unit})" if unit else words, "")
+    if rows.empty:
+        axes.text(0.5, 0.5, "no value", ha="center", color=FAINT, transform=axes.transAxes)
+        return
+    if {"low", "high"} <= set(rows.columns):  # a missing bound leaves a gap in the band
+        axes.fill_between(rows["strength"], rows["low"].astype(float), rows["high"].astype(float),
+                          color=COLOURS[5], alpha=0.3, linewidth=0)  # fmt: skip
+    undisturbed = rows.loc[rows["strength"] == 0, "value"]
+    if len(undisturbed):
+        axes.axhline(float(undisturbed.iloc[0]), color="#8a8a8a", linewidth=1, linestyle="--")
+    axes.plot(rows["strength"], rows["value"].astype(float), color=COLOURS[0], marker="o",
+              markersize=4, linewidth=1.5)  # fmt: skip

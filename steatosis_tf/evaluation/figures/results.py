@@ -1,0 +1,248 @@
+"""The figures every run draws: confusion matrix, ROC curves, training curves.
+
+The first two are the source paper's Fig. 1 and Fig. 2, with the counts they are drawn from in the
+title. Curves of calibration, decision and robustness are in `curves.py`, errors in `gallery.py`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from steatosis_tf.evaluation.figures.canvas import (
+    COLOURS,
+    INK,
+    LINE_STYLES,
+    MARKERS,
+    add_legend,
+    checked_scores,
+    cohort_line,
+    new_sheet,
+    num_of,
+    save_sheet,
+    style_axes,
+    unit_square,
+)
+from steatosis_tf.grades import GRADES
+
+_SETTINGS = ("learning_rate", "lr")
+_TIMES = ("seconds", "time", "duration")
+
+
+def confusion_figure(
+    matrix: np.ndarray,
+    path: str | Path,
+    *,
+    unit: str = "patients",
+    grades: Sequence[str] = GRADES,
+    subtitle: str = "",
+) -> Path:
+    """Heat map of a confusion matrix with its margins (the paper's Fig. 1).
+
+    The colour is the share of the row, so that a rare grade is as visible as a common one; the
+    large number is the count, so that the reader can add it up.
+
+    Args:
+        matrix: `(k, k)` counts, rows reference grade, columns predicted grade.
+        path: PNG to write.
+        unit: what is counted, "patients" or "frames".
+        grades: k names in the order of rows and columns.
+        subtitle: text for the cohort line; the total count if empty.
+
+    Raises:
+        ValueError: if the matrix is not a square of whole counts, or counts nobody.
+    """
+    counts = _checked_matrix(matrix, len(grades))
+    total, correct = int(counts.sum()), int(np.trace(counts))
+    rows, columns = counts.sum(axis=1), counts.sum(axis=0)
+    share = counts / np.maximum(rows, 1)[:, None]
+    figure = new_sheet(
+        f"Confusion matrix: {correct:,} of {total:,} correct ({100 * correct / total:.1f} %)",
+        subtitle or cohort_line({unit: total}),
+        5.5,
+        5.9,
+    )
+    axes = figure.add_subplot()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(counts.shape):
+        ink = "white" if share[row, column] > 0.55 else INK
+        axes.text(column, row - 0.06, f"{counts[row, column]:,}", ha="center", va="center",
+                  size=14, color=ink)  # fmt: skip
+        if rows[row]:
+            axes.text(column, row + 0.26, f"{100 * share[row, column]:.1f} %", ha="center",
+                      va="center", size=8, color=ink)  # fmt: skip
+    _matrix_axes(axes, grades, rows, columns)
+    return save_sheet(figure, path)
+
+
+def _checked_matrix(matrix: np.ndarray, num_grades: int) -> np.ndarray:
+    values = np.asarray(matrix, np.float64)
+    if values.shape != (num_grades, num_grades):
+        raise ValueError(
+            f"Expected a {num_grades} x {num_grades} confusion matrix. "
+            f"Received: shape={values.shape}."
+        )
+    if not np.isfinite(values).all() or (values < 0).any() or (values % 1 != 0).any():
+        raise ValueError("Expected whole counts of 0 and more in the confusion matrix.")
+    if values.sum() == 0:
+        raise ValueError("Expected at least one count in the confusion matrix. Received: all zero.")
+    return values.astype(np.int64)
+
+
+def _matrix_axes(axes: Axes, grades: Sequence[str], rows: np.ndarray, columns: np.ndarray) -> None:
+    places = np.arange(len(grades))
+    axes.set_xticks(places, [f"{g}\nn = {n:,}" for g, n in zip(grades, columns, strict=True)])
+    axes.set_yticks(places, [f"{g}\nn = {n:,}" for g, n in zip(grades, rows, strict=True)])
+    axes.set_xlabel("Predicted grade", color=INK)
+    axes.set_ylabel("Reference grade (colour and percent: share of the row)", color=INK)
+    axes.tick_params(length=0, labelsize=9, colors=INK)
+    axes.set_xticks(places[1:] - 0.5, minor=True)
+    axes.set_yticks(places[1:] - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="minor", length=0)
+    axes.spines[:].set_color("#bbbbbb")
+
+
+def roc_figure(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    path: str | Path,
+    *,
+    unit: str = "patients",
+    patient_ids: np.ndarray | None = None,
+    grades: Sequence[str] = GRADES,
+) -> Path:
+    """One-vs-rest ROC curve of every grade and their macro average (the paper's Fig. 2).
+
+    A grade that nobody has, or everybody has, has no ROC curve; then there is no macro average
+    either. The legend says so.
+
+    Args:
+        labels: `(n,)` int, 0 to k-1.
+        probabilities: `(n, k)` float, 0 to 1.
+        path: PNG to write.
+        unit: what one row is, "patients" or "frames".
+        patient_ids: `(n,)` ids; when given, the title also counts patients.
+        grades: k names in the order of the columns.
+
+    Raises:
+        ValueError: if shapes, labels or probabilities are not as above, or there are no rows.
+    """
+    truth, scores = checked_scores(labels, probabilities, len(grades))
+    counts = num_of(truth, unit, patient_ids)
+    figure = new_sheet("ROC curves, each grade against the rest", cohort_line(counts), 5.3, 6.5)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
+    _draw_roc_curves(axes, truth, scores, grades, unit)
+    unit_square(axes)
+    style_axes(axes, "1 - specificity", "Sensitivity")
+    # Below the axes: the curve of a grade told worse than by chance fills the lower right.
+    add_legend(axes, "upper center", below=True)
+    return save_sheet(figure, path)
+
+
+def _draw_roc_curves(
+    axes: Axes, truth: np.ndarray, scores: np.ndarray, grades: Sequence[str], unit: str
+) -> None:
+    grid = np.linspace(0, 1, 501)
+    areas, curves = [], []
+    for index, grade in enumerate(grades):
+        positive = truth == index
+        style: dict[str, Any] = {
+            "color": COLOURS[index],
+            "linestyle": LINE_STYLES[index],
+            "linewidth": 1.8,
+        }
+        if positive.all() or not positive.any():
+            who = "everybody is" if positive.all() else f"no {unit}"
+            axes.plot([], [], label=f"{grade}: no curve ({who})", **style)
+            continue
+        false_rate, true_rate, _ = roc_curve(positive, scores[:, index], drop_intermediate=False)
+        areas.append(roc_auc_score(positive, scores[:, index]))
+        curves.append(np.interp(grid, false_rate, true_rate))
+        name = f"{grade} (n = {positive.sum():,}): AUC {areas[-1]:.3f}"
+        axes.plot(false_rate, true_rate, label=name, **style)
+    if len(areas) == len(grades):
+        mean_curve = np.concatenate([[0.0], np.mean(curves, axis=0)])
+        axes.plot(
+            np.concatenate([[0.0], grid]),
+            mean_curve,
+            color="black",
+            linewidth=1.0,
+            label=f"macro average: AUC {np.mean(areas):.3f}",
+        )
+    else:  # a mean over other grades would be another quantity under the same name
+        axes.plot([], [], color="none", label="no macro average: a grade has no curve")
+
+
+def training_curves(
+    history: str | Path | pd.DataFrame, path: str | Path, *, subtitle: str = ""
+) -> Path:
+    """Loss and metrics against epoch, training beside validation, best epoch marked.
+
+    Args:
+        history: `history.csv` of a run, or its table: one row an epoch, Keras names (`loss`,
+            `val_loss`, ...), optionally `epoch` and `learning_rate`.
+        path: PNG to write.
+        subtitle: who was trained on; number of epochs if empty.
+
+    Raises:
+        ValueError: if the table has no row or no `loss` column.
+    """
+    table = history if isinstance(history, pd.DataFrame) else pd.read_csv(history)
+    if table.empty or "loss" not in table.columns:
+        raise ValueError(
+            "Expected a history with at least one epoch and a column loss. "
+            f"Received: {len(table)} rows, columns={list(table.columns)}."
+        )
+    # The log may count from 0; people count epochs from 1.
+    start = 1 - int(table["epoch"].min()) if "epoch" in table.columns else 1
+    epochs = table["epoch"] + start if "epoch" in table.columns else np.arange(len(table)) + start
+    names = [
+        name
+        for name in table.columns
+        if name != "epoch" and not name.startswith("val_") and name not in _TIMES
+        and pd.api.types.is_numeric_dtype(table[name])
+    ]  # fmt: skip
+    names.sort(key=lambda name: (name != "loss", name in _SETTINGS))  # the rest as they came
+    num_columns = min(len(names), 3)
+    num_rows = -(-len(names) // num_columns)
+    figure = new_sheet(
+        "Training curves",
+        subtitle or cohort_line({"epochs": len(table)}),
+        max(5.2, 3.6 * num_columns),
+        2.9 * num_rows + 1.1,
+    )
+    for place, name in enumerate(names):
+        axes = figure.add_subplot(num_rows, num_columns, place + 1)
+        _training_panel(axes, table, np.asarray(epochs), name)
+    return save_sheet(figure, path)
+
+
+def _training_panel(axes: Axes, table: pd.DataFrame, epochs: np.ndarray, name: str) -> None:
+    marker = MARKERS[0] if len(table) < 3 else None  # one point draws no line
+    drawn = [(name, "training", 0, "-")]
+    if name in _SETTINGS:
+        drawn = [(name, "as scheduled", 6, "-")]
+    if f"val_{name}" in table.columns:
+        drawn.append((f"val_{name}", "validation", 3, "--"))
+    steps = "steps-mid" if name in _SETTINGS else "default"
+    for column, legend, index, line in drawn:
+        axes.plot(epochs, table[column], color=COLOURS[index], linestyle=line, linewidth=1.5,
+                  drawstyle=steps, marker=marker, label=legend)  # fmt: skip
+    if name == "loss" and "val_loss" in table.columns and table["val_loss"].notna().any():
+        best = int(table["val_loss"].reset_index(drop=True).idxmin())
+        axes.axvline(epochs[best], color="#999999", linewidth=0.8)
+        axes.plot(epochs[best], table["val_loss"].iloc[best], marker="D", color=COLOURS[3],
+                  linestyle="none", markersize=5,
+                  label=f"lowest, epoch {epochs[best]}")  # fmt: skip
+    if name in _SETTINGS:
+        axes.set_yscale("log")
+    style_axes(axes, "Epoch", name.replace("_", " "))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    add_legend(axes)

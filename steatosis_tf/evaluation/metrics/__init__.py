@@ -1,0 +1,1 @@
+"""Score tables, every metric of them, intervals over patients, and runs side by side."""

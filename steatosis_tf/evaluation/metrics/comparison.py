@@ -1,0 +1,341 @@
+"""Runs side by side: intervals, paired differences to a baseline, cost; DeLong's test of two AUCs.
+
+DeLong, DeLong and Clarke-Pearson 1988 (Biometrics 44, 837); with several frames per patient the
+structural components are summed by patient first (Obuchowski 1997, Biometrics 53, 567), which
+is DeLong's formula again when each patient has one row.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from steatosis_tf.evaluation.figures.canvas import (
+    COLOURS,
+    FAINT,
+    INK,
+    new_sheet,
+    save_sheet,
+    style_axes,
+)
+from steatosis_tf.evaluation.metrics.core import CUMULATIVE_TASKS, cumulative_scores
+from steatosis_tf.evaluation.metrics.intervals import (
+    bootstrap_intervals,
+    check_same_study,
+    paired_bootstrap,
+)
+from steatosis_tf.evaluation.metrics.resampling import code_patients
+from steatosis_tf.evaluation.metrics.scores import labels_and_probabilities
+
+#: Metric -> heading. Named beforehand, so that a comparison does not pick its winner's metric.
+COMPARED = {
+    "accuracy": "accuracy",
+    "macro.f1": "macro F1",
+    "ordinal.quadratic_kappa": "quadratic kappa",
+    "ordinal.auc_at_least_mild": "AUC, Mild or worse",
+}
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One run to compare.
+
+    Attributes:
+        run_id: MLflow id.
+        name: what tells it from the others.
+        patient_scores: its patient table.
+        cost: for example `train_minutes`, `file_mb`, `ms_per_frame`; None where unknown.
+    """
+
+    run_id: str
+    name: str
+    patient_scores: pd.DataFrame
+    cost: dict[str, float | None]
+
+
+def compare_runs(
+    runs: Sequence[ComparedRun], baseline_id: str, *, num_resamples: int = 2000
+) -> list[dict[str, Any]]:
+    """Every run with intervals over patients and its difference to the baseline.
+
+    Args:
+        runs: one or more.
+        baseline_id: run_id, or its beginning, of one of them.
+        num_resamples: bootstrap resamples of patients.
+
+    Returns:
+        per run `run_id`, `name`, `num_patients`, the cost, and for each of `COMPARED` a dict
+        `value, low, high, difference`; `difference` is `{value, low, high, p_value}`, None for
+        the baseline, or a text if the run has other patients and cannot be paired. Beside it
+        `delong`: DeLong's test of the AUC, see `delong.delong_test`; None for the baseline, for
+        unpaired runs and for repeated cross-validation.
+
+    Raises:
+        ValueError: if no or several runs are called `baseline_id`.
+    """
+    found = [run for run in runs if run.run_id.startswith(baseline_id)]
+    if len(found) != 1:
+        raise ValueError(
+            f"Expected the run_id of one of {', '.join(run.run_id[:8] for run in runs)}. "
+            f"Received: baseline={baseline_id!r}."
+        )
+    return [_row(run, found[0], num_resamples) for run in runs]
+
+
+def _row(run: ComparedRun, baseline: ComparedRun, num_resamples: int) -> dict[str, Any]:
+    intervals = bootstrap_intervals(run.patient_scores, num_resamples=num_resamples)
+    differences: dict[str, Any] = dict.fromkeys(COMPARED)
+    if run is not baseline:
+        try:
+            paired = paired_bootstrap(
+                run.patient_scores, baseline.patient_scores, num_resamples=num_resamples
+            )
+            differences = {
+                name: {key: paired[name][key] for key in ("value", "low", "high", "p_value")}
+                for name in COMPARED
+            }
+        except ValueError as error:
+            differences = dict.fromkeys(COMPARED, str(error))
+    row: dict[str, Any] = {
+        "run_id": run.run_id,
+        "name": run.name,
+        "num_patients": int(run.patient_scores["patient_id"].nunique()),
+        **run.cost,
+    }
+    for name in COMPARED:
+        interval = {key: intervals[name][key] for key in ("value", "low", "high")}
+        row[name] = interval | {"difference": differences[name]}
+    tables = run.patient_scores, baseline.patient_scores
+    is_paired = isinstance(differences["accuracy"], dict)
+    once = not any("repeat" in table for table in tables)
+    return row | {"delong": delong_test(*tables) if is_paired and once else None}
+
+
+def tracked_intervals(patient_scores: pd.DataFrame) -> dict[str, float | None]:
+    """`COMPARED` for the columns of MLflow's UI: `<metric>`, `<metric>_low`, `<metric>_high`."""
+    found = bootstrap_intervals(patient_scores)
+    return {
+        f"{name}{end}": found[name][key]
+        for name in COMPARED
+        for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))
+    }
+
+
+def comparison_text(rows: Sequence[dict[str, Any]]) -> str:
+    """The comparison as a table for the terminal; a star marks an interval that leaves out 0."""
+    table = pd.DataFrame(
+        [
+            {"run": row["name"], "patients": row["num_patients"]}
+            | {heading: _value_text(row[name]) for name, heading in COMPARED.items()}
+            | {key: _number(row.get(key)) for key in ("train_minutes", "file_mb", "ms_per_frame")}
+            for row in rows
+        ]
+    )
+    unpaired = sum(isinstance(row["accuracy"]["difference"], str) for row in rows)
+    lines = [
+        table.to_string(index=False),
+        "value [95 % interval over patients] difference to the baseline, paired; "
+        "* its interval leaves out 0 (not corrected for the number of comparisons)",
+    ]
+    lines += [_delong_text(row["name"], row["delong"]) for row in rows if row["delong"]]
+    if unpaired:
+        lines.append(f"{unpaired} runs tested other patients than the baseline: not paired")
+    return "\n".join(lines)
+
+
+def comparison_figure(
+    rows: Sequence[dict[str, Any]],
+    path: str | Path,
+    *,
+    compared: Mapping[str, str] = COMPARED,
+    title: str = "Runs side by side",
+    reference: int | None = None,
+) -> Path:
+    """Forest plot: one panel per metric, one line per row, 95 % intervals over patients.
+
+    Args:
+        rows: each with `name` and for each metric a dict `value, low, high`, and `difference`
+            where it is to stand above the dot.
+        path: PNG to write.
+        compared: metric -> heading of its panel.
+        title: of the figure.
+        reference: row whose value is drawn through each panel as a dashed line.
+    """
+    subtitle = f"{len(rows)} runs; 95 % intervals over patients"
+    if any(_difference_text(row[name].get("difference")) for row in rows for name in compared):
+        subtitle += (
+            "; above each dot the paired difference to the baseline (* its interval leaves out 0)"
+        )
+    figure = new_sheet(title, subtitle, 12.0, 2.2 + 0.4 * len(rows))
+    axes = figure.subplots(1, len(compared), sharey=True)
+    places = range(len(rows))
+    for panel, (name, heading) in zip(axes, compared.items(), strict=True):
+        style_axes(panel, heading, "")
+        if reference is not None and rows[reference][name]["value"] is not None:
+            panel.axvline(rows[reference][name]["value"], color=FAINT, linestyle="--", linewidth=1)
+        for place, row in zip(places, rows, strict=True):
+            cell = row[name]
+            if cell["value"] is None:
+                continue
+            if cell["low"] is not None:
+                panel.plot([cell["low"], cell["high"]], [place, place], color=COLOURS[0])
+            panel.plot(cell["value"], place, "o", color=INK)
+            if text := _difference_text(cell.get("difference")):
+                panel.annotate(text, (cell["value"], place), (0, 5), textcoords="offset points",
+                               ha="center", size=7, color=FAINT)  # fmt: skip
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
+    axes[0].set_yticks(places, [row["name"] for row in rows])
+    return save_sheet(figure, path)
+
+
+def _value_text(cell: dict[str, Any]) -> str:
+    if cell["value"] is None:
+        return "-"
+    text = f"{cell['value']:.3f}"
+    if cell["low"] is not None:
+        text += f" [{cell['low']:.3f}, {cell['high']:.3f}]"
+    return f"{text} {_difference_text(cell['difference'])}".rstrip()
+
+
+def _difference_text(difference: Any) -> str:
+    """`+0.031`, with a star where the interval leaves out 0; "" where there is none."""
+    if not isinstance(difference, dict) or difference["value"] is None:
+        return ""
+    leaves_out = difference["low"] is not None and not (
+        difference["low"] <= 0 <= difference["high"]
+    )
+    return f"{difference['value']:+.3f}{'*' if leaves_out else ''}"
+
+
+def _delong_text(name: str, found: dict[str, Any]) -> str:
+    where = f"DeLong, AUC for Mild or worse, {name} against the baseline"
+    if found["p_value"] is None:
+        return f"{where}: {found['note']}"
+    return (
+        f"{where}: {found['difference']:+.3f} [{found['low']:.3f}, {found['high']:.3f}], "
+        f"p = {found['p_value']:.3f}"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def delong_test(
+    scores: pd.DataFrame,
+    baseline_scores: pd.DataFrame,
+    task: str = "at_least_mild",
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """Compare the pooled AUCs of two models for one cumulative task on the same patients.
+
+    Args:
+        scores: patient table (or frame table: rows are then grouped by patient).
+        baseline_scores: the same for the baseline, with the same rows.
+        task: `at_least_mild`, `at_least_moderate` or `severe`.
+        confidence: 0.95 for a 95 % interval.
+
+    Returns:
+        `task`, `auc`, `baseline_auc`, `difference`, `standard_error`, `low`, `high`, `z`,
+        `p_value` (two-sided), `num_positive`, `num_negative` (patients), `note`. Where the test
+        is undefined (fewer than two patients on a side, or no variance) numbers are None and
+        `note` says why.
+
+    Raises:
+        ValueError: unknown task, a table that cannot be evaluated, or different patients,
+            grades or numbers of rows per patient.
+    """
+    if task not in CUMULATIVE_TASKS:
+        raise ValueError(
+            f"Expected a task out of {', '.join(CUMULATIVE_TASKS)}. Received: task={task!r}."
+        )
+    key = "frame_id" if "frame_id" in scores else "patient_id"
+    if "repeat" in scores or "repeat" in baseline_scores:
+        raise ValueError("Expected scores of one repeat. Received: a column repeat. Choose one.")
+    check_same_study(code_patients(scores), code_patients(baseline_scores))
+    if key not in baseline_scores or set(scores[key]) != set(baseline_scores[key]):
+        raise ValueError(
+            f"Expected the same {key} in both tables. Received: others. Use patient scores."
+        )
+    baseline = baseline_scores.set_index(key).loc[scores[key]].reset_index()
+    labels, probabilities = labels_and_probabilities(scores)
+    columns = [cumulative_scores(probabilities)[task]]
+    columns.append(cumulative_scores(labels_and_probabilities(baseline)[1])[task])
+    positive = labels >= CUMULATIVE_TASKS[task]
+    patient = scores["patient_id"].to_numpy()
+    return {"task": task} | _compare(positive, np.stack(columns), patient, confidence)
+
+
+def auc_covariance(
+    positive: np.ndarray, scores: np.ndarray, cluster: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """AUCs of K scores on the same rows and their covariance.
+
+    Args:
+        positive: `(N,)` bool.
+        scores: `(K, N)` float, higher means more likely positive; ties count half.
+        cluster: `(N,)` id of the independent unit each row belongs to, all rows of a unit on one
+            side; None: every row is a unit.
+
+    Returns:
+        `(K,)` AUCs and `(K, K)` covariance. NaN where a side has fewer than two units.
+    """
+    units = np.arange(len(positive)) if cluster is None else cluster
+    aucs, positives, negatives = [], [], []
+    for score in scores:
+        ranks = stats.rankdata(score)
+        own = stats.rankdata(score[positive]), stats.rankdata(score[~positive])
+        num_positive, num_negative = len(own[0]), len(own[1])
+        # Share of the other side that each row outranks (placement value).
+        placed = (ranks[positive] - own[0]) / num_negative
+        outranked = 1 - (ranks[~positive] - own[1]) / num_positive
+        aucs.append(placed.mean())
+        positives.append(placed - placed.mean())
+        negatives.append(outranked - outranked.mean())
+    covariance = _side_covariance(np.array(positives), units[positive])
+    covariance = covariance + _side_covariance(np.array(negatives), units[~positive])
+    return np.array(aucs), covariance
+
+
+def _side_covariance(components: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Covariance `(K, K)` of the mean of components `(K, n)`, whose units are independent."""
+    code = np.unique(units, return_inverse=True)[1]
+    num_units = code.max() + 1
+    if num_units < 2:
+        return np.full((len(components), len(components)), np.nan)
+    sums = np.stack([np.bincount(code, weights=row) for row in components])
+    return num_units / (num_units - 1) * (sums @ sums.T) / components.shape[1] ** 2
+
+
+def _compare(
+    positive: np.ndarray, scores: np.ndarray, patient: np.ndarray, confidence: float
+) -> dict[str, Any]:
+    sides = len(set(patient[positive])), len(set(patient[~positive]))
+    result: dict[str, Any] = dict.fromkeys(
+        ("auc", "baseline_auc", "difference", "standard_error", "low", "high", "z", "p_value")
+    )
+    result |= {"num_positive": sides[0], "num_negative": sides[1], "note": None}
+    if min(sides) < 1:
+        return result | {"note": "The AUC is undefined: all patients are on one side."}
+    aucs, covariance = auc_covariance(positive, scores, patient)
+    difference = float(aucs[0] - aucs[1])
+    result |= {"auc": float(aucs[0]), "baseline_auc": float(aucs[1]), "difference": difference}
+    if min(sides) < 2:
+        return result | {"note": "No test: one side has a single patient."}
+    contrast = np.array([1.0, -1.0])
+    error = float(np.sqrt(max(contrast @ covariance @ contrast, 0.0)))
+    if error < 1e-12:
+        return result | {"note": "No test: the difference has no variance on these patients."}
+    reach = float(stats.norm.ppf((1 + confidence) / 2)) * error
+    z = difference / error
+    return result | {
+        "standard_error": error,
+        "low": difference - reach,
+        "high": difference + reach,
+        "z": z,
+        "p_value": float(2 * stats.norm.sf(abs(z))),
+    }

@@ -1,0 +1,394 @@
+"""Score tables: one row per frame, and from it one row per patient.
+
+A frame table holds `frame_id, patient_id, fold, grade, fat_percent, p_normal, p_mild,
+p_moderate, p_severe, predicted`; a patient table holds `patient_id, fold, grade, fat_percent,
+num_frames, p_normal .. p_severe, predicted`. `fold` is 0 for a hold-out run. Repeated
+cross-validation adds a column `repeat`: ids are then unique within each repeat.
+
+The rule that turns frames into a patient is part of the configuration, so it is fixed before
+the test part is scored. Where two grades tie, the lower one is predicted (`numpy.argmax`).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from steatosis_tf.files import open_regular, replacing
+from steatosis_tf.grades import GRADES, SCORE_COLUMNS, label_of
+
+FRAME_COLUMNS = (
+    "frame_id",
+    "patient_id",
+    "fold",
+    "grade",
+    "fat_percent",
+    *SCORE_COLUMNS,
+    "predicted",
+)
+PATIENT_COLUMNS = (
+    "patient_id",
+    "fold",
+    "grade",
+    "fat_percent",
+    "num_frames",
+    *SCORE_COLUMNS,
+    "predicted",
+)
+
+#: Share of frames cut off at each end by the rule `trimmed_mean` (10 frames: one at each end).
+TRIM_SHARE = 0.1
+
+
+def _vote(probabilities: np.ndarray) -> np.ndarray:
+    return np.bincount(probabilities.argmax(axis=1), minlength=len(GRADES)) / len(probabilities)
+
+
+#: Rule name -> function from one patient's `(num_frames, 4)` probabilities to `(4,)`.
+RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mean": lambda probabilities: probabilities.mean(axis=0),
+    "median": lambda probabilities: np.median(probabilities, axis=0),
+    "trimmed_mean": lambda probabilities: stats.trim_mean(probabilities, TRIM_SHARE, axis=0),
+    "vote": _vote,
+}
+
+
+def score_table(
+    index: pd.DataFrame, probabilities: np.ndarray, fold: int | np.ndarray
+) -> pd.DataFrame:
+    """One row per frame, from what a model says of it.
+
+    Args:
+        index: `frame_id, patient_id, label, fat_percent`, as `records.pipeline.read_index` gives
+            them; one row per frame.
+        probabilities: `(num_frames, 4)`, in the same order.
+        fold: in which these frames were tested, one for all or `(num_frames,)` int.
+
+    Returns:
+        `FRAME_COLUMNS`, with the index and in the order of `index`.
+    """
+    table = index[["frame_id", "patient_id"]].assign(
+        fold=fold, grade=[GRADES[label] for label in index["label"]],
+        fat_percent=index["fat_percent"],
+    )  # fmt: skip
+    table[list(SCORE_COLUMNS)] = probabilities
+    return table.assign(predicted=[GRADES[label] for label in probabilities.argmax(axis=1)])
+
+
+def patient_scores(
+    frame_scores: pd.DataFrame, rule: str = "mean", *, validation: bool = False
+) -> pd.DataFrame:
+    """One row per patient from one row per frame.
+
+    Args:
+        frame_scores: table with at least `frame_id, patient_id, grade` and the four probability
+            columns (0 to 1, each row sums to 1). `fold` is taken as 0 and `fat_percent` as
+            unknown where the column is missing.
+        rule: how a patient's frames are joined, grade by grade and then scaled to sum 1:
+            `mean`, `median`, `trimmed_mean` (a tenth of the frames cut at each end) or `vote`
+            (share of frames that predict the grade).
+        validation: the validation parts of several folds: a patient may stand in several folds
+            and gets one row in each.
+
+    Returns:
+        `PATIENT_COLUMNS` (after `repeat`, where there is one), sorted by patient. `fat_percent`
+        is the mean of the patient's known values, NaN where none is known.
+
+    Raises:
+        ValueError: unknown rule; missing column; no row; probabilities not finite, not within
+            0..1 or not summing to 1; unknown grade; a patient with two grades or in two folds;
+            a frame twice; `predicted` that contradicts the probabilities; or frames so far
+            apart that their median is 0 for all four grades.
+    """
+    if rule not in RULES:
+        raise ValueError(f"Expected a rule out of {', '.join(RULES)}. Received: rule={rule!r}.")
+    check_frame_scores(frame_scores, validation)
+    table = frame_scores.assign(
+        fold=frame_scores.get("fold", 0), fat_percent=frame_scores.get("fat_percent", np.nan)
+    )
+    # Sums of the same frames in another order round differently.
+    table = table.sort_values("frame_id", kind="stable")
+    groups = table.groupby(id_key(table, "patient_id", validation), sort=True)
+    patients = groups.agg(
+        **({} if validation else {"fold": ("fold", "first")}),
+        grade=("grade", "first"),
+        fat_percent=("fat_percent", "mean"),
+        num_frames=("frame_id", "size"),
+    )
+    joined = np.stack([RULES[rule](_probabilities(frames)) for _, frames in groups])
+    totals = joined.sum(axis=1)
+    if (totals <= 0).any():
+        raise ValueError(
+            f"Expected probabilities that leave some grade above 0. Received: rule={rule!r}, "
+            f"patient_id={first_ids(patients.reset_index()['patient_id'], totals <= 0)}, whose "
+            "joined probabilities are all 0. Use rule='mean'."
+        )
+    # Sums that differ from 1 by rounding only are left alone: equal votes must stay equal.
+    joined /= np.where(np.abs(totals - 1) < 1e-9, 1.0, totals)[:, None]
+    patients[list(SCORE_COLUMNS)] = joined
+    patients["predicted"] = np.asarray(GRADES, dtype=object)[joined.argmax(axis=1)]
+    columns = [*(["repeat"] if "repeat" in table else []), *PATIENT_COLUMNS]
+    return patients.reset_index()[columns]
+
+
+def labels_and_probabilities(
+    table: pd.DataFrame, *, validation: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """True labels `(N,)` int 0..3 and probabilities `(N, 4)` float64 of a frame or patient table.
+
+    Raises:
+        ValueError: if the table is not a valid score table.
+    """
+    check_table(table, "frame_id" if "frame_id" in table else "patient_id", validation)
+    labels = np.array([label_of(grade) for grade in table["grade"]], dtype=int)
+    return labels, _probabilities(table)
+
+
+def read_scores(path: str | Path, *, validation: bool = False) -> pd.DataFrame:
+    """Read and check a frame or patient score file.
+
+    Args:
+        path: CSV written by `write_scores`. Ids are read as text (patient "007" or "NA" stays
+            so); numbers come back bit-equal.
+        validation: it holds the validation parts of several folds, see `patient_scores`.
+
+    Raises:
+        ValueError: if the file is missing, is not a CSV, holds a cell that is not a number where
+            one belongs, or is not a valid score table.
+    """
+    path = Path(path)
+    try:
+        with open_regular(path) as file:
+            table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        # An OSError prints the whole path, and a folder can be named after a patient.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"Expected a score CSV. Received: {path.name}: {reason}") from error
+    try:
+        for column in ("fat_percent", *SCORE_COLUMNS):
+            if column in table:
+                # numpy parses the shortest text of a double back to the same double.
+                cells = table[column].to_numpy(dtype=object)
+                table[column] = np.array([float(cell) if cell else np.nan for cell in cells])
+        for column in ("repeat", "fold", "num_frames"):
+            if column in table:
+                table[column] = np.array([int(cell) for cell in table[column]], dtype=np.int64)
+    except ValueError as error:
+        raise ValueError(
+            f"Expected numbers in column {column} of {path.name}. Received: {error}"
+        ) from error
+    try:
+        if "frame_id" in table:
+            check_frame_scores(table, validation)
+        else:
+            check_table(table, "patient_id", validation)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    return table
+
+
+def write_scores(table: pd.DataFrame, path: str | Path, *, validation: bool = False) -> None:
+    """Write a frame or patient table as CSV, complete or not at all, at full precision.
+
+    `validation` is explained at `patient_scores`.
+
+    Raises:
+        ValueError: if the table is not a valid score table.
+    """
+    check_table(table, "frame_id" if "frame_id" in table else "patient_id", validation)
+    # float32 would be written with 8 digits and read back as another float64.
+    wide = table.astype(dict.fromkeys(SCORE_COLUMNS, np.float64))
+    with replacing(path) as temporary:
+        wide.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def check_same_patients(frame_scores: pd.DataFrame, patient_scores: pd.DataFrame) -> None:
+    """Refuse two tables of one run that do not describe the same patients.
+
+    Raises:
+        ValueError: naming the patients that only one table has, or whose grade or number of
+            frames differ.
+    """
+    key = id_key(frame_scores, "patient_id")
+    frames = frame_scores.groupby(key).agg(grade=("grade", "first"), num_frames=("grade", "size"))
+    patients = patient_scores.set_index(key)
+    for have, lack, name in (
+        (frames, patients, "patient_scores"),
+        (patients, frames, "frame_scores"),
+    ):
+        missing = have.index.difference(lack.index)
+        if len(missing):
+            raise ValueError(
+                f"Expected the same patients in frame_scores and patient_scores. Received: "
+                f"{len(missing)} patients missing from {name}, first {list(missing[:5])}. "
+                "Make both files anew from one run."
+            )
+    patients = patients.loc[frames.index]
+    for column in ("grade", "num_frames"):
+        differs = (frames[column] != patients[column]).to_numpy()
+        if differs.any():
+            raise ValueError(
+                f"Expected the same {column} in frame_scores and patient_scores. Received: "
+                f"{differs.sum()} patients differ, first {list(frames.index[differs][:5])}. "
+                "Make both files anew from one run."
+            )
+
+
+def _probabilities(table: pd.DataFrame) -> np.ndarray:
+    return table[list(SCORE_COLUMNS)].to_numpy(dtype=np.float64)
+
+
+#: Largest distance of a row's probabilities from sum 1; float32 softmax stays below 1e-6.
+SUM_TOLERANCE = 1e-4
+
+
+def check_frame_scores(frame_scores: pd.DataFrame, validation: bool = False) -> None:
+    """Refuse a frame table that cannot be evaluated.
+
+    Args:
+        frame_scores: one row per frame.
+        validation: the table holds the validation parts of several folds, so that a patient may
+            stand in several folds (once in each). Test and out-of-fold scores must not.
+
+    Raises:
+        ValueError: what `check_table` refuses, or a patient with two grades or in two folds.
+    """
+    check_table(frame_scores, "frame_id", validation)
+    _check_one_value_per_patient(frame_scores, "grade")
+    if not validation:
+        _check_one_value_per_patient(frame_scores, "fold")
+
+
+def id_key(table: pd.DataFrame, id_column: str, validation: bool = False) -> list[str]:
+    """Columns that name a row: the id, within its repeat and (validation only) its fold."""
+    within = ["repeat", "fold"] if validation else ["repeat"]
+    return [*(column for column in within if column in table), id_column]
+
+
+def check_table(table: pd.DataFrame, id_column: str, validation: bool = False) -> None:
+    """Refuse a frame table (`id_column` frame_id) or patient table (patient_id) row by row.
+
+    `validation` is explained at `check_frame_scores`.
+
+    Raises:
+        ValueError: missing column, no row, repeated id, unknown grade, bad probabilities.
+    """
+    needed = dict.fromkeys([id_column, "patient_id", "grade", *SCORE_COLUMNS])
+    missing = [column for column in needed if column not in table]
+    if missing:
+        raise ValueError(
+            f"Expected the columns {', '.join(needed)}. Received: columns={list(table.columns)}; "
+            f"missing {missing}."
+        )
+    if not len(table):
+        raise ValueError("Expected at least one row of scores. Received: rows=0.")
+    ids = table[id_column]
+    key = id_key(table, id_column, validation)
+    _refuse(ids, table.duplicated(key).to_numpy(), f"each {id_column} once", "repeated")
+    _refuse(
+        ids,
+        ~table["grade"].isin(GRADES).to_numpy(),
+        f"a grade out of {', '.join(GRADES)} in every row",
+        "without one (rows of unknown grade cannot be evaluated; leave them out)",
+    )
+    no_patient = (table["patient_id"].isna() | (table["patient_id"].astype(str) == "")).to_numpy()
+    _refuse(ids, no_patient, "a patient_id in every row", "without one")
+    _check_probabilities(table, ids)
+
+
+def _check_probabilities(table: pd.DataFrame, ids: pd.Series) -> None:
+    scores = table[list(SCORE_COLUMNS)].to_numpy(dtype=np.float64)
+    bad = ~np.isfinite(scores).all(axis=1)
+    _refuse(ids, bad, "finite probabilities", "with NaN, infinite or empty cells")
+    bad = (scores < 0).any(axis=1) | (scores > 1 + SUM_TOLERANCE).any(axis=1)
+    _refuse(ids, bad, "probabilities from 0 to 1", "outside")
+    bad = np.abs(scores.sum(axis=1) - 1) > SUM_TOLERANCE
+    _refuse(ids, bad, f"probabilities that sum to 1 within {SUM_TOLERANCE}", "that do not")
+    if "predicted" in table:
+        predicted = np.asarray(GRADES, dtype=object)[scores.argmax(axis=1)]
+        bad = table["predicted"].to_numpy(dtype=object) != predicted
+        _refuse(ids, bad, "predicted to be the most probable grade", "that contradict their scores")
+
+
+def _refuse(ids: pd.Series, faulty: np.ndarray, expected: str, found: str) -> None:
+    if faulty.any():
+        raise ValueError(
+            f"Expected {expected}. Received: {int(faulty.sum())} of {len(ids)} rows {found}, "
+            f"first {ids.name}={first_ids(ids, faulty)}."
+        )
+
+
+def _check_one_value_per_patient(table: pd.DataFrame, column: str) -> None:
+    if column not in table:
+        return
+    key = ["repeat", "patient_id"] if "repeat" in table and column == "fold" else ["patient_id"]
+    counts = table.groupby(key)[column].nunique(dropna=False)
+    several = list(counts.index[counts.to_numpy() > 1])
+    if several:
+        why = (
+            "The model of one fold was trained on frames of this patient: split by patient."
+            if column == "fold"
+            else "Settle the reference first; a patient is graded once."
+        )
+        raise ValueError(
+            f"Expected one {column} per patient. Received: {len(several)} patients with several, "
+            f"first patient_id={several[:5]}. {why}"
+        )
+
+
+def first_ids(ids: pd.Series, faulty: np.ndarray) -> list:
+    """The first few ids of faulty rows; pseudonymous, so they may be shown."""
+    return list(ids.to_numpy()[faulty][:5])
+
+
+def checked_labels(labels: ArrayLike) -> np.ndarray:
+    """`(N,)` int 0..3, or a ValueError that names the first bad row."""
+    values = np.asarray(labels)
+    if values.ndim != 1 or not len(values) or values.dtype.kind not in "iuf":
+        raise ValueError(
+            "Expected labels (N,) of whole numbers 0 to 3 with N > 0. "
+            f"Received: shape={values.shape}, dtype={values.dtype}."
+        )
+    bad = ~np.isin(values, range(len(GRADES)))
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise ValueError(
+            f"Expected labels 0 to 3. Received: {int(bad.sum())} others, first "
+            f"label={values[row]} in row {row}. Leave rows of unknown grade out."
+        )
+    return values.astype(int)
+
+
+def checked_probabilities(probabilities: ArrayLike) -> np.ndarray:
+    """`(N, 4)` float64 in 0..1 with row sums 1, or a ValueError that names the first bad row."""
+    scores = np.asarray(probabilities, dtype=np.float64)
+    if scores.ndim != 2 or scores.shape[1] != len(GRADES) or not len(scores):
+        raise ValueError(f"Expected probabilities (N, 4), N > 0. Received: shape={scores.shape}.")
+    with np.errstate(invalid="ignore"):
+        bad = ~((scores >= 0) & (scores <= 1 + SUM_TOLERANCE)).all(axis=1)
+        bad |= ~(np.abs(scores.sum(axis=1) - 1) <= SUM_TOLERANCE)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise ValueError(
+            "Expected finite probabilities from 0 to 1 that sum to 1. Received: "
+            f"{int(bad.sum())} bad rows, first row {row}: {scores[row].tolist()}."
+        )
+    return scores
+
+
+def checked_matrix(matrix: ArrayLike) -> np.ndarray:
+    """`(4, 4)` int64 counts, or a ValueError."""
+    values = np.asarray(matrix)
+    if values.shape != (len(GRADES), len(GRADES)) or values.dtype.kind not in "iuf":
+        raise ValueError(
+            "Expected a 4 x 4 confusion matrix of counts, rows true. "
+            f"Received: shape={values.shape}, dtype={values.dtype}."
+        )
+    if not np.isfinite(values).all() or (values < 0).any() or (values != np.round(values)).any():
+        raise ValueError(f"Expected counts (whole, >= 0). Received: matrix={values.tolist()}.")
+    if not values.sum():
+        raise ValueError("Expected at least one count. Received: a matrix of zeros.")
+    return values.astype(np.int64)

@@ -1,0 +1,1 @@
+"""A run directory read, evaluated, checked against itself, and written up."""

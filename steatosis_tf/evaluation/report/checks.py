@@ -1,0 +1,248 @@
+"""The self-check of a run: does everything it claims follow from its scores?
+
+A run is called consistent only if every check could be made and none failed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from steatosis_tf.evaluation.metrics.core import compute_metrics
+from steatosis_tf.evaluation.metrics.scores import (
+    check_same_patients,
+    labels_and_probabilities,
+    patient_scores,
+)
+from steatosis_tf.evaluation.published import check_tables
+from steatosis_tf.evaluation.report.run import RunRecord
+from steatosis_tf.grades import GRADES, SCORE_COLUMNS
+
+_TOLERANCE = 1e-6
+_SHOWN = 5  # differences named in one check; the rest are counted
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        name: what should hold, as a sentence.
+        passed: True, False, or None if it could not be made.
+        detail: what was found, or why the check could not be made.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+def check_run(run: RunRecord) -> list[Check]:
+    """Hold metrics, scores, split and manifest of a run against each other."""
+    checks = [Check(f"{fault.partition(':')[0]} can be read", False, fault) for fault in run.faults]
+    for level, table in (("patient", run.patient_scores), ("frame", run.frame_scores)):
+        checks.append(_metrics_follow(run, level, table))
+    for level in ("patient", "frame"):
+        checks.append(_tables_agree(run, level))
+    return [
+        *checks,
+        _patients_follow_from_frames(run),
+        _scored_as_split(run),
+        _split_is_disjoint(run),
+        _frames_in_manifest(run),
+    ]
+
+
+def is_consistent(checks: list[Check]) -> bool:
+    """Whether every check was made and passed."""
+    return bool(checks) and all(check.passed is True for check in checks)
+
+
+def _metrics_follow(run: RunRecord, level: str, table: pd.DataFrame | None) -> Check:
+    name = f"The {level} metrics in metrics.json follow from {level}_scores.csv"
+    claimed = (run.metrics or {}).get(level)
+    if claimed is None or table is None:
+        lacking = "metrics.json" if claimed is None else f"{level}_scores.csv"
+        return Check(name, None, f"No {level} results in {lacking}.")
+    labels, probabilities = labels_and_probabilities(table)
+    fat = table["fat_percent"].to_numpy(np.float64) if "fat_percent" in table else None
+    computed = _flat(compute_metrics(labels, probabilities, fat))
+    written = _flat(claimed)
+    # The author of a newer version may add numbers; those that are known have to be right.
+    differ = [key for key in computed if not _same(computed[key], written.get(key, "absent"))]
+    if not differ:
+        return Check(name, True, f"{len(computed)} numbers recomputed, all equal.")
+    shown = [f"{key}: written {written.get(key, 'nothing')}, recomputed {computed[key]}"
+             for key in differ[:_SHOWN]]  # fmt: skip
+    more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
+    return Check(
+        name, False, f"{'; '.join(shown)}{more}. Run `steatosis evaluate` on this run again."
+    )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        found: dict[str, Any] = {}
+        for key, part in value.items():
+            if key not in ("notes", "grades"):
+                found |= _flat(part, f"{prefix}.{key}" if prefix else str(key))
+        return found
+    if isinstance(value, list):
+        return {
+            k: v for i, part in enumerate(value) for k, v in _flat(part, f"{prefix}[{i}]").items()
+        }
+    return {prefix: value}
+
+
+def _same(computed: Any, written: Any) -> bool:
+    if computed is None or written is None:
+        return computed is written
+    if isinstance(written, bool) or not isinstance(written, int | float):
+        return False
+    return bool(np.isclose(computed, written, rtol=0, atol=_TOLERANCE))
+
+
+def _tables_agree(run: RunRecord, level: str) -> Check:
+    name = f"Matrix, supports, accuracy, per-class values and averages agree ({level})"
+    claimed = (run.metrics or {}).get(level)
+    if claimed is None:
+        return Check(name, None, f"No {level} metrics in metrics.json.")
+    try:
+        findings = check_tables(published_form(claimed))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return Check(name, False, f"metrics.json has not the expected form: {error!r}.")
+    if not findings:
+        return Check(name, True, f"All tables follow from the {claimed['n']} counted {level}s.")
+    return Check(name, False, " ".join(str(finding) for finding in findings[:_SHOWN]))
+
+
+def published_form(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics of one level in the form `consistency.check_tables` reads.
+
+    Raises:
+        KeyError: if a part is missing.
+    """
+    values = ("precision", "recall", "f1")
+    # An average with an undefined part is None here and 0-filled there; None is not compared.
+    return {
+        "grades": list(GRADES),
+        "confusion_matrix": metrics["confusion_matrix"],
+        "per_class": {
+            grade: [*(metrics["per_class"][grade][value] for value in values),
+                    metrics["per_class"][grade]["support"]]
+            for grade in GRADES
+        },
+        "macro": [metrics["macro"][value] for value in values],
+        "weighted": [metrics["weighted"][value] for value in values],
+        "n": metrics["n"],
+        "accuracy": metrics["accuracy"],
+    }  # fmt: skip
+
+
+def _patients_follow_from_frames(run: RunRecord) -> Check:
+    name = "patient_scores.csv follows from frame_scores.csv by the configured rule"
+    if run.frame_scores is None or run.patient_scores is None:
+        return Check(name, None, "One of the two score files is absent or damaged.")
+    rule = (run.config or {}).get("evaluation", {}).get("aggregation", "mean")
+    try:
+        check_same_patients(run.frame_scores, run.patient_scores)
+        joined = patient_scores(run.frame_scores, rule)
+    except ValueError as error:
+        return Check(name, False, str(error))
+    key = ["repeat", "patient_id"] if "repeat" in joined else ["patient_id"]
+    written = run.patient_scores.set_index(key).loc[joined.set_index(key).index]
+    columns = list(SCORE_COLUMNS)
+    distance = np.abs(written[columns].to_numpy() - joined[columns].to_numpy()).max(axis=1)
+    if (distance > _TOLERANCE).any():
+        first = joined["patient_id"].iloc[int(distance.argmax())]
+        return Check(
+            name, False, f"{int((distance > _TOLERANCE).sum())} patients have other scores than "
+            f"their frames give by {rule}, most patient_id={first}.",
+        )  # fmt: skip
+    return Check(name, True, f"{len(joined)} patients joined from their frames by {rule}.")
+
+
+def _scored_as_split(run: RunRecord) -> Check:
+    name = "Exactly the test patients of split.csv are scored, each in its fold"
+    if run.split is None or run.frame_scores is None:
+        return Check(name, None, "split.csv or frame_scores.csv is absent or damaged.")
+    fault, excused = scored_as_split(run.split, run.frame_scores, run.manifest)
+    if fault:
+        return Check(name, False, fault)
+    num_test = int((run.split["split"] == "test").sum())
+    detail = f"{num_test - excused} test patients, all scored, nobody else."
+    if excused:
+        detail += f" {excused} more have no region of interest on any frame."
+    return Check(name, True, detail)
+
+
+def scored_as_split(
+    split: pd.DataFrame, frame_scores: pd.DataFrame, manifest: pd.DataFrame | None
+) -> tuple[str, int]:
+    """Hold the scored patients against the test part.
+
+    Args:
+        split: `fold, patient_id, split`, all text.
+        frame_scores: frame table.
+        manifest: to excuse patients without a region of interest on any frame; None excuses none.
+
+    Returns:
+        what is wrong, "" if nothing; and the number of test patients excused.
+    """
+    test = split[split["split"] == "test"]
+    wanted = set(zip(test["patient_id"], test["fold"], strict=True))
+    found = set(
+        zip(frame_scores["patient_id"].astype(str), frame_scores["fold"].astype(str), strict=True)
+    )
+    blind: set[str] = set()
+    if manifest is not None and "roi_height" in manifest.columns:
+        seen = manifest.loc[manifest["roi_height"].notna(), "patient_id"]
+        blind = set(manifest["patient_id"]) - set(seen)
+    excused = {(patient, fold) for patient, fold in wanted - found if patient in blind}
+    parts = []
+    for label, patients in (
+        ("not scored", wanted - found - excused),
+        ("scored but not test", found - wanted),
+    ):
+        if patients:
+            first, fold = min(patients)
+            parts.append(f"{len(patients)} {label}, first patient_id={first} of fold {fold}")
+    return f"{'; '.join(parts)}. Score the run again." if parts else "", len(excused)
+
+
+def _split_is_disjoint(run: RunRecord) -> Check:
+    name = "No patient is on two sides of a partition"
+    if run.split is None:
+        return Check(name, None, "split.csv is absent or damaged.")
+    twice = run.split[run.split.duplicated(["fold", "patient_id"])]
+    if len(twice):
+        first = twice.iloc[0]
+        return Check(
+            name, False,
+            f"{len(twice)} are, first patient_id={first['patient_id']} of fold {first['fold']}.",
+        )  # fmt: skip
+    num_patients = run.split["patient_id"].nunique()
+    return Check(name, True, f"{num_patients} patients in {run.num_folds} partition(s).")
+
+
+def _frames_in_manifest(run: RunRecord) -> Check:
+    name = "Every scored frame is in manifest.csv with the same patient and grade"
+    if run.manifest is None or run.frame_scores is None:
+        return Check(name, None, "manifest.csv or frame_scores.csv is absent or damaged.")
+    rows = run.manifest.set_index("frame_id")
+    scored = run.frame_scores
+    absent = ~scored["frame_id"].isin(rows.index)
+    if absent.any():
+        first = scored.loc[absent, "frame_id"].iloc[0]
+        return Check(name, False, f"{int(absent.sum())} are not, first frame_id={first}.")
+    listed = rows.loc[scored["frame_id"]]
+    for column in ("patient_id", "grade"):
+        differs = listed[column].to_numpy() != scored[column].astype(str).to_numpy()
+        if differs.any():
+            first = scored["frame_id"].iloc[int(differs.argmax())]
+            return Check(
+                name, False, f"{int(differs.sum())} have another {column}, first frame_id={first}."
+            )
+    return Check(name, True, f"{len(scored)} frames found.")

@@ -1,0 +1,424 @@
+"""The report of a run from the outside: whole runs, damaged runs, nearly empty runs."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from steatosis_tf import cli
+from steatosis_tf.evaluation.clinical.thresholds import choose_operating_points
+from steatosis_tf.evaluation.metrics.scores import patient_scores, read_scores
+from steatosis_tf.evaluation.report.evaluate import evaluate_run
+from steatosis_tf.evaluation.report.report import write_report
+from steatosis_tf.grades import GRADES, NOTICE, SCORE_COLUMNS
+
+RESAMPLES = 100
+
+
+def make_scores(labels, frames_each, seed, prefix):
+    """Frames of an over-confident model (logits 3 times too large) that is right in most cases."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for patient, label in enumerate(labels):
+        logits = rng.normal(size=4) + 1.5 * np.eye(4)[label]
+        for frame in range(frames_each):
+            scores = np.exp(3 * (logits + rng.normal(scale=0.3, size=4)))
+            rows.append((f"{prefix}{patient:03d}{frame}", f"{prefix}{patient:03d}", 0,
+                         GRADES[label], label * 25.0, *(scores / scores.sum())))  # fmt: skip
+    columns = ["frame_id", "patient_id", "fold", "grade", "fat_percent", *SCORE_COLUMNS]
+    scores = pd.DataFrame(rows, columns=columns)
+    scores["predicted"] = [GRADES[k] for k in scores[list(SCORE_COLUMNS)].to_numpy().argmax(1)]
+    return scores
+
+
+def make_run(folder, num_patients=48, frames_each=3, labels=None):
+    """A run directory as the line leaves it: 48 test and 40 validation patients."""
+    run_dir = folder / "experiment" / "run"
+    run_dir.mkdir(parents=True)
+    labels = np.arange(num_patients) % 4 if labels is None else np.asarray(labels)
+    scores = make_scores(labels, frames_each, 4, "P")
+    scores.to_csv(run_dir / "frame_scores.csv", index=False)
+    validation = make_scores(np.arange(40) % 4, 1, 5, "V")
+    validation.to_csv(run_dir / "validation_scores.csv", index=False)
+    manifest = scores[["frame_id", "patient_id", "grade", "fat_percent"]].assign(
+        path="f.png", pixels_sha256="0", sex="F", age="50", scanner="A", split="test",
+        roi_top=1, roi_left=1, roi_height=9, roi_width=9, roi_source="auto",
+    )  # fmt: skip
+    manifest.loc[manifest["patient_id"].isin(["P000", "P001", "P002"]), "scanner"] = "rare"
+    manifest.to_csv(run_dir / "manifest.csv", index=False)
+    split = manifest.drop_duplicates("patient_id").assign(fold=0)[["fold", "patient_id", "split"]]
+    others = [(0, "T1", "train"), *((0, f"V{k:03d}", "validation") for k in range(40))]
+    split = pd.concat([split, pd.DataFrame(others, columns=split.columns)])
+    split.to_csv(run_dir / "split.csv", index=False)
+    (run_dir / "rejected.csv").write_text("frame_id,patient_id,reason\nx1,T1,no sector\n")
+    config = {"split": {"kind": "holdout", "split_seed": 0}, "train": {"learning_rate": 1e-4},
+              "evaluation": {"aggregation": "mean"}}  # fmt: skip
+    (run_dir / "config.json").write_text(json.dumps(config))
+    (run_dir / "environment.json").write_text(json.dumps({"python": "3.11", "seconds": 9.5}))
+    evaluate_run(run_dir)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    run_dir = make_run(tmp_path_factory.mktemp("whole"))
+    write_report(run_dir, num_resamples=RESAMPLES)
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(whole_run, tmp_path):
+    """A copy to damage."""
+    copy = tmp_path / "experiment" / "run"
+    shutil.copytree(whole_run, copy)
+    return copy
+
+
+def report_text(run_dir):
+    """Text of the page without style and pictures."""
+    path = write_report(run_dir, num_resamples=RESAMPLES)
+    page = path.read_text(encoding="utf-8")
+    page = re.sub(r"<style>.*?</style>|data:image/png;base64,[^\"]*", "", page, flags=re.S)
+    for name in ("report.html", "report.md", "model_card.md", "checklists.md"):
+        text = re.sub(r"base64,[^\"]*", "", (run_dir / name).read_text(encoding="utf-8"))
+        assert NOTICE in text
+        assert not re.search(r"\b(nan|NaN|inf|None)\b", text), f"a bare nan in {name}"
+    return page
+
+
+def test_whole_run_is_consistent_and_says_what_is_missing(whole_run):
+    page = (whole_run / "report.html").read_text(encoding="utf-8")
+    assert "Consistent: all 8 self-checks hold." in page
+    metrics = json.loads((whole_run / "metrics.json").read_text())
+    assert f"{metrics['patient']['accuracy']:.3f} (" in page
+    assert "0.0001" in page, "a learning rate of 1e-4 must not be rounded to 0.000"
+    assert "Leak audit (patient, exact copy, near copy, label conflict): not done" in page
+    assert "Not done: no external, temporal or leave-one-scanner-out validation" in page
+    assert "no sector" in page
+    text = (whole_run / "report.md").read_text(encoding="utf-8")
+    assert "> - Intended use: what the grade is used for" in text
+    for number in range(1, 21):
+        assert f"\n## {number}. " in text
+    assert "## Intended use" in (whole_run / "model_card.md").read_text(encoding="utf-8")
+
+
+def test_validation_fixes_temperature_cut_offs_and_grade_sets(whole_run):
+    text = (whole_run / "report.md").read_text(encoding="utf-8")
+    temperature = float(re.search(r"Temperature ([\d.]+), fitted on 40 validation", text)[1])
+    assert 1.5 < temperature < 4  # logits were blown up by 3
+    before, after = (float(x) for x in re.search(
+        r"\(nats\) \| ([\d.]+) \([\d. to]+\) \| ([\d.]+) \(", text).groups())  # fmt: skip
+    assert after < before
+    assert re.search(
+        r"\| ECE, Severe, equal mass bins \| [\d.]+ \([\d.]+ to [\d.]+\), chance 0", text
+    )
+    assert re.search(r"\| Mild or worse: Youden \| 0\.\d+ \| 0\.\d+ \(", text)
+    assert "| Mild or worse: least cost | 25 % |" in text
+    assert "promise to hold the true grade of 90 % of patients" in text
+    assert "Decision curve, Moderate or worse" in text
+    assert "Against the hepatorenal index: not done, no hepatorenal.csv" in text
+
+
+def test_locked_cut_offs_of_the_run_are_used_and_damaged_ones_refused(run_dir):
+    validation = read_scores(run_dir / "validation_scores.csv", validation=True)
+    points = choose_operating_points(patient_scores(validation, validation=True))
+    points["folds"]["0"]["severe"]["youden"]["threshold"] = 0.123456
+    (run_dir / "operating_points.json").write_text(json.dumps(points))
+    page = report_text(run_dir)
+    assert "Cut-offs from operating_points.json" in page
+    assert "<td>0.123</td>" in page
+    (run_dir / "operating_points.json").write_text("{}")
+    assert "operating_points.json cannot be used" in report_text(run_dir)
+
+
+def test_decision_curve_against_the_hepatorenal_index(run_dir):
+    manifest = pd.read_csv(run_dir / "manifest.csv", dtype=str)
+    validation = pd.read_csv(run_dir / "validation_scores.csv", dtype={"frame_id": str})
+    untested = validation[["frame_id", "patient_id", "grade"]].assign(
+        fat_percent="", path="v.png", pixels_sha256="0"
+    )
+    pd.concat([manifest, untested]).to_csv(run_dir / "manifest.csv", index=False)
+    everybody = pd.concat([manifest, untested])[["patient_id", "grade"]].drop_duplicates()
+    index = everybody["grade"].map(GRADES.index) * 0.3 + 1 + np.arange(len(everybody)) % 7 * 0.1
+    table = everybody.assign(hepatorenal_index=index)[["patient_id", "hepatorenal_index"]]
+    table.to_csv(run_dir / "hepatorenal.csv", index=False)
+    before = (run_dir / "figures" / "decision_severe.png").read_bytes()
+    page = report_text(run_dir)
+    assert "not done, no hepatorenal.csv" not in page
+    assert "became a probability by a logistic curve" in page
+    assert (run_dir / "figures" / "decision_severe.png").read_bytes() != before
+    table.iloc[1:].to_csv(run_dir / "hepatorenal.csv", index=False)
+    assert "For 1 of 48 test patients it could not be measured" in report_text(run_dir)
+    table.iloc[25:].to_csv(run_dir / "hepatorenal.csv", index=False)
+    assert "not done, 25 of 48 test patients lack it" in report_text(run_dir)
+
+
+def test_without_validation_scores_nothing_is_chosen_on_the_test_part(run_dir):
+    (run_dir / "validation_scores.csv").unlink()
+    page = report_text(run_dir)
+    assert page.count("no validation scores (validation_scores.csv)") == 3
+
+
+def test_page_is_one_file_without_network_or_script(whole_run):
+    page = (whole_run / "report.html").read_text(encoding="utf-8")
+    assert len(page.encode()) < 5_000_000
+    assert "<script" not in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert "@import" not in page
+    assert "url(" not in page
+    anchors = set(re.findall(r'href="#([^"]+)"', page))
+    assert anchors <= set(re.findall(r'id="([^"]+)"', page))
+
+
+def test_same_run_gives_the_same_bytes(run_dir):
+    names = ("report.html", "report.md", "model_card.md", "checklists.md")
+    before = [(run_dir / name).read_bytes() for name in names]
+    write_report(run_dir, num_resamples=RESAMPLES)
+    assert [(run_dir / name).read_bytes() for name in names] == before
+    assert not list(run_dir.glob(".unfinished*"))
+
+
+def test_edited_metrics_are_recognised_and_not_printed(run_dir):
+    path = run_dir / "metrics.json"
+    metrics = json.loads(path.read_text())
+    true = metrics["patient"]["accuracy"]
+    metrics["patient"]["accuracy"] = 0.987
+    path.write_text(json.dumps(metrics))
+    page = report_text(run_dir)
+    assert "Not consistent: 2 of 8 self-checks failed." in page
+    assert f"accuracy: written 0.987, recomputed {true}" in page
+    assert "Run `steatosis evaluate` on this run again" in page
+    assert "Consistent: all" not in page
+    assert not re.search(r"Accuracy</th><td>0\.987", page)
+    assert "**Not consistent" in (run_dir / "model_card.md").read_text(encoding="utf-8")
+
+
+def test_a_whole_set_of_edited_tables_is_recognised(run_dir):
+    """Tables that agree with each other but not with the scores."""
+    path = run_dir / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["patient"] = metrics["frame"]
+    path.write_text(json.dumps(metrics))
+    page = report_text(run_dir)
+    assert "Not consistent: 1 of 8 self-checks failed." in page
+    assert "n: written 144, recomputed 48" in page
+
+
+def test_scored_patient_missing(run_dir):
+    scores = pd.read_csv(run_dir / "frame_scores.csv", dtype={"frame_id": str})
+    scores[scores["patient_id"] != "P007"].to_csv(run_dir / "frame_scores.csv", index=False)
+    page = report_text(run_dir)
+    assert "Not consistent" in page
+    assert "1 not scored, first patient_id=P007 of fold 0" in page
+    assert "1 patients missing from frame_scores, first [&#39;P007&#39;]" in page
+
+
+def test_evaluate_refuses_scores_that_lack_a_patient(run_dir, capsys):
+    scores = pd.read_csv(run_dir / "frame_scores.csv", dtype={"frame_id": str})
+    scores[scores["patient_id"] != "P007"].to_csv(run_dir / "frame_scores.csv", index=False)
+    before = (run_dir / "metrics.json").read_bytes()
+    assert cli.main(["evaluate", str(run_dir)]) == 1
+    error = capsys.readouterr().err
+    assert "Expected scores of the test patients of split.csv and of nobody else" in error
+    assert "1 not scored, first patient_id=P007 of fold 0" in error
+    assert (run_dir / "metrics.json").read_bytes() == before
+
+
+def test_a_test_patient_without_any_region_is_excused_and_counted(run_dir):
+    manifest = pd.read_csv(run_dir / "manifest.csv", dtype=str)
+    manifest.loc[manifest["patient_id"] == "P007", "roi_height"] = ""
+    manifest.to_csv(run_dir / "manifest.csv", index=False)
+    scores = pd.read_csv(run_dir / "frame_scores.csv", dtype={"frame_id": str})
+    scores[scores["patient_id"] != "P007"].to_csv(run_dir / "frame_scores.csv", index=False)
+    evaluate_run(run_dir)
+    page = report_text(run_dir)
+    assert "Consistent: all 8 self-checks hold" in page
+    assert "47 test patients, all scored, nobody else. 1 more have no region of interest" in page
+
+
+def test_patient_table_that_lost_a_row(run_dir):
+    patients = pd.read_csv(run_dir / "patient_scores.csv")
+    patients.iloc[1:].to_csv(run_dir / "patient_scores.csv", index=False)
+    assert "1 patients missing from patient_scores" in report_text(run_dir)
+
+
+def test_patient_on_both_sides(run_dir):
+    with open(run_dir / "split.csv", "a", encoding="utf-8") as file:
+        file.write("0,P003,train\n")
+    assert "1 are, first patient_id=P003 of fold 0" in report_text(run_dir)
+
+
+def test_nobody_with_steatosis_in_the_test_part(tmp_path, capsys):
+    page = report_text(make_run(tmp_path, num_patients=12, labels=[0] * 12))
+    assert "nobody in the test part has steatosis" in page
+    assert "accuracy here is specificity" in page
+    assert "undefined" in page
+    assert "Consistent: all 8" in page
+    assert cli.main(["evaluate", str(tmp_path / "experiment" / "run")]) == 0
+    text = capsys.readouterr().out
+    assert "- is undefined on these patients: Recall of Mild is undefined: no row has" in text
+    assert "nan" not in text.lower()
+
+
+def test_one_patient_and_one_frame(tmp_path):
+    page = report_text(make_run(tmp_path, num_patients=1, frames_each=1))
+    assert "Only 1 patients were tested" in page
+    assert "Repeatability: No patient has two frames" in page
+
+
+def test_subgroup_of_three_patients_is_suppressed(whole_run):
+    text = (whole_run / "report.md").read_text(encoding="utf-8")
+    assert re.search(r"\| rare \| 3 \| 1 / 1 / 1 / 0 \| suppressed", text)
+    assert "Groups under 10 patients are suppressed" in text
+
+
+def test_any_column_of_the_manifest_can_be_looked_at(run_dir):
+    manifest = pd.read_csv(run_dir / "manifest.csv", dtype=str)
+    even = manifest["patient_id"].str[-1].astype(int) % 2 == 0
+    manifest.assign(sonographer=np.where(even, "Ann", "Bea")).to_csv(
+        run_dir / "manifest.csv", index=False
+    )
+    assert "By sonographer" not in report_text(run_dir)
+    write_report(run_dir, num_resamples=RESAMPLES, covariates=["sonographer", "ward"])
+    page = (run_dir / "report.md").read_text(encoding="utf-8")
+    assert "By sonographer: 2 groups shown." in page
+    assert "site, ward: not in the manifest" in page
+
+
+def test_the_flow_begins_with_what_never_reached_the_manifest(run_dir):
+    (run_dir / "rejected.csv").write_text(
+        "frame_id,patient_id,reason\n,Q1,\"unknown grade 'Grave', expected one of Normal\"\n"
+        ",,empty file (0 bytes); export it again\n,Q2,unknown grade 'Bad'\nx1,P001,no sector\n"
+    )
+    write_report(run_dir, num_resamples=RESAMPLES)
+    lines = (run_dir / "report.md").read_text(encoding="utf-8").splitlines()
+    flow = [line for line in lines if line.startswith(("| Rejected", "| In the manifest"))]
+    assert flow == [
+        "| Rejected before the manifest: empty file | 0 | 1 |",
+        "| Rejected before the manifest: unknown grade | 2 | 2 |",
+        "| In the manifest | 48 | 144 |",
+        "| Rejected: no sector | 1 | 1 |",
+    ]
+
+
+def test_nan_in_metrics_is_a_fault(run_dir):
+    path = run_dir / "metrics.json"
+    path.write_text(path.read_text().replace('"accuracy": ', '"accuracy": NaN, "was": ', 1))
+    page = report_text(run_dir).replace("&#39;", "'")
+    assert "metrics.json can be read" in page
+    assert "holds a value that is not a number" in page
+
+
+def test_damaged_score_file_is_named_not_a_traceback(run_dir):
+    (run_dir / "frame_scores.csv").write_text("frame_id,patient_id\n1,2\n")
+    page = report_text(run_dir)
+    assert "Not consistent" in page
+    assert "frame_scores.csv can be read" in page
+
+
+def test_scores_alone_give_a_report_that_says_what_was_not_done(whole_run, tmp_path):
+    shutil.copy(whole_run / "frame_scores.csv", tmp_path)
+    page = report_text(tmp_path)
+    assert "Not shown to be consistent: 8 self-checks could not be made" in page
+    assert "Versions, hardware and run time not known" in page
+    assert "Patients: not done, patient_scores.csv is absent or damaged" in page
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"a run directory with config\.json.*none of them"):
+        write_report(tmp_path)
+
+
+def test_text_from_outside_stays_text(run_dir):
+    manifest = pd.read_csv(run_dir / "manifest.csv", dtype=str)
+    manifest["site"] = "<script>alert(1)</script> | *x*"
+    manifest.to_csv(run_dir / "manifest.csv", index=False)
+    page = report_text(run_dir)
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    text = (run_dir / "report.md").read_text(encoding="utf-8")
+    assert "\\<script>alert(1)\\</script> \\| \\*x\\*" in text
+
+
+def test_author_statements_are_printed_and_checked(run_dir):
+    before = (run_dir / "checklists.md").read_text(encoding="utf-8")
+    study = {"title": "Fat in B-mode", "intended_use": "triage", "funding": "none"}
+    (run_dir / "study.json").write_text(json.dumps(study))
+    page = report_text(run_dir)
+    assert "<h1>Fat in B-mode</h1>" in page
+    assert "Intended use: triage" in page
+    after = (run_dir / "checklists.md").read_text(encoding="utf-8")
+    assert "| 44 | Funding and the funders' role | needs the author |" in before
+    assert "| 44 | Funding and the funders' role | met | report, section 20 |" in after
+    (run_dir / "study.json").write_text(json.dumps({"use": "x"}))
+    with pytest.raises(ValueError, match=r"study\.json\. Received: unknown=\['use'\]"):
+        write_report(run_dir, num_resamples=RESAMPLES)
+
+
+def test_cross_validated_run_by_scanner(run_dir):
+    """Leave one scanner out: two folds, temperature and cut-offs of each, external validation."""
+    rare = ["P000", "P001", "P002"]
+    for name in ("frame_scores.csv", "split.csv"):
+        table = pd.read_csv(run_dir / name, dtype={"frame_id": str})
+        table.loc[table["patient_id"].isin(rare), "fold"] = 1
+        table.to_csv(run_dir / name, index=False)
+    validation = pd.read_csv(run_dir / "validation_scores.csv", dtype={"frame_id": str})
+    pd.concat([validation, validation.assign(fold=1)]).to_csv(
+        run_dir / "validation_scores.csv", index=False
+    )
+    config = json.loads((run_dir / "config.json").read_text())
+    config["split"] |= {"kind": "logo", "column": "scanner"}
+    (run_dir / "config.json").write_text(json.dumps(config))
+    evaluate_run(run_dir)
+    page = report_text(run_dir)
+    assert "Consistent: all 8" in page
+    assert "Temperature fitted for each of 2 folds on its own validation patients" in page
+    assert "Leave one scanner out: each group was graded by a model that never saw it." in page
+    assert "The 2 folds are not independent repetitions" in page
+    assert "AUC, Severe, mean of folds" in page
+
+
+def test_parts_of_later_steps_are_shown(run_dir):
+    (run_dir / "leak_gate.json").write_text(
+        json.dumps({"passed": False, "findings": [{"text": "P001 and P002 share pixels"}]})
+    )
+    (run_dir / "comparators.json").write_text(json.dumps({"majority": {"accuracy": 0.25}}))
+    pd.DataFrame(
+        {
+            "perturbation": "gain", "strength": [0.0, 6.0], "unit": "dB",
+            "metric": "quadratic_kappa", "value": [0.7, 0.5], "num_patients": 48,
+        }
+    ).to_csv(run_dir / "robustness.csv", index=False)  # fmt: skip
+    page = report_text(run_dir)
+    assert "The leak gate did not pass: results are not to be believed." in page
+    assert "P001 and P002 share pixels" in page
+    assert "majority.accuracy" in page
+    assert (run_dir / "figures" / "robustness_quadratic_kappa.png").is_file()
+
+
+def test_heavy_figures_are_made_smaller(run_dir):
+    rng = np.random.default_rng(0)
+    for name in ("gallery_1", "gallery_2"):
+        noise = rng.integers(0, 256, (1000, 1000, 3)).astype(np.uint8)  # 3 MB as PNG
+        cv2.imwrite(str(run_dir / "figures" / f"{name}.png"), noise)
+    path = write_report(run_dir, num_resamples=RESAMPLES)
+    assert path.stat().st_size < 5_000_000
+    assert "Gallery 2" in path.read_text(encoding="utf-8")
+
+
+def test_page_opens_in_a_browser_without_console_error(whole_run, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium or google-chrome on this machine")
+    shot = tmp_path / "page.png"
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={shot}",
+               "--disable-background-networking", "--enable-logging=stderr", "--log-level=0",
+               f"--user-data-dir={tmp_path}", f"file://{whole_run / 'report.html'}"]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert "CONSOLE" not in result.stderr
+    assert cv2.imread(str(shot)).std() > 10
