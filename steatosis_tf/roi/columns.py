@@ -27,14 +27,19 @@ from steatosis_tf.cohort.manifest import (
 )
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.parallel import map_on_cores, map_on_runner
-from steatosis_tf.roi.crop import Rectangle, central_rectangle
+from steatosis_tf.roi.crop import Rectangle, central_rectangle, crop_roi
 from steatosis_tf.roi.liver import liver_probability
 from steatosis_tf.roi.overlays import find_overlays
 from steatosis_tf.roi.proposal import propose_rectangle
 from steatosis_tf.roi.review.rules import keep_persons_boxes
 from steatosis_tf.roi.sector import Fan, Sector, find_sector
-from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, is_persons, persons_fan, sector_cell
-from steatosis_tf.roi.useless_boxes import empty_useless_boxes
+from steatosis_tf.roi.sector_cell import (
+    SECTOR_COLUMN,
+    is_persons,
+    persons_fan,
+    sector_cell,
+    sector_fan,
+)
 from steatosis_tf.roi.views import VIEW_COLUMN, VIEW_VERSION
 from steatosis_tf.sources.folder import read_frame
 
@@ -172,7 +177,7 @@ def add_roi_columns(
     table = _without_other_views(with_roi_columns(frame_table), config)
     for _ in _propose(table, manifest_path, config, options, hashes_path):
         pass
-    empty_useless_boxes(table, manifest_path)
+    _empty_useless_boxes(table, manifest_path)
     return table
 
 
@@ -294,3 +299,38 @@ def _work_folder(manifest_path: Path, pixels: pd.Series, config: RoiConfig) -> P
     digest = hashlib.sha256(settings.encode())
     digest.update("".join(pixels).encode())
     return manifest_path.with_name(f"{manifest_path.name}.roi-{digest.hexdigest()[:16]}")
+
+
+def _empty_useless_boxes(table: pd.DataFrame, manifest_path: str | Path) -> None:
+    """Take out, in place, persons' boxes of which a model would see nothing.
+
+    Args:
+        table: manifest rows with all ROI columns; `roi_reason` then says what is wrong.
+        manifest_path: where the manifest lies; frame paths are relative to it.
+    """
+    is_box = table["roi_height"].notna() & (table[VIEW_COLUMN] == "")
+    drawn = table.index[(table["roi_source"] == "person") & is_box]
+    rows = [
+        (
+            frame_path(manifest_path, row["path"]),
+            [int(row[name]) for name in ROI_COLUMNS],
+            row[SECTOR_COLUMN],
+        )
+        for row in table.loc[drawn].to_dict("records")
+    ]
+    faults = map_on_cores(_fault_of_box, rows, "persons' boxes") if rows else []
+    for index, fault in zip(drawn, faults, strict=True):
+        if fault:
+            table.loc[index, list(ROI_COLUMNS)] = pd.NA
+            table.at[index, "roi_reason"] = f"a person's box, but {fault}"
+
+
+def _fault_of_box(row: tuple[Path, list[int], str]) -> str:
+    path, box, cell = row
+    try:
+        frame = read_frame(path)
+        fan = sector_fan(frame, pixels_sha256(frame), cell)
+        crop_roi(frame, fan.mask(frame.shape[:2]), Rectangle(*box))
+    except ValueError as error:
+        return str(error)
+    return ""

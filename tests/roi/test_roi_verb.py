@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from steatosis_tf import cli
+from steatosis_tf.cohort.decisions import manifest_lock
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.folder import read_frame
 
@@ -98,10 +99,6 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, drawn_fan):
     manifest.write_text(
         columns + "".join(f"f{i},frames/{i}.png,P{i},,,\n" for i in range(NUM_COPIES))
     )
-    # Nobody writes into this pipe: the run cannot end before it is killed.
-    pipe = tmp_path / "frames" / f"{NUM_COPIES - 1}.png"
-    pipe.unlink()
-    os.mkfifo(pipe)
     command = [sys.executable, "-m", "steatosis_tf.cli", "roi", str(manifest),
                "--set", "roi.method=sector"]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
@@ -109,14 +106,15 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, drawn_fan):
         command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 240
-    while "roi_source" not in manifest.read_text()[:200]:
+    while True:
+        with manifest_lock(manifest):  # so that the run cannot write its second step meanwhile
+            if "roi_source" in manifest.read_text()[:200]:
+                os.killpg(killed.pid, signal.SIGKILL)
+                killed.wait()
+                break
         assert killed.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    pipe.unlink()
-    os.link(tmp_path / "frames" / "0.png", pipe)
     before = pd.read_csv(manifest)
     num_done = int(before["roi_height"].notna().sum())
     assert num_done == 500
