@@ -54,11 +54,24 @@ def fit_cumulative_link(score: np.ndarray, label: np.ndarray) -> CumulativeLink:
     place = (score - centre) / spread
     rows = np.arange(len(label))
 
-    def loss(free: np.ndarray) -> float:
-        shares = _shares(place, *_parameters(free))[rows, label]
-        return float(-np.log(np.maximum(shares, _MIN_PROBABILITY)).sum() + _PENALTY * free @ free)
+    def loss(free: np.ndarray) -> tuple[float, np.ndarray]:
+        slope, cuts = _parameters(free)
+        at_most = _at_most(place, slope, cuts)
+        shares = np.maximum(np.diff(at_most)[rows, label], _MIN_PROBABILITY)
+        # How the log likelihood moves with the upper and the lower edge of each patient's grade.
+        density = at_most * (1 - at_most)
+        pull = np.zeros_like(at_most)
+        pull[rows, label + 1] += density[rows, label + 1] / shares
+        pull[rows, label] -= density[rows, label] / shares
+        by_slope = -(pull.sum(axis=1) * place).sum() * slope
+        by_cut = pull[:, 1:-1].sum(axis=0)
+        by_gap = by_cut[::-1].cumsum()[::-1][1:] * np.exp(free[2:])
+        gradient = -np.concatenate([[by_slope, by_cut.sum()], by_gap])
+        value = float(-np.log(shares).sum() + _PENALTY * free @ free)
+        return value, gradient + 2 * _PENALTY * free
 
-    slope, cuts = _parameters(optimize.minimize(loss, np.array([0.5, -1.0, 0.0, 0.0])).x)
+    start = np.array([0.5, -1.0, 0.0, 0.0])
+    slope, cuts = _parameters(optimize.minimize(loss, start, jac=True).x)
     first, second, third = (float(cut) for cut in cuts + slope * centre / spread)
     return CumulativeLink(float(slope / spread), (first, second, third))
 
@@ -69,7 +82,12 @@ def _parameters(free: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def _shares(score: np.ndarray, slope: float, cuts: np.ndarray) -> np.ndarray:
-    # The logistic function; tanh cannot overflow.
-    at_most = 0.5 * (1 + np.tanh(0.5 * (cuts - slope * score[:, None])))
+    return np.diff(_at_most(score, slope, cuts), axis=1)
+
+
+def _at_most(score: np.ndarray, slope: float, cuts: np.ndarray) -> np.ndarray:
+    """Probability of at most each grade `(n, 5)`: 0 before the first, 1 at the last."""
     edges = np.zeros((len(score), 1)), np.ones((len(score), 1))
-    return np.diff(np.hstack([edges[0], at_most, edges[1]]), axis=1)
+    # The logistic function; tanh cannot overflow.
+    below = 0.5 * (1 + np.tanh(0.5 * (cuts - slope * score[:, None])))
+    return np.hstack([edges[0], below, edges[1]])
