@@ -4,6 +4,7 @@ Called before records are written, whichever verb or experiment asked for them. 
 listed at once; a repair is only made when it is asked for (`leak_repair.py`).
 """
 
+import sys
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,12 @@ import pandas as pd
 
 from steatosis_tf.cohort.duplicates import hash_frames, near_pairs
 from steatosis_tf.cohort.group_splits import days_of
-from steatosis_tf.cohort.leak_findings import Finding, gate_summary, leak_report
+from steatosis_tf.cohort.leak_findings import (
+    Finding,
+    gate_summary,
+    leak_report,
+    marks_warning,
+)
 from steatosis_tf.cohort.spelling import spelling_key
 from steatosis_tf.cohort.splits import SPLITS, Partition
 
@@ -69,6 +75,8 @@ def refuse_leaks(
 ) -> dict[str, Any]:
     """The hard gate: `check_leaks`, and an error if it finds anything.
 
+    Marks inside the sector are no leak between splits: they are named on stderr.
+
     Returns:
         what was checked, for `leak_gate.json`.
 
@@ -85,6 +93,8 @@ def refuse_leaks(
     )
     if findings:
         raise ValueError(leak_report(findings))
+    if warning := marks_warning(frame_table):
+        print(warning, file=sys.stderr)
     return gate_summary(frame_table, partitions, findings)
 
 

@@ -167,7 +167,9 @@ def _predict_batch(
         try:
             frame = read_frame(path)
             roi = propose_roi(frame, roi_config)
-            rois.append(model_input(frame, roi.sector.fan, roi.rectangle, roi_config.view))
+            rois.append(
+                model_input(frame, roi.sector.fan, roi.rectangle, roi_config.view, roi.overlay_mask)
+            )
             box = roi.rectangle
             edges = (box.top, box.left, box.height, box.width)
             row |= {**dict(zip(_BOX_COLUMNS, edges, strict=True)), "reason": ""}

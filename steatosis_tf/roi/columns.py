@@ -19,6 +19,7 @@ from steatosis_tf import __version__
 from steatosis_tf.cohort.decisions import manifest_lock
 from steatosis_tf.cohort.duplicates import keep_hashes, kept_hashes, perceptual_hash
 from steatosis_tf.cohort.manifest import (
+    MARKS_COLUMN,
     ROI_COLUMNS,
     frame_path,
     pixels_sha256,
@@ -29,7 +30,7 @@ from steatosis_tf.config import RoiConfig
 from steatosis_tf.parallel import map_on_cores, map_on_runner
 from steatosis_tf.roi.crop import Rectangle, central_rectangle, crop_roi
 from steatosis_tf.roi.liver import liver_probability
-from steatosis_tf.roi.overlays import find_overlays
+from steatosis_tf.roi.overlays import find_overlays, overlay_fraction
 from steatosis_tf.roi.proposal import propose_rectangle
 from steatosis_tf.roi.review.rules import keep_persons_boxes
 from steatosis_tf.roi.sector import Fan, Sector, find_sector
@@ -46,11 +47,15 @@ from steatosis_tf.sources.folder import read_frame
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-_ANSWER_COLUMNS = [*ROI_COLUMNS, "roi_quality", "roi_reason", VIEW_COLUMN, SECTOR_COLUMN]
+_ANSWER_COLUMNS = [
+    *ROI_COLUMNS, "roi_quality", "roi_reason", MARKS_COLUMN, VIEW_COLUMN, SECTOR_COLUMN,
+]  # fmt: skip
 
 # A killed run loses at most this many proposals, or a twentieth of a large study, because the
 # whole manifest is written each time.
 _CHECKPOINT_ROWS = 500
+# One px of a sector of a megapixel still counts.
+_MARKS_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Roi:
     Attributes:
         sector: of the frame.
         rectangle: in px of the frame; for beam space the one around the whole sector.
+        overlay_mask: `(height, width)` bool, True on marks drawn inside the sector.
         quality: 0 to 1; of the liver proposal, or of beam space how much of the fan's border was
             seen (NaN if a person has set it). 0 for the middle of the sector.
         reason: why the sector's rectangle had to do, if it had.
@@ -67,6 +73,7 @@ class Roi:
 
     sector: Sector
     rectangle: Rectangle
+    overlay_mask: np.ndarray
     quality: float = 0.0
     reason: str = ""
 
@@ -87,17 +94,18 @@ def propose_roi(frame: np.ndarray, config: RoiConfig, fan: Fan | None = None) ->
         sector = find_sector(frame)
     else:
         sector = Sector(fan.mask(frame.shape[:2]), fan, score=np.nan, border_seen=np.nan)
-    if config.method == "beamspace":
-        return Roi(sector, _around(sector), sector.border_seen)
-    if config.method == "sector":
-        return Roi(sector, central_rectangle(sector))
     overlays = find_overlays(frame, sector.mask)
+    if config.method == "beamspace":
+        return Roi(sector, _around(sector), overlays, sector.border_seen)
+    if config.method == "sector":
+        return Roi(sector, central_rectangle(sector), overlays)
     proposal = propose_rectangle(frame, sector, liver_probability(frame, sector), overlays)
     if proposal.rectangle is not None:
-        return Roi(sector, proposal.rectangle, proposal.quality)
+        return Roi(sector, proposal.rectangle, overlays, proposal.quality)
     if not config.sector_fallback:
         raise ValueError(proposal.reason)
-    return Roi(sector, central_rectangle(sector), proposal.quality, proposal.reason)
+    rectangle = central_rectangle(sector)
+    return Roi(sector, rectangle, overlays, proposal.quality, proposal.reason)
 
 
 def _around(sector: Sector) -> Rectangle:
@@ -206,8 +214,9 @@ def with_roi_columns(frame_table: pd.DataFrame) -> pd.DataFrame:
             table[name] = pd.array([pd.NA] * len(table), dtype="Int64")
     if "roi_source" not in table.columns:
         table["roi_source"] = np.where(table["roi_height"].notna(), "person", "")
-    if "roi_quality" not in table.columns:
-        table["roi_quality"] = np.nan
+    for name in ("roi_quality", MARKS_COLUMN):
+        if name not in table.columns:
+            table[name] = np.nan
     for name in ("roi_reason", VIEW_COLUMN, SECTOR_COLUMN):
         if name not in table.columns:
             table[name] = ""
@@ -283,11 +292,13 @@ def _answer(config: RoiConfig, item: tuple[str, bool, str]) -> tuple[list[Any], 
         fan = persons_fan(digest, cell)
         roi = propose_roi(frame, config, fan)
     except ValueError as error:
-        return [None, None, None, None, np.nan, str(error), config.view, cell], "", ""
+        unknown = [None, None, None, None, np.nan, str(error), np.nan, config.view, cell]
+        return unknown, "", ""
     box = roi.rectangle
     cell = sector_cell(roi.sector.fan, digest, by_person=fan is not None)
     sides = [box.top, box.left, box.height, box.width]
-    cells = [*sides, roi.quality, roi.reason, config.view, cell]
+    marks = round(overlay_fraction(roi.overlay_mask, roi.sector.mask), _MARKS_DIGITS)
+    cells = [*sides, roi.quality, roi.reason, marks, config.view, cell]
     return cells, digest, perceptual_hash(frame).tobytes().hex() if is_hashed else ""
 
 

@@ -85,7 +85,9 @@ def overlay_fraction(overlay_mask: np.ndarray, sector_mask: np.ndarray) -> float
     return float(overlay_mask[sector_mask].mean())
 
 
-def paint_out(frame: np.ndarray, sector_mask: np.ndarray) -> np.ndarray:
+def paint_out(
+    frame: np.ndarray, sector_mask: np.ndarray, overlay_mask: np.ndarray | None = None
+) -> np.ndarray:
     """Put echo in the place of drawn marks, so that no model reads what a person wrote.
 
     A mark takes the grey level around it and the speckle beside it. Pixels without a mark stay as
@@ -94,6 +96,7 @@ def paint_out(frame: np.ndarray, sector_mask: np.ndarray) -> np.ndarray:
     Args:
         frame: `(height, width)` or `(height, width, 3)` RGB, uint8.
         sector_mask: `(height, width)` bool, True inside the sector of that frame.
+        overlay_mask: what `find_overlays` gave; None finds the marks.
 
     Returns:
         `(height, width)` uint8 grey; the frame itself if it is grey and has no marks.
@@ -102,7 +105,9 @@ def paint_out(frame: np.ndarray, sector_mask: np.ndarray) -> np.ndarray:
         ValueError: as `find_overlays`.
     """
     grey = to_grey(frame)
-    marks = find_overlays(frame, sector_mask).astype(np.uint8)
+    if overlay_mask is None:
+        overlay_mask = find_overlays(frame, sector_mask)
+    marks = overlay_mask.astype(np.uint8)
     if not marks.any():
         return grey
     # Smoothed letters have a rim, and what was missed inside a word would tell what it was.

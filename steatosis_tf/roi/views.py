@@ -62,7 +62,11 @@ def input_shape(view: str) -> tuple[int, int]:
 
 
 def model_input(
-    frame: np.ndarray, fan: Fan, rectangle: Rectangle | None = None, view: str = ""
+    frame: np.ndarray,
+    fan: Fan,
+    rectangle: Rectangle | None = None,
+    view: str = "",
+    overlay_mask: np.ndarray | None = None,
 ) -> np.ndarray:
     """What the model sees of a frame, with marks drawn inside the sector painted out.
 
@@ -71,6 +75,7 @@ def model_input(
         fan: of the frame's sector.
         rectangle: the ROI in px of the frame; beam space needs none.
         view: as `VIEW_COLUMN` has it; `RoiConfig.view` of a config.
+        overlay_mask: what `find_overlays` gave; None finds the marks.
 
     Returns:
         `input_shape(view)` uint8 grey, 0 to 255; 0 outside the sector.
@@ -81,7 +86,7 @@ def model_input(
     """
     depth_px, num_beams = input_shape(view)
     mask = _mask(fan, frame.shape[:2]).view(bool)
-    grey = paint_out(frame, mask)
+    grey = paint_out(frame, mask, overlay_mask)
     if view:
         return beam_space(grey, fan, depth_px, num_beams)
     if rectangle is None:

@@ -33,8 +33,8 @@ _MEASURES = frozenset(
         "pixel_width_mm", "age", "bmi", "days_since_first_study", "fat_percent", "num_frames",
         "num_chosen", "num_written", "num_elements_dropped", "kept_top", "kept_left",
         "kept_height", "kept_width", "kept_percent", "num_files", "roi_top", "roi_left",
-        "roi_height", "roi_width", "roi_quality", "roi_view", "roi_sector", "fold", "p_normal",
-        "p_mild", "p_moderate", "p_severe",
+        "roi_height", "roi_width", "roi_quality", "roi_marks", "roi_view", "roi_sector", "fold",
+        "p_normal", "p_mild", "p_moderate", "p_severe",
     )
 )  # fmt: skip
 

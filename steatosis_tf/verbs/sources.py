@@ -126,7 +126,7 @@ def leaks(args: Namespace) -> Result:
 
 
 def _leaks_of(args: Namespace) -> Result:
-    from steatosis_tf.cohort.leak_findings import leak_report
+    from steatosis_tf.cohort.leak_findings import leak_report, marked_frames, marks_warning
     from steatosis_tf.cohort.leak_gate import check_leaks
     from steatosis_tf.cohort.leak_repair import drop_copies, merge_patients
     from steatosis_tf.cohort.manifest import (
@@ -144,10 +144,13 @@ def _leaks_of(args: Namespace) -> Result:
         )
     findings = check_leaks(table, partitions_of_column(table), args.manifest)
     values: dict[str, Any] = {"findings": [_plain(finding) for finding in findings]}
+    values["frames_with_marks"] = marked_frames(table)
     if not findings:
-        return Result(values, f"{args.manifest}: no leak found")
+        text = "\n".join(filter(None, [f"{args.manifest}: no leak found", marks_warning(table)]))
+        return Result(values, text)
     if not (args.merge_patients or args.drop_copies):
-        return Result(values, leak_report(findings), 1)
+        text = "\n".join(filter(None, [leak_report(findings), marks_warning(table)]))
+        return Result(values, text, 1)
     done: list[str] = []
     if args.merge_patients:
         table, lines = merge_patients(table, findings)

@@ -54,6 +54,20 @@ def labels(*rows: str) -> str:
     return "path,patient_id,grade\n" + "".join(f"{row}\n" for row in rows)
 
 
+def test_marks_inside_the_sector_are_named_but_refuse_nothing(gated, capsys):
+    frames = {f"{n}.png": sector(n) for n in range(3)}
+    table, path = gated(frames, labels(*(f"{n}.png,P{n},Mild" for n in range(3))))
+    partitions = [partition("P0", "P2", validation="P1")]
+    marked = table.assign(roi_marks=[0.0, 0.01, np.nan])
+    gate = refuse_leaks(marked, partitions, path)
+    assert gate["frames_with_marks"] == [table["frame_id"][1]]
+    warning = capsys.readouterr().err
+    assert f"frames=1, frame_id={table['frame_id'][1]}. They are painted out" in warning
+    assert "not looked for marks inside the sector: frames=1." in warning
+    refuse_leaks(table.assign(roi_marks=0.0), partitions, path)
+    assert capsys.readouterr().err.count("warning") == 0
+
+
 def test_a_clean_study_passes(gated):
     frames = {f"{n}.png": sector(n) for n in range(6)}
     table, path = gated(frames, labels(*(f"{n}.png,P{n // 2},Mild" for n in range(6))))

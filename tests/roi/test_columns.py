@@ -19,6 +19,7 @@ from steatosis_tf.roi.columns import (
     propose_roi,
     with_roi_columns,
 )
+from steatosis_tf.roi.overlays import find_overlays
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.roi.sector_cell import sector_cell
 from steatosis_tf.sources.folder import read_frame
@@ -150,6 +151,21 @@ def test_sector_rectangle_stands_in_only_where_the_config_says_so(drawn_fan):
     assert stand_in.rectangle == propose_roi(frame, SECTOR).rectangle
     assert stand_in.quality == 0
     assert stand_in.reason.startswith("no liver found")
+
+
+def test_marks_inside_the_sector_are_counted(fan_manifest):
+    path = fan_manifest.parent.parent / "frames" / "a.png"
+    typed = cv2.putText(read_frame(path).copy(), "Severe", (270, 300), 0, 0.8, 255, 2)
+    cv2.imwrite(str(path), typed)
+    for config in (SECTOR, BEAMS):
+        found = add_roi_columns(read_manifest(fan_manifest), fan_manifest, config)
+        mask = find_sector(typed).mask
+        assert found.at[0, "roi_marks"] == pytest.approx(
+            find_overlays(typed, mask)[mask].mean(), abs=1e-6
+        )
+        assert found.at[0, "roi_marks"] > 0.003
+        assert found.at[1, "roi_marks"] == 0
+        assert np.isnan(found.at[2, "roi_marks"])
 
 
 def test_frame_that_cannot_be_read_gets_its_reason(fan_manifest):
