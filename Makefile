@@ -10,7 +10,7 @@ demo: .venv/.core
 test: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy steatosis_tf experiments/segmentation
+	$(BIN)/mypy steatosis_tf experiments/segmentation experiments/table1
 	@command -v chromium >/dev/null || $(MAKE) --no-print-directory browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
@@ -28,7 +28,7 @@ bench: .venv/.dev
 DATA ?= ../shared/data
 table1: .venv/.dev
 	$(BIN)/steatosis manifest $(DATA)/byra2018/labels.csv --output runs/byra.csv
-	$(BIN)/python experiments/table1/run_all.py --manifest runs/byra.csv \
+	$(BIN)/python -m experiments.table1.run_all --manifest runs/byra.csv \
 		$(if $(ONLY),--only $(ONLY)) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 # The best automatic system, leave-one-patient-out, beside the published anchors; goes on where it

@@ -17,16 +17,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from experiments.table1.networks.alexnet import alexnet
+from experiments.table1.networks.googlenet import googlenet
+from experiments.table1.networks.plain_cnn import plain_cnn
+from experiments.table1.networks.resnet18 import resnet18
+from experiments.table1.networks.two_outputs import two_outputs
+from experiments.table1.networks.unet_cnn import unet_cnn
 from steatosis_tf.config import ModelConfig
 from steatosis_tf.grades import OUTPUT_LAYER
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.frozen_graph import constant_graph
-from steatosis_tf.model.networks.alexnet import alexnet
-from steatosis_tf.model.networks.googlenet import googlenet
-from steatosis_tf.model.networks.plain_cnn import plain_cnn
-from steatosis_tf.model.networks.resnet18 import resnet18
-from steatosis_tf.model.networks.two_outputs import two_outputs
-from steatosis_tf.model.networks.unet_cnn import unet_cnn
 
 _BATCH = 16
 _FITS = 6  # five folds, and once split by image

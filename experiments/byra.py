@@ -64,8 +64,8 @@ def directed(*names: str) -> Part:
 
 
 POLAR, LIVER = Part("polar", POLAR_COLUMNS), Part("liver_network", LIVER_COLUMNS)
-#: System -> what it sees; the first is the one that the others are compared with.
-SYSTEMS: dict[str, tuple[Part, ...]] = {
+#: Method -> what it sees; the first is the one that the others are compared with.
+METHODS: dict[str, tuple[Part, ...]] = {
     BEST: (directed(*SIGNS),),
     "without index": (directed(SLOPE, DIAPHRAGM),),
     "without attenuation": (directed(INDEX, DIAPHRAGM),),
@@ -137,16 +137,16 @@ def measured(byra_dir: Path, out_dir: Path, frame_step: int = 1) -> MeasuredStud
 
 def table1_row(study: MeasuredStudy) -> str:
     """The best system on the folds of `make table1`, as a row of that table; it sees frames."""
-    from steatosis_tf.table1.numbers import SHOWN, interval_text  # loads TensorFlow
-    from steatosis_tf.table1.study import PROTOCOL
+    from experiments.table1.row_numbers import SHOWN, interval_text  # loads TensorFlow
+    from experiments.table1.study import PROTOCOL
 
     partitions = make_partitions(study.frames, PROTOCOL.split)
-    scores, _ = left_out_scores(study.frames, study.features, SYSTEMS[BEST], partitions)
+    scores, _ = left_out_scores(study.frames, study.features, METHODS[BEST], partitions)
     found = bootstrap_intervals(patient_scores(scores.drop(columns="sqrt_fat")))
     cells = " | ".join(interval_text(found[name]) for name in SHOWN)
     return (
         f"On the folds of Table I ({PROTOCOL.split.folds} folds, {PROTOCOL.split.repeats} rounds; "
-        f"most probable grade):\n\n| System | {' | '.join(SHOWN.values())} |\n"
+        f"most probable grade):\n\n| Method | {' | '.join(SHOWN.values())} |\n"
         f"{'|---' * (len(SHOWN) + 1)}|\n| {BEST} | {cells} |\n"
     )
 
@@ -156,12 +156,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds byra2018/")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--frame-step", type=int, default=1, help="5 for every fifth frame")
-    parser.add_argument("--only", choices=SYSTEMS, nargs="+", help="some of the systems")
+    parser.add_argument("--only", choices=METHODS, nargs="+", help="some of the systems")
     arguments = parser.parse_args(argv)
     out = arguments.out
     study = measured(arguments.data / "byra2018", out, arguments.frame_step)
-    wanted = {BEST, *(arguments.only or SYSTEMS)}
-    systems = {name: parts for name, parts in SYSTEMS.items() if name in wanted}
+    wanted = {BEST, *(arguments.only or METHODS)}
+    systems = {name: parts for name, parts in METHODS.items() if name in wanted}
     text, values = compare_systems("byra", systems, study, out)
     anchors = "\n".join(f"| {name} | {value:.3f} |" for name, value in ANCHORS)
     auc = text_of(values[BEST]["AUC, Mild or worse"])
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with replacing(out / "table.md") as temporary:
         temporary.write_text(text)
     fat = patient_fat(study.frames).to_numpy()
-    model = fit_fusion(patient_features(study.frames, study.features), fat, SYSTEMS[BEST])
+    model = fit_fusion(patient_features(study.frames, study.features), fat, METHODS[BEST])
     notes = {"study": "Byra et al. 2018, all 44 patients: no figure is claimed on them"}
     save_fusion(model, out / "fat_model.json", notes | {"notice": NOTICE})
     print(f"{text}\nmodel fitted to all patients: {out / 'fat_model.json'}\n\n{NOTICE}")

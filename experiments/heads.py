@@ -1,6 +1,6 @@
 """Does a head that knows the order of the grades, or the patient, grade better than softmax?
 
-    python experiments/heads.py --manifest MANIFEST_CSV --weights random --repeats 3
+    python -m experiments.heads --manifest MANIFEST_CSV --weights random --repeats 3
 
 Every variant trains on the same stored features, in the same patient-level 5-fold rounds and with
 the same seeds as the systems of Table I (sector ROI); a patient's score is the mean over frames,
@@ -10,7 +10,7 @@ the ten frames each has are nearly one picture. `fine-tuned` goes on for five ep
 learns too; it costs far more than all others, so it runs only if named:
 
     head -1 MANIFEST_CSV > one.csv; grep _F00 MANIFEST_CSV >> one.csv
-    python experiments/heads.py --manifest one.csv --repeats 1 --only softmax fine-tuned
+    python -m experiments.heads --manifest one.csv --repeats 1 --only softmax fine-tuned
 
 Epochs and rate were set for their cost, a fifth of the paper's epochs at five times its rate;
 nothing is tuned. Finished variants of a round lie in runs/heads/ and are not
@@ -31,6 +31,7 @@ import keras
 import numpy as np
 import pandas as pd
 
+from experiments.table1.study import PROTOCOL, Study, load_study
 from steatosis_tf import tracking
 from steatosis_tf.ablation import text_of
 from steatosis_tf.cohort.splits import Partition
@@ -46,7 +47,6 @@ from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.attention_pooling import bags, build_pooled_head, whole_patients
 from steatosis_tf.model.fine_tune import CUT_LAYER
 from steatosis_tf.model.train import class_weights, fit, make_repeatable
-from steatosis_tf.table1.study import PROTOCOL, Study, load_study
 from steatosis_tf.training import StudyData, rows_of, train_fold
 from steatosis_tf.training import load_study as load_features
 from steatosis_tf.verbs.common import add_config_arguments, given_settings

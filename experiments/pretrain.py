@@ -38,6 +38,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from experiments import byra
+from experiments.table1.networks.resnet18 import resnet18
 from steatosis_tf import tracking
 from steatosis_tf.ablation import MeasuredStudy, compare_systems
 from steatosis_tf.cohort.manifest import frame_path
@@ -46,7 +47,6 @@ from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.engines import has_bfloat16
 from steatosis_tf.model.fusion import Part
-from steatosis_tf.model.networks.resnet18 import resnet18
 from steatosis_tf.records.augment import augment
 from steatosis_tf.roi.crop import central_rectangle, crop_roi
 from steatosis_tf.roi.sector import find_sector

@@ -1,7 +1,7 @@
 """A liver U-Net whose encoder is the front of EfficientNet-Lite0, so that it can start pretrained.
 
 Encoder: the first 12 of 16 blocks of `steatosis_tf.model.efficientnet_lite0`. Decoder, input and
-output are those of `steatosis_tf.model.unet.build_unet`.
+output are those of `experiments.segmentation.unet.build_unet`.
 """
 
 from pathlib import Path
@@ -10,9 +10,9 @@ import keras
 import numpy as np
 from keras import layers
 
+from experiments.segmentation.unet import two_convolutions
 from steatosis_tf.model.efficientnet_lite0 import BLOCKS, lite0_levels, set_weights
 from steatosis_tf.model.torch_file import read_torch_weights
-from steatosis_tf.model.unet import two_convolutions
 from steatosis_tf.roi.liver import INPUT_HEIGHT_PX, INPUT_WIDTH_PX
 
 # The last blocks hold three quarters of the weights.

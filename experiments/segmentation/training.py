@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from experiments.segmentation.unet import dice_and_cross_entropy
 from steatosis_tf.files import replacing
-from steatosis_tf.model.unet import dice_and_cross_entropy
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray]]
 

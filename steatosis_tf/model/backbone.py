@@ -6,7 +6,7 @@ import keras
 
 from steatosis_tf.config import ModelConfig
 from steatosis_tf.model.efficientnet_lite0 import lite0_taps, pool_taps
-from steatosis_tf.model.networks.grey_input import at_one_level, roi_input
+from steatosis_tf.model.grey_input import at_one_level, roi_input
 from steatosis_tf.model.pooling import NUM_BANDS
 from steatosis_tf.model.pretrained import LEVEL, pretrained_map
 from steatosis_tf.roi.crop import INPUT_SIZE_PX

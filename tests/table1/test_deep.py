@@ -1,7 +1,7 @@
 """Networks under the protocol: they learn, score, leave as ONNX, and see no tested label."""
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 
@@ -11,29 +11,28 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from experiments.segmentation.unet import dice_and_cross_entropy
+from experiments.table1.deep import SecondOutput, fit_network, fit_two_outputs
+from experiments.table1.exported import load_exported
+from experiments.table1.frozen import FrozenFeatures, fit_head
+from experiments.table1.liver_output import liver_output
+from experiments.table1.method import FoldData
+from experiments.table1.networks.two_outputs import fibrosis_labels, two_outputs
+from experiments.table1.study import Study
 from steatosis_tf.cohort.manifest import frame_path, read_manifest
 from steatosis_tf.config import ModelConfig, TrainConfig
 from steatosis_tf.grades import TASKS
-from steatosis_tf.model.networks.two_outputs import fibrosis_labels, two_outputs
-from steatosis_tf.model.unet import dice_and_cross_entropy
 from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.folder import read_frame
-from steatosis_tf.table1.deep import SecondOutput, fit_network, fit_two_outputs
-from steatosis_tf.table1.exported import load_exported
-from steatosis_tf.table1.frozen import FrozenFeatures, fit_head
-from steatosis_tf.table1.liver_output import liver_output
-from steatosis_tf.table1.study import Study
-from steatosis_tf.table1.system import Lesson
 
-_FILES = Path(__file__).resolve().parents[2] / "experiments" / "table1"
 _SHORT = TrainConfig(epochs=2, batch_size=8, learning_rate=1e-3, views=1)
 
 
-def _lesson(study: Study, task: str) -> Lesson:
+def _fold_data(study: Study, task: str) -> FoldData:
     part = study.partitions[0]
     hidden = study.hiding(study.rows_of(part.test))
-    return Lesson(hidden, study.rows_of(part.train), study.rows_of(part.validation), task, 3)
+    return FoldData(hidden, study.rows_of(part.train), study.rows_of(part.validation), task, 3)
 
 
 def _small(num_classes: int, seed: int) -> keras.Model:
@@ -67,13 +66,13 @@ def _loss(probabilities: np.ndarray, classes: np.ndarray) -> float:
 def test_a_network_learns_any_task_and_leaves_as_onnx(
     small_study: Study, tmp_path: Path, task: str
 ) -> None:
-    lesson = _lesson(small_study, task)
+    fold_data = _fold_data(small_study, task)
     train = dataclasses.replace(_SHORT, epochs=20, learning_rate=3e-3)
-    fitted = fit_network(lesson, _small, frame_step=1, train=train)
-    rois, classes = small_study.rois[lesson.train], lesson.classes(lesson.train)
+    fitted = fit_network(fold_data, _small, frame_step=1, train=train)
+    rois, classes = small_study.rois[fold_data.train], fold_data.classes(fold_data.train)
     found = fitted.probabilities(rois)
     assert found.shape == (len(rois), len(TASKS[task][0]))
-    untrained = _small(lesson.num_classes, lesson.seed).predict(rois, verbose=0)
+    untrained = _small(fold_data.num_classes, fold_data.seed).predict(rois, verbose=0)
     assert _loss(found, classes) < 0.9 * _loss(untrained, classes)
     assert fitted.num_parameters == 50 * len(TASKS[task][0])  # 7 x 7 weights and a bias
     path = fitted.save(tmp_path, rois[:3])
@@ -83,25 +82,25 @@ def test_a_network_learns_any_task_and_leaves_as_onnx(
 
 
 def test_the_same_seed_gives_the_same_network(small_study: Study) -> None:
-    lesson = _lesson(small_study, "four_grades")
-    first, again = (fit_network(lesson, _small, frame_step=1, train=_SHORT) for _ in range(2))
+    fold_data = _fold_data(small_study, "four_grades")
+    first, again = (fit_network(fold_data, _small, frame_step=1, train=_SHORT) for _ in range(2))
     rois = small_study.rois[:5]
     np.testing.assert_array_equal(first.probabilities(rois), again.probabilities(rois))
 
 
 def test_fibrosis_is_learnt_where_it_is_known_and_only_there(small_study: Study) -> None:
-    lesson = _lesson(small_study, "four_grades")
-    rows = lesson.thinned(lesson.train, 2)
+    fold_data = _fold_data(small_study, "four_grades")
+    rows = fold_data.thinned(fold_data.train, 2)
     stages = [""] * len(small_study.index)
 
     def fitted(stages: list[str]) -> list[np.ndarray]:
         labels, known = fibrosis_labels(stages, len(stages))
         loss = keras.losses.SparseCategoricalCrossentropy()
         second = SecondOutput("fibrosis", loss, labels, known)
-        trained = fit_two_outputs(lesson, two_outputs, second, frame_step=2, train=_SHORT)
+        trained = fit_two_outputs(fold_data, two_outputs, second, frame_step=2, train=_SHORT)
         return trained.model.get_layer("fibrosis").get_weights()
 
-    start = two_outputs(4, lesson.seed).get_layer("fibrosis").get_weights()
+    start = two_outputs(4, fold_data.seed).get_layer("fibrosis").get_weights()
     unknown = fitted(stages)
     # Nobody's stage is known: weight decay alone, 1e-3 * 0.004 a step, moves the kernel.
     np.testing.assert_allclose(unknown[0], start[0], rtol=1e-3, atol=1e-6)
@@ -114,8 +113,8 @@ def test_fibrosis_is_learnt_where_it_is_known_and_only_there(small_study: Study)
 def test_the_liver_target_is_the_whole_frames_mask_and_turns_with_the_roi(
     small_study: Study,
 ) -> None:
-    lesson = _lesson(small_study, "four_grades")
-    rows = lesson.thinned(lesson.train, 2)
+    fold_data = _fold_data(small_study, "four_grades")
+    rows = fold_data.thinned(fold_data.train, 2)
     second = liver_output(small_study, rows)
     assert second.targets.shape == small_study.rois.shape
     others = np.setdiff1d(np.arange(len(small_study.index)), rows)
@@ -132,7 +131,7 @@ def test_the_liver_target_is_the_whole_frames_mask_and_turns_with_the_roi(
     bright = np.where(small_study.rois > 60, 255, 0).astype(np.uint8)
     itself = SecondOutput("liver_logit", dice_and_cross_entropy, bright, second.weights)
     train = dataclasses.replace(_SHORT, epochs=60, learning_rate=0.1)
-    fitted = fit_two_outputs(lesson, _small_with_liver, itself, frame_step=2, train=train)
+    fitted = fit_two_outputs(fold_data, _small_with_liver, itself, frame_step=2, train=train)
     logit = fitted.model.predict(small_study.rois[rows], verbose=0)["liver_logit"]
     wanted = bright[rows].reshape(len(rows), 112, 2, 112, 2, 1).mean(axis=(2, 4)) / 255
     sure = (wanted < 0.1) | (wanted > 0.9)
@@ -142,8 +141,8 @@ def test_the_liver_target_is_the_whole_frames_mask_and_turns_with_the_roi(
 @pytest.fixture
 def tiny_features(small_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Frozen features of a network of 16 convolutions in place of a published one."""
+    from experiments.table1 import frozen
     from steatosis_tf.model.engines import reference_engine
-    from steatosis_tf.table1 import frozen
 
     keras.utils.set_random_seed(1)
     roi = keras.Input((224, 224, 1), dtype="uint8", name="roi")
@@ -170,11 +169,11 @@ def test_features_are_those_of_the_frames_in_their_order(
 def test_a_head_on_frozen_features_leaves_as_one_onnx_file(
     small_study: Study, tiny_features: FrozenFeatures, tmp_path: Path
 ) -> None:
-    from steatosis_tf.model.networks.attention import attention_head
+    from experiments.table1.networks.attention import attention_head
 
-    lesson = _lesson(small_study, "three_grades")
+    fold_data = _fold_data(small_study, "three_grades")
     fitted = fit_head(
-        lesson, tiny_features, lambda _: attention_head((4, 4, 16), 3, lesson.seed),
+        fold_data, tiny_features, lambda _: attention_head((4, 4, 16), 3, fold_data.seed),
         frame_step=1, train=_SHORT,
     )  # fmt: skip
     rois = small_study.rois[:6]
@@ -191,36 +190,31 @@ def _systems() -> list:
              "vgg19_attention", "resnet50"]  # fmt: skip
     found = []
     for name in names:
-        spec = importlib.util.spec_from_file_location(name, _FILES / f"{name}.py")
-        assert spec
-        assert spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found += module.SYSTEMS
+        found += importlib.import_module(f"experiments.table1.papers.{name}").METHODS
     return found
 
 
 def test_every_deep_system_of_the_table_is_there_and_grades_four() -> None:
-    systems = {system.name: system for system in _systems()}
-    assert len(systems) == 11
-    assert all("four_grades" in system.tasks for system in systems.values())
-    two_classes = {name for name, system in systems.items() if "at_least_mild" in system.tasks}
+    methods = {method.name: method for method in _systems()}
+    assert len(methods) == 11
+    assert all("four_grades" in method.tasks for method in methods.values())
+    two_classes = {name for name, method in methods.items() if "at_least_mild" in method.tasks}
     assert two_classes == {"kim2020_alexnet", "kim2020_vgg16", "lin2020"}
-    three = {name for name, system in systems.items() if "three_grades" in system.tasks}
+    three = {name for name, method in methods.items() if "three_grades" in method.tasks}
     assert three == {"li2020_googlenet", "li2020_resnet18", "vgg19_attention"}
-    choosable = {name for name, system in systems.items() if "weights" in system.settings}
+    choosable = {name for name, method in methods.items() if "weights" in method.settings}
     assert choosable == {"kim2020_vgg16", "li2020_resnet18", "lin2020", "densenet121",
                          "vgg19_attention", "resnet50"}  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("system", _systems(), ids=lambda system: system.name)
+@pytest.mark.parametrize("method", _systems(), ids=lambda method: method.name)
 def test_every_system_trains_scores_and_leaves_as_onnx(
-    small_study: Study, tmp_path: Path, system
+    small_study: Study, tmp_path: Path, method
 ) -> None:
-    task = system.tasks[0]
-    settings = {**system.settings, "epochs": 1, "frame_step": 2}
-    fitted = system.fit(_lesson(small_study, task), **settings)
+    task = method.tasks[0]
+    settings = {**method.settings, "epochs": 1, "frame_step": 2}
+    fitted = method.fit(_fold_data(small_study, task), **settings)
     rois = small_study.rois[:4]
     found = fitted.probabilities(rois)
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)

@@ -1,7 +1,6 @@
 """The page of the table, and the command line of one file, on simulated patients."""
 
 import dataclasses
-import importlib.util
 import re
 from pathlib import Path
 
@@ -11,26 +10,27 @@ import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import cohen_kappa_score
 
+from experiments.table1.classical import FittedPipeline, learnable_rows
+from experiments.table1.command_line import main
+from experiments.table1.document import write_page
+from experiments.table1.method import FoldData, Method
+from experiments.table1.protocol import read_row, row_dir
+from experiments.table1.run_all import methods_of_papers
+from experiments.table1.study import load_study
 from steatosis_tf.cohort.manifest import build_manifest
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 from steatosis_tf.sources.phantom import write_phantoms
-from steatosis_tf.table1.classical import FittedPipeline, learnable_rows
-from steatosis_tf.table1.document import write_page
-from steatosis_tf.table1.main import main
-from steatosis_tf.table1.protocol import read_row, row_dir
-from steatosis_tf.table1.study import load_study
-from steatosis_tf.table1.system import Lesson, System
-
-RUN_ALL = Path(__file__).resolve().parents[2] / "experiments" / "table1" / "run_all.py"
 
 
-def fit_prior(lesson: Lesson, *, weights: str) -> FittedPipeline:
-    rows = learnable_rows(lesson)
-    dummy = DummyClassifier(strategy="prior").fit(lesson.study.rois[rows], lesson.classes(rows))
+def fit_prior(fold_data: FoldData, *, weights: str) -> FittedPipeline:
+    rows = learnable_rows(fold_data)
+    dummy = DummyClassifier(strategy="prior").fit(
+        fold_data.study.rois[rows], fold_data.classes(rows)
+    )
     return FittedPipeline(dummy, 1234)
 
 
-PRIOR = System("prior", "Prior 2026", 2026, "nobody's paper", ("at_least_mild", "four_grades"),
+PRIOR = Method("prior", "Prior 2026", 2026, "nobody's paper", ("at_least_mild", "four_grades"),
                fit_prior, {"weights": "random"})  # fmt: skip
 LATER = dataclasses.replace(PRIOR, name="later", title="Later 2027")
 
@@ -79,9 +79,9 @@ def test_the_page_pairs_every_system_with_the_nearest_neighbour(folder: Path) ->
     patients[list(SCORE_COLUMNS)] = (given[:, None] == np.array(GRADES)) * 1.0
     row = dataclasses.replace(floor, patient_scores=patients.assign(predicted=given))
     page = folder / "docs" / "paired.md"
-    write_page([dataclasses.replace(floor, system=nearest), row], [], study, page)
+    write_page([dataclasses.replace(floor, method=nearest), row], [], study, page)
     part = page.read_text().split("### More than a memory of pictures?")[1]
-    assert "Of 1 systems 1 are above it in kappa and 1 in AUC" in part
+    assert "Of 1 methods 1 are above it in kappa and 1 in AUC" in part
     mine, floors = (
         cohen_kappa_score(patients["grade"], predicted, labels=GRADES, weights="quadratic")
         for predicted in (given, floor.patient_scores["predicted"])
@@ -112,13 +112,10 @@ def test_an_unknown_system_is_told(folder: Path, capsys: pytest.CaptureFixture[s
     assert "Expected --only out of prior. Received: only='gone'" in capsys.readouterr().err
 
 
-def test_every_file_of_the_folder_has_systems_with_names_of_their_own() -> None:
-    spec = importlib.util.spec_from_file_location("run_all", RUN_ALL)
-    run_all = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(run_all)
-    systems = [one for some in run_all.systems_of_folder().values() for one in some]
-    names = [system.name for system in systems]
+def test_every_paper_has_methods_with_names_of_their_own() -> None:
+    methods = [one for some in methods_of_papers().values() for one in some]
+    names = [method.name for method in methods]
     assert len(set(names)) == len(names)
     assert {"majority", "nearest", "chen2008", "istepanian2011_svm"} <= set(names)
-    for system in systems:
-        assert system.tasks[-1] == "four_grades", system.name
+    for method in methods:
+        assert method.tasks[-1] == "four_grades", method.name

@@ -11,17 +11,17 @@ import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import f1_score, roc_auc_score
 
+from experiments.table1.classical import FittedPipeline, inner_folds, learnable_rows
+from experiments.table1.exported import load_exported
+from experiments.table1.method import FoldData, Method
+from experiments.table1.protocol import read_row, row_dir, run_method
+from experiments.table1.row_numbers import interval_text, row_numbers
+from experiments.table1.study import Study, load_study
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
-from steatosis_tf.table1.classical import FittedPipeline, inner_folds, learnable_rows
-from steatosis_tf.table1.exported import load_exported
-from steatosis_tf.table1.numbers import interval_text, row_numbers
-from steatosis_tf.table1.protocol import read_row, row_dir, run_system
-from steatosis_tf.table1.study import Study, load_study
-from steatosis_tf.table1.system import Lesson, System
 
 
 class Brightness:
-    """Grades by a cut on mean grey level: a system without a library."""
+    """Grades by a cut on mean grey level: a method without a library."""
 
     def __init__(self, cut: float) -> None:
         self.cut = cut
@@ -32,13 +32,15 @@ class Brightness:
         return np.stack([~bright, bright], axis=1).astype(np.float32)
 
 
-def fit_prior(lesson: Lesson, *, strategy: str = "prior") -> FittedPipeline:
-    rows = learnable_rows(lesson)
-    dummy = DummyClassifier(strategy=strategy).fit(lesson.study.rois[rows], lesson.classes(rows))
-    return FittedPipeline(dummy, lesson.num_classes)
+def fit_prior(fold_data: FoldData, *, strategy: str = "prior") -> FittedPipeline:
+    rows = learnable_rows(fold_data)
+    dummy = DummyClassifier(strategy=strategy).fit(
+        fold_data.study.rois[rows], fold_data.classes(rows)
+    )
+    return FittedPipeline(dummy, fold_data.num_classes)
 
 
-PRIOR = System("prior", "Prior", 0, "none", ("at_least_mild", "four_grades"), fit_prior, repeats=2)
+PRIOR = Method("prior", "Prior", 0, "none", ("at_least_mild", "four_grades"), fit_prior, repeats=2)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def runs_dir(small_study: Study, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STEATOSIS_MLRUNS", str(folder / "mlruns"))
-        run_system(PRIOR, small_study, folder)
+        run_method(PRIOR, small_study, folder)
     return folder
 
 
@@ -88,12 +90,12 @@ def test_finished_repeats_are_not_computed_again(
 ) -> None:
     monkeypatch.setenv("STEATOSIS_MLRUNS", str(runs_dir / "mlruns"))
     said: list[str] = []
-    run_system(PRIOR, small_study, runs_dir, say=said.append)
+    run_method(PRIOR, small_study, runs_dir, say=said.append)
     assert said == []
     (row_dir(PRIOR, "four_grades", small_study, runs_dir) / "repeat_1" / "cost.json").unlink()
     row = read_row(PRIOR, "four_grades", small_study, runs_dir)
     assert set(row.patient_scores["repeat"]) == {0}
-    run_system(PRIOR, small_study, runs_dir, say=said.append)
+    run_method(PRIOR, small_study, runs_dir, say=said.append)
     assert [line.split(":")[0] for line in said] == ["prior four_grades repeat 1"]
 
 
@@ -109,12 +111,12 @@ def test_words_are_no_other_result_but_code_is(small_study: Study, tmp_path: Pat
         spec = importlib.util.spec_from_file_location("mine", tmp_path / "mine.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        system = dataclasses.replace(PRIOR, fit=module.fit)
-        return system.key(small_study, "four_grades")
+        method = dataclasses.replace(PRIOR, fit=module.fit)
+        return method.key(small_study, "four_grades")
 
-    source = '"""About."""\n\ndef fit(lesson):\n    """Fit."""\n    return 1\n\nSYSTEMS = 1\n'
+    source = '"""About."""\n\ndef fit(fold_data):\n    """Fit."""\n    return 1\n\nSYSTEMS = 1\n'
     assert key(source.replace("About", "All about").replace("Fit.", "Do.")) == key(source)
-    assert key(source.replace("SYSTEMS = 1", "SYSTEMS = 2  # more")) == key(source)
+    assert key(source.replace("METHODS = 1", "METHODS = 2  # more")) == key(source)
     assert key(source.replace("return 1", "return 2")) != key(source)
 
 
@@ -138,16 +140,16 @@ def test_mlflow_holds_one_parent_per_repeat_with_its_folds_below(
     from steatosis_tf import tracking
 
     runs = tracking.runs_table("table1")
-    mine = runs.loc[(runs["params.system"] == "prior") & (runs["params.task"] == "at_least_mild")]
+    mine = runs.loc[(runs["params.method"] == "prior") & (runs["params.task"] == "at_least_mild")]
     assert sorted(mine["params.repeat"]) == ["0", "1"]
     assert (mine["metrics.by_image_accuracy"].notna() == (mine["params.repeat"] == "0")).all()
 
 
 def test_tested_labels_are_hidden_from_a_system(small_study: Study) -> None:
     tested = small_study.rows_of(small_study.partitions[0].test)
-    lesson = Lesson(small_study.hiding(tested), np.array([0]), np.array([1]), "four_grades", 0)
+    fold_data = FoldData(small_study.hiding(tested), np.array([0]), np.array([1]), "four_grades", 0)
     with pytest.raises(ValueError, match="tested in this fold"):
-        lesson.classes(tested)
+        fold_data.classes(tested)
     assert (small_study.index["label"] >= 0).all()
 
 
@@ -155,16 +157,16 @@ def test_wrong_probabilities_are_refused(
     small_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STEATOSIS_MLRUNS", str(tmp_path / "mlruns"))
-    two = System("two", "Two", 0, "none", ("four_grades",), lambda lesson: Brightness(90.0))
+    two = Method("two", "Two", 0, "none", ("four_grades",), lambda fold_data: Brightness(90.0))
     with pytest.raises(ValueError, match=r"Expected probabilities \(\d+, 4\).*shape=\(\d+, 2\)"):
-        run_system(two, small_study, tmp_path)
+        run_method(two, small_study, tmp_path)
 
 
 def test_a_system_says_what_is_wrong_with_it() -> None:
     with pytest.raises(ValueError, match="Expected tasks out of four_grades"):
-        System("a", "A", 0, "none", ("nine_grades",), fit_prior)
+        Method("a", "A", 0, "none", ("nine_grades",), fit_prior)
     with pytest.raises(ValueError, match="Expected repeats from 1"):
-        System("a", "A", 0, "none", ("four_grades",), fit_prior, repeats=0)
+        Method("a", "A", 0, "none", ("four_grades",), fit_prior, repeats=0)
 
 
 def test_numbers_of_two_classes_equal_scikit_learn(small_study: Study, runs_dir: Path) -> None:
@@ -192,10 +194,12 @@ def test_intervals_are_printed_where_they_say_something() -> None:
 
 
 def test_thinning_keeps_every_patient(small_study: Study) -> None:
-    lesson = Lesson(small_study, np.arange(len(small_study.index)), np.array([]), "four_grades", 0)
-    kept = lesson.thinned(lesson.train, 2)
-    assert len(kept) == len(lesson.train) // 2
-    assert set(lesson.patients(kept)) == set(lesson.patients(lesson.train))
+    fold_data = FoldData(
+        small_study, np.arange(len(small_study.index)), np.array([]), "four_grades", 0
+    )
+    kept = fold_data.thinned(fold_data.train, 2)
+    assert len(kept) == len(fold_data.train) // 2
+    assert set(fold_data.patients(kept)) == set(fold_data.patients(fold_data.train))
 
 
 def test_inner_folds_keep_patients_whole_and_need_two_of_each_class() -> None:

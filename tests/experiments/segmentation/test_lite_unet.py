@@ -5,7 +5,7 @@ import pytest
 from old_torch_file import torch_names, write_old  # noqa: F401
 
 from experiments.segmentation.lite_unet import build_lite_unet, load_lite0
-from steatosis_tf.model.unet import with_features
+from experiments.segmentation.unet import with_features
 
 # (expansion, kernel side, channels in, channels out), from Tan and Le 2019, table 1.
 BLOCKS = [

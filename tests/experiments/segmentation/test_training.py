@@ -7,7 +7,7 @@ import pytest
 
 from experiments.segmentation.augment import OutlinedCrop, training_pair
 from experiments.segmentation.training import UnetTraining, train_unet
-from steatosis_tf.model.unet import build_unet
+from experiments.segmentation.unet import build_unet
 
 
 def _disc() -> OutlinedCrop:

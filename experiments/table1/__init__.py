@@ -1,0 +1,1 @@
+"""Every method of the source paper's Table I on the same patients, folds, ROI and statistics."""

@@ -1,0 +1,1 @@
+"""Networks of Table I that are trained from the pixels on."""

@@ -1,0 +1,66 @@
+"""U-Net and CNN in one: the liver is outlined, and what lies in the outline is graded.
+
+The first half is the package's liver U-Net (`model/unet.py`) with the shipped weights, on the ROI
+instead of the whole sector; the second a small CNN on the ROI multiplied by the probability of
+liver. Both are trained together, so the outline also learns from the grades.
+"""
+
+import keras
+from keras import layers
+
+from experiments.segmentation.unet import build_unet
+from experiments.table1.networks.plain_cnn import convolution_blocks
+from experiments.table1.networks.shipped_unet import load_shipped_weights
+from steatosis_tf.grades import OUTPUT_LAYER
+from steatosis_tf.model.grey_input import roi_input
+from steatosis_tf.model.heads import end_network
+from steatosis_tf.roi.crop import INPUT_SIZE_PX
+from steatosis_tf.roi.liver import GREY_CLIP
+
+
+def unet_cnn(num_classes: int, seed: int) -> keras.Model:
+    """The network before its joint training.
+
+    Args:
+        num_classes: probabilities to give.
+        seed: of the CNN's initial weights and the dropout.
+
+    Returns:
+        flat model: `roi` `(batch, 224, 224, 1)` uint8 -> `probabilities` `(batch, num_classes)` and
+        `liver_logit` `(batch, 112, 112, 1)`, float32.
+    """
+    keras.utils.set_random_seed(seed)
+    roi, grey_levels = roi_input()
+    crop = standardised(grey_levels)
+    unet = build_unet(size_px=(INPUT_SIZE_PX, INPUT_SIZE_PX))
+    load_shipped_weights(unet)
+    # `call`, not `unet(crop)`: its layers then lie flat in this graph.
+    logit = unet.call(crop)
+    grey = layers.AveragePooling2D(2, name="half_size")(crop[..., :1])
+    x = grey * keras.ops.sigmoid(logit)
+    x = convolution_blocks(x, (16, 32, 64, 128))
+    x = layers.GlobalAveragePooling2D(name="features")(x)
+    x = layers.Dropout(0.5)(x)
+    outputs = {
+        OUTPUT_LAYER: end_network(x, "softmax", num_classes),
+        "liver_logit": logit,
+    }
+    return keras.Model(roi, outputs, name="unet_cnn")
+
+
+def standardised(grey: keras.KerasTensor) -> keras.KerasTensor:
+    """What `steatosis_tf.roi.liver.normalised` gives, inside the graph; the sector is grey > 0.
+
+    Args:
+        grey: `(batch, height, width, 1)` float32, 0 outside the sector.
+
+    Returns:
+        `(batch, height, width, 2)` float32: standardised grey from -3 to 5, 0 outside; sector.
+    """
+    inside = keras.ops.cast(grey > 0, "float32")
+    count = keras.ops.maximum(keras.ops.sum(inside, axis=(1, 2, 3), keepdims=True), 1.0)
+    mean = keras.ops.sum(grey, axis=(1, 2, 3), keepdims=True) / count
+    square = keras.ops.square((grey - mean) * inside)
+    spread = keras.ops.sqrt(keras.ops.sum(square, axis=(1, 2, 3), keepdims=True) / count)
+    standard = keras.ops.clip((grey - mean) / keras.ops.maximum(spread, 1e-3), *GREY_CLIP)
+    return layers.Concatenate(name="crop")([standard * inside, inside])

@@ -1,1 +1,0 @@
-"""Every system of the source paper's Table I on the same patients, folds, ROI and statistics."""
