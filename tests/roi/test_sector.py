@@ -105,6 +105,66 @@ def test_a_halo_is_left_out(drawn_fan):
     assert dice(find_sector(frame).mask, truth) > 0.98
 
 
+def page(level, height=768, width=1024):
+    """Header, menu of buttons, lines of text, a grey scale and thumbnails of speckle."""
+    ink = 20 if level > 100 else 230
+    screen = np.full((height, width), level, np.uint8)
+    screen[:60] = np.linspace(190, 120, 60)[:, None]
+    for row in range(100, 700, 50):
+        cv2.rectangle(screen, (884, row), (1010, row + 40), 150, -1)
+        cv2.putText(screen, "Gain 52", (890, row + 28), 0, 0.7, 30, 1, cv2.LINE_AA)
+        cv2.putText(screen, "12 cm", (12, row), 0, 0.6, ink, 1, cv2.LINE_AA)
+    cv2.putText(screen, "NAME 0123456789 01.02.2003", (20, 40), 0, 1.0, 20, 2, cv2.LINE_AA)
+    screen[80:340, 100:116] = np.linspace(255, 0, 260)[:, None]
+    small = np.random.default_rng(1).integers(0, 200, (70, 90), dtype=np.uint8)
+    for column in range(200, 800, 110):
+        screen[690:760, column : column + 90] = small
+    return screen
+
+
+@pytest.mark.parametrize("level", [0, 30, 150, 245])
+@pytest.mark.parametrize("name", ["convex", "phased", "linear"])
+def test_a_picture_on_a_full_screen(drawn_fan, name, level):
+    screen = page(level)
+    if name == "linear":
+        frame, _ = drawn_fan(apex=(320, -4000), radii=(0, 9000), angles=(-90, 90))
+        drawn = np.zeros(frame.shape, bool)
+        drawn[40:440, 150:480] = True
+        frame = frame * drawn
+    else:
+        frame, drawn = drawn_fan(**FANS[name][0])
+    screen[120:600, 180:820] = frame
+    truth = np.zeros(screen.shape, bool)
+    truth[120:600, 180:820] = drawn
+    sector = find_sector(np.stack([screen] * 3, axis=-1))
+    assert sector.fan.kind == name
+    assert dice(sector.mask, truth) > 0.98
+
+
+def other_screens():
+    random = np.random.default_rng(0)
+    clouds = cv2.GaussianBlur(random.normal(size=(480, 640)), (0, 0), 40)
+    lines = np.zeros((480, 640), np.uint8)
+    for row in range(30, 470, 24):
+        cv2.putText(lines, "a patient's list 0123", (20, row), 0, 0.7, 220, 1, cv2.LINE_AA)
+    return {
+        "nothing": np.zeros((480, 640), np.uint8),
+        "noise": random.integers(0, 256, (480, 640), dtype=np.uint8),
+        "ramp": np.tile(np.linspace(0, 255, 640, dtype=np.uint8), (480, 1)),
+        "clouds": np.clip(128 + 3000 * clouds, 0, 255).astype(np.uint8),
+        "lines": lines,
+    }
+
+
+@pytest.mark.parametrize("level", [0, 150, 245])
+@pytest.mark.parametrize("name", other_screens())
+def test_a_screen_without_a_picture_has_no_sector(name, level):
+    screen = page(level)
+    screen[120:600, 180:820] = other_screens()[name]
+    with pytest.raises(ValueError, match="no sector"):
+        find_sector(screen)
+
+
 def test_in_a_clip_what_never_moves_is_not_echo(drawn_fan):
     """A textured block as large as a part of the fan is told from it by standing still."""
     frames = []

@@ -6,9 +6,9 @@ import numpy as np
 # Less than this share of the frame is no sector.
 MIN_SECTOR_FRACTION = 0.03
 # An echo is this much brighter than the surround, grey levels.
-_ECHO_STEP = 2.5
-# A halo is at least this much brighter than the surround, and an echo than the halo.
-_MIN_HALO_STEP = 12
+ECHO_STEP = 2.5
+# A halo, bar or button is at least this much brighter than the surround.
+FLAT_STEP = 12
 _HALO_WIDTH = 3.0
 # Share of the rim within 3 levels of the halo's grey, and of the inside darker than it; measured
 # on the outlined images: 0.22 to 0.93 and 0 with a halo, 0.08 to 0.35 and 0.02 to 0.8 without.
@@ -52,7 +52,7 @@ def bright_areas(small: np.ndarray, moving: np.ndarray | None = None) -> list[np
     """
     edge = np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]])
     floor = float(np.median(edge))
-    shown = (small > floor + _ECHO_STEP).astype(np.uint8)
+    shown = (small > floor + ECHO_STEP).astype(np.uint8)
     if shown.mean() < MIN_SECTOR_FRACTION:
         raise ValueError(
             "no sector: the frame is blank or nearly so "
@@ -67,14 +67,14 @@ def bright_areas(small: np.ndarray, moving: np.ndarray | None = None) -> list[np
         if halo is not None:
             readings = [(small > halo + _HALO_WIDTH).astype(np.uint8), shown]
     blocks = _solid_blocks(small, floor)
-    readings = [_cleaned(reading & ~blocks) for reading in readings]
+    readings = [cleaned(reading & ~blocks) for reading in readings]
     readings = [reading for reading in readings if reading.mean() >= MIN_SECTOR_FRACTION]
     if not readings:
         raise ValueError("no sector: only thin marks, text or noise stand out from the surround")
     return readings
 
 
-def _cleaned(bright: np.ndarray) -> np.ndarray:
+def cleaned(bright: np.ndarray) -> np.ndarray:
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
     opened = cv2.morphologyEx(cv2.medianBlur(bright, 3), cv2.MORPH_OPEN, kernel)
     _remove_bars(opened)
@@ -85,9 +85,7 @@ def _solid_blocks(small: np.ndarray, floor: float) -> np.ndarray:
     """Logos and buttons: areas of one grey level, which no echo has; uint8 0 or 1."""
     window = np.ones((5, 5), np.uint8)
     spread = cv2.subtract(cv2.dilate(small, window), cv2.erode(small, window))
-    solid = ((small >= int(floor) + _MIN_HALO_STEP) & (small <= 250) & (spread <= 1)).astype(
-        np.uint8
-    )
+    solid = ((small >= int(floor) + FLAT_STEP) & (small <= 250) & (spread <= 1)).astype(np.uint8)
     blocks = np.zeros_like(small)
     if cv2.countNonZero(solid) < _MIN_BLOCK_PX:  # labelling is the dearest step of all
         return blocks
@@ -124,7 +122,7 @@ def _halo_level(small: np.ndarray, shown: np.ndarray, floor: float) -> float | N
     if rim.sum() == 0 or inner.sum() == 0:
         return None
     share = np.convolve(rim, np.ones(7), mode="same") / rim.sum()
-    share[: int(floor) + _MIN_HALO_STEP] = 0
+    share[: int(floor) + FLAT_STEP] = 0
     peak = int(share.argmax())
     darker = max(
         rim[: peak - 3].sum() / rim.sum() / 5,

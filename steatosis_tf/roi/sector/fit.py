@@ -382,11 +382,19 @@ def _moved(fan: Fan, change: np.ndarray) -> Fan:
     )
 
 
+def border_seen(fan: Fan, bright: np.ndarray) -> float:
+    """Share of a fan's border, 0 to 1, that lies where bright turns dark.
+
+    Args:
+        fan: in px of `bright`.
+        bright: `(height, width)` uint8, 0 or 1.
+    """
+    return _num_aligned(fan, bright) / _NUM_SAMPLES
+
+
 def _num_aligned(fan: Fan, bright: np.ndarray) -> int:
     """How many samples of the border lie where bright turns dark."""
-    if fan.kind == "linear":
-        return _NUM_SAMPLES
-    _, shift = _border_shifts(fan, bright)
+    shift = _side_shifts(fan, bright) if fan.kind == "linear" else _border_shifts(fan, bright)[1]
     return int((np.abs(shift) < _ALIGNED_PX).sum())
 
 
@@ -450,6 +458,17 @@ def _border_shifts(fan: Fan, bright: np.ndarray) -> tuple[np.ndarray, np.ndarray
     design[:, 4], design[:, 5] = per_radius * _IS_NEAR, per_radius * _IS_FAR
     design[:, 6] = radius * cosine * down
     return design[seen], shift[seen]
+
+
+def _side_shifts(fan: Fan, bright: np.ndarray) -> np.ndarray:
+    """The same for the four sides of a linear probe's rectangle: the shifts seen, `(n,)` px."""
+    (left, top), _, (right, bottom), _ = fan.outline()
+    down = top + _ALONG * ((bottom - top) / (_NUM_SIDE_SAMPLES + 1))
+    over = left + _TURN * ((right - left) / (_NUM_ARC_SAMPLES + 1))
+    x = np.concatenate([np.repeat([left, right], _NUM_SIDE_SAMPLES), over, over])
+    y = np.concatenate([down, down, np.repeat([top, bottom], _NUM_ARC_SAMPLES)])
+    shift = _outermost_bright(x, y, _SIDE, _ARC, bright)
+    return shift[np.isfinite(shift)]
 
 
 def _outermost_bright(
