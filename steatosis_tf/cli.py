@@ -6,7 +6,9 @@ Results go to stdout (text, or JSON with --json), progress and errors to stderr.
 """
 
 import argparse
+import io
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,10 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process if None.
 
     Returns:
-        0, or 1 if the verb failed or its check found fault. argparse exits with 2 on a bad call.
+        0, 1 if the verb failed or its check found fault, 130 if Ctrl+C ended it. argparse exits
+        with 2 on a bad call.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is spelled out
+            stream.reconfigure(errors="backslashreplace")
     args = parse(argv)
-    return run_verb(args.verb, args)
+    try:
+        return run_verb(args.verb, args)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
 
 
 def run_verb(verb: Callable[[argparse.Namespace], Result], args: argparse.Namespace) -> int:
@@ -50,7 +60,10 @@ def run_verb(verb: Callable[[argparse.Namespace], Result], args: argparse.Namesp
         print(f"error: {error}", file=sys.stderr)
         _write_report(args, {"error": str(error)}, 1, start)
         return 1
-    print(json.dumps(result.values, indent=2) if args.json else result.text)
+    try:
+        print(json.dumps(result.values, indent=2) if args.json else result.text, flush=True)
+    except BrokenPipeError:  # `| head` has seen enough; Python must not try again when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     _write_report(args, result.values, result.exit_code, start)
     return result.exit_code
 

@@ -1,7 +1,9 @@
 """The command line: exit codes, streams, and what it must not import."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -98,3 +100,34 @@ def test_verify_names_the_frame_and_the_file_that_changed(tmp_path, phantom_mani
     }
     assert cli.main(["verify", str(tmp_path)]) == 1
     assert "Expected a folder with SHA256SUMS" in capsys.readouterr().err
+
+
+def started(*words: str, **settings: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "steatosis_tf.cli", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **settings},
+    )  # fmt: skip
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    process = started("info")
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 0
+
+
+def test_a_terminal_of_ascii_gets_names_spelled_out(tmp_path: Path) -> None:
+    output = str(tmp_path / "manifest.csv")
+    process = started("manifest", "büro.csv", "--output", output, PYTHONIOENCODING="ascii")
+    assert "b\\xfcro.csv" in process.communicate()[1]
+    assert process.returncode == 1
+
+
+def test_ctrl_c_ends_in_one_line(tmp_path: Path) -> None:
+    process = started("phantom", str(tmp_path / "phantoms"), "--patients", "100000")
+    assert process.stderr.read(8).strip() == "phantom"  # its progress: it is at work
+    process.send_signal(signal.SIGINT)
+    complaints = process.communicate(timeout=60)[1]
+    assert complaints.splitlines()[-1] == "error: interrupted"
+    assert "Traceback" not in complaints
+    assert process.returncode == 130
