@@ -28,7 +28,7 @@ from steatosis_tf.cohort.manifest import (
 )
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.parallel import map_on_cores, map_on_runner
-from steatosis_tf.roi.crop import Rectangle, central_rectangle, crop_roi
+from steatosis_tf.roi.crop import Rectangle, around_sector, central_rectangle, crop_roi
 from steatosis_tf.roi.liver import liver_probability
 from steatosis_tf.roi.overlays import find_overlays, overlay_fraction
 from steatosis_tf.roi.proposal import propose_rectangle
@@ -96,7 +96,7 @@ def propose_roi(frame: np.ndarray, config: RoiConfig, fan: Fan | None = None) ->
         sector = Sector(fan.mask(frame.shape[:2]), fan, score=np.nan, border_seen=np.nan)
     overlays = find_overlays(frame, sector.mask)
     if config.method == "beamspace":
-        return Roi(sector, _around(sector), overlays, sector.border_seen)
+        return Roi(sector, around_sector(sector.mask), overlays, sector.border_seen)
     if config.method == "sector":
         return Roi(sector, central_rectangle(sector), overlays)
     proposal = propose_rectangle(frame, sector, liver_probability(frame, sector), overlays)
@@ -106,16 +106,6 @@ def propose_roi(frame: np.ndarray, config: RoiConfig, fan: Fan | None = None) ->
         raise ValueError(proposal.reason)
     rectangle = central_rectangle(sector)
     return Roi(sector, rectangle, overlays, proposal.quality, proposal.reason)
-
-
-def _around(sector: Sector) -> Rectangle:
-    """The smallest rectangle that holds the whole sector."""
-    rows = np.flatnonzero(sector.mask.any(axis=1))
-    columns = np.flatnonzero(sector.mask.any(axis=0))
-    if not len(rows):
-        raise ValueError("no sector: its fan lies outside the frame")
-    top, left = int(rows[0]), int(columns[0])
-    return Rectangle(top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left)
 
 
 def fill_manifest(

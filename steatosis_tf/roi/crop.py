@@ -81,6 +81,23 @@ def central_rectangle(sector: Sector) -> Rectangle:
     return Rectangle(int(start + tops[at[0], 0]), middle - (width - 1) // 2, height, width)
 
 
+def around_sector(sector_mask: np.ndarray) -> Rectangle:
+    """The smallest rectangle that holds the whole sector.
+
+    Args:
+        sector_mask: `(height, width)` bool, True inside the sector.
+
+    Raises:
+        ValueError: if nothing of the sector is in the frame.
+    """
+    rows = np.flatnonzero(sector_mask.any(axis=1))
+    columns = np.flatnonzero(sector_mask.any(axis=0))
+    if not len(rows):
+        raise ValueError("no sector: its fan lies outside the frame")
+    top, left = int(rows[0]), int(columns[0])
+    return Rectangle(top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left)
+
+
 def _half_widths(mask: np.ndarray, middle: int) -> np.ndarray:
     """How many px the mask reaches to both sides of a column, per row; -1 where it is not set."""
     reach = []

@@ -56,6 +56,20 @@ def persons_fan(digest: str, cell: str) -> Fan | None:
     return _parsed(text, cell) if of == _PERSON else None
 
 
+def kept_fan(digest: str, cell: str) -> Fan | None:
+    """The fan of a cell that holds for these pixels and this version, or None.
+
+    Args:
+        digest: `pixels_sha256` of the frame.
+        cell: of the frame's manifest row; "" where there is none.
+
+    Raises:
+        ValueError: if the cell is damaged.
+    """
+    of, _, text = cell.rpartition(f" {digest[:_DIGITS]} ")
+    return _parsed(text, cell) if of in (__version__, _PERSON) else None
+
+
 def sector_fan(frame: np.ndarray, digest: str, cell: str) -> Fan:
     """The fan of a frame's sector, from its cell if that holds it.
 
@@ -70,10 +84,8 @@ def sector_fan(frame: np.ndarray, digest: str, cell: str) -> Fan:
     Raises:
         ValueError: if the frame holds no sector, or the cell is damaged.
     """
-    of, _, text = cell.rpartition(f" {digest[:_DIGITS]} ")
-    if of not in (__version__, _PERSON):
-        return find_sector(frame).fan
-    return _parsed(text, cell)
+    kept = kept_fan(digest, cell)
+    return find_sector(frame).fan if kept is None else kept
 
 
 def _parsed(text: str, cell: str) -> Fan:

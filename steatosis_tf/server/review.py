@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 from fastapi import FastAPI, Query, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, FiniteFloat
 
-from steatosis_tf.roi.crop import Rectangle
+from steatosis_tf.roi.crop import Rectangle, around_sector
 from steatosis_tf.roi.review.rules import Decision, checked_reviewer
 from steatosis_tf.roi.review.store import DecisionStore
+from steatosis_tf.roi.sector import Fan
+from steatosis_tf.roi.sector_cell import kept_fan, sector_cell
 from steatosis_tf.server.app import bound_socket, make_app, serve
 from steatosis_tf.server.frames import Polygon, StudyFolders, frame_outlines, shown_frame
 
@@ -42,12 +45,17 @@ class Place(BaseModel):
 
 
 class WantedDecision(BaseModel):
-    """A decision as the browser sends it; `box` is top, left, height, width in px."""
+    """A decision as the browser sends it.
+
+    `box` is top, left, height, width in px; `corners` are x and y in px of near left, near right,
+    far right and far left of the fan, where the frame is seen in beam space.
+    """
 
     frame_id: str
     revision: str
     action: Literal["accept", "correct", "reject", "undo", "reopen"]
     box: tuple[int, int, int, int] | None = None
+    corners: Annotated[list[FiniteFloat], Field(min_length=8, max_length=8)] | None = None
     reason: str = ""
 
 
@@ -160,13 +168,19 @@ def add_routes(app: FastAPI, store: DecisionStore, folders: StudyFolders, *, rev
     @app.post("/review/decisions")
     def decide(wanted: WantedDecision) -> dict[str, Any]:
         rectangle = None if wanted.box is None else Rectangle(*wanted.box)
+        sector = ""
         if wanted.action in ("accept", "correct"):
             # Nobody can vouch for a frame nobody can see.
             frame = shown_frame(path_of(wanted.frame_id))
             if wanted.action == "correct" and rectangle is not None:
                 _check_inside_frame(rectangle, frame.height, frame.width)
+            if wanted.action == "correct" and wanted.corners is not None:
+                fan = _corrected_fan(store, wanted.frame_id, wanted.corners)
+                digest = store.pixels_sha256(store.position(wanted.frame_id))
+                sector = sector_cell(fan, digest, by_person=True)
+                rectangle = around_sector(fan.mask((frame.height, frame.width)))
         decision = Decision(
-            wanted.frame_id, wanted.revision, wanted.action, rectangle, wanted.reason
+            wanted.frame_id, wanted.revision, wanted.action, rectangle, wanted.reason, sector
         )
         with store.mutex:
             outcome = store.decide(decision, reviewer=reviewer)
@@ -208,6 +222,7 @@ def _row(store: DecisionStore, at: int, order: str) -> dict[str, Any]:
         "rank": store.queue.rank(at, order),
         "total": len(store),
         "box": cells.rectangle and astuple(cells.rectangle),
+        "fan": _shown_fan(store, at),
         "num_decisions": store.num_decisions(at),
         "revision": cells.revision,
         **{
@@ -215,6 +230,29 @@ def _row(store: DecisionStore, at: int, order: str) -> dict[str, Any]:
             for name in ("source", "quality", "reason", "state", "reviewer", "reviewed_at")
         },
     }
+
+
+def _shown_fan(store: DecisionStore, at: int) -> dict[str, Any] | None:
+    """The fan of a frame that is seen in beam space, by its corners; None if it is not known."""
+    cells = store.cells(at)
+    if not cells.view or cells.rectangle is None:
+        return None
+    fan = kept_fan(store.pixels_sha256(at), cells.sector)
+    if fan is None:
+        return None
+    corners = fan.corners().ravel().round(2).tolist()
+    return {"corners": corners, "kind": fan.kind, "row_stretch": fan.row_stretch}
+
+
+def _corrected_fan(store: DecisionStore, frame_id: str, corners: Sequence[float]) -> Fan:
+    at = store.position(frame_id)
+    fan = kept_fan(store.pixels_sha256(at), store.cells(at).sector)
+    if fan is None:
+        raise ValueError(
+            "Expected a frame whose fan is known. Received: one without. Run `steatosis roi "
+            "MANIFEST_CSV --set roi.method=beamspace` with this version, or reject the frame."
+        )
+    return fan.with_corners(np.reshape(corners, (4, 2)))
 
 
 def _check_inside_frame(box: Rectangle, height: int, width: int) -> None:

@@ -64,3 +64,37 @@ def test_scaling_keeps_pixel_centres():
     linear = Fan("linear", 50.0, -np.inf, 0.0, 0.0, 10.0, 90.0, 20.0, 80.0).scaled(2)
     assert linear.near_px == 20.5
     assert linear.apex_y_px == -np.inf
+
+
+OTHERS = (
+    FAN,
+    Fan("phased", 300.0, 20.0, -40.0, 35.0, 3.0, 400.0, row_stretch=16 / 15),
+    Fan("linear", 50.0, -np.inf, 0.0, 0.0, 10.0, 90.0, 20.0, 80.0),
+)
+
+
+@pytest.mark.parametrize("fan", OTHERS, ids=lambda fan: fan.kind)
+def test_a_fan_is_known_by_its_corners(fan):
+    corners = fan.corners()
+    assert corners.shape == (4, 2)
+    again = fan.with_corners(corners)
+    np.testing.assert_allclose(again.outline(), fan.outline(), atol=1e-6)
+    shift = np.array([7, -3])
+    moved = fan.with_corners(corners + shift)
+    np.testing.assert_allclose(moved.outline(), fan.outline() + shift, atol=1e-6)
+
+
+def test_far_corners_pulled_down_make_the_fan_deeper():
+    corners = FAN.corners()
+    apex = np.array([50.0, -20.0])
+    corners[2:] = apex + (corners[2:] - apex) * 120 / 90
+    deeper = FAN.with_corners(corners)
+    assert deeper.far_px == pytest.approx(120)
+    assert (deeper.near_px, deeper.left_deg) == (pytest.approx(30), pytest.approx(-30))
+
+
+@pytest.mark.parametrize("fan", OTHERS, ids=lambda fan: fan.kind)
+def test_corners_of_no_fan_are_refused(fan):
+    for order in ([1, 0, 3, 2], [3, 2, 1, 0]):  # mirrored, upside down
+        with pytest.raises(ValueError, match="a fan that opens downwards"):
+            fan.with_corners(fan.corners()[order])

@@ -18,7 +18,15 @@ import numpy as np
 import pytest
 
 from steatosis_tf import cli
-from steatosis_tf.cohort.manifest import frame_id_of, read_manifest
+from steatosis_tf.cohort.manifest import (
+    frame_id_of,
+    pixels_sha256,
+    read_manifest,
+    write_manifest,
+)
+from steatosis_tf.config import RoiConfig
+from steatosis_tf.roi.columns import fill_manifest
+from steatosis_tf.roi.sector_cell import kept_fan, persons_fan
 from steatosis_tf.server.review import review
 
 playwright = pytest.importorskip(
@@ -649,3 +657,53 @@ def test_a_taken_port_an_empty_name_and_a_missing_manifest_are_named(tmp_path):
         review(tmp_path / "manifest.csv", reviewer=" ", open_browser=False)
     with pytest.raises(ValueError, match=r"path='manifest\.csv', which does not exist"):
         review(tmp_path / "manifest.csv", port=0, reviewer="AB", open_browser=False)
+
+
+def test_the_fan_of_beam_space_is_corrected_by_its_corners(open_page, tmp_path):
+    manifest = make_study(tmp_path, 2)
+    build = read_manifest(manifest)
+    build["pixels_sha256"] = [pixels_sha256(drawn_frame(at)) for at in range(2)]
+    write_manifest(build.drop(columns=[c for c in build if c.startswith("roi_")]), manifest)
+    fill_manifest(manifest, RoiConfig(method="beamspace"))
+    before = row(manifest, 1)
+    fan = kept_fan(before["pixels_sha256"], before["roi_sector"])
+    running = Server(manifest)
+    page = open_page(running, 1)
+    assert page.is_hidden("#numbers")
+    drag_part(page, "se", 0, -40)
+    drag_part(page, "sw", 0, -40)
+    page.keyboard.press("u")  # takes the second corner back
+    drag_part(page, "sw", 0, -40)
+    page.keyboard.press("c")
+    at_number(page, 2)
+    eventually(lambda: state(manifest, 1) == "corrected")
+    after = row(manifest, 1)
+    found = persons_fan(after["pixels_sha256"], after["roi_sector"])
+    expected = fan.with_corners(fan.corners() - [[0, 0], [0, 0], [0, 40], [0, 40]])
+    np.testing.assert_allclose(found.corners(), expected.corners(), atol=1.5)
+    assert after["roi_view"] == "beamspace 384 x 320"
+    assert after["roi_height"] < before["roi_height"] - 20
+    page.keyboard.press("a")
+    eventually(lambda: state(manifest, 2) == "accepted")
+    page.keyboard.press("u")
+    at_number(page, 2)
+    page.keyboard.press("u")
+    at_number(page, 1)
+    eventually(lambda: row(manifest, 1)["roi_sector"] == before["roi_sector"])
+    # What no page would send: corners of no fan, and a box where there is a fan.
+    frame_id, revision = (
+        before["frame_id"],
+        json.loads(running.call(f"/review/go?frame_id={before['frame_id']}&filter_by=all")[1])[
+            "row"
+        ]["revision"],
+    )
+    wanted = {"frame_id": frame_id, "revision": revision, "action": "correct"}
+    mirrored = {**wanted, "corners": fan.corners()[[1, 0, 3, 2]].ravel().tolist()}
+    for body, text in (
+        (mirrored, "a fan that opens downwards"),
+        ({**wanted, "box": [10, 10, 50, 50]}, "a corrected fan where the frame is seen in beam"),
+    ):
+        status, said = running.call("/review/decisions", json.dumps(body))
+        assert status == 422
+        assert text in said
+    running.stop()

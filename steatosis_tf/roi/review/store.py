@@ -85,6 +85,10 @@ class DecisionStore:
         """Name of the frame in a row."""
         return str(self._columns["frame_id"][position])
 
+    def pixels_sha256(self, position: int) -> str:
+        """Hash of the pixels of the frame in a row."""
+        return self._key(position)[1]
+
     def manifest_path_of(self, position: int) -> str:
         """Path of the frame in a row, as the manifest has it."""
         return str(self._columns["path"][position])

@@ -1,7 +1,7 @@
 """The geometry of an echo sector: a fan of beams, or the rectangle of a linear probe."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -123,6 +123,60 @@ class Fan:
         border[_ARC_POINTS:, 1] = self.apex_y_px + self.far_px * down[::-1]
         return border
 
+    def corners(self) -> np.ndarray:
+        """Where the sides meet the arcs, before the cuts.
+
+        Returns:
+            `(4, 2)` float64, x and y in px: near left, near right, far right, far left.
+        """
+        outline = self.outline()
+        if self.kind == "linear":
+            return outline
+        return outline[[0, _ARC_POINTS - 1, _ARC_POINTS, 2 * _ARC_POINTS - 1]]
+
+    def with_corners(self, corners: np.ndarray) -> "Fan":
+        """The fan of the same kind and cuts that has these corners, as near as a fan can.
+
+        The sides run through their two corners and meet in the apex; each arc lies at the mean
+        distance of its two corners.
+
+        Args:
+            corners: `(4, 2)` in the order of `corners`, px.
+
+        Raises:
+            ValueError: if they are not those of a fan that opens downwards.
+
+        Example:
+            >>> fan = Fan("convex", 50.0, -20.0, -30.0, 30.0, 30.0, 90.0)
+            >>> round(fan.with_corners(fan.corners() + [5, 0]).apex_x_px, 6)
+            55.0
+        """
+        near_left, near_right, far_right, far_left = np.asarray(corners, float).reshape(4, 2)
+        if self.kind == "linear":
+            changes = {
+                "near_px": (near_left[1] + near_right[1]) / 2,
+                "far_px": (far_left[1] + far_right[1]) / 2,
+                "cut_left_px": (near_left[0] + far_left[0]) / 2,
+                "cut_right_px": (near_right[0] + far_right[0]) / 2,
+                "apex_x_px": (near_left[0] + near_right[0] + far_right[0] + far_left[0]) / 4,
+            }
+            is_fan = changes["near_px"] < changes["far_px"]
+            is_fan &= changes["cut_left_px"] < changes["cut_right_px"]
+        else:
+            scale = np.array([1.0, self.row_stretch])
+            points = [point / scale for point in (near_left, near_right, far_right, far_left)]
+            changes = _fan_through(*points)
+            changes["apex_y_px"] *= self.row_stretch
+            is_fan = 0 <= changes["near_px"] < changes["far_px"]
+            is_fan &= -90 < changes["left_deg"] < changes["right_deg"] < 90
+        if not is_fan:
+            raise ValueError(
+                "expected corners near left, near right, far right, far left of a fan that opens "
+                f"downwards. Received: {np.round(corners, 1).tolist()}"
+            )
+        numbers: dict[str, Any] = {name: float(value) for name, value in changes.items()}
+        return replace(self, **numbers)
+
     def depth_px(self, shape: tuple[int, int]) -> np.ndarray:
         """Distance from the probe's face along the beam.
 
@@ -156,3 +210,30 @@ class Fan:
         rows = np.arange(shape[0], dtype=np.float32)[:, None] - np.float32(self.apex_y_px)
         columns = np.arange(shape[1], dtype=np.float32)[None, :] - np.float32(self.apex_x_px)
         return np.degrees(np.arctan2(columns, rows / np.float32(self.row_stretch)))
+
+
+def _fan_through(
+    near_left: np.ndarray, near_right: np.ndarray, far_right: np.ndarray, far_left: np.ndarray
+) -> dict[str, float]:
+    """Apex, radii and angles of the fan with these corners; NaN where its sides do not meet."""
+    left, right = far_left - near_left, far_right - near_right
+    sides = np.column_stack([left, -right])
+    if abs(np.linalg.det(sides)) < 1e-9:
+        apex = np.array([np.nan, np.nan])
+    else:
+        apex = near_left + left * np.linalg.solve(sides, near_right - near_left)[0]
+    # Signed: a corner above the apex is at a negative distance.
+    radii = [
+        float(np.dot(corner - apex, side) / np.hypot(*side))
+        for corner, side in (
+            (near_left, left), (near_right, right), (far_left, left), (far_right, right)
+        )
+    ]  # fmt: skip
+    return {
+        "apex_x_px": apex[0],
+        "apex_y_px": apex[1],
+        "near_px": (radii[0] + radii[1]) / 2,
+        "far_px": (radii[2] + radii[3]) / 2,
+        "left_deg": float(np.degrees(np.arctan2(left[0], left[1]))),
+        "right_deg": float(np.degrees(np.arctan2(right[0], right[1]))),
+    }

@@ -56,6 +56,7 @@ export function showPanel({ row, edit, ready, busy, steps, undos, order }, curre
   at("quality").textContent = row ? row.quality?.toFixed(2) ?? "–" : "";
   at("qualityBar").style.width = `${100 * (row?.quality ?? 0)}%`;
   at("reason").textContent = row?.reason || (row && !row.box && !decided ? "No proposal" : "");
+  at("numbers").hidden = Boolean(row?.fan);
   for (const input of at("numbers").querySelectorAll("input")) {
     if (document.activeElement !== input) input.value = current?.[input.dataset.side] ?? "";
     input.disabled = !ready;

@@ -1,5 +1,6 @@
 // The review page: what is shown, what keys and buttons do, what is saved.
 
+import { isFan } from "./fan.js";
 import { STATE_NAMES, at, connect, message, notice, progress, showPanel } from "./panel.js";
 import { Frames, get, post } from "./server.js";
 import { Stage, drag, same, typed } from "./stage.js";
@@ -29,7 +30,9 @@ const now = {
   ticket: 0,
 };
 
-const box = () => now.edit ?? now.row?.box ?? null;
+/** What is corrected of a row: the corners of its fan, or its box. */
+const shapeOf = (row) => row?.fan?.corners ?? row?.box ?? null;
+const box = () => now.edit ?? shapeOf(now.row);
 const panel = () => showPanel(now, box(), stage.drawing);
 const place = (more) => ({ filter_by: now.filter, order: now.order, ...more });
 
@@ -74,7 +77,7 @@ async function lookAgain(ticket) {
   now.ahead = fresh.ahead;
   if (fresh.row.revision !== now.row.revision && !now.edit) {
     now.row = fresh.row;
-    if (now.ready) stage.setBox(fresh.row.box, null);
+    if (now.ready) stage.setBox(shapeOf(fresh.row), null, fresh.row.fan);
   }
   progress(fresh);
   panel();
@@ -98,7 +101,7 @@ async function draw(row, ticket) {
   message();
   if (frame.notice) notice(frame.notice);
   stage.show(frame.bitmap, frame);
-  stage.setBox(row.box, null);
+  stage.setBox(shapeOf(row), null, row.fan);
   at("stage").dataset.frame = row.frame_id;
   frame.outlines.then((outlines) => ticket === now.ticket && setOutlines(outlines), () => {});
 }
@@ -197,9 +200,9 @@ function toggleWorst() {
 // ---- editing -----------------------------------------------------------------------------------
 
 function edit(changed, isFinal = true) {
-  if (isFinal && same(changed, now.row.box)) now.edit = null;
+  if (isFinal && same(changed, shapeOf(now.row))) now.edit = null;
   else now.edit = changed;
-  stage.setBox(box(), now.edit ? now.row.box : null);
+  stage.setBox(box(), now.edit ? shapeOf(now.row) : null);
   panel();
   if (isFinal) remember();
 }
@@ -217,6 +220,7 @@ function nudge(down, right) {
 
 function startDrawing() {
   if (!now.ready) return;
+  if (now.row.fan) return notice("The model sees the whole fan: drag its corners.");
   stage.drawing = !stage.drawing;
   stage.render();
   panel();
@@ -258,8 +262,8 @@ const save = (action, more = {}) => alone(async () => {
 /** Somebody else was quicker: show theirs, keep mine as an unsaved change. */
 function conflict(theirs, mine) {
   now.row = { ...theirs, rank: now.row.rank };
-  now.edit = mine && now.ready && !same(mine, theirs.box) ? mine : null;
-  stage.setBox(box(), now.edit ? theirs.box : null);
+  now.edit = mine && now.ready && !same(mine, shapeOf(theirs)) ? mine : null;
+  stage.setBox(box(), now.edit ? shapeOf(theirs) : null, theirs.fan);
   remember();
   const who = theirs.state ? `${theirs.reviewer} ${theirs.state} this frame` : "This frame was reopened";
   notice(`${who} meanwhile. Nothing was overwritten. ${now.edit
@@ -272,14 +276,15 @@ function accept() {
 }
 
 function correct() {
-  if (now.edit) return save("correct", { box: now.edit, reason: at("memo").value });
+  const changed = isFan(now.edit) ? { corners: now.edit } : { box: now.edit };
+  if (now.edit) return save("correct", { ...changed, reason: at("memo").value });
   if (now.ready) notice(box() ? "Move or resize the box first: drag it, or use the arrow keys." : "Draw a box first: drag on the frame.");
 }
 
 const reject = (reason) => save("reject", { reason });
 
 function undo() {
-  if (now.steps.length) return edit(now.steps.pop() ?? now.row.box);
+  if (now.steps.length) return edit(now.steps.pop() ?? shapeOf(now.row));
   if (now.undos.length) return undoLast();
   if (now.row?.num_decisions) return takeBack("undo");
   notice("Nothing to undo.");

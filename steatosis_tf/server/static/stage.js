@@ -1,5 +1,7 @@
 // The frame, its outlines and its box: drawing, zooming, dragging. Knows no server and no keys.
-// A box is [top, left, height, width] in px of the frame.
+// A box is [top, left, height, width] in px of the frame; a fan is eight numbers, see fan.js.
+
+import { CORNERS, dragFan, isFan, outlineOf } from "./fan.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN_PX = 12;
@@ -34,6 +36,7 @@ function slide(start, length, edge, shift, limit, least) {
 
 /** The box after one of its parts was dragged `down` and `right` px, kept inside the frame. */
 export function drag(box, part, down, right, frame, least) {
+  if (isFan(box)) return dragFan(box, part, down, right);
   const [vertical, horizontal] = PARTS[part];
   const whole = part === "whole";
   const [top, height] = vertical || whole
@@ -111,7 +114,9 @@ export class Stage {
     else this.fit();
   }
 
-  setBox(box, before) {
+  /** `fan` says of what kind a fan is; a box needs none. */
+  setBox(box, before, fan = this.fan) {
+    this.fan = fan;
     this.box = box;
     this.before = before;
     this.render();
@@ -136,8 +141,8 @@ export class Stage {
     if (!this.frame) return;
     if (!this.fitted) return this.fit();
     this.fitted = false;
-    const centre = this.box && [this.box[1] + this.box[3] / 2, this.box[0] + this.box[2] / 2];
-    this.#look(1, centre);
+    const centre = this.box && !isFan(this.box) && [this.box[1] + this.box[3] / 2, this.box[0] + this.box[2] / 2];
+    this.#look(1, centre || undefined);
   }
 
   zoom(factor, at = [this.root.clientWidth / 2, this.root.clientHeight / 2]) {
@@ -183,7 +188,7 @@ export class Stage {
       }
       this.svg.querySelector("#handles").append(group);
     }
-    this.svg.querySelector(".box").dataset.part = "whole";
+    for (const shape of this.svg.querySelectorAll(".box")) shape.dataset.part = "whole";
   }
 
   render() {
@@ -215,10 +220,14 @@ export class Stage {
 
   #renderBox() {
     const shown = this.layers.box ? this.box : null;
-    for (const name of ["box", "halo"]) this.#place(this.svg.querySelector(`.${name}`), shown);
-    this.#place(this.svg.querySelector(".before"), this.layers.box ? this.before : null);
+    for (const name of ["box", "halo"]) this.#place(name, shown);
+    this.#place("before", this.layers.box ? this.before : null);
     for (const group of this.svg.querySelectorAll("#handles g")) {
       const [vertical, horizontal] = PARTS[group.dataset.part];
+      if (isFan(shown)) {
+        this.#placeCorner(group, shown);
+        continue;
+      }
       // On a box that is small on the screen, handles on the edges would hide what is inside.
       const isEdge = !vertical || !horizontal;
       const along = shown && (vertical ? shown[3] : shown[2]) * this.scale;
@@ -232,9 +241,29 @@ export class Stage {
     }
   }
 
-  #place(rect, box) {
-    rect.style.display = box ? "" : "none";
-    if (!box) return;
+  #placeCorner(group, fan) {
+    const corner = CORNERS[group.dataset.part];
+    const isShown = corner !== undefined && this.mayEdit();
+    group.style.display = isShown ? "" : "none";
+    group.classList.toggle("active", group.dataset.part === this.part);
+    if (isShown) group.setAttribute("transform", `translate(${this.#onScreen(fan.slice(2 * corner)).join(" ")})`);
+  }
+
+  /** Where on the screen the middle of a px of the frame is. */
+  #onScreen([x, y]) {
+    return [(x + 0.5) * this.scale + this.x, (y + 0.5) * this.scale + this.y];
+  }
+
+  #place(name, box) {
+    const path = this.svg.querySelector(`path.${name}`);
+    path.style.display = isFan(box) ? "" : "none";
+    const rect = this.svg.querySelector(`rect.${name}`);
+    rect.style.display = box && !isFan(box) ? "" : "none";
+    if (isFan(box)) {
+      const points = outlineOf(box, this.fan).map((point) => this.#onScreen(point).join(" "));
+      path.setAttribute("d", `M${points.join("L")}Z`);
+    }
+    if (!box || isFan(box)) return;
     rect.setAttribute("x", this.x + box[1] * this.scale);
     rect.setAttribute("y", this.y + box[0] * this.scale);
     rect.setAttribute("width", box[3] * this.scale);
@@ -247,7 +276,7 @@ export class Stage {
     const from = [event.clientX, event.clientY];
     const start = { box: this.box, x: this.x, y: this.y, point: this.#pointOf(event) };
     const part = event.target.closest("[data-part]")?.dataset.part;
-    const draws = this.mayEdit() && event.button === 0 && (this.drawing || !this.box);
+    const draws = this.mayEdit() && event.button === 0 && !isFan(this.box) && (this.drawing || !this.box);
     const drags = this.mayEdit() && event.button === 0 && !draws && part && this.layers.box;
     let moved = false;
     const move = (now) => {
