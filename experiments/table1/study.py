@@ -11,7 +11,13 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf import __version__
-from steatosis_tf.cohort.manifest import MANIFEST_COLUMNS, MARKS_COLUMN, ROI_COLUMNS, read_manifest
+from steatosis_tf.cohort.manifest import (
+    MANIFEST_COLUMNS,
+    MARKS_COLUMN,
+    ROI_COLUMNS,
+    SCALE_COLUMN,
+    read_manifest,
+)
 from steatosis_tf.cohort.splits import Partition, make_partitions
 from steatosis_tf.config import Config, RoiConfig, SplitConfig
 from steatosis_tf.pipeline import Preparation, complete_manifest, keep_records
@@ -28,7 +34,8 @@ PROTOCOL = Config(
 
 HIDDEN = -1
 _NO_COVARIATE = (*MANIFEST_COLUMNS, *ROI_COLUMNS, "split", "roi_source", "roi_quality",
-                 "roi_reason", MARKS_COLUMN, "roi_view", "roi_sector")  # fmt: skip
+                 "roi_reason", MARKS_COLUMN, "roi_view", SCALE_COLUMN,
+                 "roi_sector")  # fmt: skip
 
 
 @dataclass(frozen=True)

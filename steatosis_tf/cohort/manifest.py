@@ -39,6 +39,8 @@ MANIFEST_COLUMNS = ("frame_id", "path", "patient_id", "grade", "fat_percent", "p
 ROI_COLUMNS = ("roi_top", "roi_left", "roi_height", "roi_width")
 #: Share of the sector, 0 to 1, that text, calipers and other marks cover; empty if not looked for.
 MARKS_COLUMN = "roi_marks"
+#: Rows of beam space that are one cm of depth; empty where not known.
+SCALE_COLUMN = "roi_px_per_cm"
 
 _ROWS_AT_A_TIME = 4096
 
@@ -161,7 +163,7 @@ def _parsed(path: Path) -> pd.DataFrame:
         )
     _check_cells(path.name, table, "grade", table["grade"].isin(("", *GRADES)), ", ".join(GRADES))
     _check_cells(path.name, table, "patient_id", table["patient_id"] != "", "a name")
-    for name in ("fat_percent", "roi_quality", MARKS_COLUMN, *ROI_COLUMNS):
+    for name in ("fat_percent", "roi_quality", MARKS_COLUMN, SCALE_COLUMN, *ROI_COLUMNS):
         if name in table.columns:
             table[name] = _numbers(path.name, table, name)
     return table

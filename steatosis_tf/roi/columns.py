@@ -21,6 +21,7 @@ from steatosis_tf.cohort.duplicates import keep_hashes, kept_hashes, perceptual_
 from steatosis_tf.cohort.manifest import (
     MARKS_COLUMN,
     ROI_COLUMNS,
+    SCALE_COLUMN,
     frame_path,
     pixels_sha256,
     read_manifest,
@@ -37,11 +38,12 @@ from steatosis_tf.roi.sector import Fan, Sector, find_sector
 from steatosis_tf.roi.sector_cell import (
     SECTOR_COLUMN,
     is_persons,
+    kept_fan,
     persons_fan,
     sector_cell,
     sector_fan,
 )
-from steatosis_tf.roi.views import VIEW_COLUMN, VIEW_VERSION
+from steatosis_tf.roi.views import VIEW_COLUMN, VIEW_VERSION, depth_px_per_cm
 from steatosis_tf.sources.folder import read_frame
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ _ANSWER_COLUMNS = [
 # A killed run loses at most this many proposals, or a twentieth of a large study, because the
 # whole manifest is written each time.
 _CHECKPOINT_ROWS = 500
+_SCALE_DIGITS = 3
 # One px of a sector of a megapixel still counts.
 _MARKS_DIGITS = 6
 
@@ -262,6 +265,9 @@ def _propose(
         for name in _ANSWER_COLUMNS:
             table.loc[rows, name] = columns[name].astype(table[name].dtype)
         table.loc[rows, "roi_source"] = "auto"
+        if config.view and {"pixel_height_mm", "pixel_width_mm"} <= set(table.columns):
+            filled = table.loc[rows].to_dict("records")
+            table.loc[rows, SCALE_COLUMN] = [_scale(row) for row in filled]
         start += len(block)
         yield
     if hashes_path is not None and fresh:
@@ -290,6 +296,16 @@ def _answer(config: RoiConfig, item: tuple[str, bool, str]) -> tuple[list[Any], 
     marks = round(overlay_fraction(roi.overlay_mask, roi.sector.mask), _MARKS_DIGITS)
     cells = [*sides, roi.quality, roi.reason, marks, config.view, cell]
     return cells, digest, perceptual_hash(frame).tobytes().hex() if is_hashed else ""
+
+
+def _scale(row: dict[str, Any]) -> float:
+    """Px of beam space per cm of depth; NaN where the scanner has not stated the size of a px."""
+    sides = ("pixel_height_mm", "pixel_width_mm")
+    px_mm = [pd.to_numeric(row[name], errors="coerce") for name in sides]
+    fan = kept_fan(row["pixels_sha256"], row[SECTOR_COLUMN])
+    if fan is None or not all(size > 0 for size in px_mm):
+        return np.nan
+    return round(depth_px_per_cm(fan, row[VIEW_COLUMN], *map(float, px_mm)), _SCALE_DIGITS)
 
 
 def _work_folder(manifest_path: Path, pixels: pd.Series, config: RoiConfig) -> Path:

@@ -183,6 +183,25 @@ def depth_length_px(fan: Fan) -> float:
     return (_FARTHEST - _NEAREST) * (fan.far_px - fan.near_px)
 
 
+def depth_px_per_cm(fan: Fan, view: str, pixel_height_mm: float, pixel_width_mm: float) -> float:
+    """How many rows of beam space are one centimetre of depth.
+
+    Args:
+        fan: of the frame's sector.
+        view: as `VIEW_COLUMN` has it, of beam space.
+        pixel_height_mm: height of a px of the frame, as the scanner has stated it.
+        pixel_width_mm: its width.
+
+    Example:
+        >>> fan = Fan("linear", 50, -np.inf, 0, 0, 0, 100, cut_left_px=0, cut_right_px=99)
+        >>> depth_px_per_cm(fan, "beamspace 384 x 320", 0.5, 0.4)  # 4.8 cm of depth
+        80.0
+    """
+    # Radii are in columns, the depths of a linear probe in rows.
+    px_mm = pixel_height_mm if fan.kind == "linear" else pixel_width_mm
+    return 10 * input_shape(view)[0] / (depth_length_px(fan) * px_mm)
+
+
 def _beam_limits(fan: Fan) -> tuple[float, float]:
     """Where the columns begin and end: degrees, or px of the frame for a linear probe."""
     if fan.kind == "linear":

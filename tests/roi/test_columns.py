@@ -112,6 +112,21 @@ def test_beam_space_takes_the_whole_sector(fan_manifest):
     pd.testing.assert_frame_equal(add_roi_columns(found, fan_manifest, BEAMS), found)
 
 
+def test_px_per_cm_of_depth_are_kept_where_known(fan_manifest):
+    table = read_manifest(fan_manifest).assign(
+        pixel_height_mm=["0.5", "", "0.5"], pixel_width_mm=["0.5", "0.5", "0.5"]
+    )
+    found = add_roi_columns(table, fan_manifest, BEAMS)
+    frame = read_frame(fan_manifest.parent / found.at[0, "path"])
+    fan = find_sector(frame).fan
+    depth_cm = 0.96 * (fan.far_px - fan.near_px) * 0.05
+    assert found.at[0, "roi_px_per_cm"] == pytest.approx(64 / depth_cm, abs=1e-3)
+    assert found["roi_px_per_cm"].isna().tolist() == [False, True, True]
+    write_manifest(found, fan_manifest)
+    pd.testing.assert_frame_equal(read_manifest(fan_manifest), found)
+    assert "roi_px_per_cm" not in add_roi_columns(table, fan_manifest, SECTOR)
+
+
 def test_another_kind_of_roi_is_proposed_anew_but_a_rejection_stays(fan_manifest):
     boxes = add_roi_columns(read_manifest(fan_manifest), fan_manifest, SECTOR)
     beams = add_roi_columns(boxes, fan_manifest, BEAMS)
