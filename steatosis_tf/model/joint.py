@@ -85,14 +85,13 @@ class Calibration:
 class Novelty:
     """How far a frame's network features lie from those of the training patients.
 
-    The distance is the root mean square of standardised principal coordinates and of what they
-    leave over. It is divided by the largest distance at which grades are given, so 1 is the border.
+    The distance is what the main directions of the training patients leave of the standardised
+    features, root mean square, in units of a left-out training patient.
 
     Attributes:
         centre, scale: `(width,)` of the features.
-        basis: `(width, k)`, orthonormal columns.
-        spread: `(k,)` standard deviation along them.
-        rest: root mean square of what the columns leave of a left-out training patient.
+        basis: `(width, k)`, orthonormal columns: the main directions.
+        rest: root mean square of what they leave of left-out training patients.
         score_limit: largest distance at which a grade is given.
         unable_limit: largest distance at which a score is given.
     """
@@ -100,18 +99,15 @@ class Novelty:
     centre: np.ndarray
     scale: np.ndarray
     basis: np.ndarray
-    spread: np.ndarray
     rest: float
     score_limit: float
     unable_limit: float
 
     def distance(self, features: np.ndarray) -> np.ndarray:
-        """Distance `(n,)` of features `(n, width)`, not yet divided."""
+        """Distance `(n,)` of features `(n, width)`."""
         values = (np.asarray(features, float) - self.centre) / self.scale
-        along = values @ self.basis
-        over = np.square(values).sum(axis=1) - np.square(along).sum(axis=1)
-        rest = np.maximum(over, 0.0) / values.shape[1] / self.rest**2
-        return np.asarray(np.sqrt((np.square(along / self.spread).mean(axis=1) + rest) / 2))
+        over = np.square(values).sum(axis=1) - np.square(values @ self.basis).sum(axis=1)
+        return np.asarray(np.sqrt(np.maximum(over, 0.0) / values.shape[1]) / self.rest)
 
 
 @dataclass(frozen=True)
@@ -516,4 +512,4 @@ def _typed(content: dict[str, Any]) -> dict[str, Any]:
 
 
 _RULE_ARRAYS = ("fill", "centre", "scale", "weights")
-_NOVELTY_ARRAYS = ("centre", "scale", "basis", "spread")
+_NOVELTY_ARRAYS = ("centre", "scale", "basis")

@@ -11,7 +11,7 @@ import pytest
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.answer import FrameAnswer
 from steatosis_tf.model.joint import JointModel, Novelty, decide, explain_places, grade_patient
-from steatosis_tf.model.joint_fit import Part, choose_shares, fit_joint
+from steatosis_tf.model.joint_fit import Part, choose_shares, fit_joint, fit_novelty
 from steatosis_tf.model.pooling import pool_maps
 
 PARTS = (Part("network"), Part("measured", ("index", "slope"), (1, -1)))
@@ -109,10 +109,10 @@ def test_the_file_gives_the_same_answers_and_says_so_if_it_is_none(model):
 
 
 def with_novelty(model: JointModel) -> JointModel:
-    """Distance is that of the first feature from 0; grades to 20, scores to 200."""
+    """Distance is the length of the features but the last; grades to 2e3, scores to 2e4."""
     basis = np.zeros((WIDTH, 1))
-    basis[0] = 1
-    novelty = Novelty(np.zeros(WIDTH), np.ones(WIDTH), basis, np.ones(1), 1e9, 20.0, 200.0)
+    basis[-1] = 1
+    novelty = Novelty(np.zeros(WIDTH), np.ones(WIDTH), basis, WIDTH**-0.5, 2e3, 2e4)
     return dataclasses.replace(model, novelty=novelty)
 
 
@@ -129,7 +129,7 @@ def with_novelty(model: JointModel) -> JointModel:
 def test_three_answers_by_distance(model, places, kind, used, code):
     inputs, _, _ = study()
     rows = np.repeat(inputs["network"][:1], 3, axis=0)
-    rows[:, 0] = np.array([0.0, 100.0, 1000.0])[places]
+    rows[:, 0] = np.array([0.0, 1e4, 1e5])[places]
     frames = frames_of(np.repeat(inputs["measured"][1:2], 3, axis=0))
     answer = grade_patient(with_novelty(model), "P", frames, rows)
     assert (answer.kind, answer.num_used, answer.reason_code) == (kind, used, code)
@@ -138,6 +138,23 @@ def test_three_answers_by_distance(model, places, kind, used, code):
     wanted = np.array(["graded", "score_only", "unable"])[places].tolist()
     assert [frame.kind for frame in answer.frames] == wanted
     assert [np.isnan(frame.fat_score) for frame in answer.frames] == [p == 2 for p in places]
+
+
+def test_distance_is_calibrated_on_patients_the_fit_had_not_seen():
+    rng = np.random.default_rng(1)
+    ids = np.repeat([f"P{place:02d}" for place in range(40)], 2)
+    directions = rng.normal(size=(3, 50))
+
+    def seen(num: int, noise: float) -> np.ndarray:
+        return rng.normal(size=(num, 3)) @ directions + rng.normal(0, noise, (num, 50))
+
+    novelty = fit_novelty(np.repeat(seen(40, 0.2), 2, axis=0), ids)
+    assert (novelty.distance(seen(200, 0.2)) <= novelty.score_limit).mean() > 0.9
+    assert (novelty.distance(seen(200, 2.0)) > novelty.unable_limit).all()
+    # Far along a direction of the training patients is more or less of the same: not novel.
+    assert novelty.distance(10 * directions[:1])[0] < 2 * novelty.score_limit
+    with pytest.raises(ValueError, match="at least 10 patients"):
+        fit_novelty(np.zeros((3, 5)), ["a", "b", "c"])
 
 
 def test_frames_without_a_liver_are_left_out_and_their_reason_is_kept(model):
