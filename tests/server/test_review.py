@@ -50,12 +50,13 @@ HEADER = (
 
 
 def drawn_frame(seed: int) -> np.ndarray:
-    """A fan of noise on black, grey, (300, 400) uint8."""
+    """A fan of speckle on black, grey, (300, 400) uint8."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     radius = np.hypot(rows + 30, columns - WIDTH / 2)
     angle = np.abs(np.arctan2(columns - WIDTH / 2, rows + 30))
-    noise = np.random.default_rng(seed).integers(60, 160, (HEIGHT, WIDTH))
-    return np.where((radius > 60) & (radius < 310) & (angle < 0.6), noise, 0).astype(np.uint8)
+    noise = np.random.default_rng(seed).integers(60, 160, (HEIGHT, WIDTH)).astype(np.uint8)
+    speckle = cv2.GaussianBlur(noise, (0, 0), 1.5)  # neighbours of an echo are alike
+    return np.where((radius > 60) & (radius < 310) & (angle < 0.6), speckle, 0).astype(np.uint8)
 
 
 def make_study(folder: Path, num_frames: int, extra: tuple[str, ...] = ()) -> Path:
