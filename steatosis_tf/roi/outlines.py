@@ -16,6 +16,7 @@ from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.sector import Sector, find_sector
 from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, persons_fan
 from steatosis_tf.roi.sheet import MAX_TILES, SheetRow, write_png, write_sheet
+from steatosis_tf.roi.views import VIEW_COLUMN
 from steatosis_tf.sources.folder import read_frame
 
 _PNG_END = b"IEND\xaeB`\x82"
@@ -49,10 +50,12 @@ def write_masks(
             f"Expected every frame file to have a name of its own. Received: {len(twice)} "
             f"repeated, first stem={twice.iloc[0]!r}. Give them different names for the masks."
         )
+    cells = frame_table.get(SECTOR_COLUMN, pd.Series("", index=frame_table.index))
     paths = [frame_path(manifest_path, path) for path in frame_table["path"]]
+    frames = list(zip(paths, frame_table["pixels_sha256"], cells, strict=True))
     if not again:
-        paths = [path for path in paths if not _have_masks(Path(masks_dir), path.stem)]
-    for _ in map_on_cores(partial(_write_masks_of, Path(masks_dir)), paths, "masks"):
+        frames = [one for one in frames if not _have_masks(Path(masks_dir), one[0].stem)]
+    for _ in map_on_cores(partial(_write_masks_of, Path(masks_dir)), frames, "masks"):
         pass
 
 
@@ -62,9 +65,10 @@ def _have_masks(masks_dir: Path, stem: str) -> bool:
     return all(path.is_file() and path.read_bytes().endswith(_PNG_END) for path in paths)
 
 
-def _write_masks_of(masks_dir: Path, path: Path) -> None:
+def _write_masks_of(masks_dir: Path, frame: tuple[Path, str, str]) -> None:
+    path, digest, cell = frame
     try:
-        masks = _masks(read_frame(path))
+        masks = _masks(read_frame(path), digest, cell)
     except ValueError:
         return  # the manifest holds the reason
     for name, mask in masks.items():
@@ -103,12 +107,14 @@ def _sheet_rows(rows: pd.DataFrame, manifest_path: Path) -> Iterator[SheetRow]:
             quality=None if pd.isna(row["roi_quality"]) else float(row["roi_quality"]),
             reason=row["roi_reason"],
             source=row["roi_source"],
+            is_beam_space=bool(row[VIEW_COLUMN]),
             sector_mask=masks.get("sector"),
             liver_mask=masks.get("liver"),
         )
 
 
-def _masks(frame: np.ndarray, digest: str = "", cell: str = "") -> dict[str, np.ndarray]:
+def _masks(frame: np.ndarray, digest: str, cell: str) -> dict[str, np.ndarray]:
+    """Sector (a person's if there is one) and liver of a frame."""
     fan = persons_fan(digest, cell)
     if fan is None:
         sector = find_sector(frame)

@@ -32,6 +32,7 @@ class SheetRow:
         quality: 0 to 1, or None where unknown; the sheet is sorted by it.
         reason: why there is no ROI; empty where there is one.
         source: `auto` or `person`.
+        is_beam_space: the model sees the whole sector: it is drawn in place of the rectangle.
         sector_mask: `(height, width)` bool, or None.
         liver_mask: `(height, width)` bool, or None.
     """
@@ -44,6 +45,7 @@ class SheetRow:
     source: str = "auto"
     sector_mask: np.ndarray | None = None
     liver_mask: np.ndarray | None = None
+    is_beam_space: bool = False
 
 
 def write_sheet(rows: Iterable[SheetRow], output_path: str | Path, num_columns: int = 4) -> Path:
@@ -100,12 +102,12 @@ def _tile(row: SheetRow) -> np.ndarray:
     picture = np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
     for mask, colour in ((row.sector_mask, _SECTOR_COLOUR), (row.liver_mask, _LIVER_COLOUR)):
         if mask is not None:
-            small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-            contours, _ = cv2.findContours(small, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(picture, contours, -1, colour, 1)
-    if row.rectangle is not None:
+            _draw_outline(picture, mask, colour, 1)
+    colour = _PERSON_COLOUR if row.source == "person" else _AUTO_COLOUR
+    if row.is_beam_space and row.rectangle is not None and row.sector_mask is not None:
+        _draw_outline(picture, row.sector_mask, colour, 2)
+    elif row.rectangle is not None:
         box = row.rectangle
-        colour = _PERSON_COLOUR if row.source == "person" else _AUTO_COLOUR
         first = (round(box.left * scale), round(box.top * scale))
         last = (round(box.right * scale) - 1, round(box.bottom * scale) - 1)
         cv2.rectangle(picture, first, last, colour, 2)
@@ -116,6 +118,15 @@ def _tile(row: SheetRow) -> np.ndarray:
     _write(tile, row.caption + quality, 1, _TEXT_COLOUR)
     _write(tile, row.reason, 2, _REASON_COLOUR)
     return tile
+
+
+def _draw_outline(
+    picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], width_px: int
+) -> None:
+    size = (picture.shape[1], picture.shape[0])
+    small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(small, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(picture, contours, -1, colour, width_px)
 
 
 def _write(tile: np.ndarray, text: str, line: int, colour: tuple[int, int, int]) -> None:
@@ -142,7 +153,7 @@ def _header(tiles: list[np.ndarray], total: int, num_columns: int) -> np.ndarray
         ("sector", _SECTOR_COLOUR),
         ("liver", _LIVER_COLOUR),
         ("proposal", _AUTO_COLOUR),
-        ("a person's box", _PERSON_COLOUR),
+        ("a person's", _PERSON_COLOUR),
     ):
         cv2.putText(sheet, text, (x, 23), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
         x += cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)[0][0] + 24

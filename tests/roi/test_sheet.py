@@ -47,6 +47,17 @@ def test_boxes_and_outlines_are_drawn_in_the_scaled_frame(tmp_path):
     assert tuple(sheet[34 + 50, 6 + 100]) == (86, 180, 233)
 
 
+def test_beam_space_is_drawn_as_its_sector(tmp_path):
+    mask = np.zeros((520, 720), bool)
+    mask[100:400, 100:600] = True
+    frame = np.full((520, 720), 90, np.uint8)
+    around = Rectangle(60, 40, 400, 600)
+    row = SheetRow(frame, "a", around, 0.7, sector_mask=mask, is_beam_space=True)
+    sheet = cv2.imread(str(write_sheet([row], tmp_path / "sheet.png")))[..., ::-1]
+    assert tuple(sheet[34 + 50, 6 + 150]) == YELLOW
+    assert tuple(sheet[34 + 30, 6 + 150]) == (90, 90, 90)
+
+
 def test_only_the_worst_are_kept_of_many(tmp_path):
     box = Rectangle(10, 10, 50, 50)
     rows = (
