@@ -14,8 +14,8 @@ from steatosis_tf import tracking
 from steatosis_tf.cohort.manifest import relocate, write_manifest
 from steatosis_tf.cohort.splits import Partition, split_table
 from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, paired_bootstrap
+from steatosis_tf.evaluation.metrics.registry import metrics_of
 from steatosis_tf.evaluation.metrics.scores import patient_scores, write_scores
-from steatosis_tf.evaluation.report.evaluate import metrics_of
 from steatosis_tf.files import replacing, write_json
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.fusion import Fusion, Part

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from steatosis_tf.files import open_regular, write_json
+from steatosis_tf.files import flat, open_regular, write_json
 
 
 def _require(condition: bool, expected: str, **received: object) -> None:
@@ -307,11 +307,7 @@ def _unused(config: Config) -> dict[str, str]:
 
 def flatten(config: Config) -> dict[str, Any]:
     """All values as `{"stage.name": value}`, in a fixed order."""
-    return {
-        f"{stage}.{name}": value
-        for stage, values in dataclasses.asdict(config).items()
-        for name, value in values.items()
-    }
+    return flat(dataclasses.asdict(config))
 
 
 def save_config(config: Config, path: str | Path) -> None:

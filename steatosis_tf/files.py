@@ -287,3 +287,19 @@ def open_regular(path: str | Path) -> io.BufferedReader:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), Path(path).name)
     raise OSError(errno.EINVAL, "not a regular file", Path(path).name)
+
+
+def flat(nested: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested JSON under dotted names, `per_class.Mild.f1` or `confusion_matrix[0][1]`.
+
+    Example:
+        >>> flat({"macro": {"f1": 0.5}, "row": [1, 2]})
+        {'macro.f1': 0.5, 'row[0]': 1, 'row[1]': 2}
+    """
+    if isinstance(nested, dict):
+        parts = {f"{prefix}.{key}" if prefix else str(key): part for key, part in nested.items()}
+    elif isinstance(nested, list):
+        parts = {f"{prefix}[{place}]": part for place, part in enumerate(nested)}
+    else:
+        return {prefix: nested}
+    return {name: value for key, part in parts.items() for name, value in flat(part, key).items()}

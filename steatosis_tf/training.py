@@ -15,7 +15,7 @@ from steatosis_tf import tracking
 from steatosis_tf.cohort.splits import Partition
 from steatosis_tf.config import Config, HeadKind
 from steatosis_tf.deploy.export import NUM_CHECKED
-from steatosis_tf.evaluation.metrics.core import compute_metrics
+from steatosis_tf.evaluation.metrics.registry import compute_metrics
 from steatosis_tf.evaluation.metrics.scores import (
     labels_and_probabilities,
     score_table,

@@ -9,7 +9,7 @@ from experiments.table1.method import Method
 from experiments.table1.protocol import Row
 from experiments.table1.row_numbers import SHOWN, interval_text, row_numbers
 from experiments.table1.study import Study
-from steatosis_tf.evaluation.metrics.comparison import comparison_figure
+from steatosis_tf.evaluation.figures.results import comparison_figure
 from steatosis_tf.evaluation.metrics.intervals import paired_bootstrap
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE, TASKS

@@ -21,7 +21,7 @@ from experiments.table1.study import Study
 from steatosis_tf import tracking
 from steatosis_tf.cohort.splits import Partition, split_table
 from steatosis_tf.config import flatten, save_config
-from steatosis_tf.evaluation.metrics.core import compute_metrics
+from steatosis_tf.evaluation.metrics.registry import compute_metrics
 from steatosis_tf.evaluation.metrics.scores import (
     labels_and_probabilities,
     read_scores,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from steatosis_tf.evaluation.metrics.weighted import kappas
 from steatosis_tf.grades import GRADES
 
 
@@ -57,21 +58,9 @@ def weighted_kappa(one: np.ndarray, other: np.ndarray, seed: int = 0) -> KappaIn
     table = np.bincount(one * len(GRADES) + other, minlength=cells)
     # Drawing patients with replacement is drawing cells of their joint table.
     draws = np.random.default_rng(seed).multinomial(num, table / num, size=2000)
-    estimates = _quadratic_kappa(draws)
-    estimate = float(_quadratic_kappa(table[None])[0])
+    estimates = kappas(draws.reshape(-1, len(GRADES), len(GRADES)), 2)
+    estimate = float(kappas(table.reshape(1, len(GRADES), len(GRADES)), 2)[0])
     if np.isnan(estimate):
         return KappaInterval(None, None, None, num)
     low, high = np.nanpercentile(estimates, [2.5, 97.5])
     return KappaInterval(estimate, float(low), float(high), num)
-
-
-def _quadratic_kappa(tables: np.ndarray) -> np.ndarray:
-    joint = tables.reshape(-1, len(GRADES), len(GRADES)).astype(float)
-    labels = np.arange(len(GRADES))
-    weights = (labels[:, None] - labels[None]) ** 2
-    by_chance = joint.sum(axis=2)[:, :, None] * joint.sum(axis=1)[:, None, :]
-    by_chance /= joint.sum(axis=(1, 2))[:, None, None]
-    disagreement = (weights * by_chance).sum(axis=(1, 2))
-    observed = (weights * joint).sum(axis=(1, 2))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(disagreement > 0, 1 - observed / disagreement, np.nan)

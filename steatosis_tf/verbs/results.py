@@ -76,10 +76,10 @@ def _predict_arguments(parser: ArgumentParser) -> None:
 def compare(args: Namespace) -> Result:
     """Show runs side by side: intervals, paired difference to a baseline, cost."""
     from steatosis_tf import tracking
+    from steatosis_tf.evaluation.figures.results import comparison_figure
     from steatosis_tf.evaluation.metrics.comparison import (
         ComparedRun,
         compare_runs,
-        comparison_figure,
         comparison_text,
     )
     from steatosis_tf.evaluation.metrics.scores import read_scores

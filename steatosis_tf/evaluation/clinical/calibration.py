@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special
 from sklearn.linear_model import LogisticRegression
 
-from steatosis_tf.evaluation.metrics.core import SMALLEST, proper_score_terms
 from steatosis_tf.evaluation.metrics.scores import checked_labels, checked_probabilities
+from steatosis_tf.evaluation.metrics.weighted import SMALLEST, proper_score_terms
 
 #: Range in which a temperature is sought; outside, the model is certain or knows nothing.
 TEMPERATURE_RANGE = (0.05, 20.0)

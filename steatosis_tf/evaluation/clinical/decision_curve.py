@@ -18,10 +18,10 @@ from scipy import special
 from sklearn.linear_model import LogisticRegression
 
 from steatosis_tf.cohort.manifest import frame_path, read_manifest
-from steatosis_tf.evaluation.metrics.core import CUMULATIVE_TASKS, cumulative_scores
 from steatosis_tf.evaluation.metrics.intervals import DEFAULT_RESAMPLES
 from steatosis_tf.evaluation.metrics.resampling import bootstrap_weights, code_patients
 from steatosis_tf.evaluation.metrics.scores import labels_and_probabilities
+from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS, cumulative_scores
 from steatosis_tf.files import replacing
 from steatosis_tf.model.baselines.physics import hepatorenal_db
 from steatosis_tf.parallel import map_on_cores

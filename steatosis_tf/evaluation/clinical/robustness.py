@@ -28,6 +28,7 @@ from steatosis_tf.evaluation.metrics.intervals import (
     bootstrap_intervals,
     make_entry,
 )
+from steatosis_tf.evaluation.metrics.registry import shown_in
 from steatosis_tf.evaluation.metrics.resampling import bootstrap_weights, jackknife_weights
 from steatosis_tf.evaluation.metrics.scores import patient_scores
 from steatosis_tf.evaluation.report.run import RunRecord, read_run
@@ -153,14 +154,8 @@ def _shifted(rois: np.ndarray, down_px: int, right_px: int) -> np.ndarray:
 #: Frames disturbed and scored at once; 256 of 224 x 224 px are 13 MB.
 _CHUNK = 256
 
-#: Shown metrics: column name -> name in `intervals.bootstrap_intervals`.
-METRICS = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced_accuracy",
-    "quadratic_kappa": "ordinal.quadratic_kappa",
-    "mean_absolute_error": "ordinal.mean_absolute_error",
-    "auc_at_least_mild": "ordinal.auc_at_least_mild",
-}
+#: Metrics of the curves, name in the table -> name in `METRICS`.
+CURVES = {name.rpartition(".")[2]: name for name in shown_in("groups")}
 
 # Down and right, per px of strength.
 _SHIFTS = {"roi_shift_depth": (1, 0), "roi_shift_lateral": (0, 1)}
@@ -196,7 +191,7 @@ def robustness_curves(
 
     Returns:
         Long table `perturbation, strength, unit, metric, value, low, high, num_patients, reason`;
-        each perturbation also has a row of strength 0. Beside the metrics of `METRICS`, with their
+        each perturbation also has a row of strength 0. Beside the metrics of `CURVES`, with their
         95 % intervals over patients, there are two that need no reference: `mean_shift`, the mean
         change of a patient's expected grade (in grades, above 0 is towards severe), and
         `changed_share`, the share of patients whose grade changes. An undefined value or interval
@@ -287,7 +282,7 @@ def _measured(
         for metric, value in (("mean_shift", shift.mean()), ("changed_share", changed))
     ]
     found = bootstrap_intervals(patients, num_resamples=num_resamples, seed=seed)
-    for metric, name in METRICS.items():
+    for metric, name in CURVES.items():
         entry = {key: found[name][key] for key in ("value", "low", "high")}
         rows.append({"metric": metric, **entry, "reason": found[name]["note"] or ""})
     return [row | {"num_patients": len(patients)} for row in rows]

@@ -19,18 +19,13 @@ from steatosis_tf.evaluation.metrics.intervals import (
     percentile_interval,
     wilson_interval,
 )
+from steatosis_tf.evaluation.metrics.registry import shown_in
 from steatosis_tf.evaluation.metrics.resampling import bootstrap_weights, code_patients
 from steatosis_tf.evaluation.metrics.scores import labels_and_probabilities
 from steatosis_tf.grades import GRADES
 
-#: Metrics shown per group, as named by `intervals.bootstrap_intervals`.
-SHOWN_METRICS = (
-    "accuracy",
-    "balanced_accuracy",
-    "ordinal.quadratic_kappa",
-    "ordinal.mean_absolute_error",
-    "ordinal.auc_at_least_mild",
-)
+#: Metrics shown per group.
+SHOWN_METRICS = tuple(shown_in("groups"))
 
 _LEAST_IN_TAIL = 5
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.evaluation.metrics.core import CUMULATIVE_TASKS, cumulative_scores
 from steatosis_tf.evaluation.metrics.intervals import (
     DEFAULT_RESAMPLES,
     MAX_UNDEFINED_SHARE,
@@ -24,6 +23,7 @@ from steatosis_tf.evaluation.metrics.intervals import (
 )
 from steatosis_tf.evaluation.metrics.resampling import bootstrap_weights, code_patients
 from steatosis_tf.evaluation.metrics.scores import labels_and_probabilities
+from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS, cumulative_scores
 
 RULES = ("youden", "sensitivity", "specificity", "cost")
 

@@ -4,7 +4,7 @@ The first two are the source paper's Fig. 1 and Fig. 2, with the counts they are
 title. Curves of calibration, decision and robustness are in `curves.py`, errors in `gallery.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from steatosis_tf.evaluation.figures.canvas import (
     COLOURS,
+    FAINT,
     INK,
     LINE_STYLES,
     MARKERS,
@@ -28,6 +29,7 @@ from steatosis_tf.evaluation.figures.canvas import (
     style_axes,
     unit_square,
 )
+from steatosis_tf.evaluation.metrics.comparison import COMPARED, difference_text
 from steatosis_tf.grades import GRADES
 
 _SETTINGS = ("learning_rate", "lr")
@@ -246,3 +248,48 @@ def _training_panel(axes: Axes, table: pd.DataFrame, epochs: np.ndarray, name: s
     style_axes(axes, "Epoch", name.replace("_", " "))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     add_legend(axes)
+
+
+def comparison_figure(
+    rows: Sequence[dict[str, Any]],
+    path: str | Path,
+    *,
+    compared: Mapping[str, str] = COMPARED,
+    title: str = "Runs side by side",
+    reference: int | None = None,
+) -> Path:
+    """Forest plot: one panel per metric, one line per row, 95 % intervals over patients.
+
+    Args:
+        rows: each with `name` and for each metric a dict `value, low, high`, and `difference`
+            where it is to stand above the dot.
+        path: PNG to write.
+        compared: metric -> heading of its panel.
+        title: of the figure.
+        reference: row whose value is drawn through each panel as a dashed line.
+    """
+    subtitle = f"{len(rows)} runs; 95 % intervals over patients"
+    if any(difference_text(row[name].get("difference")) for row in rows for name in compared):
+        subtitle += (
+            "; above each dot the paired difference to the baseline (* its interval leaves out 0)"
+        )
+    figure = new_sheet(title, subtitle, 12.0, 2.2 + 0.4 * len(rows))
+    axes = figure.subplots(1, len(compared), sharey=True)
+    places = range(len(rows))
+    for panel, (name, heading) in zip(axes, compared.items(), strict=True):
+        style_axes(panel, heading, "")
+        if reference is not None and rows[reference][name]["value"] is not None:
+            panel.axvline(rows[reference][name]["value"], color=FAINT, linestyle="--", linewidth=1)
+        for place, row in zip(places, rows, strict=True):
+            cell = row[name]
+            if cell["value"] is None:
+                continue
+            if cell["low"] is not None:
+                panel.plot([cell["low"], cell["high"]], [place, place], color=COLOURS[0])
+            panel.plot(cell["value"], place, "o", color=INK)
+            if text := difference_text(cell.get("difference")):
+                panel.annotate(text, (cell["value"], place), (0, 5), textcoords="offset points",
+                               ha="center", size=7, color=FAINT)  # fmt: skip
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
+    axes[0].set_yticks(places, [row["name"] for row in rows])
+    return save_sheet(figure, path)

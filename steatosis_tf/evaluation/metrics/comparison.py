@@ -5,39 +5,26 @@ structural components are summed by patient first (Obuchowski 1997, Biometrics 5
 is DeLong's formula again when each patient has one row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from steatosis_tf.evaluation.figures.canvas import (
-    COLOURS,
-    FAINT,
-    INK,
-    new_sheet,
-    save_sheet,
-    style_axes,
-)
-from steatosis_tf.evaluation.metrics.core import CUMULATIVE_TASKS, cumulative_scores
 from steatosis_tf.evaluation.metrics.intervals import (
     bootstrap_intervals,
     check_same_study,
     paired_bootstrap,
 )
+from steatosis_tf.evaluation.metrics.registry import shown_in
 from steatosis_tf.evaluation.metrics.resampling import code_patients
 from steatosis_tf.evaluation.metrics.scores import labels_and_probabilities
+from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS, cumulative_scores
 
 #: Metric -> heading. Named beforehand, so that a comparison does not pick its winner's metric.
-COMPARED = {
-    "accuracy": "accuracy",
-    "macro.f1": "macro F1",
-    "ordinal.quadratic_kappa": "quadratic kappa",
-    "ordinal.auc_at_least_mild": "AUC, Mild or worse",
-}
+COMPARED = shown_in("compare")
 
 
 @dataclass(frozen=True)
@@ -147,61 +134,16 @@ def comparison_text(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def comparison_figure(
-    rows: Sequence[dict[str, Any]],
-    path: str | Path,
-    *,
-    compared: Mapping[str, str] = COMPARED,
-    title: str = "Runs side by side",
-    reference: int | None = None,
-) -> Path:
-    """Forest plot: one panel per metric, one line per row, 95 % intervals over patients.
-
-    Args:
-        rows: each with `name` and for each metric a dict `value, low, high`, and `difference`
-            where it is to stand above the dot.
-        path: PNG to write.
-        compared: metric -> heading of its panel.
-        title: of the figure.
-        reference: row whose value is drawn through each panel as a dashed line.
-    """
-    subtitle = f"{len(rows)} runs; 95 % intervals over patients"
-    if any(_difference_text(row[name].get("difference")) for row in rows for name in compared):
-        subtitle += (
-            "; above each dot the paired difference to the baseline (* its interval leaves out 0)"
-        )
-    figure = new_sheet(title, subtitle, 12.0, 2.2 + 0.4 * len(rows))
-    axes = figure.subplots(1, len(compared), sharey=True)
-    places = range(len(rows))
-    for panel, (name, heading) in zip(axes, compared.items(), strict=True):
-        style_axes(panel, heading, "")
-        if reference is not None and rows[reference][name]["value"] is not None:
-            panel.axvline(rows[reference][name]["value"], color=FAINT, linestyle="--", linewidth=1)
-        for place, row in zip(places, rows, strict=True):
-            cell = row[name]
-            if cell["value"] is None:
-                continue
-            if cell["low"] is not None:
-                panel.plot([cell["low"], cell["high"]], [place, place], color=COLOURS[0])
-            panel.plot(cell["value"], place, "o", color=INK)
-            if text := _difference_text(cell.get("difference")):
-                panel.annotate(text, (cell["value"], place), (0, 5), textcoords="offset points",
-                               ha="center", size=7, color=FAINT)  # fmt: skip
-    axes[0].set_ylim(len(rows) - 0.5, -0.5)
-    axes[0].set_yticks(places, [row["name"] for row in rows])
-    return save_sheet(figure, path)
-
-
 def _value_text(cell: dict[str, Any]) -> str:
     if cell["value"] is None:
         return "-"
     text = f"{cell['value']:.3f}"
     if cell["low"] is not None:
         text += f" [{cell['low']:.3f}, {cell['high']:.3f}]"
-    return f"{text} {_difference_text(cell['difference'])}".rstrip()
+    return f"{text} {difference_text(cell['difference'])}".rstrip()
 
 
-def _difference_text(difference: Any) -> str:
+def difference_text(difference: Any) -> str:
     """`+0.031`, with a star where the interval leaves out 0; "" where there is none."""
     if not isinstance(difference, dict) or difference["value"] is None:
         return ""

@@ -58,7 +58,7 @@ def bootstrap_intervals(
         method: which interval `low` and `high` hold, `bca` or `percentile`.
 
     Returns:
-        Dotted metric name (as in `flatten_metrics`, and `fold_mean.<auc>` for cross-validation)
+        Name of `METRICS`, and `fold_mean.<auc>` for cross-validation,
         -> `value`, `low`, `high`, `method` (what `low` and `high` are: `bca`, `percentile`,
         `wilson` or None), `percentile` and `bca` ([low, high] or None), `standard_error`,
         `confidence`, `num_patients`, `num_resamples`, `num_undefined` (resamples in which the

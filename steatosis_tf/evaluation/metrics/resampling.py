@@ -20,25 +20,19 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.evaluation.metrics.core import WeightedTable, prepare, weighted_metrics
+from steatosis_tf.evaluation.metrics.registry import METRICS, weighted_metrics
 from steatosis_tf.evaluation.metrics.scores import (
     check_frame_scores,
     check_table,
     labels_and_probabilities,
 )
+from steatosis_tf.evaluation.metrics.weighted import WeightedTable, prepare
 from steatosis_tf.grades import GRADES
 
 #: Most weightings of a jackknife; larger studies leave out several patients at a time.
 MAX_JACKKNIFE = 400
 
-AUC_NAMES = (
-    *(f"per_class.{grade}.auc" for grade in GRADES),
-    "auc_macro",
-    "auc_micro",
-    "ordinal.auc_at_least_mild",
-    "ordinal.auc_at_least_moderate",
-    "ordinal.auc_severe",
-)
+AUC_NAMES = tuple(name for name, metric in METRICS.items() if metric.is_auc)
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,7 @@ class PatientTable:
         """For each `fold_mean.<name>`: folds in which the AUC is defined, and all folds."""
         folds = [fold for repeat in self.folds for fold in repeat]
         ones = np.ones((1, self.num_patients))
-        results = [weighted_metrics(fold, ones) for fold in folds]
+        results = [weighted_metrics(fold, ones, AUC_NAMES) for fold in folds]
         return {
             f"fold_mean.{name}": (sum(not np.isnan(one[name][0]) for one in results), len(folds))
             for name in AUC_NAMES
@@ -184,7 +178,7 @@ def _fold_cells(grade: np.ndarray, fold: np.ndarray) -> np.ndarray:
 
 
 def _fold_means(folds: list[WeightedTable], weights: np.ndarray) -> dict[str, np.ndarray]:
-    results = [weighted_metrics(fold, weights) for fold in folds]
+    results = [weighted_metrics(fold, weights, AUC_NAMES) for fold in folds]
     means = {}
     for name in AUC_NAMES:
         values = np.stack([result[name] for result in results])

@@ -31,13 +31,10 @@ from steatosis_tf.evaluation.clinical.thresholds import (
     apply_operating_points,
     choose_operating_points,
 )
-from steatosis_tf.evaluation.metrics.core import (
-    CUMULATIVE_TASKS,
-    compute_metrics,
-    cumulative_scores,
-)
 from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals
+from steatosis_tf.evaluation.metrics.registry import metrics_of
 from steatosis_tf.evaluation.metrics.scores import labels_and_probabilities, patient_scores
+from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS, cumulative_scores
 from steatosis_tf.evaluation.report.checks import Check, check_run
 from steatosis_tf.evaluation.report.run import RunRecord
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
@@ -288,9 +285,7 @@ def analyse_run(
     metrics, intervals = {}, {}
     for level, table in (("patient", run.patient_scores), ("frame", run.frame_scores)):
         if table is not None:
-            labels, scores = labels_and_probabilities(table)
-            fat = table["fat_percent"].to_numpy(np.float64) if "fat_percent" in table else None
-            metrics[level] = compute_metrics(labels, scores, fat)
+            metrics[level] = metrics_of(table)
             intervals[level] = bootstrap_intervals(table, num_resamples=num_resamples, seed=seed)
     left_out = str((run.config or {}).get("split", {}).get("column", ""))
     columns = (*COVARIATES, *([left_out] if run.protocol == "logo" else []), *covariates)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.evaluation.metrics.core import compute_metrics
+from steatosis_tf.evaluation.metrics.registry import metrics_of
 from steatosis_tf.evaluation.metrics.scores import (
     check_same_patients,
-    labels_and_probabilities,
     patient_scores,
 )
 from steatosis_tf.evaluation.published import check_tables
 from steatosis_tf.evaluation.report.run import RunRecord
+from steatosis_tf.files import flat
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 
 _TOLERANCE = 1e-6
@@ -66,10 +66,10 @@ def _metrics_follow(run: RunRecord, level: str, table: pd.DataFrame | None) -> C
     if claimed is None or table is None:
         lacking = "metrics.json" if claimed is None else f"{level}_scores.csv"
         return Check(name, None, f"No {level} results in {lacking}.")
-    labels, probabilities = labels_and_probabilities(table)
-    fat = table["fat_percent"].to_numpy(np.float64) if "fat_percent" in table else None
-    computed = _flat(compute_metrics(labels, probabilities, fat))
-    written = _flat(claimed)
+    computed, written = (
+        flat({key: part for key, part in metrics.items() if key not in ("notes", "grades")})
+        for metrics in (metrics_of(table), claimed)
+    )
     # The author of a newer version may add numbers; those that are known have to be right.
     differ = [key for key in computed if not _same(computed[key], written.get(key, "absent"))]
     if not differ:
@@ -80,20 +80,6 @@ def _metrics_follow(run: RunRecord, level: str, table: pd.DataFrame | None) -> C
     return Check(
         name, False, f"{'; '.join(shown)}{more}. Run `steatosis evaluate` on this run again."
     )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        found: dict[str, Any] = {}
-        for key, part in value.items():
-            if key not in ("notes", "grades"):
-                found |= _flat(part, f"{prefix}.{key}" if prefix else str(key))
-        return found
-    if isinstance(value, list):
-        return {
-            k: v for i, part in enumerate(value) for k, v in _flat(part, f"{prefix}[{i}]").items()
-        }
-    return {prefix: value}
 
 
 def _same(computed: Any, written: Any) -> bool:

@@ -13,7 +13,7 @@ from steatosis_tf.evaluation.figures.results import (
     roc_figure,
     training_curves,
 )
-from steatosis_tf.evaluation.metrics.core import compute_metrics
+from steatosis_tf.evaluation.metrics.registry import metrics_of, shown_in
 from steatosis_tf.evaluation.metrics.scores import (
     labels_and_probabilities,
     patient_scores,
@@ -22,7 +22,7 @@ from steatosis_tf.evaluation.metrics.scores import (
 )
 from steatosis_tf.evaluation.report.checks import scored_as_split
 from steatosis_tf.evaluation.report.run import read_split
-from steatosis_tf.files import write_json
+from steatosis_tf.files import flat, write_json
 from steatosis_tf.grades import GRADES, NOTICE
 
 
@@ -89,12 +89,13 @@ def metrics_text(runs: list[dict[str, Any]]) -> str:
     """
     parts = [[run[unit] for run in runs] for unit in ("patient", "frame")]
     lines = [
-        f"{'':24}{'patients':>24}{'frames':>24}",
-        f"{'number tested':24}{parts[0][0]['n']:>24}{parts[1][0]['n']:>24}",
+        f"{'':32}{'patients':>24}{'frames':>24}",
+        f"{'number tested':32}{parts[0][0]['n']:>24}{parts[1][0]['n']:>24}",
     ]
-    for name, path in _SHOWN.items():
-        cells = "".join(f"{_spread([_look_up(m, path) for m in part]):>24}" for part in parts)
-        lines.append(f"{name:24}{cells}")
+    flats = [[flat(metrics) for metrics in part] for part in parts]
+    for name, label in shown_in("terminal").items():
+        cells = "".join(f"{_spread([values[name] for values in part]):>24}" for part in flats)
+        lines.append(f"{label:32}{cells}")
     lines += ["", f"{'per patient':12}" + "".join(f"{name:>24}" for name in _PER_GRADE)]
     for grade in GRADES:
         rows = [metrics["per_class"][grade] for metrics in parts[0]]
@@ -110,15 +111,6 @@ def metrics_text(runs: list[dict[str, Any]]) -> str:
 
 
 _PER_GRADE = ("precision", "recall", "f1", "auc", "support")
-_SHOWN = {
-    "accuracy": ("accuracy",),
-    "balanced accuracy": ("balanced_accuracy",),
-    "macro F1": ("macro", "f1"),
-    "weighted F1": ("weighted", "f1"),
-    "AUC, macro": ("auc_macro",),
-    "AUC, Mild or worse": ("ordinal", "auc_at_least_mild"),
-    "quadratic kappa": ("ordinal", "quadratic_kappa"),
-}
 
 
 def _check_complete(run_dir: Path, frames: pd.DataFrame) -> None:
@@ -134,17 +126,11 @@ def _check_complete(run_dir: Path, frames: pd.DataFrame) -> None:
         )
 
 
-def metrics_of(table: pd.DataFrame) -> dict[str, Any]:
-    """Every metric of a frame or patient score table, see `compute_metrics`."""
-    labels, probabilities = labels_and_probabilities(table)
-    return compute_metrics(labels, probabilities, table["fat_percent"].to_numpy(float))
-
-
 def _draw(run_dir: Path, tables: dict[str, pd.DataFrame]) -> None:
     figures = run_dir / "figures"
     for unit, table in tables.items():
         labels, probabilities = labels_and_probabilities(table)
-        matrix = compute_metrics(labels, probabilities)["confusion_matrix"]
+        matrix = metrics_of(table)["confusion_matrix"]
         confusion_figure(matrix, figures / f"confusion_{unit}.png", unit=unit)
         roc_figure(
             labels,
@@ -158,12 +144,6 @@ def _draw(run_dir: Path, tables: dict[str, pd.DataFrame]) -> None:
         history = pd.read_csv(history_path)
         for fold, part in history.groupby("fold"):
             training_curves(part.drop(columns="fold"), figures / f"training_{fold}.png")
-
-
-def _look_up(metrics: dict[str, Any], path: tuple[str, ...]) -> Any:
-    for key in path:
-        metrics = metrics[key]
-    return metrics
 
 
 def _spread(values: list[float | None]) -> str:

@@ -6,8 +6,8 @@ import numpy as np
 
 from steatosis_tf.evaluation.clinical.calibration import NUM_BINS
 from steatosis_tf.evaluation.figures.curves import decision_curve_figure, reliability_figure
-from steatosis_tf.evaluation.metrics.core import CUMULATIVE_TASKS
 from steatosis_tf.evaluation.metrics.scores import labels_and_probabilities
+from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS
 from steatosis_tf.evaluation.report.analysis import Analysis, Thresholds
 from steatosis_tf.evaluation.report.document import (
     Alarm,

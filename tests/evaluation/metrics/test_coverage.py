@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steatosis_tf.evaluation.metrics.core import prepare, weighted_metrics
 from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, percentile_interval
+from steatosis_tf.evaluation.metrics.registry import weighted_metrics
 from steatosis_tf.evaluation.metrics.resampling import bootstrap_weights
+from steatosis_tf.evaluation.metrics.weighted import prepare
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 
 NAMES = (
