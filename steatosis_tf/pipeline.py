@@ -23,7 +23,7 @@ from steatosis_tf.cohort.splits import Partition, make_partitions, split_table, 
 from steatosis_tf.config import Config, flatten, save_config
 from steatosis_tf.deploy.export import export_onnx, milliseconds_per_frame, run_metadata
 from steatosis_tf.environment import describe_environment
-from steatosis_tf.evaluation.clinical.decision_curve import write_hepatorenal
+from steatosis_tf.evaluation.clinical.baselines import write_hepatorenal
 from steatosis_tf.evaluation.figures.gallery import draw_run_gallery
 from steatosis_tf.evaluation.metrics.comparison import tracked_intervals
 from steatosis_tf.evaluation.metrics.scores import read_scores

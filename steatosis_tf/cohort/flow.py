@@ -79,6 +79,11 @@ def count_flow(
     )
 
 
+def kinds_of(rejected: pd.DataFrame) -> pd.Series:
+    """The kind of each rejection, so that rows can be counted."""
+    return rejected["reason"].map(short_reason)
+
+
 def short_reason(reason: str) -> str:
     """The kind of a fault without the particulars of its row, so that rows can be counted."""
     first = reason.split(";")[0]

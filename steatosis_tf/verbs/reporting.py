@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 def report(args: Namespace) -> Result:
     """Write report.html, report.md, the model card and the checklists of a run."""
     from steatosis_tf.evaluation.report.report import write_report
+    from steatosis_tf.evaluation.report.run import STUDY_KEYS, init_study
 
+    if args.init_study:
+        study = init_study(args.run_dir)
+        lines = [f"  {key}: {text}" for key, text in STUDY_KEYS.items()]
+        lines = [f"{study}: fill in what you can state", *lines]
+        return Result(
+            {"study": str(study)}, "\n".join([*lines, f"now: steatosis report {args.run_dir}"])
+        )
     with renewing_sums(args.run_dir):
         path = write_report(args.run_dir, num_resamples=args.resamples, covariates=args.subgroups)
     return Result({"report": str(path)}, f"report: {path}")
@@ -32,6 +40,11 @@ def _report_arguments(parser: ArgumentParser) -> None:
     _run_arguments(parser)
     parser.add_argument("--subgroups", nargs="+", default=[], metavar="COLUMN",
                         help="also look at these columns of the manifest")  # fmt: skip
+    parser.add_argument(
+        "--init-study",
+        action="store_true",
+        help="only write study.json, a form for what the author has to state",
+    )
 
 
 def robustness(args: Namespace) -> Result:

@@ -327,7 +327,7 @@ def write_robustness(
         rows["grade"].map(GRADES.index).to_numpy(),
         rows["patient_id"].to_numpy(),
         shifted=shifted,
-        rule=(run.config or {}).get("evaluation", {}).get("aggregation", "mean"),
+        rule=run.rule,
         num_resamples=num_resamples,
         seed=seed,
     )

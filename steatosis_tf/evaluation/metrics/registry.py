@@ -300,7 +300,9 @@ def _nested(table: WeightedTable, *, with_fat: bool) -> dict[str, Any]:
     values = weighted_metrics(table, np.ones((1, 1)))
     if with_fat:
         values.setdefault("ordinal.spearman_fat", np.array([np.nan]))
-    for name, (value,) in values.items():
+    # The grades first: what their averages lack follows from what they lack.
+    for name in sorted(values, key=lambda name: not name.startswith("per_class")):
+        value = values[name][0]
         *path, last = name.split(".")
         place = result
         for key in path:

@@ -12,6 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from steatosis_tf.evaluation.clinical.baselines import (
+    index_probabilities,
+    majority_scores,
+    scores_of_tasks,
+    untested_grades,
+)
 from steatosis_tf.evaluation.clinical.calibration import (
     BINNINGS,
     apply_temperature,
@@ -19,25 +25,25 @@ from steatosis_tf.evaluation.clinical.calibration import (
     ece_interval,
     fit_temperature,
 )
-from steatosis_tf.evaluation.clinical.decision_curve import (
-    decision_curve,
-    fit_index_probability,
-    index_probability,
+from steatosis_tf.evaluation.clinical.decision_curve import decision_curve
+from steatosis_tf.evaluation.clinical.prediction_sets import (
+    coverage_risk_curve,
+    evaluate_conformal,
+    fit_conformal,
 )
-from steatosis_tf.evaluation.clinical.prediction_sets import evaluate_conformal, fit_conformal
 from steatosis_tf.evaluation.clinical.robustness import repeatability
 from steatosis_tf.evaluation.clinical.subgroups import abstention_by_group, subgroup_metrics
 from steatosis_tf.evaluation.clinical.thresholds import (
     apply_operating_points,
     choose_operating_points,
 )
-from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals
+from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, paired_bootstrap
 from steatosis_tf.evaluation.metrics.registry import metrics_of
 from steatosis_tf.evaluation.metrics.scores import labels_and_probabilities, patient_scores
 from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS, cumulative_scores
 from steatosis_tf.evaluation.report.checks import Check, check_run
 from steatosis_tf.evaluation.report.run import RunRecord
-from steatosis_tf.grades import GRADES, SCORE_COLUMNS
+from steatosis_tf.grades import SCORE_COLUMNS
 
 _COVERAGE = 0.9
 
@@ -56,6 +62,7 @@ class Thresholds:
         operating: of `operating_points.apply_operating_points`.
         conformal: of `conformal.evaluate_conformal`; hold-out runs only.
         decisions: task -> result of `decision_curve.decision_curve`.
+        hepatorenal: task -> its probability by the hepatorenal index alone.
         notes: part -> why it is None.
     """
 
@@ -66,6 +73,7 @@ class Thresholds:
     operating: dict[str, Any] | None
     conformal: dict[str, Any] | None
     decisions: dict[str, dict[str, Any]]
+    hepatorenal: dict[str, np.ndarray]
     notes: dict[str, str]
 
 
@@ -90,7 +98,7 @@ def apply_validation(
     if test is None or intervals is None or "repeat" in test:
         why = "no patient scores" if test is None else "repeated cross-validation"
         parts = ("temperature", "operating", "conformal", "decision")
-        return Thresholds(None, None, {}, "", None, None, {}, dict.fromkeys(parts, why))
+        return Thresholds(None, None, {}, "", None, None, {}, {}, dict.fromkeys(parts, why))
     labels, _ = labels_and_probabilities(test)
     temperatures, calibrated = _temperatures(validation, test, notes)
     calibration = {"before": _calibration(test, intervals, seed)}
@@ -99,13 +107,15 @@ def apply_validation(
         calibration["after"] = _calibration(calibrated, found, seed)
     source, operating = _operating(run, validation, test, notes)
     judged = test if calibrated is None else calibrated
-    decisions = {}
-    for task, first in CUMULATIVE_TASKS.items():
-        if 0 < (labels >= first).sum() < len(labels):
-            index = _index_probability(run, test, first, notes)
-            decisions[task] = decision_curve(
-                judged, task, comparators=index, num_resamples=num_resamples, seed=seed
-            )
+    index = _hepatorenal(run, test, notes)
+    decisions = {
+        task: decision_curve(
+            judged, task, num_resamples=num_resamples, seed=seed,
+            comparators={"hepatorenal index": index[task]} if task in index else None,
+        )
+        for task, first in CUMULATIVE_TASKS.items()
+        if 0 < (labels >= first).sum() < len(labels)
+    }  # fmt: skip
     return Thresholds(
         temperatures=temperatures,
         calibrated=calibrated,
@@ -114,6 +124,7 @@ def apply_validation(
         operating=operating,
         conformal=_conformal(run, validation, test, notes),
         decisions=decisions,
+        hepatorenal=index,
         notes=notes,
     )
 
@@ -139,8 +150,7 @@ def _validation_patients(run: RunRecord, notes: dict[str, str]) -> pd.DataFrame 
         for part in ("temperature", "operating", "conformal"):
             notes[part] = "no validation scores (validation_scores.csv)"
         return None
-    rule = (run.config or {}).get("evaluation", {}).get("aggregation", "mean")
-    return patient_scores(run.validation_scores, rule, validation=True)
+    return patient_scores(run.validation_scores, run.rule, validation=True)
 
 
 def _temperatures(
@@ -168,7 +178,7 @@ def _temperatures(
 def _operating(
     run: RunRecord, validation: pd.DataFrame | None, test: pd.DataFrame, notes: dict[str, str]
 ) -> tuple[str, dict[str, Any] | None]:
-    locked = run.parts.get("operating_points.json")
+    locked = run.operating_points
     source = "validation_scores.csv" if locked is None else "operating_points.json"
     if locked is None and validation is None:
         return source, None
@@ -180,48 +190,29 @@ def _operating(
         return source, None
 
 
-def _index_probability(
-    run: RunRecord, test: pd.DataFrame, first: int, notes: dict[str, str]
+def _hepatorenal(
+    run: RunRecord, test: pd.DataFrame, notes: dict[str, str]
 ) -> dict[str, np.ndarray]:
-    """Probability of a task from the hepatorenal index of the test patients, fold by fold.
-
-    The curve from index to probability is fitted on all patients of the fold that are not tested:
-    the index itself learns from nobody. A test patient without an index gets the share of
-    positives among those patients, as a reader would who sees no kidney.
-    """
+    """Probability of each task by the hepatorenal index of the test patients; {} with a note."""
     if run.hepatorenal is None or run.split is None or run.manifest is None:
         notes["hepatorenal"] = "no hepatorenal.csv, or no split or manifest with it"
         return {}
     index = run.hepatorenal.dropna().set_index("patient_id")["hepatorenal_index"]
-    grades = run.manifest.drop_duplicates("patient_id").set_index("patient_id")["grade"]
-    tested = test["patient_id"].astype(str)
-    num_lacking = int((~tested.isin(index.index)).sum())
-    if 2 * num_lacking > len(tested):
-        notes["hepatorenal"] = f"{num_lacking} of {len(tested)} test patients lack it"
+    untested = untested_grades(run.split, run.manifest, test["fold"])
+    try:
+        found = index_probabilities(test, index, untested)
+    except ValueError as error:
+        notes["hepatorenal"] = str(error)
         return {}
-    probability = np.zeros(len(test))
-    for fold in sorted(set(test["fold"])):
-        part = run.split[(run.split["fold"] == str(fold))
-                         & run.split["split"].isin(["train", "validation"])]  # fmt: skip
-        graded = [p for p in part["patient_id"] if grades.get(p) in GRADES]
-        known = [p for p in graded if p in index.index]
-        positive = np.array([GRADES.index(grades[p]) >= first for p in known], dtype=bool)
-        if not 0 < positive.sum() < len(known):
-            notes["hepatorenal"] = f"fold {fold} has untested patients on one side only"
-            return {}
-        curve = fit_index_probability(index.loc[known].to_numpy(), positive)
-        rows = (test["fold"] == fold).to_numpy()
-        values = index.reindex(tested[rows]).to_numpy()
-        share = np.mean([GRADES.index(grades[p]) >= first for p in graded])
-        seen = ~np.isnan(values)
-        probability[np.flatnonzero(rows)[seen]] = index_probability(curve, values[seen])
-        probability[np.flatnonzero(rows)[~seen]] = share
+    if len(found) < len(CUMULATIVE_TASKS):
+        notes["hepatorenal"] = "a fold has untested patients on one side of a question only"
+    num_lacking = int((~test["patient_id"].astype(str).isin(index.index)).sum())
     if num_lacking:
         notes["hepatorenal_lacking"] = (
-            f"For {num_lacking} of {len(tested)} test patients it could not be measured: the "
-            "share of positives among the patients not tested stands in."
+            f"For {num_lacking} of {len(test)} test patients it could not be measured: the "
+            "proportion of positives among the patients not tested stands in."
         )
-    return {"hepatorenal index": probability}
+    return found
 
 
 def _conformal(
@@ -248,6 +239,10 @@ class Analysis:
         metrics: level ("patient", "frame") -> metrics recomputed from the scores. A report prints
             these, never the file: an edited metrics.json cannot reach it.
         intervals: level -> metric name -> entry of `intervals.bootstrap_intervals`.
+        majority: `grade` that the commonest answer is and paired difference of the `accuracy` to it
+            (an entry of `intervals.paired_bootstrap`); empty without patient scores.
+        baselines: heading -> intervals of a reader without the model.
+        abstaining: of `prediction_sets.coverage_risk_curve` on patients, or None.
         subgroups: column -> result of `subgroups.subgroup_metrics`.
         abstention: of `abstention.abstention_by_group`, one per column of `subgroups`.
         subgroup_notes: covariate -> why it was not looked at.
@@ -259,6 +254,9 @@ class Analysis:
     checks: list[Check]
     metrics: dict[str, dict[str, Any]]
     intervals: dict[str, dict[str, dict[str, Any]]]
+    majority: dict[str, Any]
+    baselines: dict[str, dict[str, dict[str, Any]]]
+    abstaining: dict[str, Any] | None
     subgroups: dict[str, dict[str, Any]]
     abstention: list[dict[str, Any]]
     subgroup_notes: dict[str, str]
@@ -290,19 +288,48 @@ def analyse_run(
     left_out = str((run.config or {}).get("split", {}).get("column", ""))
     columns = (*COVARIATES, *([left_out] if run.protocol == "logo" else []), *covariates)
     subgroups, notes = _subgroups(run, dict.fromkeys(columns), num_resamples, seed)
+    thresholds = apply_validation(
+        run, intervals.get("patient"), num_resamples=num_resamples, seed=seed
+    )
+    majority, baselines = _baselines(run, thresholds.hepatorenal, num_resamples, seed)
+    patients = run.patient_scores
     return Analysis(
         checks=check_run(run),
         metrics=metrics,
         intervals=intervals,
+        majority=majority,
+        baselines=baselines,
+        abstaining=None if patients is None
+        else coverage_risk_curve(*labels_and_probabilities(patients)),
         subgroups=subgroups,
         abstention=_abstention(run, subgroups),
         subgroup_notes=notes,
         repeatability=None if run.frame_scores is None else repeatability(run.frame_scores),
-        thresholds=apply_validation(
-            run, intervals.get("patient"), num_resamples=num_resamples, seed=seed
-        ),
+        thresholds=thresholds,
         num_resamples=num_resamples,
-    )
+    )  # fmt: skip
+
+
+def _baselines(
+    run: RunRecord, hepatorenal: dict[str, np.ndarray], num_resamples: int, seed: int
+) -> tuple[dict[str, Any], dict[str, dict[str, dict[str, Any]]]]:
+    """What the commonest grade and the hepatorenal index give on the same patients."""
+    test = run.patient_scores
+    if test is None:
+        return {}, {}
+    untested = {}
+    if run.split is not None and run.manifest is not None and "repeat" not in test:
+        untested = untested_grades(run.split, run.manifest, test["fold"])
+    constant = majority_scores(test, untested)
+    answers = list(dict.fromkeys(constant["predicted"]))
+    grade = answers[0] if len(answers) == 1 else "the commonest grade"
+    options: dict[str, Any] = {"num_resamples": num_resamples, "seed": seed}
+    gain = paired_bootstrap(test, constant, **options)["accuracy"]
+    found = {f"Always {grade}": bootstrap_intervals(constant, **options)}
+    if len(hepatorenal) == len(CUMULATIVE_TASKS):
+        index = scores_of_tasks(test, hepatorenal)
+        found["Hepatorenal index"] = bootstrap_intervals(index, **options)
+    return {"grade": grade, "accuracy": gain}, found
 
 
 def _abstention(run: RunRecord, subgroups: dict[str, Any]) -> list[dict[str, Any]]:

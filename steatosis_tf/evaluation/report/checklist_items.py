@@ -47,7 +47,7 @@ CLAIM_2024 = """
 28 | Metrics | auto:metrics
 29 | Uncertainty and significance | auto:intervals
 30 | Robustness or sensitivity analysis | auto:robustness
-31 | Explainability and its validation | auto:explanations
+31 | Explainability and its validation | author
 32 | Evaluation on internal data | auto:metrics
 33 | Testing on external data | auto:external
 34 | Registration of a trial | study:protocol

@@ -131,7 +131,7 @@ def _patients_follow_from_frames(run: RunRecord) -> Check:
     name = "patient_scores.csv follows from frame_scores.csv by the configured rule"
     if run.frame_scores is None or run.patient_scores is None:
         return Check(name, None, "One of the two score files is absent or damaged.")
-    rule = (run.config or {}).get("evaluation", {}).get("aggregation", "mean")
+    rule = run.rule
     try:
         check_same_patients(run.frame_scores, run.patient_scores)
         joined = patient_scores(run.frame_scores, rule)

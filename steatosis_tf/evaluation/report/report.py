@@ -3,46 +3,77 @@
 Everything is read from the run directory; what is not there is said to be missing. Numbers are
 computed anew from the score files, so that an edited metrics.json cannot reach a reader, and the
 report calls itself consistent only if every self-check was made and passed.
+
+The report is written once, as Markdown, by the blocks of `templates/report.md.j2`; the page is that
+Markdown rendered by markdown-it-py into `templates/page.html.j2`.
 """
 
-import base64
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jinja2
 import numpy as np
+from markupsafe import Markup
 
+from steatosis_tf.evaluation.clinical.calibration import NUM_BINS
+from steatosis_tf.evaluation.metrics.registry import METRICS, shown_in
+from steatosis_tf.evaluation.report import content, tables
 from steatosis_tf.evaluation.report.analysis import Analysis, analyse_run
 from steatosis_tf.evaluation.report.checklists import count_statuses, fill_checklists
 from steatosis_tf.evaluation.report.checks import is_consistent
-from steatosis_tf.evaluation.report.document import (
-    Block,
-    Picture,
-    Section,
-    Table,
-    Text,
-    with_interval,
-)
-from steatosis_tf.evaluation.report.markdown import (
-    checklists_markdown,
-    model_card,
-    report_markdown,
-)
-from steatosis_tf.evaluation.report.report_results import OVERVIEW, result_sections
-from steatosis_tf.evaluation.report.report_study import study_sections
-from steatosis_tf.evaluation.report.report_trust import trust_sections
+from steatosis_tf.evaluation.report.page import page_html
 from steatosis_tf.evaluation.report.run import RunRecord, read_run
 from steatosis_tf.files import replacing
-from steatosis_tf.grades import NOTICE
+from steatosis_tf.grades import FAT_CUTS_PERCENT, GRADES, NOTICE
 
-#: All pictures together; base64 makes them a third larger, and the page has to stay under 5 MB.
-_MAX_PICTURE_BYTES = 3_300_000
+_TEMPLATES = Path(__file__).with_name("templates")
 
-_TEMPLATE_PATH = Path(__file__).with_name("templates") / "report.html.j2"
+#: Block of the template -> title of its section, in order. A block that says nothing has none.
+_SECTIONS = {
+    "use": "Intended use and limits of use",
+    "data": "Data",
+    "reference": "Reference standard",
+    "flow": "Flow of patients and frames",
+    "split": "Split and data-leakage check",
+    "method": "Preprocessing, model and computation",
+    "size": "Sample size",
+    "levels": "Unit of inference and intervals",
+    "results": "Confusion matrix and per-class results",
+    "ordinal": "Ordinal results and areas under curves",
+    "operating": "Operating points",
+    "calibration": "Calibration and prediction sets",
+    "decision": "Decision curves",
+    "subgroups": "Subgroups",
+    "robustness": "Robustness and repeatability",
+    "abstention": "Abstention",
+    "patients": "Patients, the most wrong first",
+    "failures": "Failures",
+    "external": "External validation",
+    "limits": "Limits, risks, monitoring, availability",
+    "checks": "Self-check",
+}
+
+# Headings of a model card (Mitchell et al. 2019, doi 10.1145/3287560.3287596) and the sections of
+# the report that answer them.
+_CARD = {
+    "Model details": ("method",),
+    "Intended use": ("use",),
+    "Factors": ("subgroups",),
+    "Metrics": ("levels",),
+    "Training and evaluation data": ("data", "reference", "flow", "split"),
+    "Quantitative analyses": ("results", "ordinal", "operating", "calibration"),
+    "Robustness and external validation": ("robustness", "external"),
+    "Ethical considerations, caveats and recommendations": ("limits",),
+}
+
+# Stands before each section in the rendered template; no text holds it.
+_MARK = "\x1e"
+
+_MET = (
+    '"Met" says that the report answers the item, not that the answer is good. Subjects are in our '
+    "own words under the published numbers; cite the published checklists."
+)
 
 
 def write_report(
@@ -52,11 +83,10 @@ def write_report(
 
     Args:
         run_dir: `runs/<experiment>/<run_id>`. Files of later steps are used if they are there:
-            leak_gate.json, robustness.csv, hepatorenal.csv (`patient_id, hepatorenal_index`),
-            those of `run_record.PARTS`, and the author's study.json (`run_record.STUDY_KEYS`).
+            leak_gate.json, robustness.csv, hepatorenal.csv (`patient_id, hepatorenal_index`), and
+            the author's study.json (`run.STUDY_KEYS`).
         num_resamples: bootstrap resamples of every interval.
-        covariates: columns of the manifest to look at as subgroups, beside
-            `run_analysis.COVARIATES`.
+        covariates: columns of the manifest to look at as subgroups, beside `analysis.COVARIATES`.
 
     Returns:
         path of `report.html`. Beside it are `report.md`, `model_card.md` and `checklists.md`, and
@@ -68,120 +98,120 @@ def write_report(
     """
     run = read_run(run_dir)
     analysis = analyse_run(run, num_resamples=num_resamples, covariates=covariates)
-    sections = [
-        *study_sections(run, analysis),
-        *result_sections(run, analysis),
-        *trust_sections(run, analysis),
+    figures = tables.draw_figures(run, analysis)
+    blocks = _render(run, analysis, figures)
+    title = _plain(run.study.get("title") or f"Steatosis grading from ultrasound: {run.experiment}")
+    subtitle = _plain(f"Experiment {run.experiment}, run {run.run_id}")
+    first = [blocks["first_page"], _self_check(analysis)]
+    if not is_consistent(analysis.checks):
+        first.reverse()  # a doubt stands before the numbers
+    opening = "\n\n".join([subtitle, f"**{NOTICE}**", *filter(None, first)])
+    sections = {key: text for key in _SECTIONS if (text := blocks[key])}
+    numbered = [
+        f"## {number}. {_SECTIONS[key]}\n\n{text}"
+        for number, (key, text) in enumerate(sections.items(), start=1)
     ]
-    content = _content(run, analysis, sections)
+    end = f"*{NOTICE}*\n"
+    counts = "\n".join(
+        f"- {name}: {count_statuses(items)}"
+        for name, items in fill_checklists(run, analysis).items()
+    )
+    short = f"## Reporting checklists\n\nIn full in `checklists.md`.\n\n{counts}"
+    full = f"## Reporting checklists\n\n{_MET}\n\n" + blocks["checklists"].replace("## ", "### ")
+    head = f"# {title}\n\n{opening}"
     pages = {
-        "report.html": _html(content, sections),
-        "report.md": report_markdown(content, sections, run.run_dir),
-        "model_card.md": model_card(content, sections),
-        "checklists.md": checklists_markdown(content),
-    }
+        "report.md": "\n\n".join([head, *numbered, short, end]),
+        "model_card.md": "\n\n".join([f"# Model card: {title}", opening, *_card(blocks), end]),
+        "checklists.md": "\n\n".join(
+            [f"# Reporting checklists: {title}", f"{subtitle}. {NOTICE}", _MET,
+             blocks["checklists"] + "\n"]
+        ),
+        "report.html": page_html("\n\n".join([head, *numbered, full, end]), run.run_dir),
+    }  # fmt: skip
     for name, text in pages.items():
         with replacing(run.run_dir / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return run.run_dir / "report.html"
 
 
-def _content(run: RunRecord, analysis: Analysis, sections: list[Section]) -> dict[str, Any]:
-    consistent = is_consistent(analysis.checks)
-    title = run.study.get("title") or f"Steatosis grading from ultrasound: {run.experiment}"
-    return {
-        "title": title,
-        "subtitle": f"Experiment {run.experiment}, run {run.run_id}",
-        "notice": NOTICE,
-        "consistent": consistent,
-        "verdict": _verdict(analysis),
-        "checks": analysis.checks,
-        "overview": _overview(run, analysis),
-        "checklists": fill_checklists(run, analysis),
-        "numbers": {section.key: place for place, section in enumerate(sections, start=1)},
-        "study": run.study,
-    }
-
-
-def _verdict(analysis: Analysis) -> str:
+def _self_check(analysis: Analysis) -> str:
+    """One line if the run is consistent; otherwise a warning and every check that did not hold."""
+    sentence = content.consistency(analysis)
     if is_consistent(analysis.checks):
-        return (
-            f"Consistent: all {len(analysis.checks)} self-checks hold. Matrix, supports, accuracy, "
-            "per-class values and averages follow from the scores."
-        )
-    failed = sum(check.passed is False for check in analysis.checks)
-    open_checks = sum(check.passed is None for check in analysis.checks)
-    if failed:
-        return f"Not consistent: {failed} of {len(analysis.checks)} self-checks failed."
-    return f"Not shown to be consistent: {open_checks} self-checks could not be made."
-
-
-def _overview(run: RunRecord, analysis: Analysis) -> list[Block]:
-    found = analysis.metrics.get("patient")
-    if not found:
-        return []
-    entries = analysis.intervals["patient"]
-    rows = [(words, with_interval(entries.get(name))) for name, words in OVERVIEW.items()]
-    how = "tested out of fold" if run.num_folds > 1 else "of the test part"
-    caption = f"{found['n']:,} patients {how}; value (95 % interval over patients)."
-    blocks: list[Block] = [Table(("Per patient", "Result"), rows, caption)]
-    if run.num_folds > 1:
-        blocks.append(
-            Text(
-                "The exported model of a cross-validated run is trained on all patients; these "
-                "figures are those of the folds' models."
-            )
-        )
-    return blocks
-
-
-@dataclass(frozen=True)
-class _Image:
-    data: str
-    width: int
-    height: int
-    tall: bool
-
-
-def _html(content: dict[str, Any], sections: list[Section]) -> str:
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["unbroken"] = _unbroken
-    template = environment.from_string(_TEMPLATE_PATH.read_text(encoding="utf-8"))
-    paths = [
-        block.path for section in sections for block in section.blocks if isinstance(block, Picture)
+        return sentence
+    lines = [
+        f"> - {_plain(check.name)}: {'not made' if check.passed is None else 'failed'}. "
+        f"{_plain(check.detail)}"
+        for check in analysis.checks
+        if check.passed is not True
     ]
-    return template.render(
-        **content, sections=sections, images=_images(paths), count=count_statuses
-    )
+    return "\n".join([f"> **{sentence}**", ">", *lines])
 
 
-def _unbroken(cell: str) -> str:
-    """An interval stays on one line: its spaces become no-break spaces."""
-    return re.sub(r"\(\S+ to \S+\)", lambda found: found[0].replace(" ", "\xa0"), cell)
+def _card(blocks: Mapping[str, str]) -> list[str]:
+    """The same blocks under the headings of a model card, without pictures."""
+    parts = []
+    for heading, keys in _CARD.items():
+        parts.append(f"## {heading}")
+        for key in keys:
+            text = "\n".join(line for line in blocks[key].splitlines() if not line.startswith("!["))
+            if text:
+                parts.append(f"### {_SECTIONS[key]}\n\n{text}" if len(keys) > 1 else text)
+    return parts
 
 
-def _images(paths: list[Path]) -> dict[Path, _Image]:
-    """Pictures as base64; if they are too heavy together, the heaviest are made smaller."""
-    stored = {path: path.read_bytes() for path in paths}
-    while sum(map(len, stored.values())) > _MAX_PICTURE_BYTES:
-        heaviest = max(stored, key=lambda path: len(stored[path]))
-        stored[heaviest] = _smaller(stored[heaviest])
-    return {path: _image(data) for path, data in stored.items()}
+def _render(run: RunRecord, analysis: Analysis, figures: Mapping[str, Path]) -> dict[str, str]:
+    """Section -> its Markdown, "" for one that has nothing to say; and `checklists`."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES), trim_blocks=True, lstrip_blocks=True,
+        autoescape=True, finalize=_plain,
+    )  # fmt: skip
+    environment.filters |= {
+        "markdown": Markup,
+        "level_words": tables.LEVELS.__getitem__,
+        "notes_first": lambda notes: [(note, name) for name, note in notes.items()],
+        "first_reaching": lambda values, level: int(np.searchsorted(values, level - 1e-9)),
+    }
+    scanners: set[str] = set()
+    if run.manifest is not None and "scanner" in run.manifest.columns:
+        scanners = set(run.manifest["scanner"].astype(str)) - {""}
+    state = {True: "yes", False: "no", None: "not checked"}
+    whole = environment.get_template("report.md.j2").render(
+        run=run, analysis=analysis, c=content, t=tables, grades=list(GRADES), metrics=METRICS,
+        group_labels=list(shown_in("groups").values()), cuts=FAT_CUTS_PERCENT, num_bins=NUM_BINS,
+        scanners=scanners, captions=tables.figure_captions(list(figures)),
+        section=lambda key: Markup(f"{_MARK}{key}\n"),
+        without=lambda part, key: {k: v for k, v in part.items() if k != key},
+        undefined=sorted({n for found in analysis.metrics.values() for n in found["notes"]}),
+        check_rows=[(check.name, state[check.passed], check.detail) for check in analysis.checks],
+    )  # fmt: skip
+    parts = (part.split("\n", 1) for part in whole.split(_MARK)[1:])
+    found = {key.strip(): _tidy(text) for key, text in parts}
+    filled = [key for key in _SECTIONS if found[key]]
+    checklists = environment.get_template("checklists.md.j2").render(
+        checklists=fill_checklists(run, analysis), count=count_statuses,
+        numbers={key: number for number, key in enumerate(filled, start=1)},
+    )  # fmt: skip
+    return found | {"checklists": _tidy(checklists)}
 
 
-def _smaller(data: bytes) -> bytes:
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if picture is None or min(picture.shape[:2]) < 64:
-        raise ValueError("Expected readable PNG figures of a few MB. Received: one that is not.")
-    small = cv2.resize(picture, None, fx=0.7, fy=0.7, interpolation=cv2.INTER_AREA)
-    return cv2.imencode(".png", small, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes()
+def _plain(value: Any) -> Markup:
+    """Text that stays text: no line breaks, no HTML, no emphasis from a covariate's value."""
+    if isinstance(value, Markup):
+        return value
+    single = " ".join(str(value).split())
+    for mark in ("\\", "`", "*", "<", "[", "|"):
+        single = single.replace(mark, f"\\{mark}")
+    return Markup(single)
 
 
-def _image(data: bytes) -> _Image:
-    # Width and height stand in the IHDR chunk, bytes 16 to 24 of every PNG (RFC 2083).
-    width, height = (int.from_bytes(data[place : place + 4], "big") for place in (16, 20))
-    text = base64.b64encode(data).decode()
-    # Figures are drawn at 150 px an inch, a page has 96: shown at their true size.
-    return _Image(text, round(width * 96 / 150), round(height * 96 / 150), height > width)
+def _tidy(text: str) -> str:
+    """One empty line between paragraphs, none inside a table or a quotation."""
+    lines = [line.rstrip() for line in text.strip().splitlines()]
+    kept: list[str] = []
+    for place, line in enumerate(lines):
+        following = next((later for later in lines[place + 1 :] if later), "")
+        inside = kept and kept[-1][:1] == following[:1] and following[:1] in ("|",)
+        if line or (kept and kept[-1] and not inside):
+            kept.append(line)
+    return "\n".join(kept)

@@ -11,7 +11,7 @@ import pandas as pd
 from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.cohort.rejected import read_rejected
 from steatosis_tf.evaluation.metrics.scores import read_scores
-from steatosis_tf.files import file_sha256
+from steatosis_tf.files import file_sha256, write_json
 
 #: What the author may state in `study.json`, name -> what to write there. The report never
 #: invents these; it says that they are missing.
@@ -39,14 +39,8 @@ STUDY_KEYS = {
     "contact": "whom to ask",
 }
 
-#: Optional results of later steps, read as they are: file name -> what it holds.
-PARTS = {
-    "operating_points.json": "operating points",
-    "comparators.json": "comparators",
-    "rejection.json": "rejection and abstention",
-    "explanations.json": "sanity check of explanations",
-    "external.json": "external validation",
-}
+# Key of the template under which it says what to write; not a statement.
+_HINTS = "_what_to_write"
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,7 @@ class RunRecord:
     validation_scores: pd.DataFrame | None
     robustness: pd.DataFrame | None
     hepatorenal: pd.DataFrame | None
-    parts: dict[str, dict[str, Any]]
+    operating_points: dict[str, Any] | None
     study: dict[str, str]
     figures: dict[str, Path]
     hashes: dict[str, str]
@@ -90,6 +84,11 @@ class RunRecord:
     def protocol(self) -> str:
         """`holdout`, `kfold`, `lopo`, ... or "" if the config is absent."""
         return str((self.config or {}).get("split", {}).get("kind", ""))
+
+    @property
+    def rule(self) -> str:
+        """How a patient's frames are joined."""
+        return str((self.config or {}).get("evaluation", {}).get("aggregation", "mean"))
 
     @property
     def num_folds(self) -> int:
@@ -139,7 +138,7 @@ def read_run(run_dir: str | Path) -> RunRecord:
         validation_scores=read("validation_scores.csv", _read_validation),
         robustness=read("robustness.csv", pd.read_csv),
         hepatorenal=read("hepatorenal.csv", _read_hepatorenal),
-        parts={name: part for name in PARTS if (part := read(name, read_json)) is not None},
+        operating_points=read("operating_points.json", read_json),
         study=read_study(run_dir / "study.json"),
         figures={path.stem: path for path in figures},
         hashes=_hashes(run_dir),
@@ -176,6 +175,7 @@ def read_study(path: Path) -> dict[str, str]:
         study = read_json(path)
     except ValueError as error:
         raise ValueError(f"Expected study.json as a JSON object. Received: {error}.") from error
+    study.pop(_HINTS, None)
     unknown = sorted(set(study) - set(STUDY_KEYS))
     wrong = sorted(name for name, text in study.items() if not isinstance(text, str))
     if unknown or wrong:
@@ -184,6 +184,22 @@ def read_study(path: Path) -> dict[str, str]:
             f"Received: unknown={unknown} not_text={wrong}."
         )
     return {name: text.strip() for name, text in study.items() if text.strip()}
+
+
+def init_study(run_dir: str | Path) -> Path:
+    """Write the template of `study.json`: every key with an empty text, and what to write there.
+
+    Raises:
+        ValueError: if the run has a `study.json` already, or is not a run.
+    """
+    path = read_run(run_dir).run_dir / "study.json"
+    if path.exists():
+        raise ValueError(
+            "Expected a run without study.json. Received: one that has it; it is left as it is. "
+            "Fill it, or move it elsewhere."
+        )
+    write_json({_HINTS: STUDY_KEYS, **dict.fromkeys(STUDY_KEYS, "")}, path)
+    return path
 
 
 def _read_validation(path: Path) -> pd.DataFrame:

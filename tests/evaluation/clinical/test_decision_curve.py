@@ -6,11 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steatosis_tf.evaluation.clinical.decision_curve import (
-    decision_curve,
-    fit_index_probability,
-    index_probability,
-)
+from steatosis_tf.evaluation.clinical.baselines import fit_index_probability, index_probability
+from steatosis_tf.evaluation.clinical.decision_curve import decision_curve
 from steatosis_tf.grades import SCORE_COLUMNS
 
 

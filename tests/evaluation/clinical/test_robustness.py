@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steatosis_tf.evaluation.clinical.robustness import METRICS, PERTURBATIONS, robustness_curves
+from steatosis_tf.evaluation.clinical.robustness import CURVES, PERTURBATIONS, robustness_curves
 
 LEVELS = np.array([40, 80, 120, 160])
 
@@ -39,7 +39,7 @@ def _value(table, perturbation, strength, metric):
 def test_gain_moves_every_patient_by_the_grade_it_should(frames):
     table = robustness_curves(by_brightness, *frames, num_resamples=100)
     assert set(table["perturbation"]) == set(PERTURBATIONS)
-    assert set(table["metric"]) == {*METRICS, "mean_shift", "changed_share"}
+    assert set(table["metric"]) == {*CURVES, "mean_shift", "changed_share"}
     for name in PERTURBATIONS:
         assert _value(table, name, 0, "accuracy") == 1
         assert _value(table, name, 0, "mean_shift") == 0

@@ -5,11 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from steatosis_tf.evaluation.figures.results import comparison_figure
 from steatosis_tf.evaluation.metrics.comparison import (
     COMPARED,
     ComparedRun,
     compare_runs,
-    comparison_figure,
     comparison_text,
     delong_test,
 )

@@ -13,6 +13,7 @@ import pytest
 from steatosis_tf import cli
 from steatosis_tf.evaluation.clinical.thresholds import choose_operating_points
 from steatosis_tf.evaluation.metrics.scores import patient_scores, read_scores
+from steatosis_tf.evaluation.report.content import interval
 from steatosis_tf.evaluation.report.evaluate import evaluate_run
 from steatosis_tf.evaluation.report.report import write_report
 from steatosis_tf.grades import GRADES, NOTICE, SCORE_COLUMNS
@@ -97,13 +98,15 @@ def test_whole_run_is_consistent_and_says_what_is_missing(whole_run):
     metrics = json.loads((whole_run / "metrics.json").read_text())
     assert f"{metrics['patient']['accuracy']:.3f} (" in page
     assert "0.0001" in page, "a learning rate of 1e-4 must not be rounded to 0.000"
-    assert "Leak audit (patient, exact copy, near copy, label conflict): not done" in page
-    assert "Not done: no external, temporal or leave-one-scanner-out validation" in page
+    assert "Data-leakage check (patient, exact copy, near copy, label conflict): not done" in page
+    assert "No external, temporal or leave-one-scanner-out validation is part of this run" in page
     assert "no sector" in page
     text = (whole_run / "report.md").read_text(encoding="utf-8")
     assert "> - Intended use: what the grade is used for" in text
-    for number in range(1, 21):
-        assert f"\n## {number}. " in text
+    titles = re.findall(r"^## (\d+)\. (.*)$", text, re.M)
+    assert [int(number) for number, _ in titles] == list(range(1, len(titles) + 1))
+    assert "Self-check" in dict(titles).values()
+    assert "External validation" not in dict(titles).values(), "no verb has filled it"
     assert "## Intended use" in (whole_run / "model_card.md").read_text(encoding="utf-8")
 
 
@@ -130,7 +133,7 @@ def test_locked_cut_offs_of_the_run_are_used_and_damaged_ones_refused(run_dir):
     points["folds"]["0"]["severe"]["youden"]["threshold"] = 0.123456
     (run_dir / "operating_points.json").write_text(json.dumps(points))
     page = report_text(run_dir)
-    assert "Cut-offs from operating_points.json" in page
+    assert "Thresholds from operating_points.json" in page
     assert "<td>0.123</td>" in page
     (run_dir / "operating_points.json").write_text("{}")
     assert "operating_points.json cannot be used" in report_text(run_dir)
@@ -167,8 +170,9 @@ def test_without_validation_scores_nothing_is_chosen_on_the_test_part(run_dir):
 def test_page_is_one_file_without_network_or_script(whole_run):
     page = (whole_run / "report.html").read_text(encoding="utf-8")
     assert len(page.encode()) < 5_000_000
-    assert "<script" not in page
-    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert "<script" in page, "the sorting of tables"
+    assert not re.search(r'src="(?!data:)', page)
+    assert not re.search(r'href="(?!data:|#|f\.png)', page), "frames are linked, nothing else"
     assert "@import" not in page
     assert "url(" not in page
     anchors = set(re.findall(r'href="#([^"]+)"', page))
@@ -194,7 +198,7 @@ def test_edited_metrics_are_recognised_and_not_printed(run_dir):
     assert f"accuracy: written 0.987, recomputed {true}" in page
     assert "Run `steatosis evaluate` on this run again" in page
     assert "Consistent: all" not in page
-    assert not re.search(r"Accuracy</th><td>0\.987", page)
+    assert not re.search(r"Accuracy</td>\s*<td>0\.987", page)
     assert "**Not consistent" in (run_dir / "model_card.md").read_text(encoding="utf-8")
 
 
@@ -215,7 +219,7 @@ def test_scored_patient_missing(run_dir):
     page = report_text(run_dir)
     assert "Not consistent" in page
     assert "1 not scored, first patient_id=P007 of fold 0" in page
-    assert "1 patients missing from frame_scores, first [&#39;P007&#39;]" in page
+    assert "1 patients missing from frame_scores, first ['P007']" in page
 
 
 def test_evaluate_refuses_scores_that_lack_a_patient(run_dir, capsys):
@@ -261,7 +265,7 @@ def test_nobody_with_steatosis_in_the_test_part(tmp_path, capsys):
     assert "Consistent: all 8" in page
     assert cli.main(["evaluate", str(tmp_path / "experiment" / "run")]) == 0
     text = capsys.readouterr().out
-    assert "- is undefined on these patients: Recall of Mild is undefined: no row has" in text
+    assert "- is undefined on these patients: AUC of Normal is undefined: no row has this" in text
     assert "nan" not in text.lower()
 
 
@@ -309,7 +313,7 @@ def test_the_flow_begins_with_what_never_reached_the_manifest(run_dir):
 def test_nan_in_metrics_is_a_fault(run_dir):
     path = run_dir / "metrics.json"
     path.write_text(path.read_text().replace('"accuracy": ', '"accuracy": NaN, "was": ', 1))
-    page = report_text(run_dir).replace("&#39;", "'")
+    page = report_text(run_dir)
     assert "metrics.json can be read" in page
     assert "holds a value that is not a number" in page
 
@@ -339,8 +343,9 @@ def test_text_from_outside_stays_text(run_dir):
     manifest["site"] = "<script>alert(1)</script> | *x*"
     manifest.to_csv(run_dir / "manifest.csv", index=False)
     page = report_text(run_dir)
-    assert "<script" not in page
+    assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)" in page
+    assert "<em>x</em>" not in page
     text = (run_dir / "report.md").read_text(encoding="utf-8")
     assert "\\<script>alert(1)\\</script> \\| \\*x\\*" in text
 
@@ -354,10 +359,56 @@ def test_author_statements_are_printed_and_checked(run_dir):
     assert "Intended use: triage" in page
     after = (run_dir / "checklists.md").read_text(encoding="utf-8")
     assert "| 44 | Funding and the funders' role | needs the author |" in before
-    assert "| 44 | Funding and the funders' role | met | report, section 20 |" in after
+    assert "| 44 | Funding and the funders' role | met | report, section 18 |" in after
     (run_dir / "study.json").write_text(json.dumps({"use": "x"}))
     with pytest.raises(ValueError, match=r"study\.json\. Received: unknown=\['use'\]"):
         write_report(run_dir, num_resamples=RESAMPLES)
+
+
+def test_the_form_of_study_json_is_written_once_and_read(run_dir, capsys):
+    assert cli.main(["report", str(run_dir), "--init-study"]) == 0
+    assert "intended_use: what the grade is used for" in capsys.readouterr().out
+    form = json.loads((run_dir / "study.json").read_text())
+    assert report_text(run_dir).count("Needs the author") > 3, "an empty form states nothing"
+    form["intended_use"] = "triage"
+    (run_dir / "study.json").write_text(json.dumps(form))
+    assert "Intended use: triage" in report_text(run_dir)
+    assert cli.main(["report", str(run_dir), "--init-study"]) == 1
+    assert json.loads((run_dir / "study.json").read_text()) == form
+
+
+def test_the_verdict_compares_with_answers_that_need_no_model(whole_run, run_dir):
+    text = (whole_run / "report.md").read_text(encoding="utf-8")
+    assert re.search(r"\*\*Better than always saying Normal: accuracy 0\.\d+ against 0\.250", text)
+    assert "| Accuracy | 0." in text
+    assert "48 patients of the test part, 144 frames; 12 Normal, 12 Mild, 12 Mod" in text
+    assert "the split (split.split_seed=0)" in text
+    for name in ("frame_scores.csv", "patient_scores.csv"):  # a model that always says Severe
+        table = pd.read_csv(run_dir / name, dtype={"frame_id": str})
+        table[list(SCORE_COLUMNS)] = [0.1, 0.1, 0.2, 0.6]
+        table.assign(predicted="Severe").to_csv(run_dir / name, index=False)
+    evaluate_run(run_dir)
+    assert "No better than always saying Normal: accuracy 0.250 against 0.250" in report_text(
+        run_dir
+    )
+
+
+def test_the_model_is_described_as_configured(run_dir):
+    config = json.loads((run_dir / "config.json").read_text())
+    config["model"] = {"backbone": "vgg16", "weights": "imagenet", "head": "ordinal",
+                       "hidden_units": 64}  # fmt: skip
+    config["train"]["fine_tune_epochs"] = 3
+    (run_dir / "config.json").write_text(json.dumps(config))
+    page = report_text(run_dir)
+    assert "Backbone vgg16 (weights: imagenet), of which the last stage is trained too" in page
+    assert "a head of 64 units on its features gives one score and ordered cuts" in page
+    assert "ResNet" not in page
+
+
+def test_intervals_whose_ends_print_alike_are_withheld():
+    assert interval({"value": 0.5, "low": 0.5001, "high": 0.4999}) == "0.500 (no interval)"
+    assert interval({"value": 0.5, "low": 0.4, "high": 0.6}, 2) == "0.50 (0.40 to 0.60)"
+    assert interval({"value": None}) == "undefined"
 
 
 def test_cross_validated_run_by_scanner(run_dir):
@@ -387,7 +438,6 @@ def test_parts_of_later_steps_are_shown(run_dir):
     (run_dir / "leak_gate.json").write_text(
         json.dumps({"passed": False, "findings": [{"text": "P001 and P002 share pixels"}]})
     )
-    (run_dir / "comparators.json").write_text(json.dumps({"majority": {"accuracy": 0.25}}))
     pd.DataFrame(
         {
             "perturbation": "gain", "strength": [0.0, 6.0], "unit": "dB",
@@ -395,20 +445,19 @@ def test_parts_of_later_steps_are_shown(run_dir):
         }
     ).to_csv(run_dir / "robustness.csv", index=False)  # fmt: skip
     page = report_text(run_dir)
-    assert "The leak gate did not pass: results are not to be believed." in page
+    assert "The data-leakage check did not pass: results are not to be believed." in page
     assert "P001 and P002 share pixels" in page
-    assert "majority.accuracy" in page
     assert (run_dir / "figures" / "robustness_quadratic_kappa.png").is_file()
 
 
 def test_heavy_figures_are_made_smaller(run_dir):
     rng = np.random.default_rng(0)
-    for name in ("gallery_1", "gallery_2"):
+    for name in ("gallery", "flow"):
         noise = rng.integers(0, 256, (1000, 1000, 3)).astype(np.uint8)  # 3 MB as PNG
         cv2.imwrite(str(run_dir / "figures" / f"{name}.png"), noise)
     path = write_report(run_dir, num_resamples=RESAMPLES)
     assert path.stat().st_size < 5_000_000
-    assert "Gallery 2" in path.read_text(encoding="utf-8")
+    assert "Worst errors, one frame per patient" in path.read_text(encoding="utf-8")
 
 
 def test_page_opens_in_a_browser_without_console_error(whole_run, tmp_path):
