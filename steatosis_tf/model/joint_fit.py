@@ -18,7 +18,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from steatosis_tf.evaluation.clinical.prediction_sets import fit_conformal
 from steatosis_tf.evaluation.clinical.thresholds import choose_operating_points
-from steatosis_tf.evaluation.metrics.core import CUMULATIVE_TASKS
+from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS, grade_from_fat_percent, label_of
 from steatosis_tf.model.baselines.cumulative_link import fit_cumulative_link
 from steatosis_tf.model.baselines.fat_rule import fit_linear_rule
