@@ -37,8 +37,8 @@ from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.baselines.liver_features import LIVER_COLUMNS
 from steatosis_tf.model.baselines.physics import FAT_SIGNS
 from steatosis_tf.model.baselines.polar import POLAR_COLUMNS
-from steatosis_tf.model.fusion import Part, fit_fusion, save_fusion
-from steatosis_tf.model.leave_one_out import left_out_scores, patient_fat, patient_features
+from steatosis_tf.model.joint_fit import Part
+from steatosis_tf.model.leave_one_out import left_out_scores
 from steatosis_tf.model.measurements import measure_study
 from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.kidney import best_patch, cortex_features, liver_in_input
@@ -169,11 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text += f"\n{table1_row(study)}"
     with replacing(out / "table.md") as temporary:
         temporary.write_text(text)
-    fat = patient_fat(study.frames).to_numpy()
-    model = fit_fusion(patient_features(study.frames, study.features), fat, METHODS[BEST])
-    notes = {"study": "Byra et al. 2018, all 44 patients: no figure is claimed on them"}
-    save_fusion(model, out / "fat_model.json", notes | {"notice": NOTICE})
-    print(f"{text}\nmodel fitted to all patients: {out / 'fat_model.json'}\n\n{NOTICE}")
+    print(f"{text}\n{NOTICE}")
 
 
 if __name__ == "__main__":

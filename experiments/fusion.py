@@ -26,7 +26,7 @@ from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.baselines.physics import FAT_SIGNS
-from steatosis_tf.model.fusion import Part
+from steatosis_tf.model.joint_fit import Part
 from steatosis_tf.model.measurements import measure_study
 from steatosis_tf.sources.phantom import write_phantoms
 

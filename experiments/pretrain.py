@@ -46,7 +46,7 @@ from steatosis_tf.config import AugmentConfig
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.engines import has_bfloat16
-from steatosis_tf.model.fusion import Part
+from steatosis_tf.model.joint_fit import Part
 from steatosis_tf.records.augment import augment
 from steatosis_tf.roi.crop import central_rectangle, crop_roi
 from steatosis_tf.roi.sector import find_sector

@@ -18,7 +18,8 @@ from steatosis_tf.evaluation.metrics.registry import metrics_of
 from steatosis_tf.evaluation.metrics.scores import patient_scores, write_scores
 from steatosis_tf.files import replacing, write_json
 from steatosis_tf.grades import NOTICE
-from steatosis_tf.model.fusion import Fusion, Part
+from steatosis_tf.model.joint import JointModel
+from steatosis_tf.model.joint_fit import Part
 from steatosis_tf.model.leave_one_out import (
     by_predicted_fat,
     leave_one_out,
@@ -181,9 +182,12 @@ def _write_study(study: MeasuredStudy, partitions: list[Partition], run_dir: Pat
             table.to_csv(temporary, index=False)
 
 
-def _folds(models: Sequence[Fusion]) -> list[dict[str, Any]]:
+def _folds(models: Sequence[JointModel]) -> list[dict[str, Any]]:
     return [
-        {"shares": model.shares, "penalties": [rule.penalty for rule in model.rules]}
+        {
+            "shares": [part.share for part in model.parts],
+            "penalties": [part.rule.penalty for part in model.parts],
+        }
         | asdict(model.link)
         for model in models
     ]

@@ -12,7 +12,7 @@ from steatosis_tf.evaluation.metrics.scores import patient_scores, read_scores
 from steatosis_tf.evaluation.report.checks import check_run
 from steatosis_tf.evaluation.report.run import read_run
 from steatosis_tf.grades import NOTICE, grade_from_fat_percent
-from steatosis_tf.model.fusion import Part
+from steatosis_tf.model.joint_fit import Part
 
 
 def study(num_patients: int = 12) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -11,7 +11,8 @@ from tqdm import tqdm
 from steatosis_tf.cohort.splits import Partition
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 from steatosis_tf.model.fat_reading import grade_probabilities
-from steatosis_tf.model.fusion import Fusion, Part, fit_fusion
+from steatosis_tf.model.joint import DecisionRule, JointModel, decide
+from steatosis_tf.model.joint_fit import Part, fit_joint
 
 # Any width ranks patients by predicted fat alike; this one is about the error of a left-out one.
 _SPREAD = 1.5
@@ -41,12 +42,13 @@ def left_out_scores(
     partitions: Sequence[Partition],
     *,
     name: str = "folds",
-) -> tuple[pd.DataFrame, list[Fusion]]:
+) -> tuple[pd.DataFrame, list[JointModel]]:
     """Score every tested frame by a model fitted to the other parts.
 
     Args:
         frames: manifest rows with `fat_percent` known.
-        features: one row per frame, in the same order, see `Fusion.sqrt_fat`.
+        features: one row per frame, in the same order, the columns of every part; NaN
+            where something was not measured.
         parts: what the model sees.
         partitions: folds of whole patients, as `leave_one_out` or `make_partitions` gives them; a
             model is fitted to training and validation part, since it stops by neither.
@@ -58,18 +60,22 @@ def left_out_scores(
         are chosen inside the training patients, so nothing of a patient's fat reaches its score.
 
     Raises:
-        ValueError: see `fit_fusion`.
+        ValueError: if columns are missing, or see `fit_joint`.
     """
     patients, fat = patient_features(frames, features), patient_fat(frames)
     tables, models = [], []
     for fold, partition in enumerate(tqdm(partitions, name, file=sys.stderr, unit="fold")):
         others = patients.index.isin(partition.train | partition.validation)
-        model = fit_fusion(patients[others], fat[others].to_numpy(), parts)
+        model = fit_joint(
+            parts, _inputs(patients[others], parts), patients.index[others],
+            fat_percent=fat[others].to_numpy(),
+        )  # fmt: skip
         mine = frames["patient_id"].isin(partition.test).to_numpy()
         part = frames.loc[mine, ["frame_id", "patient_id", "grade", "fat_percent"]]
         part = part.assign(fold=fold, repeat=partition.repeat)
-        part["sqrt_fat"] = model.sqrt_fat(features[mine])
-        part[list(SCORE_COLUMNS)] = model.probabilities(features[mine])
+        score = model.score(_inputs(features[mine], parts))
+        part["sqrt_fat"] = np.maximum(score, 0.0)
+        part[list(SCORE_COLUMNS)] = model.probabilities(score)
         tables.append(part)
         models.append(model)
     table = pd.concat(tables, ignore_index=True)
@@ -102,13 +108,21 @@ def read_as(patients: pd.DataFrame, rule: str) -> pd.DataFrame:
             mean grade rounded, which is what a quadratic weighting asks for.
     """
     shares = patients[list(SCORE_COLUMNS)].to_numpy(float)
-    if rule == "middle":
-        labels = (shares.cumsum(axis=1) < 0.5).sum(axis=1)
-    elif rule == "expected":
-        labels = np.rint(shares @ np.arange(len(GRADES))).astype(int)
-    else:
+    rules: dict[str, DecisionRule] = {"middle": "median", "expected": "rounded_mean"}
+    if rule not in rules:
         raise ValueError(f"Expected rule middle or expected. Received: rule={rule!r}.")
+    labels = decide(shares, rules[rule])
     return _with(patients, np.eye(len(GRADES))[labels])
+
+
+def _inputs(features: pd.DataFrame, parts: Sequence[Part]) -> dict[str, np.ndarray]:
+    absent = {name for part in parts for name in part.columns} - set(features.columns)
+    if absent:
+        raise ValueError(
+            f"Expected the columns of every part in the feature table. Received: "
+            f"parts={[part.name for part in parts]}, missing={sorted(absent)[:5]}."
+        )
+    return {part.name: features[list(part.columns)].to_numpy(float) for part in parts}
 
 
 def _with(patients: pd.DataFrame, shares: np.ndarray) -> pd.DataFrame:

@@ -11,11 +11,9 @@ from steatosis_tf.verbs.common import Result
 def physics(args: Namespace) -> Result:
     """Measure one patient's frames: hepatorenal index, attenuation, speckle, landmarks."""
     from steatosis_tf.model.baselines.display import Display
-    from steatosis_tf.model.fusion import load_fusion
-    from steatosis_tf.model.patient_reading import grade_patient, measure_patient
+    from steatosis_tf.model.patient_reading import measure_patient
 
     display = Display(args.dynamic_range_db, args.px_per_cm)
-    model = load_fusion(args.model) if args.model else None
     of_frames, mean = measure_patient(args.frames, display)
     values = {
         "frames": [
@@ -26,16 +24,6 @@ def physics(args: Namespace) -> Result:
         "notice": NOTICE,
     }
     text = [f"mean over {len(of_frames)} frame(s), taken as one patient's", mean.reading()]
-    if model:
-        graded = grade_patient(mean, model)
-        values["graded"] = asdict(graded)
-        chances = ", ".join(f"{name} {p:.2f}" for name, p in graded.probabilities.items())
-        adds = ", ".join(f"{name} {value:+.2f}" for name, value in graded.adds.items() if value)
-        text += [
-            "",
-            f"fat, predicted: {graded.fat_percent:.0f} % ({chances})",
-            f"what adds to its square root, against the average patient: {adds}",
-        ]
     return Result(values, "\n".join([*text, "", NOTICE]))
 
 
@@ -53,7 +41,6 @@ def _physics_arguments(parser: ArgumentParser) -> None:
         "--dynamic-range-db", type=float, metavar="DB", help="dB between black and white, if known"
     )
     parser.add_argument("--px-per-cm", type=float, metavar="PX", help="of the image, if known")
-    parser.add_argument("--model", metavar="JSON", help="fat_model.json of `make byra`: also grade")
 
 
 VERBS = (("physics", physics, _physics_arguments),)

@@ -10,9 +10,8 @@ import pytest
 
 from steatosis_tf import cli
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
-from steatosis_tf.grades import GRADES, NOTICE
-from steatosis_tf.model.baselines.physics import FAT_SIGNS, UNITS
-from steatosis_tf.model.fusion import Part, fit_fusion, save_fusion
+from steatosis_tf.grades import NOTICE
+from steatosis_tf.model.baselines.physics import UNITS
 from steatosis_tf.model.measurements import MEASURED_COLUMNS, measure_study
 from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.sources.phantom import simulate_patient
@@ -68,31 +67,15 @@ def test_a_frame_that_cannot_be_measured_is_named(study, tmp_path):
         measure_study(frames, tmp_path / "manifest.csv", tmp_path)
 
 
-def fitted_on_made_up_numbers(path: Path) -> None:
-    fat = np.linspace(0, 95, 30)
-    rng = np.random.default_rng(0)
-    numbers = {name: sign * np.sqrt(fat) + rng.normal(0, 1, 30) for name, sign in FAT_SIGNS.items()}
-    part = Part("physics", tuple(FAT_SIGNS), tuple(FAT_SIGNS.values()))
-    save_fusion(fit_fusion(pd.DataFrame(numbers), fat, (part,)), path, {"notice": NOTICE})
-
-
 def test_verb_prints_for_programs_and_for_people(study, tmp_path, capsys):
-    model = tmp_path / "fat_model.json"
-    fitted_on_made_up_numbers(model)
     paths = [str(study.parent / "1_0.png"), str(study.parent / "1_1.png")]
-    assert cli.main(["physics", *paths, "--model", str(model), "--json"]) == 0
+    assert cli.main(["physics", *paths, "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["notice"] == NOTICE
     assert len(values["frames"]) == 2
     both = [frame["attenuation_db_per_depth"] for frame in values["frames"]]
     assert values["mean"]["attenuation_db_per_depth"] == pytest.approx(np.mean(both))
     assert values["mean"]["attenuation_db_per_cm"] is None
-    graded = values["graded"]
-    assert 0 <= graded["fat_percent"] <= 100
-    assert list(graded["probabilities"]) == list(GRADES)
-    assert sum(graded["probabilities"].values()) == pytest.approx(1)
-    assert set(graded["adds"]) == set(FAT_SIGNS)
-
     scale = ["--dynamic-range-db", "60", "--px-per-cm", "20"]
     assert cli.main(["physics", paths[0], *scale]) == 0
     text = capsys.readouterr().out
@@ -105,5 +88,6 @@ def test_verb_says_what_is_wrong(tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "black.png"), np.zeros((300, 300), np.uint8))
     assert cli.main(["physics", str(tmp_path / "black.png")]) == 1
     assert "black.png" in capsys.readouterr().err
-    assert cli.main(["physics", "none.png", "--model", str(tmp_path / "none.json")]) == 1
-    assert "fused model in JSON" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # it measures, and grades nothing
+        cli.main(["physics", "none.png", "--model", "model.json"])
+    assert "--model" in capsys.readouterr().err

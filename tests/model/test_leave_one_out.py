@@ -1,6 +1,4 @@
-"""Parts, shares, reading, file, and leave-one-patient-out on made-up numbers."""
-
-import json
+"""Parts, shares and leave-one-patient-out on made-up numbers."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +9,8 @@ from steatosis_tf.cohort.splits import make_partitions
 from steatosis_tf.config import SplitConfig
 from steatosis_tf.evaluation.metrics.scores import patient_scores
 from steatosis_tf.grades import SCORE_COLUMNS, grade_from_fat_percent
-from steatosis_tf.model.fusion import Part, fit_fusion, load_fusion, save_fusion
+from steatosis_tf.model.joint import JointModel
+from steatosis_tf.model.joint_fit import Part, fit_joint
 from steatosis_tf.model.leave_one_out import (
     by_predicted_fat,
     leave_one_out,
@@ -32,38 +31,26 @@ def study(num_patients: int = 40) -> tuple[pd.DataFrame, np.ndarray]:
     return table, fat
 
 
+def fitted(features: pd.DataFrame, fat: np.ndarray, parts: tuple[Part, ...]) -> JointModel:
+    inputs = {part.name: features[list(part.columns)].to_numpy() for part in parts}
+    return fit_joint(parts, inputs, [f"P{place:02d}" for place in range(len(fat))], fat_percent=fat)
+
+
 def test_the_part_that_knows_gets_the_share():
     features, fat = study()
-    fusion = fit_fusion(features, fat, (NOISE, GOOD))
-    assert sum(fusion.shares) == pytest.approx(1, abs=1e-6)
-    assert fusion.shares[1] > 0.9
-    assert np.corrcoef(fusion.sqrt_fat(features), np.sqrt(fat))[0, 1] > 0.95
-    shares = fusion.probabilities(features)
-    assert shares.sum(axis=1) == pytest.approx(np.ones(40))
-    assert shares[fat.argmin()].argmax() == 0
-    assert shares[fat.argmax()].argmax() == 3
+    model = fitted(features, fat, (NOISE, GOOD))
+    assert sum(part.share for part in model.parts) == pytest.approx(1, abs=1e-6)
+    assert model.parts[1].share > 0.9
+    score = model.score(
+        {part.name: features[list(part.columns)].to_numpy() for part in (NOISE, GOOD)}
+    )
+    assert np.corrcoef(score, np.sqrt(fat))[0, 1] > 0.95
 
 
-def test_file_gives_the_same_model_and_can_be_read(tmp_path):
-    features, fat = study()
-    features.loc[::5, "index"] = np.nan
-    part = Part("good", ("index", "slope"), flag_missing=True)
-    fusion = fit_fusion(features, fat, (part, NOISE))
-    save_fusion(fusion, tmp_path / "model.json", {"study": "made up"})
-    again = load_fusion(tmp_path / "model.json")
-    assert np.array_equal(again.probabilities(features), fusion.probabilities(features))
-    assert json.loads((tmp_path / "model.json").read_text())["notes"] == {"study": "made up"}
-
-
-def test_what_is_no_model_or_no_table_is_refused(tmp_path):
-    (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"fused model in JSON. Received: other.json"):
-        load_fusion(tmp_path / "other.json")
-    with pytest.raises(ValueError, match=r"Received: absent.json"):
-        load_fusion(tmp_path / "absent.json")
-    features, fat = study()
-    with pytest.raises(ValueError, match=r"missing=\['slope'\]"):
-        fit_fusion(features.drop(columns="slope"), fat, (GOOD,))
+def test_a_table_that_lacks_a_column_is_refused():
+    frames, features = frames_of(*study(14))
+    with pytest.raises(ValueError, match=r"parts=\['good'\], missing=\['slope'\]"):
+        left_out_scores(frames, features.drop(columns="slope"), (GOOD,), leave_one_out(frames))
 
 
 def frames_of(features: pd.DataFrame, fat: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -136,8 +123,7 @@ def test_covariates_are_read_and_help_where_they_know_something():
     assert numbers["age"].isna().all()
     assert set(numbers["sex_male"].dropna()) == {0.0, 1.0}
     part = Part("clinic", CLINICAL_COLUMNS, flag_missing=True)
-    fusion = fit_fusion(features.join(numbers), fat, (NOISE, part))
-    assert fusion.shares[1] > 0.7
+    assert fitted(features.join(numbers), fat, (NOISE, part)).parts[1].share > 0.7
 
 
 @pytest.mark.parametrize(
