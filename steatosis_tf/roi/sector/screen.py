@@ -6,6 +6,7 @@ largest area that changes both ways is the core of the picture, whatever the pag
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -36,19 +37,26 @@ class Picture:
         small: the frame, about 256 px wide.
         core: 1 on the largest textured area.
         apart: 1 on other textured areas: text, thumbnails, parts of the picture behind shadows.
-        floor: grey level around the core.
-        noise: how far above `floor` the surround's noise reaches, grey levels.
     """
 
     small: np.ndarray
     core: np.ndarray
     apart: np.ndarray
-    floor: int
-    noise: int
+
+    @cached_property
+    def surround(self) -> tuple[int, int]:
+        """The commonest grey level around the core, and how far its noise goes."""
+        wide, close = _grown(self.core, 2 * _SURROUND_PX + 1), _grown(self.core, 2 * _GAP_PX + 1)
+        counts = cv2.calcHist([self.small], [0], wide & ~close, [256], [0, 256]).ravel()
+        if counts.sum() == 0:
+            return 0, 0
+        level = int(counts.argmax())
+        lowest = int((counts.cumsum() >= 0.05 * counts.sum()).argmax())
+        return level, min(_MAX_NOISE, max(0, level - lowest))
 
     def bright(self) -> np.ndarray:
         """1 where the screen is brighter than the surround of the picture."""
-        return (self.small > self.floor + self.noise + ECHO_STEP).astype(np.uint8)
+        return (self.small > sum(self.surround) + ECHO_STEP).astype(np.uint8)
 
     def is_cut_out(self, fan_mask: np.ndarray | None = None) -> bool:
         """Whether the frame is nothing but the picture, some marks and a dark rim.
@@ -80,8 +88,8 @@ class Picture:
         """1 where the screen is brighter than right beside a fan `(height, width)` bool."""
         fan = fan_mask.view(np.uint8)
         beside = (_grown(fan, 11) & ~_grown(fan, 5)) > 0
-        level = np.median(self.small[beside]) if beside.any() else self.floor
-        return (self.small > level + self.noise + ECHO_STEP).astype(np.uint8)
+        level = np.median(self.small[beside]) if beside.any() else self.surround[0]
+        return (self.small > level + self.surround[1] + ECHO_STEP).astype(np.uint8)
 
     def readings(self) -> list[np.ndarray]:
         """What may be echo: all that hangs together with the core, and its close surroundings."""
@@ -107,12 +115,12 @@ class Picture:
         share = np.bincount(labels.ravel(), inside.ravel(), minlength=num) / np.maximum(1, size)
         foreign = ((share < 0.5)[labels] & (self.apart > 0)).astype(np.uint8)
         outside = _grown(foreign, 5) | (self._blocks() & ~self.core) | (1 - inside)
-        level = np.uint8(min(255, self.floor + self.noise))
+        level = np.uint8(min(255, sum(self.surround)))
         return np.where(outside > 0, level, np.maximum(self.small, level))
 
     def _blocks(self) -> np.ndarray:
         """Bars, buttons and the page: bright, even along rows or columns, square or at the rim."""
-        even = (_step(self.small, 5) <= 1) & (self.small > self.floor + FLAT_STEP)
+        even = (_step(self.small, 5) <= 1) & (self.small > self.surround[0] + FLAT_STEP)
         _, labels, stats, _ = cv2.connectedComponentsWithStats(
             _opened(even.view(np.uint8), 3), connectivity=4
         )
@@ -137,25 +145,17 @@ def find_picture(small: np.ndarray) -> Picture | None:
     rough = (_step(small, 3) >= _TEXTURE_STEP).view(np.uint8)
     closed = cv2.morphologyEx(rough, cv2.MORPH_CLOSE, _square(3))
     texture = _opened(np.asarray(closed, np.uint8), 7)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(texture, connectivity=4)
-    if len(stats) < 2:
+    # Contours take a tenth of the time of labels.
+    contours, _ = cv2.findContours(texture, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    if not contours:
         return None
-    largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
-    if stats[largest, cv2.CC_STAT_AREA] < _MIN_CORE_SHARE * small.size:
+    largest = max(contours, key=cv2.contourArea)
+    core = np.zeros_like(texture)
+    cv2.drawContours(core, [largest], 0, 1, cv2.FILLED)
+    core &= texture
+    if cv2.countNonZero(core) < _MIN_CORE_SHARE * small.size:
         return None
-    core = (labels == largest).view(np.uint8)
-    return Picture(small, core, texture & ~core, *_surround(small, core))
-
-
-def _surround(small: np.ndarray, core: np.ndarray) -> tuple[int, int]:
-    """The commonest grey level around the core, and how far its noise goes."""
-    around = _grown(core, 2 * _SURROUND_PX + 1) & ~_grown(core, 2 * _GAP_PX + 1)
-    counts = cv2.calcHist([small], [0], around, [256], [0, 256]).ravel()
-    if counts.sum() == 0:
-        return 0, 0
-    level = int(counts.argmax())
-    lowest = int((counts.cumsum() >= 0.05 * counts.sum()).argmax())
-    return level, min(_MAX_NOISE, max(0, level - lowest))
+    return Picture(small, core, texture & ~core)
 
 
 def _grown(mask: np.ndarray, width: int) -> np.ndarray:
