@@ -1,9 +1,9 @@
-"""How well the proposed rectangles lie, on images the liver network has not seen.
+"""How well the proposed rectangles lie.
 
     python benchmarks/roi_proposal.py ../shared/data
 
 `aul`: the fixed test part of `experiments/segmentation/liver_unet.py` (85 images), against the
-liver polygons.
+liver polygons; the shipped liver network was trained on them too.
 `byra2018`: every frame, against the boxes of three operators; "gap" is from the proposal's nearest
 edge to the nearest operator's liver box (0 where they overlap), "centres" from centre to centre.
 `--true-outlines` proposes inside the polygons, without the network.

@@ -95,7 +95,7 @@ PARTS = {f"{way} weights": Part(way, columns_of(way)) for way in WAYS}
 PARTS["answers of phantoms"] = Part("answers", ANSWERS, (1, 1, 1))
 #: Every system that was looked at; the first of a table is what the others are compared with.
 ALONE = {name: (part,) for name, part in PARTS.items()}
-SIGNS = byra.SYSTEMS[byra.BEST]
+SIGNS = byra.METHODS[byra.BEST]
 ADDED = {byra.BEST: SIGNS} | {f"+ {name}": (*SIGNS, part) for name, part in PARTS.items()}
 
 

@@ -31,10 +31,9 @@ GRID = (40, 56)
 _CELL_PX = INPUT_HEIGHT_PX // GRID[0]
 #: Side of the patch per height of the sector's bounding box: the operators' 28 px of 370.
 BOX_SHARE = 0.075
-#: Below this quality half of the out-of-fold findings miss the operators' boxes, above it one in
-#: twelve.
+#: Above this quality one in twenty of the out-of-fold findings misses the operators' boxes.
 MIN_QUALITY = 0.55
-#: Nine in ten patches in views with a kidney are above it, out of fold.
+#: Seven in eight patches in views with a kidney are above it, out of fold, and none without.
 MIN_LIKENESS = 0.75
 # A patch that holds more liver than this is not cortex, whatever the features say.
 _MAX_LIVER_SHARE = 0.2

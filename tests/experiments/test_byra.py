@@ -37,7 +37,7 @@ def test_cortex_is_found_with_the_weights_of_the_patients_own_fold(real_data_dir
 
 
 def test_every_system_sees_measured_columns_only():
-    assert next(iter(byra.SYSTEMS)) == byra.BEST
-    seen = {name for parts in byra.SYSTEMS.values() for part in parts for name in part.columns}
+    assert next(iter(byra.METHODS)) == byra.BEST
+    seen = {name for parts in byra.METHODS.values() for part in parts for name in part.columns}
     assert seen <= set(MEASURED_COLUMNS)
     assert not seen & {"fat_percent", "grade", "frame_index"}

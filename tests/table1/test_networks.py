@@ -14,11 +14,21 @@ from experiments.table1.networks.googlenet import googlenet
 from experiments.table1.networks.plain_cnn import plain_cnn
 from experiments.table1.networks.resnet18 import resnet18
 from experiments.table1.networks.two_outputs import fibrosis_labels, two_outputs
-from experiments.table1.networks.unet_cnn import standardised, unet_cnn
+from experiments.table1.networks.unet_cnn import (
+    PLAIN_PATH,
+    load_plain_weights,
+    standardised,
+    unet_cnn,
+)
 from steatosis_tf.deploy.export import export_onnx
 from steatosis_tf.model.grey_input import grey_input
 from steatosis_tf.records.pipeline import read_records
-from steatosis_tf.roi.liver import INPUT_HEIGHT_PX, INPUT_WIDTH_PX, liver_session, normalised
+from steatosis_tf.roi.liver import (
+    INPUT_HEIGHT_PX,
+    INPUT_WIDTH_PX,
+    normalised,
+    single_threaded_session,
+)
 
 _CLASSES = ["Normal", "Mild", "Moderate or severe"]
 
@@ -154,18 +164,17 @@ def test_the_graph_standardises_as_the_liver_network_was_trained(rois):
     np.testing.assert_allclose(received, expected, atol=1e-3)
 
 
-def test_shipped_weights_give_what_the_shipped_file_gives():
+def test_plain_weights_give_what_their_file_gives():
     from experiments.segmentation.unet import build_unet
-    from experiments.table1.networks.shipped_unet import load_shipped_weights
 
     unet = build_unet()
-    load_shipped_weights(unet)
+    load_plain_weights(unet)
     crop = np.random.default_rng(0).normal(size=(2, INPUT_HEIGHT_PX, INPUT_WIDTH_PX, 2))
     crop = crop.astype(np.float32)
-    (expected,) = liver_session().run(["liver_logit"], {"crop": crop})
+    (expected,) = single_threaded_session(PLAIN_PATH).run(["liver_logit"], {"crop": crop})
     np.testing.assert_allclose(unet.predict(crop, verbose=0), expected, atol=1e-3)
-    with pytest.raises(ValueError, match=r"liver U-Net of the shipped widths"):
-        load_shipped_weights(build_unet((8, 16)))
+    with pytest.raises(ValueError, match=r"liver U-Net of the default widths"):
+        load_plain_weights(build_unet((8, 16)))
 
 
 def test_attention_weighs_channels_and_places_by_0_to_1():

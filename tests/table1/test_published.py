@@ -73,8 +73,8 @@ def test_parameters_of_the_two_outputs_by_hand():
     assert num_trained(two_outputs(4, seed=0)) == kernels + norms + dense
 
 
-def test_the_unet_half_is_the_shipped_one_and_the_cnn_half_by_hand():
-    # 499,521 on the card of liver_unet.onnx, moving statistics included
+def test_the_unet_half_is_the_plain_one_and_the_cnn_half_by_hand():
+    # 499,521 of the plain liver network, moving statistics included
     kernels = 9 * (1 * 16 + 16 * 16 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64 + 64 * 128 + 128 * 128)
     norms = 4 * 2 * (16 + 32 + 64 + 128)
     model = unet_cnn(4, seed=0)
