@@ -15,8 +15,7 @@ import keras
 import pandas as pd
 
 from steatosis_tf import tracking
-from steatosis_tf.cohort.flow import count_flow
-from steatosis_tf.cohort.flow_figure import write_flow
+from steatosis_tf.cohort.flow import count_flow, write_flow
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.rejected import read_rejected
 from steatosis_tf.cohort.splits import Partition, make_partitions, split_table, test_column
@@ -147,7 +146,9 @@ def _prepare(manifest_path: Path, repeat: int, place: Preparation) -> tuple[list
     table = complete_manifest(table, manifest_path, partitions, place)
     with replacing(run_dir / "split.csv") as temporary:
         split_table(partitions).to_csv(temporary, index=False)
-    before = read_rejected(manifest_path.with_name("rejected.csv"))[["patient_id", "reason"]]
+    before = read_rejected(manifest_path.with_name("rejected.csv"))[
+        ["patient_id", "reason", "code"]
+    ]
     _write_rejected(table, before, run_dir / "rejected.csv")
     flow = count_flow(table, before, partitions)
     write_flow(flow, run_dir / "figures" / "flow.svg", run_dir / "figures" / "flow.png")
@@ -157,7 +158,7 @@ def _prepare(manifest_path: Path, repeat: int, place: Preparation) -> tuple[list
 def _write_rejected(table: pd.DataFrame, before: pd.DataFrame, path: Path) -> None:
     """Everything the run leaves out; what never was in the manifest has no frame_id."""
     rejected = table.loc[table["roi_height"].isna(), ["frame_id", "patient_id", "roi_reason"]]
-    rejected = rejected.rename(columns={"roi_reason": "reason"})
+    rejected = rejected.rename(columns={"roi_reason": "reason"}).assign(code="no_roi")
     with replacing(path) as temporary:
         pd.concat([before.assign(frame_id=""), rejected])[rejected.columns].to_csv(
             temporary, index=False

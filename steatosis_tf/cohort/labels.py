@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from steatosis_tf.cohort.rejected import Fault
 from steatosis_tf.cohort.spreadsheet import read_spreadsheet
 from steatosis_tf.grades import GRADES, grade_from_fat_percent
 
@@ -47,7 +48,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     return table
 
 
-def check_labels(table: pd.DataFrame) -> dict[int, list[str]]:
+def check_labels(table: pd.DataFrame) -> dict[int, list[Fault]]:
     """Check all rows, and fill `grade` and `fat_percent` (float) in place where they are valid.
 
     Args:
@@ -57,10 +58,12 @@ def check_labels(table: pd.DataFrame) -> dict[int, list[str]]:
         row number -> reasons, for the rows at fault.
     """
     reasons = {
-        row: [fault] for row, fault in zip(table["row"], table["fault"], strict=True) if fault
+        row: [Fault("damaged_row", fault)]
+        for row, fault in zip(table["row"], table["fault"], strict=True)
+        if fault
     }
 
-    def fault(row: int, reason: str) -> None:
+    def fault(row: int, reason: Fault) -> None:
         reasons.setdefault(row, []).append(reason)
 
     grades, fats = [], []
@@ -68,9 +71,9 @@ def check_labels(table: pd.DataFrame) -> dict[int, list[str]]:
         ["row", "path", "patient_id", "grade", "fat_percent"]
     ].itertuples(index=False):
         if not path:
-            fault(row, "empty path")
+            fault(row, Fault("empty_path"))
         if not patient_id:
-            fault(row, "empty patient_id")
+            fault(row, Fault("empty_patient"))
         known_grade, known_fat, why = _grade_and_fat(grade, fat)
         for reason in why:
             fault(row, reason)
@@ -97,42 +100,45 @@ def _check_columns(name: str, columns: list[str]) -> None:
         )
 
 
-def _grade_and_fat(grade: str, fat: str) -> tuple[str, float, list[str]]:
+def _grade_and_fat(grade: str, fat: str) -> tuple[str, float, list[Fault]]:
     known = {name.lower(): name for name in GRADES}.get(grade.lower(), "")
-    why = []
+    why: list[Fault] = []
     if grade and not known:
-        why.append(f"unknown grade {grade!r}, expected one of {', '.join(GRADES)}")
+        text = f"unknown grade {grade!r}, expected one of {', '.join(GRADES)}"
+        why.append(Fault("unknown_grade", text))
     if not fat:
         return known, np.nan, why
     try:
         percent = float(fat)
         from_fat = grade_from_fat_percent(percent)
     except ValueError:
-        return known, np.nan, [*why, f"fat_percent {fat!r} is not a number from 0 to 100"]
+        text = f"fat_percent {fat!r} is not a number from 0 to 100"
+        return known, np.nan, [*why, Fault("fat_percent", text)]
     if known and known != from_fat:
-        why.append(f"grade {known} does not agree with fat_percent {fat}, which is {from_fat}")
+        text = f"grade {known} does not agree with fat_percent {fat}, which is {from_fat}"
+        why.append(Fault("grade_and_fat", text))
     return known or from_fat, percent, why
 
 
-def _check_duplicates(table: pd.DataFrame, fault: Callable[[int, str], None]) -> None:
+def _check_duplicates(table: pd.DataFrame, fault: Callable[[int, Fault], None]) -> None:
     copies = table.loc[(table["path"] != "") & table["path"].duplicated(keep=False)]
     for _, group in copies.groupby("path", sort=False):
         first = int(group["row"].iloc[0])
         # Under two patients nobody can tell which row is right, so none is used.
         contested = group["patient_id"].nunique() > 1
         for row in group["row"] if contested else group["row"].iloc[1:]:
+            under = f"duplicate path under {group['patient_id'].nunique()} patients"
+            once = f"duplicate path, first at row {first}"
             fault(
                 row,
-                f"duplicate path under {group['patient_id'].nunique()} patients"
-                if contested
-                else f"duplicate path, first at row {first}",
+                Fault("contested_path", under) if contested else Fault("duplicate_path", once),
             )
 
 
-def _check_one_grade_per_patient(table: pd.DataFrame, fault: Callable[[int, str], None]) -> None:
+def _check_one_grade_per_patient(table: pd.DataFrame, fault: Callable[[int, Fault], None]) -> None:
     graded = table.loc[(table["grade"] != "") & (table["patient_id"] != "")]
     contested = graded.groupby("patient_id")["grade"].transform("nunique") > 1
     for _, group in graded.loc[contested].groupby("patient_id", sort=False):
         found = [grade for grade in GRADES if (group["grade"] == grade).any()]
         for row in group["row"]:
-            fault(row, f"one patient with two grades: {' and '.join(found)}")
+            fault(row, Fault("two_grades", f"one patient with two grades: {' and '.join(found)}"))

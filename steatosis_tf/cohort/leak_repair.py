@@ -3,6 +3,7 @@
 import pandas as pd
 
 from steatosis_tf.cohort.leak_findings import Finding
+from steatosis_tf.cohort.rejected import Fault
 
 #: Findings that say two patients are one person.
 ONE_PERSON = ("patient_under_two_spellings", "same_pixels", "near_duplicate")
@@ -72,22 +73,23 @@ def drop_copies(
 
     Returns:
         the repaired manifest without its `split` column; the dropped rows, `path, patient_id,
-        reason`, for rejected.csv.
+        reason, code`, for rejected.csv.
     """
-    reasons: dict[str, str] = {}
+    reasons: dict[str, Fault] = {}
     for finding in findings:
         if finding.kind == "two_grades":
             for frame in (frame for pair in finding.frame_pairs for frame in pair):
-                reasons[frame] = "the same pixels with two grades"
+                reasons[frame] = Fault("contested_copy")
     for finding in findings:
         if finding.kind in COPIES:
             for kept, copy in finding.frame_pairs:
                 # A frame that is gone itself cannot be the reason to drop its copies.
                 if kept not in reasons:
-                    reasons.setdefault(copy, f"copy of frame_id={kept}")
+                    reasons.setdefault(copy, Fault("copy", f"copy of frame_id={kept}"))
     is_dropped = frame_table["frame_id"].isin(list(reasons))
     dropped = frame_table.loc[is_dropped, ["path", "patient_id"]].assign(
-        reason=frame_table["frame_id"].map(reasons)
+        reason=frame_table["frame_id"].map(reasons),
+        code=frame_table["frame_id"].map({frame: why.code for frame, why in reasons.items()}),
     )
     table = frame_table.loc[~is_dropped].drop(columns="split", errors="ignore")
     return table.reset_index(drop=True), dropped

@@ -28,7 +28,7 @@ from steatosis_tf.cohort.decisions import (
     reviewed_rows,
 )
 from steatosis_tf.cohort.labels import check_labels, read_table
-from steatosis_tf.cohort.rejected import read_rejected
+from steatosis_tf.cohort.rejected import Fault, read_rejected
 from steatosis_tf.files import check_output, replacing
 from steatosis_tf.grades import GRADES
 from steatosis_tf.sources.folder import read_frame
@@ -91,6 +91,7 @@ def build_manifest(
     faulty = table["row"].isin(list(reasons))
     rejected = table.loc[faulty, ["row", "path", "patient_id"]].copy()
     rejected["reason"] = ["; ".join(reasons[row]) for row in rejected["row"]]
+    rejected["code"] = [reasons[row][0].code for row in rejected["row"]]
     if strict and faulty.any():
         raise ValueError(_fault_report(labels_path.name, rejected))
 
@@ -208,11 +209,13 @@ def find_changed_frames(manifest_path: str | Path) -> dict[str, str]:
         ValueError: if it is not a manifest.
     """
     table = read_manifest(manifest_path)
-    reasons: dict[int, list[str]] = {}
+    reasons: dict[int, list[Fault]] = {}
     rows = table.assign(row=table.index)
     found = pd.Series(_hash_frames(rows, Path(manifest_path).parent, reasons), table.index)
     for row in table.index[found != table["pixels_sha256"]]:
-        reasons.setdefault(row, ["other pixels than when the manifest was made"])
+        reasons.setdefault(
+            row, [Fault("unreadable", "other pixels than when the manifest was made")]
+        )
     return {str(table.loc[row, "frame_id"]): why[0] for row, why in sorted(reasons.items())}
 
 
@@ -315,7 +318,7 @@ def _numbers(file_name: str, table: pd.DataFrame, column: str) -> pd.Series:
     return numbers.astype("Int64")
 
 
-def _hash_frames(table: pd.DataFrame, folder: Path, reasons: dict[int, list[str]]) -> list[str]:
+def _hash_frames(table: pd.DataFrame, folder: Path, reasons: dict[int, list[Fault]]) -> list[str]:
     """Hash of every frame; unreadable ones get a reason. OpenCV decodes outside Python's lock."""
 
     def work(path: str) -> tuple[str, str]:
@@ -334,7 +337,7 @@ def _hash_frames(table: pd.DataFrame, folder: Path, reasons: dict[int, list[str]
         for row, (digest, reason) in zip(table["row"], results, strict=True):
             hashes.append(digest)
             if reason:
-                reasons.setdefault(row, []).append(reason)
+                reasons.setdefault(row, []).append(Fault("unreadable", reason))
     return hashes
 
 

@@ -7,9 +7,9 @@ import cv2
 import pandas as pd
 import pytest
 
-from steatosis_tf.cohort.flow import Count, count_flow, short_reason
-from steatosis_tf.cohort.flow_figure import write_flow
+from steatosis_tf.cohort.flow import Count, count_flow, write_flow
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
+from steatosis_tf.cohort.rejected import kinds_of, read_rejected
 from steatosis_tf.cohort.splits import Partition, make_partitions
 from steatosis_tf.config import SplitConfig
 from steatosis_tf.grades import NOTICE
@@ -37,7 +37,7 @@ def test_counts_by_hand(flow_of_a_study):
     flow = flow_of_a_study
     assert flow.found == Count("Found", 7, 9)
     assert flow.rejected == (
-        Count("missing or unreadable file", 2, 2),
+        Count("frame missing, unreadable or damaged", 2, 2),
         Count("unknown grade", 1, 1),
     )
     assert flow.in_manifest == Count("In the manifest", 5, 6)
@@ -63,24 +63,26 @@ def test_frames_add_up(flow_of_a_study):
     assert sum(part.total.num_frames for part in flow.parts) == flow.analysed.num_frames
 
 
-@pytest.mark.parametrize(
-    ("reason", "kind"),
-    [
-        ("duplicate path, first at row 12", "duplicate path"),
-        ("duplicate path under 3 patients", "duplicate path under patients"),
-        ("fat_percent '101' is not a number from 0 to 100",
-         "fat_percent is not a number from 0 to 100"),
-        ("unknown grade 'Grave', expected one of Normal, Mild; empty path", "unknown grade"),
-        ("one patient with two grades: Normal and Mild", "one patient with two grades"),
-        ("grade Severe does not agree with fat_percent 4, which is Normal",
-         "grade does not agree with fat_percent"),
-        ("missing or unreadable file (No such file or directory)", "missing or unreadable file"),
-        ("expected 8-bit pixels. Received: uint16", "expected 8-bit pixels"),
-        ("truncated PNG: the closing IEND chunk is missing", "truncated PNG"),
-    ],
-)  # fmt: skip
-def test_reasons_are_counted_by_kind(reason, kind):
-    assert short_reason(reason) == kind
+def test_rows_are_counted_by_code_whatever_their_words(study, tmp_path):
+    """Two grades of other names, two paths missing for other causes: one line each."""
+    rows = ["a.png,P1,Grave", "b.png,P2,Bad", "c.png,P3,Mild", "d.png,P4,Mild", "e.png,P5,Mild",
+            "e.png,P6,Mild", "f.png,P7,Mild"]  # fmt: skip
+    labels = study(
+        "path,patient_id,grade\n" + "\n".join(rows), ["a.png", "b.png", "e.png", "f.png"]
+    )
+    (labels.parent / "d.png").write_bytes(b"no picture")
+    build_manifest(labels, tmp_path / "manifest.csv")
+    rejected = read_rejected(tmp_path / "rejected.csv")
+    assert rejected["reason"].nunique() > 4
+    assert kinds_of(rejected).value_counts().to_dict() == {
+        "unknown grade": 2, "frame missing, unreadable or damaged": 2,
+        "duplicate path under several patients": 2,
+    }  # fmt: skip
+
+
+def test_a_file_without_codes_is_counted_by_its_reasons():
+    table = pd.DataFrame({"patient_id": ["P1", "P2"], "reason": ["colour Doppler region"] * 2})
+    assert kinds_of(table).tolist() == ["colour Doppler region"] * 2
 
 
 def test_cross_validation_says_how_often_each_is_tested(real_data_dir, tmp_path):
@@ -101,7 +103,8 @@ def test_the_picture_holds_every_number_and_the_notice(flow_of_a_study, tmp_path
     write_flow(flow_of_a_study, svg, png)
     words = " ".join(ElementTree.fromstring(svg.read_text()).itertext())
     for text in (
-        "7 patients, 9 frames", "Rejected: 3 frames", "missing or unreadable file: 2 patients, 2",
+        "7 patients, 9 frames", "Rejected: 3 frames",
+        "frame missing, unreadable or damaged: 2 patients, 2",
         "5 patients, 6 frames", "Left aside: 3 frames", "no grade: 1 patient, 1 frame",
         "3 patients, 3 frames", "Validation", "Severe: 1 patient, 1 frame", NOTICE,
     ):  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.flow import kinds_of
+from steatosis_tf.cohort.rejected import kinds_of
 from steatosis_tf.evaluation.metrics.registry import shown_in
 from steatosis_tf.evaluation.report.analysis import COVARIATES, Analysis
 from steatosis_tf.evaluation.report.checks import is_consistent

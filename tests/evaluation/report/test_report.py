@@ -296,17 +296,17 @@ def test_any_column_of_the_manifest_can_be_looked_at(run_dir):
 
 def test_the_flow_begins_with_what_never_reached_the_manifest(run_dir):
     (run_dir / "rejected.csv").write_text(
-        "frame_id,patient_id,reason\n,Q1,\"unknown grade 'Grave', expected one of Normal\"\n"
-        ",,empty file (0 bytes); export it again\n,Q2,unknown grade 'Bad'\nx1,P001,no sector\n"
+        "frame_id,patient_id,reason,code\n,Q1,\"unknown grade 'Grave', one of\",unknown_grade\n"
+        ",,empty file (0 bytes),\n,Q2,unknown grade 'Bad',unknown_grade\nx1,P001,no sector,no_roi\n"
     )
     write_report(run_dir, num_resamples=RESAMPLES)
     lines = (run_dir / "report.md").read_text(encoding="utf-8").splitlines()
     flow = [line for line in lines if line.startswith(("| Rejected", "| In the manifest"))]
     assert flow == [
-        "| Rejected before the manifest: empty file | 0 | 1 |",
+        "| Rejected before the manifest: empty file (0 bytes) | 0 | 1 |",
         "| Rejected before the manifest: unknown grade | 2 | 2 |",
         "| In the manifest | 48 | 144 |",
-        "| Rejected: no sector | 1 | 1 |",
+        "| Rejected: no region of interest | 1 | 1 |",
     ]
 
 
