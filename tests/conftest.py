@@ -126,3 +126,65 @@ def random_grader(random_backbone: Any) -> Any:
     config = ModelConfig(weights="random")
     features = np.random.default_rng(0).normal(1.0, 0.5, (16, 2048)).astype(np.float32)
     return assemble(random_backbone, build_head(config, features, seed=0), config)
+
+
+@pytest.fixture(scope="session")
+def phantom_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a bundle trained on 14 simulated patients, its zip beside it. Never change it."""
+    import keras
+
+    from steatosis_tf.config import RoiConfig
+    from steatosis_tf.deploy.bundle import write_bundle
+    from steatosis_tf.deploy.bundle_network import convert_taps
+    from steatosis_tf.deploy.frames import look_at
+    from steatosis_tf.model.baselines.physics import FAT_SIGNS
+    from steatosis_tf.model.efficientnet_lite0 import lite0_taps
+    from steatosis_tf.model.grey_input import at_one_level, roi_input
+    from steatosis_tf.model.joint_fit import Part, fit_joint
+    from steatosis_tf.model.pooling import pool_maps
+    from steatosis_tf.model.pretrained import LEVEL
+    from steatosis_tf.sources.phantom import simulate_patient
+
+    roi = RoiConfig(method="beamspace", depth_px=128, num_beams=128)
+    generator = np.random.default_rng(1)
+    fat = np.linspace(0, 92, 14)
+    looks = [
+        look_at("", frame, roi.view)
+        for percent in fat
+        for frame in simulate_patient(
+            float(percent), num_frames=2, generator=generator, size_px=(240, 320)
+        )[0]
+    ]
+    pixels, grey = roi_input((128, 128))
+    taps = keras.Model(pixels, lite0_taps(at_one_level(grey, LEVEL), "imagenet", 0))
+    pictures = np.stack([look.picture for look in looks])[..., None]
+    near, far = (part.numpy() for part in taps(pictures, training=False))
+    names = ("hepatorenal_db", "attenuation_db_per_depth", "diaphragm_db")
+    parts = [Part("network"), Part("measured", names, tuple(FAT_SIGNS[name] for name in names))]
+    numbers = [[look.answer.features[name] for name in names] for look in looks]
+    inputs = {"network": pool_maps(near, far), "measured": np.array(numbers)}
+    patients = np.repeat([f"SIM{number:02}" for number in range(len(fat))], 2)
+    joint = fit_joint(parts, inputs, patients, fat_percent=np.repeat(fat, 2))
+    folder = tmp_path_factory.mktemp("bundle")
+    card = dict.fromkeys(
+        ("summary", "reference_standard", "performance", "provider", "intended_view", "groups"),
+        "Simulated.",
+    )
+    write_bundle(
+        folder / "phantoms",
+        convert_taps(taps, folder / "taps.onnx"),
+        joint,
+        roi,
+        name="phantoms",
+        version="1",
+        training={
+            "num_patients": 14,
+            "num_frames": 28,
+            "by_grade": {"Normal": 1, "Mild": 4, "Moderate": 5, "Severe": 4},
+            "by_scanner": {"simulated": 14},
+        },
+        card=card | {"datasets": ["simulated"], "limits": ["Phantoms are no patients."]},
+        licences={"code": "Apache-2.0"},
+        versions={},
+    )
+    return folder / "phantoms"

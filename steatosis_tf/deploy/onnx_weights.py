@@ -1,4 +1,4 @@
-"""The hash of an ONNX file's weights, which the file itself carries.
+"""The hash of an ONNX file's weights, which the file itself carries, and what it must not hold.
 
 A flipped bit in 96 MB of weights gives other grades and no error. The package `onnx` could read
 the weights too, but into memory, a second time beside onnxruntime's: here they pass through one
@@ -16,7 +16,11 @@ WEIGHTS_KEY = "steatosis.weights_sha256"
 
 _BUFFER_BYTES = 1 << 20
 # Numbers of the fields, from onnx.proto.
-_MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
+_MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
+_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE = 1, 5, 15
+_NODE_ATTRIBUTE, _NODE_DOMAIN = 5, 7
+# t and tensors, g and graphs; external_data, and data_location, which only such tensors have.
+_ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _TENSOR_EXTERNAL = (5, 10), (6, 11), (13, 14)
 _TENSOR_DIMS, _TENSOR_DATA_TYPE, _TENSOR_NAME = 1, 2, 8
 # float_data, int32_data, string_data, int64_data, raw_data, double_data, uint64_data
 _TENSOR_DATA = (4, 5, 6, 7, 9, 10, 11)
@@ -79,6 +83,59 @@ def weights_sha256(file: BinaryIO) -> str:
         for part in tensor.data:
             _add_bytes(digest, file, part)
     return digest.hexdigest()
+
+
+def foreign_parts(file: BinaryIO) -> list[str]:
+    """What an ONNX file of ours does not have: other files' weights, other makers' operators.
+
+    Args:
+        file: an ONNX file, open for reading bytes; its position is moved.
+
+    Returns:
+        one phrase for each kind of part, sorted; empty if there is none.
+
+    Raises:
+        ValueError: if the file is no protobuf message or is cut.
+    """
+    found: set[str] = set()
+    for field in _fields(file, 0, file.seek(0, os.SEEK_END)):
+        if field.number == _MODEL_GRAPH:
+            found |= set(_foreign_in_graph(file, field))
+        elif field.number == _MODEL_FUNCTIONS:
+            found.add("functions of its own")
+    return sorted(found)
+
+
+def _foreign_in_graph(file: BinaryIO, graph: _Field) -> Iterator[str]:
+    for field in _fields(file, graph.start, graph.end):
+        if field.number == _GRAPH_INITIALIZER:
+            yield from _foreign_in_tensor(file, field)
+        elif field.number == _GRAPH_SPARSE:
+            yield "sparse weights"
+        elif field.number == _GRAPH_NODE:
+            for part in _fields(file, field.start, field.end):
+                if part.number == _NODE_DOMAIN and _text(file, part) not in ("", "ai.onnx"):
+                    yield "an operator that is not ONNX's own"
+                elif part.number == _NODE_ATTRIBUTE:
+                    yield from _foreign_in_attribute(file, part)
+
+
+def _foreign_in_attribute(file: BinaryIO, attribute: _Field) -> Iterator[str]:
+    for field in _fields(file, attribute.start, attribute.end):
+        if field.number in _ATTRIBUTE_TENSORS:
+            yield from _foreign_in_tensor(file, field)
+        elif field.number in _ATTRIBUTE_GRAPHS:
+            yield "a graph inside an operator"
+
+
+def _foreign_in_tensor(file: BinaryIO, tensor: _Field) -> Iterator[str]:
+    if any(field.number in _TENSOR_EXTERNAL for field in _fields(file, tensor.start, tensor.end)):
+        yield "weights in another file"
+
+
+def _text(file: BinaryIO, field: _Field) -> str:
+    file.seek(field.start)
+    return file.read(field.length).decode("utf-8", "replace")
 
 
 def _tensor(file: BinaryIO, message: _Field) -> _Tensor:

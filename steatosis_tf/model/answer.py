@@ -5,8 +5,9 @@ only* (a scanner or setting unlike the training data: a fat score, no grade); *u
 reason).
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +15,7 @@ Kind = Literal["graded", "score_only", "unable"]
 
 #: Code of a reason -> its sentence, for frames and patients that are not graded.
 REASONS = {
+    "unreadable": "The picture could not be read.",
     "no_sector": "No ultrasound sector was found in the picture.",
     "no_liver": "No liver is in view.",
     "too_shallow": "Too little of the depth is in view.",
@@ -101,3 +103,21 @@ class PatientAnswer:
     num_used: int = 0
     frames: tuple[FrameAnswer, ...] = ()
     date: str = ""
+
+
+def plain_answer(answer: PatientAnswer) -> dict[str, Any]:
+    """An answer as JSON can hold it: not known is null, outlines are rounded to px, no maps."""
+    values = asdict(answer)
+    for frame in values["frames"]:
+        del frame["map"]
+        for region in ("sector", "liver"):
+            frame[region] = np.rint(frame[region]).astype(int).tolist()
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from scipy.special import expit
 
 from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.liver import (
@@ -85,7 +84,7 @@ def find_kidney_cortex(frame: np.ndarray, sector: Sector, liver_mask: np.ndarray
     if finding.box is None:
         return finding
     *weights, bias = _weights(_WHETHER_PATH)
-    likeness = expit(surroundings(features, finding.box, placement) @ weights + bias)
+    likeness = _logistic(surroundings(features, finding.box, placement) @ weights + bias)
     if likeness < MIN_LIKENESS:
         reason = f"no kidney seen (likeness {likeness:.2f}, at least {MIN_LIKENESS})"
         return KidneyFinding(None, finding.quality, reason)
@@ -113,7 +112,7 @@ def _cortex_features(crop_bytes: bytes) -> np.ndarray:
     size = (GRID[1], GRID[0])
     levels = [cv2.resize(level, size, interpolation=cv2.INTER_LINEAR) for level in decoder]
     small = cv2.resize(logit[..., 0], size, interpolation=cv2.INTER_AREA)
-    liver = 1.0 / (1.0 + np.exp(-small))
+    liver = _logistic(small)
     around = cv2.blur(liver, (9, 9), borderType=cv2.BORDER_CONSTANT)
     before = [np.roll(liver, cells, axis=0) for cells in (4, 8)]
     for cells, moved in zip((4, 8), before, strict=True):
@@ -121,6 +120,10 @@ def _cortex_features(crop_bytes: bytes) -> np.ndarray:
     features = np.dstack([*levels, liver, around, *before])
     features.flags.writeable = False
     return features
+
+
+def _logistic(values: np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-values))
 
 
 def surroundings(features: np.ndarray, box: Rectangle, placement: Placement) -> np.ndarray:

@@ -36,8 +36,15 @@ def info(args: Namespace) -> Result:
 
 def verify(args: Namespace) -> Result:
     """Check every hash of a run, a manifest's frames or a bundle; exit 1 if one differs."""
+    from steatosis_tf.deploy.bundle import find_faults, is_bundle, open_bundle
+
     path = Path(args.path)
-    if path.is_dir():
+    if is_bundle(path):
+        faults = find_faults(open_bundle(path))
+        checked = (
+            "every file has its SHA-256, and the reference frames are answered as when it was made"
+        )
+    elif path.is_dir():
         faults = find_changed(path)
         checked = "every file has the SHA-256 that SHA256SUMS gives"
     else:

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 #: Usual abdominal presets lie between 55 and 75 dB.
 ASSUMED_DYNAMIC_RANGE_DB = 60.0
 
 _GREY_STEPS = 255.0
-_TRIMMED_SHARE = 0.25
+_TRIMMED_SHARE = 0.25  # at either end
 
 
 @dataclass(frozen=True)
@@ -63,4 +62,9 @@ def level_of(grey: np.ndarray) -> float:
     Args:
         grey: at least one grey value, any shape.
     """
-    return float(stats.trim_mean(np.asarray(grey, np.float64), _TRIMMED_SHARE, axis=None))
+    # scipy.stats.trim_mean, whose import costs predict 0.7 s of processor time.
+    values = np.asarray(grey, np.float64).ravel()
+    first = int(_TRIMMED_SHARE * len(values))
+    return float(
+        np.partition(values, (first, len(values) - first - 1))[first : len(values) - first].mean()
+    )

@@ -1,0 +1,455 @@
+"""One sealed model: a folder, or a zip of it, that holds all that an answer needs.
+
+`model.onnx` (frame in beam space to features, score, probabilities, map), `bundle.json` (input,
+grading rule as data, training, versions, licences, hashes), `card.md`, `instructions.md`, reference
+frames with their answers, `SHA256SUMS`. Every load compares every hash. Opening needs no
+TensorFlow; writing needs the package onnx.
+"""
+
+import hashlib
+import io
+import json
+import math
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+
+from steatosis_tf import __version__
+from steatosis_tf.config import RoiConfig
+from steatosis_tf.deploy.frames import Look, look_at
+from steatosis_tf.deploy.onnx_weights import WEIGHTS_KEY, foreign_parts, weights_sha256
+from steatosis_tf.files import SUMS_NAME, open_regular, replacing, write_json, write_sums
+from steatosis_tf.grades import NOTICE
+from steatosis_tf.model.answer import PatientAnswer, plain_answer
+from steatosis_tf.model.joint import NETWORK, JointModel, grade_patient
+from steatosis_tf.roi.views import input_shape
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Raised whenever an older program could not read a bundle rightly.
+SCHEMA = 1
+#: The model that comes with the package.
+SHIPPED = Path(__file__).parent / "models" / "byra2018_joint"
+ABOUT_NAME, NETWORK_NAME = "bundle.json", "model.onnx"
+#: How far network outputs may lie from the stored ones, and answers, which OpenCV rounds into.
+MAX_DIFFERENCE, MAX_ANSWER_DIFFERENCE = 1e-4, 1e-3
+
+#: Of the network, in order.
+OUTPUTS = ("features", "score", "probabilities", "map")
+_VECTORS_NAME, _ANSWERS_NAME = "reference.npz", "reference.json"
+_FILES = (NETWORK_NAME, ABOUT_NAME, "card.md", "instructions.md", _VECTORS_NAME, _ANSWERS_NAME)
+_MAX_BYTES = 256 << 20
+_BATCH = 8
+_SEALED = "Copy it again whole, or export it again with `steatosis export RUN_DIR`."
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle, every hash compared.
+
+    Attributes:
+        about: what `bundle.json` says.
+        joint: the grading rule.
+        roi: how frames become the network's input.
+        sha256: of its `SHA256SUMS`, so of all its files; names this model in an answer.
+        session: the network.
+        files: name -> bytes.
+    """
+
+    about: dict[str, Any]
+    joint: JointModel
+    roi: RoiConfig
+    sha256: str
+    session: onnxruntime.InferenceSession
+    files: Mapping[str, bytes]
+
+    @property
+    def name(self) -> str:
+        """Name and version, for a person."""
+        return f"{self.about['name']} {self.about['version']}"
+
+    def run(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
+        """What the network says of pictures `(n, depth, beams)` uint8: output name -> array."""
+        parts = [
+            self.session.run(list(OUTPUTS), {"roi": pictures[first : first + _BATCH, ..., None]})
+            for first in range(0, len(pictures), _BATCH)
+        ]
+        return dict(zip(OUTPUTS, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+
+    def answer(
+        self, patient: str, looks: Sequence[Look], date: str = "", *, maps: bool = False
+    ) -> PatientAnswer:
+        """Grade a patient by `joint.grade_patient`, or say why not.
+
+        Args:
+            patient: pseudonymous id, study UID or folder.
+            looks: one per frame, by `frames.look_at` with the view of `roi`.
+            date: of the study.
+            maps: also give what each place of each frame adds.
+        """
+        width = max(len(part.rule.fill) for part in self.joint.parts if part.name == NETWORK)
+        network = np.full((len(looks), width), np.nan)
+        seen = [place for place, look in enumerate(looks) if look.picture is not None]
+        answers = [look.answer for look in looks]
+        if seen:
+            found = self.run(np.stack([looks[place].picture for place in seen]))  # type: ignore[misc]
+            network[seen] = found["features"]
+            for index, place in enumerate(seen):
+                if maps:
+                    answers[place] = replace(answers[place], map=found["map"][index])
+        return grade_patient(self.joint, patient, answers, network, date)
+
+    @cached_property
+    def vectors(self) -> dict[str, np.ndarray]:
+        """Reference frames, their pictures, and what the network said of them."""
+        with np.load(io.BytesIO(self.files[_VECTORS_NAME]), allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+
+
+def open_bundle(path: str | Path | None = None) -> Bundle:
+    """Open a bundle and compare every hash.
+
+    Args:
+        path: folder or zip; None is the model that comes with the package.
+
+    Raises:
+        ValueError: with one line, if a file is missing or changed, the schema is newer, or the
+            network is not of our making: other inputs or outputs, weights in another file, other
+            operators than ONNX's own.
+
+    Example:
+        >>> open_bundle("no_such_folder")
+        Traceback (most recent call last):
+        ValueError: Expected a bundle: ... with bundle.json. Received: 'no_such_folder', ...
+    """
+    path = SHIPPED if path is None else Path(path)
+    files = _read_zip(path) if path.is_file() else _read_folder(path)
+    sums = files.get(SUMS_NAME, b"")
+    about = _about(files, path.name)
+    _compare(files, sums, about, path.name)
+    try:
+        joint = JointModel.from_json(json.dumps(about["grading"]))
+        roi = RoiConfig(**about["roi"])
+        shape = input_shape(roi.view)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"Expected a bundle with a grading rule and a ROI config. Received: {path.name!r}, "
+            f"whose {ABOUT_NAME} has none that can be used ({error}). {_SEALED}"
+        ) from error
+    session = _open_network(files[NETWORK_NAME], shape, path.name)
+    return Bundle(about, joint, roi, hashlib.sha256(sums).hexdigest(), session, files)
+
+
+def is_bundle(path: str | Path) -> bool:
+    """Whether a path is a bundle, by its `bundle.json`; nothing else of it is looked at."""
+    path = Path(path)
+    if path.is_dir():
+        return (path / ABOUT_NAME).is_file()
+    if path.suffix.lower() != ".zip" or not path.is_file():
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(Path(name).name == ABOUT_NAME for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def find_faults(bundle: Bundle) -> dict[str, str]:
+    """Grade the reference frames of an opened bundle and compare with what is stored.
+
+    Returns:
+        what differs by name; empty if all is as it was when the bundle was written.
+    """
+    found, stored = {}, bundle.vectors
+    for name, values in bundle.run(stored["pictures"]).items():
+        difference = float(np.abs(values - stored[name]).max())
+        if not difference <= MAX_DIFFERENCE:  # NaN too
+            found[f"network output {name}"] = f"differs by {difference:.2g}"
+    expected = json.loads(bundle.files[_ANSWERS_NAME])
+    received = _reference_answers(bundle, stored["frames"], stored["patients"])
+    for place, where in _differences(expected, received, "answer"):
+        found[place] = where
+    return found
+
+
+def write_bundle(
+    folder: str | Path,
+    taps: "onnx.ModelProto",
+    joint: JointModel,
+    roi: RoiConfig,
+    *,
+    name: str,
+    version: str,
+    training: dict[str, Any],
+    card: dict[str, Any],
+    licences: dict[str, str],
+    versions: dict[str, str],
+) -> Path:
+    """Write a bundle as a folder, and as a zip beside it; grade its own reference frames by it.
+
+    Args:
+        folder: to create; an earlier bundle there is replaced.
+        taps: of `bundle_network.convert_taps`.
+        joint: fitted grading rule.
+        roi: `method` beamspace.
+        name: short, lower case.
+        version: a whole number as text.
+        training: `num_patients`, `num_frames`, `by_grade`, `by_scanner`, and hashes.
+        card: texts of the model card, see `templates/card.md.j2`.
+        licences: what -> licence and attribution, of code, weights and data.
+        versions: package -> version it was made with.
+
+    Returns:
+        the zip.
+
+    Raises:
+        ValueError: if the rule does not fit the network.
+        RuntimeError: if the written bundle does not give what was stored.
+    """
+    from steatosis_tf.deploy.bundle_network import join_rule
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"name": name, "version": version, "roi": json.dumps(asdict(roi))}
+    network = join_rule(taps, joint, texts).SerializeToString()
+    depth, beams = input_shape(roi.view)
+    about = {
+        "schema": SCHEMA, "name": name, "version": version, "notice": NOTICE,
+        "input": {"name": "roi", "type": "uint8", "shape": ["batch", depth, beams, 1],
+                  "range": [0, 255], "outside_the_sector": 0},
+        "outputs": {"features": "what the grading rule takes of a frame",
+                    "score": "the network part's square root of fat percent",
+                    "probabilities": "that score read as grades, without measured features",
+                    "map": "what each place adds; with the intercept it sums to the score"},
+        "roi": asdict(roi), "grading": json.loads(joint.to_json()), "training": training,
+        "card": card, "licences": licences, "versions": {"steatosis_tf": __version__, **versions},
+    }  # fmt: skip
+    _write(folder / NETWORK_NAME, network)
+    for template in ("card.md", "instructions.md"):
+        _write(folder / template, _filled(f"{template}.j2", about).encode())
+    session = _open_network(network, (depth, beams), folder.name)
+    draft = Bundle(about, joint, roi, "", session, {})
+    _write_reference(folder, draft)
+    others = [one for one in _FILES if one != ABOUT_NAME]
+    about["files"] = {one: _sha256((folder / one).read_bytes()) for one in others}
+    write_json(about, folder / ABOUT_NAME, indent=None)
+    write_sums(folder)
+    faults = find_faults(open_bundle(folder))
+    if faults:
+        raise RuntimeError(f"Expected the bundle to give its own answers. Received: {faults}.")
+    return _write_zip(folder)
+
+
+def _read_folder(folder: Path) -> dict[str, bytes]:
+    if not (folder / ABOUT_NAME).is_file():
+        raise ValueError(
+            f"Expected a bundle: a folder or zip with {ABOUT_NAME}. Received: {folder.name!r}, "
+            "which is none."
+        )
+    files = {}
+    for name in (*_FILES, SUMS_NAME):
+        try:
+            with open_regular(folder / name) as file:
+                files[name] = file.read(_MAX_BYTES)
+        except OSError:
+            continue  # told of when hashes are compared
+    return files
+
+
+def _read_zip(path: Path) -> dict[str, bytes]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {Path(one.filename).name: one for one in archive.infolist()}
+            chosen = {name: members[name] for name in (*_FILES, SUMS_NAME) if name in members}
+            if sum(one.file_size for one in chosen.values()) > _MAX_BYTES:
+                raise ValueError("it is larger than any bundle")
+            return {name: archive.read(one) for name, one in chosen.items()}
+    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"Expected a bundle: a folder or zip with {ABOUT_NAME}. Received: {path.name!r}, "
+            f"which cannot be read ({error}). {_SEALED}"
+        ) from error
+
+
+def _about(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    try:
+        about = json.loads(files[ABOUT_NAME])
+        schema = about["schema"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"Expected a readable {ABOUT_NAME}. Received: {name!r} without one. {_SEALED}"
+        ) from error
+    if schema != SCHEMA:
+        raise ValueError(
+            f"Expected a bundle of schema {SCHEMA}. Received: {name!r} of schema {schema!r}. "
+            "Install the version of steatosis_tf that it names under versions: "
+            f"{dict(about.get('versions') or {}).get('steatosis_tf', 'unknown')!r}."
+        )
+    return dict(about)
+
+
+def _compare(files: Mapping[str, bytes], sums: bytes, about: dict[str, Any], name: str) -> None:
+    listed = {}
+    for line in sums.decode("utf-8", "replace").splitlines():
+        digest, _, path = line.partition("  ")
+        listed[path] = digest
+    faults = []
+    for one in _FILES:
+        if one not in files:
+            faults.append(f"{one} is missing")
+        elif _sha256(files[one]) != listed.get(one):
+            faults.append(f"{one} is changed")
+        elif one != ABOUT_NAME and about.get("files", {}).get(one) != listed[one]:
+            faults.append(f"{one} is not the one that {ABOUT_NAME} names")
+    if SUMS_NAME not in files:
+        faults = [f"{SUMS_NAME} is missing"]
+    if faults:
+        raise ValueError(
+            f"Expected a bundle as it was written. Received: {name!r}, in which "
+            f"{', '.join(faults)}. {_SEALED}"
+        )
+
+
+def _open_network(
+    network: bytes, shape: tuple[int, int], name: str
+) -> onnxruntime.InferenceSession:
+    try:
+        foreign = foreign_parts(io.BytesIO(network))
+        weights = weights_sha256(io.BytesIO(network))
+    except ValueError as error:
+        foreign = [f"bytes that are no ONNX ({error})"]
+    if foreign:
+        raise ValueError(
+            f"Expected a network of our making in {NETWORK_NAME}. Received: {name!r}, whose "
+            f"network has {', '.join(foreign)}. {_SEALED}"
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(network, options, ["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises classes of its own below plain Exception
+        raise ValueError(
+            f"Expected a network that onnxruntime opens in {NETWORK_NAME}. Received: {name!r}, "
+            f"which it refuses. {_SEALED}"
+        ) from error
+    inputs = [(one.name, one.type, one.shape[1:]) for one in session.get_inputs()]
+    outputs = tuple(one.name for one in session.get_outputs())
+    if inputs != [("roi", "tensor(uint8)", [*shape, 1])] or outputs != OUTPUTS:
+        raise ValueError(
+            f"Expected the one input roi (batch, {shape[0]}, {shape[1]}, 1) uint8 and the outputs "
+            f"{', '.join(OUTPUTS)}. Received: {name!r} with {inputs} and {', '.join(outputs)}."
+        )
+    if session.get_modelmeta().custom_metadata_map.get(WEIGHTS_KEY) != weights:
+        raise ValueError(
+            f"Expected the weights whose hash {NETWORK_NAME} carries. Received: {name!r} with "
+            f"others. {_SEALED}"
+        )
+    return session
+
+
+def _write_reference(folder: Path, bundle: Bundle) -> None:
+    """Frames of two simulated patients, and what the bundle makes of them."""
+    from steatosis_tf.sources.phantom import simulate_patient
+
+    pairs = [
+        simulate_patient(fat, num_frames=2, generator=np.random.default_rng(int(fat)))[0]
+        for fat in (2.0, 80.0)
+    ]
+    frames = np.concatenate(pairs)
+    patients = np.repeat([0, 1], [len(pair) for pair in pairs])
+    pictures = [
+        picture
+        for frame in frames
+        if (picture := look_at("", frame, bundle.roi.view).picture) is not None
+    ]
+    shape = input_shape(bundle.roi.view)
+    # Phantoms without a liver for the network still say what the network makes of a picture.
+    shown = np.stack(pictures) if pictures else _noise(shape)
+    with replacing(folder / _VECTORS_NAME) as temporary:
+        vectors: dict[str, Any] = bundle.run(shown)
+        np.savez_compressed(temporary, frames=frames, patients=patients, pictures=shown, **vectors)
+    answers = _reference_answers(bundle, frames, patients)
+    write_json(answers, folder / _ANSWERS_NAME)
+
+
+def _noise(shape: tuple[int, int]) -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 200, (2, *shape), np.uint8)
+
+
+def _reference_answers(
+    bundle: Bundle, frames: np.ndarray, patients: np.ndarray
+) -> dict[str, list[dict[str, Any]]]:
+    """Answers of the bundle, and of the same rule that grades whatever it is shown.
+
+    A model of real patients refuses phantoms; the second kind still runs through all of the rule.
+    """
+    blind = replace(bundle, joint=replace(bundle.joint, novelty=None))
+    found: dict[str, list] = {"as it answers": [], "without the look at novelty": []}
+    for patient in np.unique(patients):
+        looks = [
+            look_at(f"frame {place}", frames[place], bundle.roi.view)
+            for place in np.flatnonzero(patients == patient)
+        ]
+        for kind, grader in zip(found, (bundle, blind), strict=True):
+            answer = plain_answer(grader.answer(f"phantom {patient}", looks))
+            for frame in answer["frames"]:  # a point of an outline more or less is no other answer
+                del frame["sector"], frame["liver"]
+            found[kind].append(answer)
+    return found
+
+
+def _differences(expected: Any, received: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Where two JSON values differ by more than rounding."""
+    if isinstance(expected, dict) and isinstance(received, dict):
+        for name in expected.keys() | received.keys():
+            yield from _differences(expected.get(name), received.get(name), f"{place}, {name}")
+    elif isinstance(expected, list) and isinstance(received, list):
+        if len(expected) != len(received):
+            yield place, f"expected {len(expected)} entries, received {len(received)}"
+            return
+        for number, pair in enumerate(zip(expected, received, strict=True)):
+            yield from _differences(*pair, f"{place} {number}")
+    elif isinstance(expected, float) and isinstance(received, float):
+        if not math.isclose(expected, received, rel_tol=MAX_ANSWER_DIFFERENCE,
+                            abs_tol=MAX_ANSWER_DIFFERENCE):  # fmt: skip
+            yield place, f"expected {expected:.6g}, received {received:.6g}"
+    elif expected != received:
+        yield place, f"expected {expected!r}, received {received!r}"
+
+
+def _filled(template: str, about: dict[str, Any]) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
+    )  # fmt: skip
+    return environment.get_template(template).render(about=about, notice=NOTICE)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _write_zip(folder: Path) -> Path:
+    path = folder.with_name(f"{folder.name}.zip")
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name in (*_FILES, SUMS_NAME):
+            # One date for all: the same bundle is the same zip.
+            member = zipfile.ZipInfo(f"{folder.name}/{name}", (2000, 1, 1, 0, 0, 0))
+            member.compress_type = zipfile.ZIP_DEFLATED
+            member.external_attr = 0o644 << 16
+            archive.writestr(member, (folder / name).read_bytes())
+    return path
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
