@@ -27,7 +27,7 @@ import numpy as np
 
 from steatosis_tf.cohort.manifest import MANIFEST_COLUMNS, frame_id_of, pixels_sha256
 from steatosis_tf.grades import GRADES
-from steatosis_tf.sources.folder import read_frame, to_grey
+from steatosis_tf.sources.images import read_frame, to_grey
 
 FRAMES_PER_PATIENT = 10
 #: One patient in so many has a copy of one frame under another patient.

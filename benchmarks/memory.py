@@ -62,7 +62,7 @@ def _write_base(folder: Path) -> None:
     from steatosis_tf.cohort.splits import make_partitions, test_column
     from steatosis_tf.config import RoiConfig, SplitConfig
     from steatosis_tf.roi.columns import add_roi_columns
-    from steatosis_tf.sources.phantom import write_phantoms
+    from steatosis_tf.sources.phantom.study import write_phantoms
 
     labels_path = write_phantoms(
         folder / "phantoms", num_patients=NUM_PATIENTS, frames_per_patient=1, seed=0

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.duplicates import HASH_BYTES, NEAR_DISTANCE, perceptual_hash
-from steatosis_tf.sources.folder import read_frame, to_grey
+from steatosis_tf.cohort.near_duplicates import HASH_BYTES, NEAR_DISTANCE, perceptual_hash
+from steatosis_tf.sources.images import read_frame, to_grey
 
 
 def jpeg(quality: int) -> Callable[[np.ndarray], np.ndarray]:

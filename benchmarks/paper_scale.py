@@ -34,7 +34,7 @@ from steatosis_tf.model.features import missing_rows, row_name, store_views, sto
 from steatosis_tf.records.builder import write_records
 from steatosis_tf.records.pipeline import read_index, read_records
 from steatosis_tf.roi.columns import add_roi_columns
-from steatosis_tf.sources.phantom import write_phantoms
+from steatosis_tf.sources.phantom.study import write_phantoms
 from steatosis_tf.training import StudyData, check_rois, train_and_score
 
 FRAMES_PER_PATIENT = 10

@@ -18,7 +18,7 @@ import pandas as pd
 
 from steatosis_tf.roi.overlays import find_overlays, paint_out
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame, to_grey
+from steatosis_tf.sources.images import read_frame, to_grey
 
 _WORDS = ("Severe", "S3", "fat 3", "Mild", "grade 2", "Normal", "LIVER", "RT KIDNEY", "D 5.1 cm")
 _FONTS = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_COMPLEX)

@@ -26,7 +26,7 @@ from steatosis_tf.roi.liver import liver_probability
 from steatosis_tf.roi.overlays import find_overlays
 from steatosis_tf.roi.proposal import Proposal, propose_rectangle
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 NUM_RANKED = 88
 # Of the first 88 names by SHA-256, those with a near copy among the images trained on.

@@ -27,8 +27,8 @@ import tensorflow as tf
 from pydicom import uid
 from pydicom.dataset import FileDataset, FileMetaDataset
 
-from steatosis_tf.cohort.duplicates import HASH_BYTES, perceptual_hash
 from steatosis_tf.cohort.manifest import pixels_sha256
+from steatosis_tf.cohort.near_duplicates import HASH_BYTES, perceptual_hash
 from steatosis_tf.config import ModelConfig, RoiConfig
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import BATCH, choose_engine
@@ -36,9 +36,9 @@ from steatosis_tf.records.examples import example_of
 from steatosis_tf.records.shards import record_features
 from steatosis_tf.roi.columns import propose_roi
 from steatosis_tf.roi.sector_cell import sector_cell
-from steatosis_tf.sources.dicom import ingest_dicom
-from steatosis_tf.sources.folder import read_frame
-from steatosis_tf.sources.phantom import write_phantoms
+from steatosis_tf.sources.dicom.ingest import ingest_dicom
+from steatosis_tf.sources.images import read_frame
+from steatosis_tf.sources.phantom.study import write_phantoms
 from steatosis_tf.sources.pseudonym import create_key
 
 NUM_PATIENTS, FRAMES_PER_PATIENT = 8, 10

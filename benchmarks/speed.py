@@ -25,7 +25,7 @@ from speed_line import line_rows
 from speed_records import record_rows
 
 from steatosis_tf.cohort.manifest import build_manifest
-from steatosis_tf.sources.phantom import write_phantoms
+from steatosis_tf.sources.phantom.study import write_phantoms
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -21,7 +21,7 @@ from steatosis_tf.cohort.splits import make_partitions, test_column
 from steatosis_tf.config import RoiConfig, SplitConfig
 from steatosis_tf.records.builder import write_records
 from steatosis_tf.roi.columns import add_roi_columns
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 
 def record_rows(manifest_path: Path, folder: Path, *, rounds: int) -> list[tuple[str, ...]]:

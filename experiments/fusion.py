@@ -28,7 +28,7 @@ from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.baselines.physics import FAT_SIGNS
 from steatosis_tf.model.joint_fit import Part
 from steatosis_tf.model.measurements import measure_study
-from steatosis_tf.sources.phantom import write_phantoms
+from steatosis_tf.sources.phantom.study import write_phantoms
 
 SIGNS = ("hepatorenal_db", "attenuation_db_per_depth", "diaphragm_db")
 PHYSICS = Part("physics", SIGNS, tuple(FAT_SIGNS[name] for name in SIGNS))

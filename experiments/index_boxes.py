@@ -34,7 +34,7 @@ from steatosis_tf.model.measurements import CortexFinder
 from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame, to_grey
+from steatosis_tf.sources.images import read_frame, to_grey
 
 OPERATORS = ("A", "B", "C")
 BOX_PX = 28

@@ -28,7 +28,7 @@ from steatosis_tf.cohort.manifest import frame_path, read_manifest
 from steatosis_tf.cohort.splits import make_partitions
 from steatosis_tf.config import SplitConfig
 from steatosis_tf.grades import NOTICE
-from steatosis_tf.sources.folder import read_frame, to_grey
+from steatosis_tf.sources.images import read_frame, to_grey
 
 THUMBNAIL_PX = (40, 28)  # width, height
 IMAGE_FOLDS, PATIENT_FOLDS = 10, 5

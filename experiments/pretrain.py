@@ -50,8 +50,8 @@ from steatosis_tf.model.joint_fit import Part
 from steatosis_tf.records.augment import augment
 from steatosis_tf.roi.crop import central_rectangle, crop_roi
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame
-from steatosis_tf.sources.phantom import simulate_patient
+from steatosis_tf.sources.images import read_frame
+from steatosis_tf.sources.phantom.study import simulate_patient
 
 EXPERIMENT = "pretraining"
 #: Counts up whenever phantoms, views or networks change, so that what is stored is made anew.

@@ -9,7 +9,7 @@ from steatosis_tf.deploy.predict import predict_frames, write_predictions
 from steatosis_tf.evaluation.report.evaluate import metrics_text
 from steatosis_tf.pipeline import run
 from steatosis_tf.recipes import RECIPES
-from steatosis_tf.sources.phantom import write_phantoms
+from steatosis_tf.sources.phantom.study import write_phantoms
 
 EXPERIMENT = "demo_simulated_phantoms"
 

@@ -67,7 +67,7 @@ def phantom_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_manifest
     from steatosis_tf.config import RoiConfig
     from steatosis_tf.roi.columns import add_roi_columns
-    from steatosis_tf.sources.phantom import write_phantoms
+    from steatosis_tf.sources.phantom.study import write_phantoms
 
     folder = tmp_path_factory.mktemp("phantom_study")
     labels_path = write_phantoms(

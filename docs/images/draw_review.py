@@ -17,7 +17,7 @@ from playwright.sync_api import sync_playwright
 from steatosis_tf.cohort.manifest import frame_id_of
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.roi.columns import propose_roi
-from steatosis_tf.sources.phantom import simulate_patient
+from steatosis_tf.sources.phantom.study import simulate_patient
 
 NUM_FRAMES = 24
 TARGET = Path(__file__).with_name("review.png")

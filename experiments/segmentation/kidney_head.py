@@ -27,7 +27,7 @@ from steatosis_tf.files import replacing, write_json
 from steatosis_tf.roi.kidney import best_patch, cortex_features, liver_in_input
 from steatosis_tf.roi.liver import Placement, liver_mask, network_input
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 NUM_FOLDS = 5
 FRAME_STEP = 5

@@ -48,7 +48,7 @@ from steatosis_tf.roi.kidney import (
 )
 from steatosis_tf.roi.liver import liver_mask, network_input
 from steatosis_tf.roi.sector import Sector, find_sector
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 # The kidney reaches further than the operators' boxes in it: half its width above, and beside it
 # half its length.

@@ -35,10 +35,10 @@ from experiments.segmentation.augment import OutlinedCrop, training_pair
 from experiments.segmentation.training import UnetTraining, train_unet
 from experiments.segmentation.unet import WIDTHS, build_unet, with_features
 from steatosis_tf import tracking
-from steatosis_tf.cohort.duplicates import near_pairs, perceptual_hash
+from steatosis_tf.cohort.near_duplicates import near_pairs, perceptual_hash
 from steatosis_tf.files import replacing, write_json
 from steatosis_tf.roi.liver import network_input
-from steatosis_tf.sources.folder import read_frame, to_grey
+from steatosis_tf.sources.images import read_frame, to_grey
 
 
 @dataclass(frozen=True)

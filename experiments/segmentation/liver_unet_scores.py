@@ -37,7 +37,7 @@ from steatosis_tf.roi.liver import (
     single_threaded_session,
 )
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 if TYPE_CHECKING:
     import onnxruntime  # in earnest only after steatosis_tf, which keeps it silent

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from steatosis_tf.cohort.duplicates import HASH_NAME, NEAR_DISTANCE
 from steatosis_tf.cohort.manifest import MARKS_COLUMN
+from steatosis_tf.cohort.near_duplicates import HASH_NAME, NEAR_DISTANCE
 from steatosis_tf.cohort.splits import Partition
 
 #: What is looked for, in the order it is reported.

@@ -31,7 +31,7 @@ from steatosis_tf.cohort.labels import check_labels, read_table
 from steatosis_tf.cohort.rejected import Fault, read_rejected
 from steatosis_tf.files import check_output, replacing
 from steatosis_tf.grades import GRADES
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 from steatosis_tf.sources.pseudonym import OUTPUT_MARK
 
 #: First columns of every manifest, in this order; covariates follow.

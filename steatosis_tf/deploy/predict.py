@@ -17,7 +17,7 @@ from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER, SCORE_COLUMNS
 from steatosis_tf.roi.columns import propose_roi
 from steatosis_tf.roi.views import input_shape, model_input
-from steatosis_tf.sources.folder import IMAGE_SUFFIXES, read_frame
+from steatosis_tf.sources.images import IMAGE_SUFFIXES, read_frame
 
 #: How far the sum of a frame's probabilities may lie from 1: rounding, also of an int8 model.
 MAX_SUM_DIFFERENCE = 1e-3

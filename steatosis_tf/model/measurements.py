@@ -23,7 +23,7 @@ from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.kidney import find_kidney_cortex
 from steatosis_tf.roi.liver import liver_mask, network_input
 from steatosis_tf.roi.sector import Sector, find_sector
-from steatosis_tf.sources.folder import read_frame, to_grey
+from steatosis_tf.sources.images import read_frame, to_grey
 
 #: Counts up whenever a definition changes, so that what is stored is measured anew.
 VERSION = 1

@@ -15,7 +15,7 @@ from absl import logging as absl_logging
 from filelock import FileLock
 
 from steatosis_tf import __version__
-from steatosis_tf.cohort.leak_gate import refuse_leaks
+from steatosis_tf.cohort.leakage import refuse_leaks
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, read_manifest
 from steatosis_tf.cohort.splits import Partition, partitions_of_column
 from steatosis_tf.files import move_into_place, write_json

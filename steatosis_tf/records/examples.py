@@ -10,7 +10,7 @@ from steatosis_tf.grades import label_of
 from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, sector_fan
 from steatosis_tf.roi.views import VIEW_COLUMN, model_input
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 
 def example_of(manifest_path: str | Path, row: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import pandas as pd
 
 from steatosis_tf import __version__
 from steatosis_tf.cohort.decisions import manifest_lock
-from steatosis_tf.cohort.duplicates import keep_hashes, kept_hashes, perceptual_hash
 from steatosis_tf.cohort.manifest import (
     MARKS_COLUMN,
     ROI_COLUMNS,
@@ -27,6 +26,7 @@ from steatosis_tf.cohort.manifest import (
     read_manifest,
     write_manifest,
 )
+from steatosis_tf.cohort.near_duplicates import keep_hashes, kept_hashes, perceptual_hash
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.parallel import map_on_cores, map_on_runner
 from steatosis_tf.roi.crop import Rectangle, around_sector, central_rectangle, crop_roi

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from steatosis_tf.roi.sector import Sector
-from steatosis_tf.sources.folder import to_grey
+from steatosis_tf.sources.images import to_grey
 
 #: Side of the square picture the model sees.
 INPUT_SIZE_PX = 224

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 
 from steatosis_tf.roi.sector import Sector
-from steatosis_tf.sources.folder import to_grey
+from steatosis_tf.sources.images import to_grey
 
 #: A convex sector's bounding box is about 1.35 wide per 1 high.
 INPUT_HEIGHT_PX = 160

@@ -8,7 +8,7 @@ a line where an echo would speckle.
 import cv2
 import numpy as np
 
-from steatosis_tf.sources.folder import to_grey
+from steatosis_tf.sources.images import to_grey
 
 # Grey levels by which a coloured pixel's channels differ beyond the frame's own tint.
 _COLOUR_STEP = 48

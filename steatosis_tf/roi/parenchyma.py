@@ -8,7 +8,7 @@ import numpy as np
 
 from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.sector import Sector
-from steatosis_tf.sources.folder import to_grey
+from steatosis_tf.sources.images import to_grey
 
 # The map's longer side, px: 3 px of a 640 px frame each, about the size of a speckle grain.
 _MAP_SIDE_PX = 144

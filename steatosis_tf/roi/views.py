@@ -15,7 +15,7 @@ import numpy as np
 from steatosis_tf.roi.crop import INPUT_SIZE_PX, Rectangle, crop_roi
 from steatosis_tf.roi.overlays import paint_out
 from steatosis_tf.roi.sector import Fan
-from steatosis_tf.sources.folder import to_grey
+from steatosis_tf.sources.images import to_grey
 
 #: Column of the manifest: "" where the model sees the rectangle, "beamspace 384 x 320" and so on
 #: where it sees beam space of that many rows and columns.

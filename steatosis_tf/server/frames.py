@@ -10,7 +10,7 @@ import numpy as np
 
 from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 # No screen shows more, and a browser's canvas may refuse more.
 _MAX_SHOWN_PX = 4096

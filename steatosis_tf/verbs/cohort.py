@@ -9,7 +9,7 @@ from steatosis_tf.verbs.outputs import OutputCsv, OutputDir
 
 def phantom(args: Namespace) -> Result:
     """Write simulated frames with labels, for trying the line without data."""
-    from steatosis_tf.sources.phantom import write_phantoms
+    from steatosis_tf.sources.phantom.study import write_phantoms
 
     labels_path = write_phantoms(
         args.output_dir,

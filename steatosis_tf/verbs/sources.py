@@ -23,7 +23,7 @@ def key(args: Namespace) -> Result:
 
 def ingest(args: Namespace) -> Result:
     """Turn a DICOM export into de-identified frames and a label table."""
-    from steatosis_tf.sources.dicom import ingest_dicom
+    from steatosis_tf.sources.dicom.ingest import ingest_dicom
 
     summary = ingest_dicom(
         args.source,
@@ -70,7 +70,7 @@ def _download_arguments(parser: ArgumentParser) -> None:
 
 def audit_phi(args: Namespace) -> Result:
     """Prove that no personal value of a DICOM export stands in a folder made from it."""
-    from steatosis_tf.sources.audit_phi import audit_phi as audit
+    from steatosis_tf.sources.dicom.audit import audit_phi as audit
 
     findings = audit(args.directory, args.source)
     values = {"clean": not findings, "findings": [_plain(finding) for finding in findings]}
@@ -127,8 +127,8 @@ def leaks(args: Namespace) -> Result:
 
 def _leaks_of(args: Namespace) -> Result:
     from steatosis_tf.cohort.leak_findings import leak_report, marked_frames, marks_warning
-    from steatosis_tf.cohort.leak_gate import check_leaks
     from steatosis_tf.cohort.leak_repair import drop_copies, merge_patients
+    from steatosis_tf.cohort.leakage import check_leaks
     from steatosis_tf.cohort.manifest import (
         check_decisions_kept,
         read_manifest,

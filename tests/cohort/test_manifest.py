@@ -17,7 +17,7 @@ from steatosis_tf.cohort.manifest import (
     read_manifest,
     write_manifest,
 )
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 TWO = ["a.png", "b.png"]
 

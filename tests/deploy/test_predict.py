@@ -25,7 +25,7 @@ from steatosis_tf.roi.columns import propose_roi
 from steatosis_tf.roi.crop import crop_roi
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.roi.views import beam_space
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 _COLUMNS = ["path", "grade", "p_normal", "p_mild", "p_moderate", "p_severe", "roi_top",
             "roi_left", "roi_height", "roi_width", "reason", "notice"]  # fmt: skip

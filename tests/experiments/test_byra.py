@@ -12,7 +12,7 @@ from steatosis_tf.model.measurements import MEASURED_COLUMNS
 from steatosis_tf.roi import kidney
 from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 
 def test_cortex_is_found_with_the_weights_of_the_patients_own_fold(real_data_dir, tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import pretrain
-from steatosis_tf.sources.phantom import simulate_patient
+from steatosis_tf.sources.phantom.study import simulate_patient
 
 
 def test_twins_that_agree_cost_nothing_and_exchanged_numbers_cost_all():

@@ -26,7 +26,7 @@ from steatosis_tf.model.engines import (
 from steatosis_tf.records.pipeline import read_records
 from steatosis_tf.roi.crop import central_rectangle, crop_roi
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 _FAST = ["tf-bf16", "openvino"]
 

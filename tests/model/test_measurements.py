@@ -14,7 +14,7 @@ from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.baselines.physics import UNITS
 from steatosis_tf.model.measurements import MEASURED_COLUMNS, measure_study
 from steatosis_tf.roi.crop import Rectangle
-from steatosis_tf.sources.phantom import simulate_patient
+from steatosis_tf.sources.phantom.study import simulate_patient
 
 
 @pytest.fixture(scope="module")

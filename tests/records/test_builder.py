@@ -24,7 +24,7 @@ from steatosis_tf.roi.overlays import paint_out
 from steatosis_tf.roi.sector import Fan, find_sector
 from steatosis_tf.roi.sector_cell import sector_cell
 from steatosis_tf.roi.views import beam_space
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 
 @pytest.fixture

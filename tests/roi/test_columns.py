@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from steatosis_tf import __version__
-from steatosis_tf.cohort.duplicates import hash_frames
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_manifest
+from steatosis_tf.cohort.near_duplicates import hash_frames
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.parallel import beam_options
 from steatosis_tf.roi.columns import (
@@ -22,7 +22,7 @@ from steatosis_tf.roi.columns import (
 from steatosis_tf.roi.overlays import find_overlays
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.roi.sector_cell import sector_cell
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 SECTOR = RoiConfig(method="sector")
 BEAMS = RoiConfig(method="beamspace", depth_px=64, num_beams=48)

@@ -10,7 +10,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from steatosis_tf.roi.crop import Rectangle, central_rectangle, crop_roi
 from steatosis_tf.roi.sector import Fan, Sector, find_sector
-from steatosis_tf.sources.folder import read_frame, to_grey
+from steatosis_tf.sources.images import read_frame, to_grey
 
 
 def test_central_rectangle_lies_in_the_sector_below_the_near_field(drawn_fan):

@@ -10,7 +10,7 @@ from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.kidney import BOX_SHARE, MIN_QUALITY, best_patch, find_kidney_cortex
 from steatosis_tf.roi.liver import Placement, liver_mask
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 
 @dataclass(frozen=True)

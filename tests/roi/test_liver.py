@@ -12,7 +12,7 @@ import pytest
 
 from steatosis_tf.roi.liver import liver_mask, liver_probability, network_input, one_piece
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

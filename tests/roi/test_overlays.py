@@ -7,7 +7,7 @@ import pytest
 
 from steatosis_tf.roi.overlays import find_overlays, overlay_fraction, paint_out
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 
 def draw_marks(frame):

@@ -8,7 +8,7 @@ import pytest
 
 from steatosis_tf.roi.proposal import MIN_QUALITY, propose_rectangle
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 
 def part_of(mask, box):

@@ -17,7 +17,7 @@ import pytest
 from steatosis_tf import cli
 from steatosis_tf.cohort.decisions import manifest_lock
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_COPIES = 700

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame, to_grey
+from steatosis_tf.sources.images import read_frame, to_grey
 
 
 def dice(first, second):

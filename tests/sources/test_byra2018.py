@@ -12,7 +12,7 @@ import scipy.io
 
 from steatosis_tf.cohort.manifest import build_manifest
 from steatosis_tf.sources.byra2018 import MAT_NAME, MD5, URL, download_byra2018
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 FAT = [4.0, 40.0, 66.5]
 

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from steatosis_tf.grades import GRADES, grade_from_fat_percent
-from steatosis_tf.sources.phantom import PhantomTruth, simulate_patient, write_phantoms
+from steatosis_tf.sources.phantom.study import PhantomTruth, simulate_patient, write_phantoms
 
 
 def _simulate(fat_percent=20.0, seed=0, num_frames=1, **options):

@@ -38,7 +38,7 @@ from steatosis_tf.roi.crop import INPUT_SIZE_PX, Rectangle
 from steatosis_tf.roi.overlays import paint_out
 from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, sector_fan
 from steatosis_tf.roi.views import VIEW_COLUMN, depth_length_px, input_shape, model_input
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 #: Grey levels of a B-mode picture span about this many decibels (usual display setting).
 DYNAMIC_RANGE_DB = 60.0

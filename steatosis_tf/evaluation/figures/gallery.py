@@ -21,7 +21,7 @@ from steatosis_tf.evaluation.figures.canvas import (
 from steatosis_tf.evaluation.metrics.scores import read_scores
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame, to_grey
+from steatosis_tf.sources.images import read_frame, to_grey
 
 _TILE_WIDTH_PX = 420  # more is lost in print and costs megabytes in the report
 

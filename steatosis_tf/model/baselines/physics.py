@@ -19,7 +19,7 @@ from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.kidney import find_kidney_cortex
 from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.sector import Sector, find_sector
-from steatosis_tf.sources.folder import to_grey
+from steatosis_tf.sources.images import to_grey
 
 # The liver's capsule and neighbours lie within this share of the depth from the mask's border.
 _BORDER_SHARE = 0.02

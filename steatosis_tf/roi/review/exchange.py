@@ -31,7 +31,7 @@ from steatosis_tf.roi.review.formats import (
 from steatosis_tf.roi.review.rules import Decision, RoiCells
 from steatosis_tf.roi.review.store import DecisionStore
 from steatosis_tf.roi.sheet import write_png
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 FORMATS = ("coco", "label_studio")
 ROI_LABEL = "roi"

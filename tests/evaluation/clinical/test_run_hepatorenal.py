@@ -9,7 +9,7 @@ from steatosis_tf.cohort.manifest import build_manifest
 from steatosis_tf.evaluation.clinical.baselines import write_hepatorenal
 from steatosis_tf.evaluation.report.run import read_run
 from steatosis_tf.model.baselines.physics import measure_frame
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 
 def test_two_frames_of_each_graded_patient_are_measured(real_data_dir, tmp_path):

@@ -7,7 +7,7 @@ from steatosis_tf.model.baselines.liver_features import LIVER_COLUMNS, liver_fea
 from steatosis_tf.roi.kidney import cortex_features
 from steatosis_tf.roi.liver import liver_mask, network_input
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.phantom import simulate_patient
+from steatosis_tf.sources.phantom.study import simulate_patient
 
 
 @pytest.fixture(scope="module")

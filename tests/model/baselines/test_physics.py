@@ -16,9 +16,9 @@ from steatosis_tf.model.baselines.physics import UNITS, Physics, measure_frame, 
 from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.sector import Sector, find_sector
-from steatosis_tf.sources.folder import read_frame
-from steatosis_tf.sources.phantom import simulate_patient
-from steatosis_tf.sources.phantom_truth import PhantomTruth
+from steatosis_tf.sources.images import read_frame
+from steatosis_tf.sources.phantom.study import simulate_patient
+from steatosis_tf.sources.phantom.truth import PhantomTruth
 
 NUM_PATIENTS = 24
 

@@ -6,11 +6,11 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from steatosis_tf.sources.deidentify import KEPT_FIELDS, kept_fields
-from steatosis_tf.sources.dicom_files import Source, SourceFile
-from steatosis_tf.sources.dicom_header import Header, read_dataset, read_header
-from steatosis_tf.sources.dicom_pixels import Layout, pixel_bytes, read_layout
-from steatosis_tf.sources.dicom_regions import Region, find_region
+from steatosis_tf.sources.dicom.deidentify import KEPT_FIELDS, kept_fields
+from steatosis_tf.sources.dicom.files import Source, SourceFile
+from steatosis_tf.sources.dicom.pixels import Layout, pixel_bytes, read_layout
+from steatosis_tf.sources.dicom.read import Header, read_dataset, read_header
+from steatosis_tf.sources.dicom.regions import Region, find_region
 from steatosis_tf.sources.pseudonym import pseudonym
 from steatosis_tf.sources.rejection import Rejection
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
-from steatosis_tf.sources.dicom_scan import Scan
+from steatosis_tf.sources.dicom.scan import Scan
 from steatosis_tf.sources.pseudonym import normal_patient_id
 
 FINDING_COLUMNS = ("finding", "patient_ids", "num_files", "what_to_do")

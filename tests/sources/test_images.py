@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from steatosis_tf.sources.folder import IMAGE_SUFFIXES, read_frame, to_grey
+from steatosis_tf.sources.images import IMAGE_SUFFIXES, read_frame, to_grey
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def test_a_named_pipe_is_refused_at_once(tmp_path):
     """In a process of its own, which can be ended if it waits for ever."""
     os.mkfifo(tmp_path / "a.png")
     script = (
-        "import sys; from steatosis_tf.sources.folder import read_frame; read_frame(sys.argv[1])"
+        "import sys; from steatosis_tf.sources.images import read_frame; read_frame(sys.argv[1])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "a.png")],
@@ -265,7 +265,7 @@ def test_the_size_is_read_before_the_pixels(tmp_path, suffix):
     (tmp_path / "a").write_bytes(_stated(suffix, 20_000))
     script = (
         "import resource, sys\n"
-        "from steatosis_tf.sources.folder import read_frame\n"
+        "from steatosis_tf.sources.images import read_frame\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try:\n"
         "    read_frame(sys.argv[1])\n"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from steatosis_tf.sources.phantom_scanner import (
+from steatosis_tf.sources.phantom.scanner import (
     CORTEX,
     LIVER,
     NUM_DEPTHS,

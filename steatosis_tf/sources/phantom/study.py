@@ -27,7 +27,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from steatosis_tf.files import replacing
-from steatosis_tf.sources.phantom_scanner import (
+from steatosis_tf.sources.phantom.scanner import (
     OTHER,
     Scanner,
     Scene,
@@ -38,8 +38,8 @@ from steatosis_tf.sources.phantom_scanner import (
     scan_conversion,
     usual_gain_db,
 )
-from steatosis_tf.sources.phantom_scene import draw_scene, draw_tissue
-from steatosis_tf.sources.phantom_truth import PhantomTruth, find_boxes, truth_of
+from steatosis_tf.sources.phantom.scene import draw_scene, draw_tissue
+from steatosis_tf.sources.phantom.truth import PhantomTruth, find_boxes, truth_of
 
 # Scanners compound: independent looks at the same tissue, averaged as power, soften the speckle.
 NUM_LOOKS = 2

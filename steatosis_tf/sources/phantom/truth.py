@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from steatosis_tf.sources.phantom_scanner import CORTEX, LIVER, Scanner
-from steatosis_tf.sources.phantom_scene import Tissue
+from steatosis_tf.sources.phantom.scanner import CORTEX, LIVER, Scanner
+from steatosis_tf.sources.phantom.scene import Tissue
 
 Box = tuple[int, int, int, int]
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 from steatosis_tf import grades
-from steatosis_tf.sources.personal_values import PersonalValue, runs_of
+from steatosis_tf.sources.dicom.personal_values import PersonalValue, runs_of
 from steatosis_tf.sources.rejection import REASONS
 
 _HASH = re.compile(r"(?<![0-9a-zA-Z])[0-9a-f]{16,64}(?![0-9a-zA-Z])")

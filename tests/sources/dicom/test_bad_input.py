@@ -30,9 +30,9 @@ from pydicom.data import get_testdata_file
 from pydicom.encaps import generate_frames
 from pydicom.sequence import Sequence
 
-from steatosis_tf.sources import dicom_files
-from steatosis_tf.sources.audit_phi import audit_phi
-from steatosis_tf.sources.dicom import ingest_dicom
+from steatosis_tf.sources.dicom import files
+from steatosis_tf.sources.dicom.audit import audit_phi
+from steatosis_tf.sources.dicom.ingest import ingest_dicom
 
 
 def reasons_by_file(out: Path, key: Path) -> dict[str, list[str]]:
@@ -477,7 +477,7 @@ def test_a_million_members_are_refused_unread(key, tmp_path):
 
 
 def test_members_are_counted_too(key, tmp_path, monkeypatch):
-    monkeypatch.setattr(dicom_files, "MAX_MEMBERS", 3)
+    monkeypatch.setattr(files, "MAX_MEMBERS", 3)
     path = zip_of(tmp_path / "export.zip", {str(number): b"x" for number in range(4)})
     with pytest.raises(ValueError, match="Received: members=4"):
         ingest_dicom(path, tmp_path / "out", key_path=key)

@@ -16,9 +16,9 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import pixel_array
 from pydicom.pixels.processing import convert_color_space
 
-from steatosis_tf.sources.dicom_display import GREY, PALETTE, displayed
-from steatosis_tf.sources.dicom_header import DICOM_ERRORS, number_of, text_of
-from steatosis_tf.sources.folder import MAX_SIDE_PX, MIN_SIDE_PX, decode_jpeg
+from steatosis_tf.sources.dicom.display import GREY, PALETTE, displayed
+from steatosis_tf.sources.dicom.read import DICOM_ERRORS, number_of, text_of
+from steatosis_tf.sources.images import MAX_SIDE_PX, MIN_SIDE_PX, decode_jpeg
 from steatosis_tf.sources.rejection import Rejection
 
 MAX_FRAMES = 100_000

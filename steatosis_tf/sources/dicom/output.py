@@ -12,7 +12,7 @@ from pathlib import Path
 import filelock
 
 from steatosis_tf.files import move_into_place
-from steatosis_tf.sources.clip_frames import ClipResult, frame_name
+from steatosis_tf.sources.dicom.clip_frames import ClipResult, frame_name
 from steatosis_tf.sources.pseudonym import OUTPUT_MARK
 
 IMAGES_DIR = "images"

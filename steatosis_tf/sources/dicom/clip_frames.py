@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 
 from steatosis_tf.files import move_into_place
-from steatosis_tf.sources.deidentify import blanked, region_mask, sector_mask
-from steatosis_tf.sources.dicom_header import read_dataset
-from steatosis_tf.sources.dicom_pixels import FrameReader, Layout
-from steatosis_tf.sources.dicom_regions import Region
+from steatosis_tf.sources.dicom.deidentify import blanked, region_mask, sector_mask
+from steatosis_tf.sources.dicom.pixels import FrameReader, Layout
+from steatosis_tf.sources.dicom.read import read_dataset
+from steatosis_tf.sources.dicom.regions import Region
 from steatosis_tf.sources.rejection import Rejection
 
 #: Frames of a clip looked at to find its sector.

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from steatosis_tf.cohort.manifest import frame_path, pixels_sha256
 from steatosis_tf.files import replacing
 from steatosis_tf.parallel import map_on_runner
-from steatosis_tf.sources.folder import read_frame, to_grey
+from steatosis_tf.sources.images import read_frame, to_grey
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions

@@ -18,7 +18,7 @@ from pydicom.sequence import Sequence
 
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.grades import GRADES
-from steatosis_tf.sources.dicom import ingest_dicom
+from steatosis_tf.sources.dicom.ingest import ingest_dicom
 from steatosis_tf.sources.pseudonym import create_key
 
 
@@ -212,7 +212,7 @@ def test_a_killed_ingest_ends_like_an_undisturbed_one(source, key, tmp_path):
         write_made(source / f"IM{number}", clip, number=number, PatientID=f"P{number % 3}")
     ingest_dicom(source, tmp_path / "calm", key_path=key)
     script = (
-        "import sys; from steatosis_tf.sources.dicom import ingest_dicom; "
+        "import sys; from steatosis_tf.sources.dicom.ingest import ingest_dicom; "
         "ingest_dicom(sys.argv[1], sys.argv[2], key_path=sys.argv[3])"
     )
     images = tmp_path / "killed" / "images"

@@ -7,23 +7,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from steatosis_tf.sources.clip_frames import (
+from steatosis_tf.sources.dicom.clip_frames import (
     ClipResult,
     check_frame_choice,
     chosen_frames,
     write_clip,
 )
-from steatosis_tf.sources.dicom_files import Source
-from steatosis_tf.sources.dicom_header import quiet_pydicom
-from steatosis_tf.sources.dicom_scan import Scan, first_study_days, refuse_repeats, scan_file
-from steatosis_tf.sources.ingest_output import (
-    Output,
-    check_places,
-    rejected_by_manifest,
-    update_private_table,
-    write_table,
-)
-from steatosis_tf.sources.ingest_tables import (
+from steatosis_tf.sources.dicom.files import Source
+from steatosis_tf.sources.dicom.ingest_tables import (
     LABEL_COLUMNS,
     LOG_COLUMNS,
     PRIVATE_COLUMNS,
@@ -33,7 +24,16 @@ from steatosis_tf.sources.ingest_tables import (
     private_row,
     rejected_rows,
 )
-from steatosis_tf.sources.patient_findings import FINDING_COLUMNS, patient_findings
+from steatosis_tf.sources.dicom.output import (
+    Output,
+    check_places,
+    rejected_by_manifest,
+    update_private_table,
+    write_table,
+)
+from steatosis_tf.sources.dicom.patient_findings import FINDING_COLUMNS, patient_findings
+from steatosis_tf.sources.dicom.read import quiet_pydicom
+from steatosis_tf.sources.dicom.scan import Scan, first_study_days, refuse_repeats, scan_file
 from steatosis_tf.sources.pseudonym import pseudonym, read_key
 from steatosis_tf.sources.rejection import Rejection
 

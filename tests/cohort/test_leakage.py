@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from steatosis_tf.cohort.leak_findings import KINDS, gate_summary
-from steatosis_tf.cohort.leak_gate import check_leaks, refuse_leaks
 from steatosis_tf.cohort.leak_repair import drop_copies, merge_patients
+from steatosis_tf.cohort.leakage import check_leaks, refuse_leaks
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.cohort.spelling import spelling_key
 from steatosis_tf.cohort.splits import Partition, make_partitions

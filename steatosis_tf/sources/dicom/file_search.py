@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from steatosis_tf.sources.dicom_dates import MAX_AGE_YEARS
-from steatosis_tf.sources.personal_values import PersonalValue
+from steatosis_tf.sources.dicom.dates import MAX_AGE_YEARS
+from steatosis_tf.sources.dicom.personal_values import PersonalValue
+from steatosis_tf.sources.dicom.record_features import record_texts
+from steatosis_tf.sources.dicom.value_finder import Finder, is_number, own_names_removed
 from steatosis_tf.sources.pseudonym import KEY_PREFIX
-from steatosis_tf.sources.record_features import record_texts
-from steatosis_tf.sources.value_finder import Finder, is_number, own_names_removed
 
 _PNG_MARK = b"\x89PNG\r\n\x1a\n"
 # The chunks a picture needs; what else a PNG holds is text, dates or unknown, and gets searched.

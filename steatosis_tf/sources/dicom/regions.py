@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pydicom
 
-from steatosis_tf.sources.dicom_header import DICOM_ERRORS, number_of, text_of
-from steatosis_tf.sources.folder import MIN_SIDE_PX
+from steatosis_tf.sources.dicom.read import DICOM_ERRORS, number_of, text_of
+from steatosis_tf.sources.images import MIN_SIDE_PX
 from steatosis_tf.sources.rejection import Rejection
 
 _FORMAT_2D, _FORMAT_M_MODE, _FORMAT_SPECTRAL = 1, 2, 3

@@ -9,12 +9,12 @@ import numpy as np
 import pydicom
 
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.dicom_header import Header, text_of
-from steatosis_tf.sources.dicom_regions import Region
-from steatosis_tf.sources.personal_values import personal_values
+from steatosis_tf.sources.dicom.personal_values import personal_values
+from steatosis_tf.sources.dicom.read import Header, text_of
+from steatosis_tf.sources.dicom.regions import Region
+from steatosis_tf.sources.dicom.split_screen import is_split_screen
+from steatosis_tf.sources.dicom.value_finder import Finder
 from steatosis_tf.sources.rejection import Rejection
-from steatosis_tf.sources.split_screen import is_split_screen
-from steatosis_tf.sources.value_finder import Finder
 
 #: Columns of labels.csv that come from the header; nothing else of it leaves.
 KEPT_FIELDS = (

@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 from made_dicom import write_made
 
-from steatosis_tf.sources.dicom import ingest_dicom
-from steatosis_tf.sources.ingest_tables import LABEL_COLUMNS, REJECTED_COLUMNS
+from steatosis_tf.sources.dicom.ingest import ingest_dicom
+from steatosis_tf.sources.dicom.ingest_tables import LABEL_COLUMNS, REJECTED_COLUMNS
 from steatosis_tf.sources.pseudonym import create_key
 
-PAGE = (Path(__file__).parents[2] / "docs" / "data_dicom.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "data_dicom.md").read_text("utf-8")
 
 
 def test_the_page_names_every_column():

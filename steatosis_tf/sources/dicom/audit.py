@@ -5,12 +5,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from steatosis_tf.sources.dicom_files import Source
-from steatosis_tf.sources.dicom_header import quiet_pydicom, read_dataset, text_of
-from steatosis_tf.sources.file_search import Finding, search_file, search_name
-from steatosis_tf.sources.personal_values import PersonalValue, personal_values, runs_of
+from steatosis_tf.sources.dicom.file_search import Finding, search_file, search_name
+from steatosis_tf.sources.dicom.files import Source
+from steatosis_tf.sources.dicom.personal_values import PersonalValue, personal_values, runs_of
+from steatosis_tf.sources.dicom.read import quiet_pydicom, read_dataset, text_of
+from steatosis_tf.sources.dicom.value_finder import Finder, source_name_value
 from steatosis_tf.sources.rejection import Rejection
-from steatosis_tf.sources.value_finder import Finder, source_name_value
 
 _TECHNICAL_COLUMNS = {"manufacturer": "Manufacturer", "model": "ManufacturerModelName"}
 

@@ -17,7 +17,7 @@ from pydicom.dataset import FileDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import UID
 
-from steatosis_tf.sources.dicom_dates import age_in_years, day_of
+from steatosis_tf.sources.dicom.dates import age_in_years, day_of
 from steatosis_tf.sources.pseudonym import normal_name, normal_patient_id
 from steatosis_tf.sources.rejection import Rejection
 

@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
-from steatosis_tf.cohort import duplicates
-from steatosis_tf.cohort.duplicates import HASH_BYTES, NEAR_DISTANCE, near_pairs, perceptual_hash
+from steatosis_tf.cohort import near_duplicates
+from steatosis_tf.cohort.near_duplicates import (
+    HASH_BYTES,
+    NEAR_DISTANCE,
+    near_pairs,
+    perceptual_hash,
+)
 
 
 def hashes_with_neighbours(num: int, seed: int = 0) -> np.ndarray:
@@ -37,7 +42,7 @@ def every_pair(hashes: np.ndarray, groups: np.ndarray, distance: int) -> list[tu
 
 @pytest.mark.parametrize("distance", [0, NEAR_DISTANCE, 80])
 def test_the_search_misses_nothing_and_adds_nothing(monkeypatch, distance):
-    monkeypatch.setattr(duplicates, "_BLOCK", 256)  # so that 1,000 rows cross block borders
+    monkeypatch.setattr(near_duplicates, "_BLOCK", 256)  # so that 1,000 rows cross block borders
     hashes = hashes_with_neighbours(1000)
     groups = np.arange(1000) // 3
     expected = every_pair(hashes, groups, distance)
@@ -52,7 +57,7 @@ def test_one_group_has_no_pairs_and_no_frames_have_none():
 
 
 def test_a_splash_screen_under_every_patient_is_told(monkeypatch):
-    monkeypatch.setattr(duplicates, "MAX_PAIRS", 1000)
+    monkeypatch.setattr(near_duplicates, "MAX_PAIRS", 1000)
     hashes = np.tile(hashes_with_neighbours(200)[:1], (200, 1))
     with pytest.raises(ValueError, match=r"over 1000 pairs that look alike.*splash screens"):
         near_pairs(hashes, np.arange(200))

@@ -5,7 +5,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi
 
-from steatosis_tf.sources.dicom_header import number_of, text_of
+from steatosis_tf.sources.dicom.read import number_of, text_of
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"

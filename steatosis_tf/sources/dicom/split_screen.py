@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import to_grey
+from steatosis_tf.sources.images import to_grey
 
 # Between two pictures the darkest column has at most 3 % of the lesser picture's brightest (200
 # pairs); in 597 of 599 single ones the middle never falls under 30 %.

@@ -14,8 +14,8 @@ from functools import lru_cache
 
 import pydicom
 
-from steatosis_tf.sources.dicom_dates import day_of
-from steatosis_tf.sources.dicom_header import DICOM_ERRORS, text_of
+from steatosis_tf.sources.dicom.dates import day_of
+from steatosis_tf.sources.dicom.read import DICOM_ERRORS, text_of
 
 # Free text by value representation (PS3.5 6.2); codes (CS) and numbers cannot name a person.
 _TEXT_VRS = frozenset(("LO", "SH", "ST", "LT", "UT", "UC", "UR", "AE"))

@@ -15,8 +15,8 @@ from made_dicom import UID_ROOT, made_frame, write_made
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from steatosis_tf.sources.audit_phi import Finding, audit_phi
-from steatosis_tf.sources.dicom import ingest_dicom
+from steatosis_tf.sources.dicom.audit import Finding, audit_phi
+from steatosis_tf.sources.dicom.ingest import ingest_dicom
 from steatosis_tf.sources.pseudonym import create_key
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.duplicates import hash_frames, near_pairs
 from steatosis_tf.cohort.group_splits import days_of
 from steatosis_tf.cohort.leak_findings import (
     Finding,
@@ -20,6 +19,7 @@ from steatosis_tf.cohort.leak_findings import (
     leak_report,
     marks_warning,
 )
+from steatosis_tf.cohort.near_duplicates import hash_frames, near_pairs
 from steatosis_tf.cohort.spelling import spelling_key
 from steatosis_tf.cohort.splits import SPLITS, Partition
 

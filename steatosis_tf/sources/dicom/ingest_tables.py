@@ -2,10 +2,10 @@
 
 import os
 
-from steatosis_tf.sources.clip_frames import ClipResult, frame_name
-from steatosis_tf.sources.deidentify import KEPT_FIELDS
-from steatosis_tf.sources.dicom_scan import Scan
-from steatosis_tf.sources.ingest_output import IMAGES_DIR
+from steatosis_tf.sources.dicom.clip_frames import ClipResult, frame_name
+from steatosis_tf.sources.dicom.deidentify import KEPT_FIELDS
+from steatosis_tf.sources.dicom.output import IMAGES_DIR
+from steatosis_tf.sources.dicom.scan import Scan
 
 LABEL_COLUMNS = ("path", "patient_id", "study_id", "source_id", "frame_index", *KEPT_FIELDS)
 REJECTED_COLUMNS = (

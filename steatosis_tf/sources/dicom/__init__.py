@@ -1,0 +1,1 @@
+"""Hospital exports: read, de-identify, ingest, audit."""
