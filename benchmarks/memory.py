@@ -5,7 +5,7 @@
 
 Every stage runs in a process of its own. Frames are those of simulated patients, 636 x 434 px,
 each under many names (hard links): every name is decoded, cut and stored anew. A patient's frames
-may be alike, so the leak gate lets them pass, after comparing all of them. Features come from a
+may be alike, so the data-leakage check lets them pass, after comparing all. Features come from a
 stand-in for the backbone that picks 2048 pixels, through the same store: ResNet-50 would take an
 hour for the largest study, and its own memory does not depend on the study. Killed, the script
 goes on from what is finished in FOLDER. Read time as ratios; the load is printed.

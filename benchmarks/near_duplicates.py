@@ -4,7 +4,7 @@ Question: at how many differing bits is a frame a near-duplicate (`NEAR_DISTANCE
 Command: python benchmarks/near_duplicates.py ../shared/data   (about 3 minutes on 2 cores)
 Result: docs/data.md, "Near-duplicates".
 
-Distances are the smaller of the two hashes' distances, as the gate takes them.
+Distances are the smaller of the two hashes' distances, as the check takes them.
 """
 
 import argparse

@@ -23,7 +23,7 @@ import screens
 from screens_second import second_screens
 
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import to_grey
+from steatosis_tf.sources.images import to_grey
 
 _SECOND_SEED = 0
 _FOUND = 0.9  # Dice from which a sector counts as found

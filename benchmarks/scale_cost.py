@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     roi_bytes, feature_bytes = 224 * 224 + 200, 4 * num_features * num_views
     for what, size in (("records", roi_bytes), ("features", feature_bytes)):
         print(f"{what}: {size} bytes per frame, {size * arguments.frames / 1e12:.2f} TB")
-    print(f"hashes of the gate in memory: {HASH_BYTES * arguments.frames / 1e9:.2f} GB")
+    print(f"hashes of the check in memory: {HASH_BYTES * arguments.frames / 1e9:.2f} GB")
 
 
 def _stages(folder: Path, engine_name: str) -> tuple[dict[str, tuple[float, bool]], int]:
@@ -92,7 +92,7 @@ def _stages(folder: Path, engine_name: str) -> tuple[dict[str, tuple[float, bool
     costs = {
         "DICOM ingest": (_ingest(folder, frames), False),
         "manifest (decode, hash)": (_cost(lambda p: pixels_sha256(read_frame(p)), paths), False),
-        "leak gate (decode, two hashes)": (
+        "data-leakage check (decode, two hashes)": (
             _cost(lambda p: (pixels_sha256(f := read_frame(p)), perceptual_hash(f)), paths),
             False,
         ),

@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 _FONTS = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_PLAIN)
 

@@ -2,7 +2,7 @@
 
 The plain loop decodes each PNG, cuts one fixed rectangle, makes it square and writes it: no sector
 is looked for, nothing outside it is blanked, no leak is searched, nothing is shuffled or checked.
-A frame is decoded twice by ours: for its ROI with the leak gate's hash, and for its record.
+A frame is decoded twice by ours: for its ROI with the hash against leakage, and for its record.
 """
 
 import shutil
@@ -32,8 +32,8 @@ def record_rows(manifest_path: Path, folder: Path, *, rounds: int) -> list[tuple
     work = {
         "limit: every frame decoded once": _decode,
         "plain loop of OpenCV and TFRecordWriter": _plain,
-        "sector ROI, leak gate, records": _ours,
-        "the same, the gate's hashes kept from before": partial(_ours, forget_hashes=False),
+        "sector ROI, data-leakage check, records": _ours,
+        "the same, the check's hashes kept from before": partial(_ours, forget_hashes=False),
     }
     spent = np.array(
         [[_cpu_seconds(lambda one=one: one(table, manifest_path, folder)) for one in work.values()]

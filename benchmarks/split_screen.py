@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from steatosis_tf.sources.dicom.split_screen import is_split_screen
+from steatosis_tf.sources.dicom.deidentify import is_split_screen
 from steatosis_tf.sources.images import read_frame, to_grey
 
 _HEIGHT = 600

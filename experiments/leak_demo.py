@@ -1,4 +1,4 @@
-"""Why the leak gate exists: one rule, two ways to split, two very different numbers.
+"""Why the data-leakage check exists: one rule, two ways to split, two very different numbers.
 
 Question: what does the simplest memory (the most similar training thumbnail, 40 x 28 px, gives
 the grade) score when frames are split by image, and what when they are split by patient?
@@ -11,7 +11,7 @@ Expected result, 44 patients, four grades, accuracy per frame, mean over 20 spli
     split by patient, 5 folds    0.460 (SD 0.038, range 0.366 to 0.514)
     the commonest grade always   0.364
 Split by image, a frame's neighbours of the same clip are in training: the rule recognises the
-patient, not the fat. The gate refuses such a split; this script shows what it would have bought.
+patient, not the fat. The check refuses such a split; this script shows what it would have bought.
 """
 
 import argparse

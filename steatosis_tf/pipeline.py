@@ -71,7 +71,7 @@ class Preparation:
 
     @property
     def hashes_path(self) -> Path:
-        """File that keeps the leak gate's hashes, which the ROI step takes along."""
+        """File that keeps the data-leakage check's hashes, which the ROI step takes along."""
         return self.runs_dir / "cache" / "perceptual_hashes.csv"
 
 
@@ -224,7 +224,7 @@ def complete_manifest(
 def keep_records(
     table: pd.DataFrame, partitions: list[Partition], place: Preparation
 ) -> tuple[Path, str]:
-    """Records of a completed manifest, once the leak gate has looked and left `leak_gate.json`.
+    """Records of a completed manifest, once the data-leakage check has left `leak_gate.json`.
 
     Args:
         table: what `complete_manifest` wrote.

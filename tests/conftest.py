@@ -143,7 +143,7 @@ def phantom_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from steatosis_tf.model.joint_fit import Part, fit_joint
     from steatosis_tf.model.pooling import pool_maps
     from steatosis_tf.model.pretrained import LEVEL
-    from steatosis_tf.sources.phantom import simulate_patient
+    from steatosis_tf.sources.phantom.study import simulate_patient
 
     roi = RoiConfig(method="beamspace", depth_px=128, num_beams=128)
     generator = np.random.default_rng(1)

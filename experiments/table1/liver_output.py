@@ -12,7 +12,7 @@ from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, read_manifest
 from steatosis_tf.roi.crop import Rectangle, crop_roi
 from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 
 def liver_output(study: Study, rows: np.ndarray) -> SecondOutput:

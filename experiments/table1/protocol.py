@@ -187,8 +187,8 @@ def _score_table(
 def _by_image(method: Method, task: str, study: Study, seed: int) -> float:
     """Accuracy per frame when frames are dealt without regard to patients: the mistake.
 
-    One fifth of the frames is tested, a tenth validates. The leak gate would refuse this; it is
-    here only to show, struck through, what it would have bought.
+    One fifth of the frames is tested, a tenth validates. The data-leakage check would refuse
+    this; it is here only to show, struck through, what it would have bought.
     """
     order = np.random.default_rng(seed).permutation(len(study.index))
     tested, validation, train = np.split(order, [len(order) // 5, 3 * len(order) // 10])

@@ -79,8 +79,8 @@ def load_study(
 ) -> Study:
     """Split, ROI and records of a manifest, by the same functions as a run of the line.
 
-    They are kept in `runs_dir/cache`, so that the methods need not make them again. The leak gate
-    judges the folds of every repeat.
+    They are kept in `runs_dir/cache`, so that the methods need not make them again. The
+    data-leakage check judges the folds of every repeat.
 
     Args:
         manifest_path: manifest of graded frames; never changed.

@@ -2,27 +2,43 @@
 
 A label table with the columns `reader_1 .. reader_n` becomes a label table with `grade`. What
 the rule cannot settle goes to `adjudicate.csv` beside the output and stays without a grade until
-the team has filled its column `adjudicated`; the next run takes it from there.
-"""
+the team has filled its column `adjudicated`; the next run takes it from there."""
 
 import re
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.adjudication import contested_row, read_settled, write_contested
-from steatosis_tf.cohort.agreement import KappaInterval, fleiss_kappa, weighted_kappa
-from steatosis_tf.cohort.labels import read_table
+from steatosis_tf.cohort.labels import read_spreadsheet, read_table
+from steatosis_tf.evaluation.metrics.weighted import kappas
 from steatosis_tf.files import check_output, replacing
 from steatosis_tf.grades import GRADES
 
 Rule = Literal["majority", "median", "unanimous"]
 RULES = ("majority", "median", "unanimous")
 UNREAD = -1  # label of a patient whom a reader has not graded
+
+
+@dataclass(frozen=True)
+class KappaInterval:
+    """A kappa with its 95 % bootstrap interval; None where it is not defined."""
+
+    estimate: float | None
+    low: float | None
+    high: float | None
+    num_patients: int
+
+    def __str__(self) -> str:
+        if self.estimate is None:
+            return f"not defined ({self.num_patients} patients, or one grade throughout)"
+        return (
+            f"{self.estimate:.3f} (95 % interval {self.low:.3f} to {self.high:.3f}, "
+            f"{self.num_patients} patients)"
+        )
 
 
 @dataclass(frozen=True)
@@ -214,3 +230,113 @@ def _summary(
         pairwise_kappa=_pairwise(labels, readers),
         adjudicate_path=str(adjudicate_path),
     )
+
+
+def read_settled(adjudicate_path: Path) -> dict[str, dict[str, str]]:
+    """What the team has settled so far.
+
+    Returns:
+        patient_id -> row of `adjudicate.csv`, where `adjudicated` is filled.
+
+    Raises:
+        ValueError: if the file is no such table, holds an unknown grade, or two for one patient.
+    """
+    if not adjudicate_path.is_file():
+        return {}
+    table, _ = read_spreadsheet(adjudicate_path)
+    missing = {"patient_id", "adjudicated"} - set(table.columns)
+    if missing:
+        raise ValueError(
+            f"{adjudicate_path.name}: expected the columns patient_id and adjudicated. "
+            f"Received: {', '.join(table.columns.drop(['row', 'fault']))}."
+        )
+    names = {grade.lower(): grade for grade in GRADES} | {"": ""}
+    unknown = table.loc[~table["adjudicated"].str.lower().isin(list(names))]
+    if len(unknown):
+        raise ValueError(
+            f"{adjudicate_path.name}: expected adjudicated empty or one of {', '.join(GRADES)}. "
+            f"Received: {unknown['adjudicated'].iloc[0]!r} at row {unknown['row'].iloc[0]}."
+        )
+    table["adjudicated"] = table["adjudicated"].str.lower().map(names)
+    decided = table.loc[table["adjudicated"] != ""].drop(columns=["row", "fault"])
+    faulty = table.loc[table["fault"] != ""]
+    sides = decided.groupby("patient_id")["adjudicated"].nunique()
+    twice = sides.index[sides > 1]
+    if len(faulty) or len(twice):
+        what = (
+            f"row {faulty['row'].iloc[0]}: {faulty['fault'].iloc[0]}"
+            if len(faulty)
+            else f"two decisions for patient_id={twice[0]}"
+        )
+        raise ValueError(
+            f"{adjudicate_path.name}: expected one decision per patient. Received: {what}."
+        )
+    rows: list[dict[str, Any]] = decided.to_dict("records")
+    return {row["patient_id"]: {str(k): str(v) for k, v in row.items()} for row in rows}
+
+
+def contested_row(
+    patient: str, read: dict[str, str], reason: str, before: dict[str, str] | None
+) -> dict[str, str]:
+    """One row of `adjudicate.csv`.
+
+    Args:
+        patient: `patient_id`.
+        read: reader column -> grade name or "".
+        reason: why the rule cannot settle it.
+        before: this patient's settled row of the run before, if there is one. It counts only for
+            the readings it was made about.
+    """
+    row = {"patient_id": patient, **read, "reason": reason, "adjudicated": ""}
+    decision = before["adjudicated"] if before else ""
+    if before and any(before.get(reader, "") != grade for reader, grade in read.items()):
+        row["reason"] += f"; readings changed since it was settled as {decision}, settle again"
+        return row
+    return {**row, "adjudicated": decision}
+
+
+def write_contested(adjudicate_path: Path, readers: list[str], rows: list[dict[str, str]]) -> None:
+    """Write `adjudicate.csv`, an empty table if nothing is contested."""
+    columns = ["patient_id", *readers, "reason", "adjudicated"]
+    with replacing(adjudicate_path) as temporary:
+        pd.DataFrame(rows, columns=columns).to_csv(temporary, index=False)
+
+
+def fleiss_kappa(labels: np.ndarray) -> float | None:
+    """Agreement of several readers beyond chance (Fleiss 1971, doi 10.1037/h0031619).
+
+    Args:
+        labels: `(num_patients, num_readers)` int, 0 to 3; every reader graded every patient.
+
+    Returns:
+        kappa, at most 1; None with no patients, one reader, or a single grade throughout.
+    """
+    num_patients, num_readers = labels.shape
+    if not num_patients or num_readers < 2:
+        return None
+    counts = (labels[:, :, None] == np.arange(len(GRADES))).sum(axis=1)
+    observed = ((counts**2).sum(axis=1) - num_readers) / (num_readers * (num_readers - 1))
+    expected = float(((counts.sum(axis=0) / counts.sum()) ** 2).sum())
+    return (float(observed.mean()) - expected) / (1 - expected) if expected < 1 else None
+
+
+def weighted_kappa(one: np.ndarray, other: np.ndarray, seed: int = 0) -> KappaInterval:
+    """Quadratic-weighted kappa of two readers (Cohen 1968, doi 10.1037/h0026256).
+
+    Args:
+        one, other: `(num_patients,)` int, 0 to 3; one grade per patient and reader.
+        seed: of the bootstrap, 2,000 draws of patients.
+    """
+    num = len(one)
+    if not num:
+        return KappaInterval(None, None, None, 0)
+    cells = len(GRADES) ** 2
+    table = np.bincount(one * len(GRADES) + other, minlength=cells)
+    # Drawing patients with replacement is drawing cells of their joint table.
+    draws = np.random.default_rng(seed).multinomial(num, table / num, size=2000)
+    estimates = kappas(draws.reshape(-1, len(GRADES), len(GRADES)), 2)
+    estimate = float(kappas(table.reshape(1, len(GRADES), len(GRADES)), 2)[0])
+    if np.isnan(estimate):
+        return KappaInterval(None, None, None, num)
+    low, high = np.nanpercentile(estimates, [2.5, 97.5])
+    return KappaInterval(estimate, float(low), float(high), num)

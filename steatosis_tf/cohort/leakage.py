@@ -1,10 +1,12 @@
 """Nothing is trained while a patient, or a copy of a frame, stands on two sides of a split.
 
 Called before records are written, whichever verb or experiment asked for them. Every finding is
-listed at once; a repair is only made when it is asked for (`leak_repair.py`).
-"""
+listed at once; a repair is only made when it is asked for (`merge_patients`, `drop_copies`)."""
 
+import re
 import sys
+import unicodedata
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,19 +14,100 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.group_splits import days_of
-from steatosis_tf.cohort.leak_findings import (
-    Finding,
-    gate_summary,
-    leak_report,
-    marks_warning,
-)
-from steatosis_tf.cohort.near_duplicates import hash_frames, near_pairs
-from steatosis_tf.cohort.spelling import spelling_key
-from steatosis_tf.cohort.splits import SPLITS, Partition
+from steatosis_tf.cohort.manifest import MARKS_COLUMN
+from steatosis_tf.cohort.near_duplicates import HASH_NAME, NEAR_DISTANCE, hash_frames, near_pairs
+from steatosis_tf.cohort.rejected import Fault
+from steatosis_tf.cohort.splits import SPLITS, Partition, days_of
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
+
+#: What is looked for, in the order it is reported.
+KINDS = {
+    "patient_in_two_splits": "one patient in two splits",
+    "patient_under_two_spellings": "one patient under two spellings, in different splits",
+    "same_pixels": "the same pixels under two patients in different splits",
+    "near_duplicate": "a near-duplicate under two patients in different splits",
+    "two_grades": "the same pixels with two grades",
+    "date_order": "a frame to train on that is not older than those to test on",
+}
+
+
+_NUM_NAMED = 10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One leak. `frame_pairs` are the frame_ids that give it away, if frames do."""
+
+    kind: str
+    text: str
+    patients: tuple[str, ...]
+    frame_pairs: tuple[tuple[str, str], ...] = ()
+
+
+def leak_report(findings: list[Finding]) -> str:
+    """All findings as text, grouped by kind, with what can be done."""
+    lines = [f"Expected no leak between splits. Received: findings={len(findings)}."]
+    for kind, title in KINDS.items():
+        texts = [finding.text for finding in findings if finding.kind == kind]
+        if texts:
+            lines += [f"{title}: {len(texts)}", *(f"  {text}" for text in texts)]
+    lines.append(
+        "Correct the label table; or repair the manifest: merge patients that are one, or drop "
+        "copies (--merge-patients, --drop-copies), and split again."
+    )
+    return "\n".join(lines)
+
+
+def marked_frames(frame_table: pd.DataFrame) -> list[str]:
+    """`frame_id` of the frames that have text or other marks inside the sector.
+
+    They are painted out of every ROI, but a finder misses some, and a reader's grade may be among
+    them. So the check warns, and a person looks.
+    """
+    if MARKS_COLUMN not in frame_table.columns:
+        return []
+    return frame_table.loc[frame_table[MARKS_COLUMN] > 0, "frame_id"].tolist()
+
+
+def marks_warning(frame_table: pd.DataFrame) -> str:
+    """The warning about `marked_frames`; "" if there are none and all frames were looked at."""
+    marked = marked_frames(frame_table)
+    texts = []
+    if marked:
+        more = f" and {len(marked) - _NUM_NAMED} more" if len(marked) > _NUM_NAMED else ""
+        texts.append(
+            f"warning: text or other marks inside the sector: frames={len(marked)}, frame_id="
+            f"{', '.join(marked[:_NUM_NAMED])}{more}. They are painted out of the ROI. Look at "
+            "these frames: a grade typed in that was missed would be learned"
+        )
+    num_unknown = len(frame_table)
+    if MARKS_COLUMN in frame_table.columns:
+        num_unknown = int(frame_table[MARKS_COLUMN].isna().sum())
+    if num_unknown:
+        texts.append(
+            f"warning: not looked for marks inside the sector: frames={num_unknown}. "
+            "`steatosis roi MANIFEST_CSV --again` looks where the ROI is no person's"
+        )
+    return "\n".join(texts)
+
+
+def check_summary(
+    frame_table: pd.DataFrame, partitions: list[Partition], findings: list[Finding]
+) -> dict[str, Any]:
+    """What was checked and found, for `leak_gate.json`."""
+    return {
+        "passed": not findings,
+        "num_frames": len(frame_table),
+        "num_patients": int(frame_table["patient_id"].nunique()),
+        "num_partitions": len(partitions),
+        "perceptual_hash": HASH_NAME,
+        "near_distance_bits": NEAR_DISTANCE,
+        "frames_with_marks": marked_frames(frame_table),
+        "num_findings": {kind: sum(f.kind == kind for f in findings) for kind in KINDS},
+        "findings": [asdict(finding) for finding in findings],
+    }
 
 
 def check_leaks(
@@ -73,7 +156,7 @@ def refuse_leaks(
     cache_path: str | Path | None = None,
     options: "PipelineOptions | None" = None,
 ) -> dict[str, Any]:
-    """The hard gate: `check_leaks`, and an error if it finds anything.
+    """`check_leaks`, and an error if it finds anything.
 
     Marks inside the sector are no leak between splits: they are named on stderr.
 
@@ -95,7 +178,7 @@ def refuse_leaks(
         raise ValueError(leak_report(findings))
     if warning := marks_warning(frame_table):
         print(warning, file=sys.stderr)
-    return gate_summary(frame_table, partitions, findings)
+    return check_summary(frame_table, partitions, findings)
 
 
 class _Sides:
@@ -247,3 +330,110 @@ def _date_order(
                 patients = tuple(sorted(wrong["patient_id"].unique()))
                 findings.append(Finding("date_order", text, patients))
     return findings
+
+
+#: Findings that say two patients are one person.
+ONE_PERSON = ("patient_under_two_spellings", "same_pixels", "near_duplicate")
+
+#: Findings whose frames are copies of each other.
+COPIES = ("same_pixels", "near_duplicate")
+
+
+def merge_patients(
+    frame_table: pd.DataFrame, findings: list[Finding]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Give all frames of patients that are one person one `patient_id`, the first by name.
+
+    Patients with the same pixels under two grades are merged with `drop_copies`, not here: the
+    grade has to be settled first.
+
+    Returns:
+        the repaired manifest without its `split` column, which no longer holds; one line per
+        merger.
+
+    Raises:
+        ValueError: if patients to merge have different grades. The text lists all of them.
+    """
+    leader: dict[str, str] = {}
+
+    def find(patient: str) -> str:
+        while leader.get(patient, patient) != patient:
+            patient = leader[patient]
+        return patient
+
+    for finding in findings:
+        if finding.kind in ONE_PERSON:
+            for other in finding.patients[1:]:
+                first, second = sorted((find(finding.patients[0]), find(other)))
+                leader[second] = first
+    renamed = {patient: find(patient) for patient in leader if find(patient) != patient}
+    table = frame_table.drop(columns="split", errors="ignore").copy()
+    table["patient_id"] = table["patient_id"].replace(renamed)
+
+    merged = table.loc[table["patient_id"].isin(renamed.values()) & (table["grade"] != "")]
+    grades = merged.groupby("patient_id")["grade"].unique()
+    contested = grades[grades.map(len) > 1]
+    if len(contested):
+        raise ValueError(
+            "Expected one grade for patients that are to be merged. Received:\n"
+            + "\n".join(
+                f"  {_and([patient, *_joined(renamed, patient)])}: {_and(found)}"
+                for patient, found in contested.items()
+            )
+            + "\nSettle the grade in the label table, or drop the copies instead."
+        )
+    done = [
+        f"merged patient_id={_and(_joined(renamed, patient))} into {patient}"
+        for patient in sorted(set(renamed.values()))
+    ]
+    return table, done
+
+
+def drop_copies(
+    frame_table: pd.DataFrame, findings: list[Finding]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Take out frames that are copies of another patient's frames.
+
+    Of each pair the frame of the first patient by name stays. Where the same pixels carry two
+    grades none stays, because nobody can tell which is right. A patient whose frames were all
+    copies is gone.
+
+    Returns:
+        the repaired manifest without its `split` column; the dropped rows, `path, patient_id,
+        reason, code`, for rejected.csv.
+    """
+    reasons: dict[str, Fault] = {}
+    for finding in findings:
+        if finding.kind == "two_grades":
+            for frame in (frame for pair in finding.frame_pairs for frame in pair):
+                reasons[frame] = Fault("contested_copy")
+    for finding in findings:
+        if finding.kind in COPIES:
+            for kept, copy in finding.frame_pairs:
+                # A frame that is gone itself cannot be the reason to drop its copies.
+                if kept not in reasons:
+                    reasons.setdefault(copy, Fault("copy", f"copy of frame_id={kept}"))
+    is_dropped = frame_table["frame_id"].isin(list(reasons))
+    dropped = frame_table.loc[is_dropped, ["path", "patient_id"]].assign(
+        reason=frame_table["frame_id"].map(reasons),
+        code=frame_table["frame_id"].map({frame: why.code for frame, why in reasons.items()}),
+    )
+    table = frame_table.loc[~is_dropped].drop(columns="split", errors="ignore")
+    return table.reset_index(drop=True), dropped
+
+
+def _joined(renamed: dict[str, str], patient: str) -> list[str]:
+    return sorted(old for old, new in renamed.items() if new == patient)
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join(words)
+
+
+def spelling_key(patient_id: str) -> str:
+    """What two spellings of one patient share: `P-07`, `p 7` and `P７` all give `p7`."""
+    text = unicodedata.normalize("NFKC", patient_id).casefold().strip()
+    text = re.sub(r"[\s_.\-]+", "-", text)
+    # Between two numbers the sign counts: 1-11 is not 11-1.
+    text = re.sub(r"(?<=[^\W\d])-(?=\d)|(?<=\d)-(?=[^\W\d])", "", text)
+    return re.sub(r"\d+", lambda digits: str(int(digits[0])), text)

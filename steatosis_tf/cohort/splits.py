@@ -1,16 +1,19 @@
 """Who trains, who validates, who tests: always whole patients, stratified by grade.
 
 The order of patients within a grade comes from a hash of `split_seed` and `patient_id`, so a
-split does not depend on the order of rows, and is the same on every machine.
-"""
+split does not depend on the order of rows, and is the same on every machine."""
 
 import dataclasses
 import hashlib
 from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.group_splits import patients_by_group, temporal_parts
+from steatosis_tf.cohort.labels import read_spreadsheet
+from steatosis_tf.cohort.manifest import frame_id_of
 from steatosis_tf.config import SplitConfig
 from steatosis_tf.grades import GRADES
 
@@ -86,7 +89,7 @@ def partitions_of_column(frame_table: pd.DataFrame) -> list[Partition]:
     """The partitions that the `split` column of a manifest stands for: one for train, validation
     and test, or one per fold, each fold tested by models that know all others.
 
-    A patient on two sides stays on both, for the leak gate to find with everything else.
+    A patient on two sides stays on both, for the data-leakage check to find with everything else.
     """
     graded = frame_table.loc[(frame_table["grade"] != "") & (frame_table["split"] != "")]
     names = sorted(set(graded["split"]))
@@ -258,14 +261,238 @@ def _partition_from_column(graded: pd.DataFrame) -> Partition:
             f"Expected patients in each of {', '.join(SPLITS)}. Received: none in "
             f"{', '.join(empty)}. Run `steatosis split` again."
         )
-    both = sorted(
-        (sides["train"] & sides["validation"])
-        | (sides["train"] & sides["test"])
-        | (sides["validation"] & sides["test"])
-    )
+    both = sorted(set().union(*(sides[a] & sides[b] for a, b in combinations(SPLITS, 2))))
     if both:
         raise ValueError(
             f"Expected every patient in one split. Received: {len(both)} in two, first "
             f"patient_id={both[0]}. Split by patient with `steatosis split`."
         )
     return Partition("holdout", sides["train"], sides["validation"], sides["test"])
+
+
+def patients_by_group(
+    graded: pd.DataFrame, column: str
+) -> list[tuple[str, frozenset[str], frozenset[str]]]:
+    """Patients of each value of a column.
+
+    Args:
+        graded: manifest rows with a grade.
+        column: any manifest column, for example `scanner` or `site`.
+
+    Returns:
+        for each value, sorted: the value, patients with this value alone, patients with this
+        and another one.
+
+    Raises:
+        ValueError: if there is no such column, a cell is empty, or there is only one value.
+    """
+    values = _full_column(graded, column)
+    pairs = pd.DataFrame({"patient_id": graded["patient_id"], "value": values}).drop_duplicates()
+    if values.nunique() < 2:
+        raise ValueError(
+            f"Expected at least two values in column {column} to leave one out. Received: "
+            f"{', '.join(map(repr, values.unique()))}."
+        )
+    several = frozenset(pairs.loc[pairs["patient_id"].duplicated(), "patient_id"])
+    groups = []
+    for value, group in pairs.groupby("value", sort=True):
+        ids = frozenset(group["patient_id"])
+        groups.append((str(value), ids - several, ids & several))
+    return groups
+
+
+def temporal_parts(
+    graded: pd.DataFrame, config: SplitConfig
+) -> tuple[set[str], set[str], set[str], set[str]]:
+    """Divide patients by time: the latest test, those before validate, the earliest train.
+
+    Every frame of a part is strictly later than every frame of the part before it. Patients
+    with the date of a cut stay together, so parts can be larger than asked for. Grades are not
+    stratified: time alone decides.
+
+    Returns:
+        patients to train, validate, test, and those left out because their studies lie on both
+        sides of a cut.
+
+    Raises:
+        ValueError: if the column is missing, is no date, counts days from each patient's own
+            first study, or if a part comes out empty or training lacks a grade.
+    """
+    days = days_of(graded, config.column)
+    span = days.groupby(graded["patient_id"]).agg(["min", "max"])
+    if len(span) > 1 and (span["min"] == 0).all():
+        raise ValueError(
+            f"Expected {config.column} on one calendar for all patients. Received: 0 as the first "
+            "value of every patient, so it counts from each patient's own first study. Give a "
+            "column with study dates, or days since the start of the study."
+        )
+    first = span["min"].sort_values(kind="stable").to_numpy()
+    num_test = max(1, round(len(span) * config.test_fraction))
+    num_validation = max(1, round(len(span) * config.validation_fraction))
+    test_from = first[max(0, len(first) - num_test)]
+    validation_from = first[max(0, len(first) - num_test - num_validation)]
+    train = set(span.index[span["max"] < validation_from])
+    validation = set(span.index[(span["min"] >= validation_from) & (span["max"] < test_from)])
+    test = set(span.index[span["min"] >= test_from])
+    _check_parts(graded, config.column, train, validation, test)
+    return train, validation, test, set(span.index) - train - validation - test
+
+
+def days_of(frame_table: pd.DataFrame, column: str) -> pd.Series:
+    """A date column as days (float), comparable between rows.
+
+    Args:
+        frame_table: manifest rows.
+        column: cells all of one kind: ISO dates (2024-05-31, also with a time), DICOM dates
+            (20240531), or numbers of days.
+
+    Raises:
+        ValueError: if the column is missing, or a cell is empty or of another kind.
+    """
+    text = _full_column(frame_table, column).astype(str)
+    if text.str.fullmatch(r"(19|20)\d{6}").all():
+        dates = pd.to_datetime(text, format="%Y%m%d", errors="coerce")
+    else:
+        numbers = pd.to_numeric(text, errors="coerce")
+        if np.isfinite(numbers).all():
+            return numbers.astype(float)
+        dates = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=True)
+    if dates.isna().any():
+        raise ValueError(
+            f"Expected every cell of {column} as a date like 2024-05-31 or 20240531, or every one "
+            f"as a number of days. Received: {int(dates.isna().sum())} others, first at frame_id="
+            f"{frame_table['frame_id'][dates.isna()].iloc[0]}."
+        )
+    return (dates.dt.tz_localize(None) - pd.Timestamp(0)) / pd.Timedelta(days=1)
+
+
+def _full_column(frame_table: pd.DataFrame, column: str) -> pd.Series:
+    if column not in frame_table.columns:
+        raise ValueError(
+            f"Expected split.column among the manifest columns {', '.join(frame_table.columns)}. "
+            f"Received: column={column!r}."
+        )
+    values = frame_table[column]
+    empty = values.isna() | (values.astype(str) == "")
+    if empty.any():
+        raise ValueError(
+            f"Expected a value of {column} for every graded frame. Received: {int(empty.sum())} "
+            f"empty cells of {frame_table['patient_id'][empty].nunique()} patients, first at "
+            f"frame_id={frame_table['frame_id'][empty].iloc[0]}. Fill them in; write 'unknown' if "
+            "that is a group of its own."
+        )
+    return values
+
+
+def _check_parts(
+    graded: pd.DataFrame, column: str, train: set[str], validation: set[str], test: set[str]
+) -> None:
+    present = set(graded.loc[graded["patient_id"].isin(train), "grade"])
+    missing = [grade for grade in GRADES if (graded["grade"] == grade).any()
+               and grade not in present]  # fmt: skip
+    if not (train and validation and test) or missing:
+        raise ValueError(
+            f"Expected patients in every part, and every grade in training, when split by {column}."
+            f" Received: train={len(train)}, validation={len(validation)}, test={len(test)}, "
+            f"grades not in training: {', '.join(missing) or 'none'}. Change split.test_fraction "
+            "and split.validation_fraction, or use another kind of split."
+        )
+
+
+#: What other tools call the parts.
+WORDS = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "test": "test", "testing": "test",
+    "left_out": "left_out", "": "left_out",
+}  # fmt: skip
+
+
+def import_split(frame_table: pd.DataFrame, path: str | Path) -> list[Partition]:
+    """Read a split file and check it against a manifest.
+
+    The result goes through the data-leakage check like a split of our own.
+
+    Args:
+        frame_table: manifest.
+        path: CSV with `split` (train, validation or val, test; left_out or empty) and either
+            `patient_id`, `frame_id` or `path` (as the label table has it). With a column `fold`
+            there is one partition per fold. The `split.csv` of a run is such a file.
+
+    Returns:
+        one partition per fold, named `imported`, or `imported_fold_<fold>`.
+
+    Raises:
+        ValueError: if the file is no such table, or a patient is in two parts, unknown to the
+            manifest, or in the manifest with a grade but not in the file. All faults are listed.
+    """
+    path = Path(path)
+    table, _ = read_spreadsheet(path)
+    table = _with_patients(path.name, frame_table, table)
+    table["split"] = table["split"].str.lower()
+    faults = _faults(frame_table, table)
+    if faults:
+        raise ValueError(
+            f"{path.name}: expected each graded patient of the manifest in one part. Received:\n"
+            + "\n".join(f"  {fault}" for fault in faults)
+        )
+    table["split"] = table["split"].map(WORDS)
+    if "fold" not in table.columns:
+        return [_partition("imported", table)]
+    # Folds in order of the file, which is the order the authors gave them.
+    return [
+        _partition(f"imported_fold_{fold}", group)
+        for fold, group in table.groupby("fold", sort=False)
+    ]
+
+
+def _with_patients(name: str, frame_table: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    key = next((key for key in ("patient_id", "frame_id", "path") if key in table.columns), "")
+    if "split" not in table.columns or not key or table.empty:
+        raise ValueError(
+            f"{name}: expected rows with the columns split and patient_id, frame_id or path. "
+            f"Received: columns {', '.join(table.columns.drop(['row', 'fault']))}; "
+            f"{len(table)} rows."
+        )
+    if key == "patient_id":
+        return table
+    ids = table["frame_id"] if key == "frame_id" else table["path"].map(frame_id_of)
+    owner = dict(zip(frame_table["frame_id"], frame_table["patient_id"], strict=True))
+    return table.assign(patient_id=ids.map(owner).fillna(""))
+
+
+def _faults(frame_table: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    known = set(frame_table["patient_id"])
+    graded = set(frame_table.loc[frame_table["grade"] != "", "patient_id"])
+    faults = []
+    for row, fault, patient, split in table[["row", "fault", "patient_id", "split"]].itertuples(
+        index=False
+    ):
+        if fault:
+            faults.append(f"row {row}: {fault}")
+        if split not in WORDS:
+            faults.append(f"row {row}: split {split!r}; expected train, validation or test")
+        if patient not in known:
+            faults.append(f"row {row}: not in the manifest (patient_id={patient!r})")
+    folds = table.groupby("fold", sort=False) if "fold" in table.columns else [("", table)]
+    for fold, group in folds:
+        where = f"fold {fold}: " if fold else ""
+        sides = group.assign(split=group["split"].map(WORDS)).groupby("patient_id")["split"]
+        faults += [
+            f"{where}patient_id={patient} in two parts ({' and '.join(sorted(set(words)))})"
+            for patient, words in sides
+            if words.nunique() > 1
+        ]
+        absent = sorted(graded - set(group["patient_id"]))
+        faults += [f"{where}graded patient_id={patient} is not in the file" for patient in absent]
+        empty = {"train", "validation", "test"} - set(group["split"].map(WORDS))
+        faults += [f"{where}nobody in {split}" for split in sorted(empty)]
+    return faults
+
+
+def _partition(name: str, group: pd.DataFrame) -> Partition:
+    parts = {
+        split: frozenset(group.loc[group["split"] == split, "patient_id"])
+        for split in ("train", "validation", "test", "left_out")
+    }
+    return Partition(name, parts["train"], parts["validation"], parts["test"], parts["left_out"])

@@ -356,7 +356,7 @@ def _open_network(
 
 def _write_reference(folder: Path, bundle: Bundle) -> None:
     """Frames of two simulated patients, and what the bundle makes of them."""
-    from steatosis_tf.sources.phantom import simulate_patient
+    from steatosis_tf.sources.phantom.study import simulate_patient
 
     pairs = [
         simulate_patient(fat, num_frames=2, generator=np.random.default_rng(int(fat)))[0]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from steatosis_tf.model.baselines.display import Display
 from steatosis_tf.model.baselines.physics import UNITS, Physics, measure_frame
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 
 def measure_patient(paths: Sequence[str | Path], display: Display) -> tuple[list[Physics], Physics]:

@@ -103,7 +103,7 @@ def write_records(
     hashes_path: str | Path | None = None,
     options: "PipelineOptions | None" = None,
 ) -> Path:
-    """Pass the leak gate, then write the records of a manifest unless the same ones are there.
+    """Pass the data-leakage check, then write a manifest's records unless the same ones are there.
 
     A run that was killed goes on from the shards it finished. Whatever the runner, the records
     are the same bytes.
@@ -113,8 +113,8 @@ def write_records(
         records_dir: folder for the records; `records.json` in it says what they were made of.
         partitions: who trains, validates and tests; what the `split` column says if None.
         time_column: date column of a temporal split.
-        gate_path: JSON file for what the gate looked at.
-        hashes_path: file that keeps the gate's perceptual hashes between calls.
+        gate_path: JSON file for what the check looked at.
+        hashes_path: file that keeps the check's perceptual hashes between calls.
         options: Beam runner whose workers write the shards, see `parallel.beam_options`; None
             writes them in this process.
 
@@ -122,7 +122,7 @@ def write_records(
         the folder tensorflow-datasets reads (`records_dir/steatosis_records/1.0.0`).
 
     Raises:
-        ValueError: if the manifest has no split or ROI columns or no usable row, if the gate
+        ValueError: if the manifest has no split or ROI columns or no usable row, if the check
             finds a leak (the text lists every one), or if the folder holds other records.
         RuntimeError: if the runner gave up; finished shards stay for the next call.
         OSError: if a shard cannot be written, for example on a full disk.

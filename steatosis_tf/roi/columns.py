@@ -44,7 +44,7 @@ from steatosis_tf.roi.sector_cell import (
     sector_fan,
 )
 from steatosis_tf.roi.views import VIEW_COLUMN, VIEW_VERSION, depth_px_per_cm
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -167,8 +167,8 @@ def add_roi_columns(
         manifest_path: where the manifest lies; frame paths are relative to it.
         config: how to propose.
         options: Beam runner whose workers propose; None proposes on the cores of this machine.
-        hashes_path: file that keeps the leak gate's hashes. Those of frames looked at here are
-            added, so that the gate need not decode them again.
+        hashes_path: file that keeps the data-leakage check's hashes. Those of frames looked at
+            here are added, so that it need not decode them again.
 
     Returns:
         the table with `roi_top, roi_left, roi_height, roi_width` (px of the full frame, empty
@@ -277,7 +277,7 @@ def _propose(
 
 
 def _answer(config: RoiConfig, item: tuple[str, bool, str]) -> tuple[list[Any], str, str]:
-    """The columns of one frame, the hash of its pixels, and the leak gate's hash if it is wanted.
+    """The columns of one frame, the hash of its pixels, and its perceptual hash if it is wanted.
 
     Without the sector's mask, to travel light between processes.
     """

@@ -17,7 +17,7 @@ from steatosis_tf.roi.sector import Sector, find_sector
 from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, persons_fan
 from steatosis_tf.roi.sheet import MAX_TILES, SheetRow, write_png, write_sheet
 from steatosis_tf.roi.views import VIEW_COLUMN
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 _PNG_END = b"IEND\xaeB`\x82"
 

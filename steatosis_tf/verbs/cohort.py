@@ -61,8 +61,7 @@ def split(args: Namespace) -> Result:
     """Divide the patients of a manifest, stratified by grade, and write its split column."""
     from steatosis_tf.cohort.decisions import manifest_lock
     from steatosis_tf.cohort.manifest import read_manifest, write_manifest
-    from steatosis_tf.cohort.split_import import import_split
-    from steatosis_tf.cohort.splits import make_partitions, test_column
+    from steatosis_tf.cohort.splits import import_split, make_partitions, test_column
     from steatosis_tf.config import Config, override
 
     config = override(Config(), args.settings)

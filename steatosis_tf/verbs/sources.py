@@ -116,7 +116,7 @@ def _consensus_arguments(parser: ArgumentParser) -> None:
 
 
 def leaks(args: Namespace) -> Result:
-    """Run the leak gate on a split manifest; repair it when asked to."""
+    """Run the data-leakage check on a split manifest; repair it when asked to."""
     from steatosis_tf.cohort.decisions import manifest_lock
 
     if not (args.merge_patients or args.drop_copies):
@@ -126,9 +126,14 @@ def leaks(args: Namespace) -> Result:
 
 
 def _leaks_of(args: Namespace) -> Result:
-    from steatosis_tf.cohort.leak_findings import leak_report, marked_frames, marks_warning
-    from steatosis_tf.cohort.leak_repair import drop_copies, merge_patients
-    from steatosis_tf.cohort.leakage import check_leaks
+    from steatosis_tf.cohort.leakage import (
+        check_leaks,
+        drop_copies,
+        leak_report,
+        marked_frames,
+        marks_warning,
+        merge_patients,
+    )
     from steatosis_tf.cohort.manifest import (
         check_decisions_kept,
         read_manifest,

@@ -10,8 +10,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from steatosis_tf import cli
-from steatosis_tf.cohort.agreement import fleiss_kappa, weighted_kappa
-from steatosis_tf.cohort.consensus import build_consensus
+from steatosis_tf.cohort.consensus import build_consensus, fleiss_kappa, weighted_kappa
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 
 N, M, D, S, NIL = "Normal", "Mild", "Moderate", "Severe", ""

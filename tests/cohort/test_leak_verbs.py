@@ -1,4 +1,4 @@
-"""The gate through the doors a user has: leaks, records and an experiment, on real frames."""
+"""The data-leakage check as a user calls it: leaks, records and an experiment, on real frames."""
 
 import csv
 from pathlib import Path

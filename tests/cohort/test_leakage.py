@@ -1,4 +1,4 @@
-"""The gate from the outside: frames on disk, a manifest, partitions; then every kind of leak."""
+"""The data-leakage check from the outside: frames, a manifest, partitions; every kind of leak."""
 
 import re
 from collections.abc import Callable
@@ -9,11 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steatosis_tf.cohort.leak_findings import KINDS, gate_summary
-from steatosis_tf.cohort.leak_repair import drop_copies, merge_patients
-from steatosis_tf.cohort.leakage import check_leaks, refuse_leaks
+from steatosis_tf.cohort.leakage import (
+    KINDS,
+    check_leaks,
+    check_summary,
+    drop_copies,
+    merge_patients,
+    refuse_leaks,
+    spelling_key,
+)
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
-from steatosis_tf.cohort.spelling import spelling_key
 from steatosis_tf.cohort.splits import Partition, make_partitions
 from steatosis_tf.config import SplitConfig
 
@@ -73,7 +78,7 @@ def test_a_clean_study_passes(gated):
     table, path = gated(frames, labels(*(f"{n}.png,P{n // 2},Mild" for n in range(6))))
     partitions = [partition("P0", "P2", validation="P1")]
     refuse_leaks(table, partitions, path)
-    summary = gate_summary(table, partitions, [])
+    summary = check_summary(table, partitions, [])
     assert summary["passed"]
     assert (summary["num_frames"], summary["num_patients"]) == (6, 3)
     assert list(summary["num_findings"]) == list(KINDS)
@@ -275,7 +280,7 @@ def test_dropping_copies_repairs_and_says_what_it_did(gated):
     assert list(dropped.columns) == ["path", "patient_id", "reason"]
     assert list(dropped["path"]) == ["b.png", "c.jpg", "e.png", "f.png", "g.png"]
     keeper = table["frame_id"][0]
-    assert list(dropped.iloc[0]) == ["b.png", "P1", f"copy of frame_id={keeper}"]
+    assert list(dropped.iloc[0]) == ["b.png", "P1", f"copy of frame_id={keeper}", "copy"]
     assert sum(dropped["reason"] == "the same pixels with two grades") == 2
     assert check_leaks(repaired, partitions, path) == []
 

@@ -6,8 +6,13 @@ from itertools import combinations
 import pandas as pd
 import pytest
 
-from steatosis_tf.cohort.split_import import import_split
-from steatosis_tf.cohort.splits import SPLITS, make_partitions, split_column, split_table
+from steatosis_tf.cohort.splits import (
+    SPLITS,
+    import_split,
+    make_partitions,
+    split_column,
+    split_table,
+)
 from steatosis_tf.config import SplitConfig
 from steatosis_tf.grades import GRADES
 

@@ -22,7 +22,7 @@ from steatosis_tf.deploy.onnx_weights import foreign_parts
 from steatosis_tf.files import write_json, write_sums
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.joint import explain_places
-from steatosis_tf.sources.phantom import simulate_patient
+from steatosis_tf.sources.phantom.study import simulate_patient
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The demonstration behind the gate, on the real frames."""
+"""The demonstration behind the data-leakage check, on the real frames."""
 
 import importlib.util
 from pathlib import Path

@@ -154,7 +154,7 @@ def test_a_manifest_without_sectors_gives_the_same_bytes(small_manifest, tmp_pat
 
 
 def test_a_frame_that_changed_after_the_gate_is_refused(phantom_manifest, tmp_path):
-    """The gate hashes each picture once; its sector and box would be those of another picture."""
+    """The check hashes each picture once; its sector and box would be those of another picture."""
     table = read_manifest(phantom_manifest).iloc[:4].copy()
     for number, path in enumerate(table["path"]):
         shutil.copy(frame_path(phantom_manifest, path), tmp_path / f"{number}.png")

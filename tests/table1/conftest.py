@@ -7,7 +7,7 @@ import pytest
 from experiments.table1.study import Study, load_study
 from steatosis_tf.cohort.manifest import build_manifest
 from steatosis_tf.config import Config, RoiConfig, SplitConfig
-from steatosis_tf.sources.phantom import write_phantoms
+from steatosis_tf.sources.phantom.study import write_phantoms
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from steatosis_tf.config import ModelConfig, TrainConfig
 from steatosis_tf.grades import TASKS
 from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 _SHORT = TrainConfig(epochs=2, batch_size=8, learning_rate=1e-3, views=1)
 

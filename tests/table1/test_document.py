@@ -19,7 +19,7 @@ from experiments.table1.run_all import methods_of_papers
 from experiments.table1.study import load_study
 from steatosis_tf.cohort.manifest import build_manifest
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
-from steatosis_tf.sources.phantom import write_phantoms
+from steatosis_tf.sources.phantom.study import write_phantoms
 
 
 def fit_prior(fold_data: FoldData, *, weights: str) -> FittedPipeline:

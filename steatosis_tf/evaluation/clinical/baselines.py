@@ -20,7 +20,7 @@ from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 from steatosis_tf.model.baselines.physics import hepatorenal_db
 from steatosis_tf.parallel import map_on_cores
-from steatosis_tf.sources.folder import read_frame
+from steatosis_tf.sources.images import read_frame
 
 #: Frames measured of each patient. The frames of a clip are almost one picture, and one costs as
 #: much as proposing its ROI.

@@ -10,7 +10,7 @@ from steatosis_tf.roi.sector.echo import MIN_SECTOR_FRACTION, bright_areas, clea
 from steatosis_tf.roi.sector.fit import border_seen, fit_fan
 from steatosis_tf.roi.sector.geometry import Fan
 from steatosis_tf.roi.sector.screen import Picture, find_picture
-from steatosis_tf.sources.folder import MIN_SIDE_PX, to_grey
+from steatosis_tf.sources.images import MIN_SIDE_PX, to_grey
 
 # The search runs on a copy whose longer side is this many px: a border known to half a px of it
 # is known to two px of a 1024 px frame, less than the hand-drawn outlines scatter.

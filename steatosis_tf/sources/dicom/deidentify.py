@@ -1,19 +1,24 @@
 """What may leave the hospital: named fields, and the pixels of the ultrasound picture.
 
-An allow-list: a field that is not named here does not leave, whatever a scanner puts into it.
-"""
+An allow-list: a field that is not named here does not leave, whatever a scanner puts into it."""
 
+import hashlib
+import io
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pydicom
 
+from steatosis_tf.files import move_into_place
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.sources.dicom.personal_values import personal_values
-from steatosis_tf.sources.dicom.read import Header, text_of
-from steatosis_tf.sources.dicom.regions import Region
-from steatosis_tf.sources.dicom.split_screen import is_split_screen
-from steatosis_tf.sources.dicom.value_finder import Finder
+from steatosis_tf.sources.dicom.personal import Finder, personal_values
+from steatosis_tf.sources.dicom.pixels import FrameReader, Layout
+from steatosis_tf.sources.dicom.read import Header, Region, read_dataset, text_of
+from steatosis_tf.sources.images import to_grey
 from steatosis_tf.sources.rejection import Rejection
 
 #: Columns of labels.csv that come from the header; nothing else of it leaves.
@@ -153,3 +158,184 @@ def _refuse_colours(inside: np.ndarray) -> None:
     grey_share = float((spread[bright] < _GREY_SPREAD).mean()) if bright.any() else 0.0
     if coloured > _MAX_COLOUR_SHARE and grey_share > _MIN_GREY_SHARE:
         raise Rejection("colour_pixels")
+
+
+# Between two pictures the darkest column has at most 3 % of the lesser picture's brightest (200
+# pairs); in 597 of 599 single ones the middle never falls under 30 %.
+_MAX_GAP_SHARE = 0.15
+# The border of a whole fan. Where one picture is cut in two, the lesser half shows at most 0.49 of
+# it (199 pictures), and then without a gap; the lesser of two pictures 0.47 to 0.98 (65 pairs).
+# What comes of both rules together, benchmarks/split_screen.py measures.
+_MIN_BORDER_SEEN = 0.4
+
+_MIDDLE = (0.35, 0.65)  # share of the width in which the gap is looked for
+
+
+def is_split_screen(frames: np.ndarray) -> bool:
+    """Whether two sectors stand side by side with a dark gap between them.
+
+    Args:
+        frames: frames of one clip, `(num_frames, height, width)` or
+            `(num_frames, height, width, 3)` RGB, uint8.
+    """
+    still = np.median([to_grey(frame) for frame in frames], axis=0).astype(np.float32)
+    width = still.shape[1]
+    columns = cv2.GaussianBlur(still.mean(axis=0)[None], (0, 0), max(1.0, width / 100))[0]
+    columns -= columns.min()
+    first, last = (int(share * width) for share in _MIDDLE)
+    gap = first + int(columns[first:last].argmin())
+    lesser = min(columns[:gap].max(), columns[gap:].max())
+    if columns[gap] > _MAX_GAP_SHARE * lesser:
+        return False
+    return all(_shows_sector(half) for half in (frames[:, :, :gap], frames[:, :, gap:]))
+
+
+def _shows_sector(frames: np.ndarray) -> bool:
+    try:
+        return find_sector(frames).border_seen >= _MIN_BORDER_SEEN
+    except ValueError:
+        return False
+
+
+#: Frames of a clip looked at to find its sector.
+_NUM_SECTOR_FRAMES = 8
+# Some systems state the whole screen, banner and all, as the region.
+_MAX_REGION_SHARE = 0.9
+_PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 4]
+_CHOICE = re.compile(r"(every|evenly):([1-9]\d{0,5})")
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """What became of the chosen frames of one file.
+
+    Attributes:
+        frames: `(frame index, SHA-256 of its PNG file)` of every frame written.
+        rejected: `(frame index, reason)` of every other chosen frame; index -1 is the whole file.
+        kept_by: "region" (stated in the file), "sector" (found) or "" if nothing was kept.
+        kept_box: `(top, left, height, width)` px around the kept pixels, or empty.
+        kept_percent: share of the pixels kept.
+    """
+
+    frames: tuple[tuple[int, str], ...]
+    rejected: tuple[tuple[int, str], ...]
+    kept_by: str = ""
+    kept_box: tuple[int, ...] = ()
+    kept_percent: float = 0.0
+
+
+def check_frame_choice(choice: str) -> None:
+    """Raises:
+    ValueError: if the choice is not `all`, `every:N` or `evenly:N` with N of 1 or more.
+    """
+    if choice != "all" and _CHOICE.fullmatch(choice) is None:
+        raise ValueError(
+            "Expected frames as all, every:N (each N-th) or evenly:N (N spread over the clip). "
+            f"Received: frame_choice={choice!r}."
+        )
+
+
+def chosen_frames(choice: str, num_frames: int) -> list[int]:
+    """Indices of the frames taken from a clip.
+
+    Args:
+        choice: `all`; `every:N`, frames 0, N, 2N, ...; or `evenly:N`, the middle frames of N
+            equal stretches (all frames of a shorter clip).
+        num_frames: length of the clip, 1 or more.
+    """
+    match = _CHOICE.fullmatch(choice)
+    if match is None:
+        return list(range(num_frames))
+    number = int(match.group(2))
+    if match.group(1) == "every":
+        return list(range(0, num_frames, number))
+    number = min(number, num_frames)
+    return [(2 * part + 1) * num_frames // (2 * number) for part in range(number)]
+
+
+def frame_name(clip_id: str, index: int) -> str:
+    """File name of a frame; holds nothing but a keyed hash and the frame number."""
+    return f"{clip_id}_{index:05d}.png"
+
+
+def write_clip(
+    data: bytes,
+    layout: Layout,
+    region: Region | None,
+    chosen: Sequence[int],
+    images_dir: Path,
+    clip_id: str,
+) -> ClipResult:
+    """Decode, blank and write the chosen frames of a file.
+
+    Args:
+        data: the file.
+        layout: of its frames.
+        region: its 2-D region; None lets the sector be found.
+        chosen: frame indices.
+        images_dir: where the PNG files go, each moved into place when it is whole.
+        clip_id: first part of their names.
+
+    Returns:
+        Every chosen index is in `frames` or in `rejected`, or -1 is in `rejected`.
+    """
+    try:
+        dataset = read_dataset(io.BytesIO(data), with_pixels=True)
+        reader = FrameReader(dataset, layout)
+        mask = _kept_pixels(reader, layout, region)
+    except Rejection as rejection:
+        return ClipResult((), ((-1, str(rejection)),))
+    frames, rejected = [], []
+    for index in chosen:
+        try:
+            frame = blanked(reader.read(index), mask)
+        except Rejection as rejection:
+            rejected.append((index, str(rejection)))
+        else:
+            frames.append((index, _write_png(images_dir / frame_name(clip_id, index), frame)))
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return ClipResult(
+        tuple(frames),
+        tuple(rejected),
+        "sector" if _says_nothing(region, layout) else "region",
+        tuple(
+            int(number) for number in (rows[0], columns[0], np.ptp(rows) + 1, np.ptp(columns) + 1)
+        ),
+        round(100 * float(mask.mean()), 2),
+    )
+
+
+def _kept_pixels(reader: FrameReader, layout: Layout, region: Region | None) -> np.ndarray:
+    if region is not None and not _says_nothing(region, layout):
+        return region_mask(region, layout.rows, layout.columns)
+    # One mask for the clip, from frames all over it: what never moves is no echo. It does not
+    # depend on the frames chosen, or every:2 and every:3 would blank one frame differently.
+    frames: list[np.ndarray] = []
+    first_rejection: Rejection | None = None
+    for index in chosen_frames(f"evenly:{_NUM_SECTOR_FRAMES}", layout.num_frames):
+        try:
+            frames.append(reader.read(index))
+        except Rejection as rejection:
+            first_rejection = first_rejection or rejection
+    if first_rejection is not None and not frames:
+        raise first_rejection
+    mask = sector_mask(np.stack(frames))
+    return mask if region is None else mask & region_mask(region, layout.rows, layout.columns)
+
+
+def _says_nothing(region: Region | None, layout: Layout) -> bool:
+    """Whether the banner with the patient's name would stay inside the stated region."""
+    if region is None:
+        return True
+    share = region.height * region.width / (layout.rows * layout.columns)
+    return share > _MAX_REGION_SHARE
+
+
+def _write_png(path: Path, frame: np.ndarray) -> str:
+    picture = frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(".png", picture, _PNG_OPTIONS)
+    data = encoded.tobytes()
+    part = path.with_suffix(".part")
+    part.write_bytes(data)
+    move_into_place(part, path)
+    return hashlib.sha256(data).hexdigest()

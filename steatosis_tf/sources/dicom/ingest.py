@@ -1,44 +1,156 @@
 """Hospital ultrasound exports to de-identified frames and `labels.csv`."""
 
 import collections
-from collections.abc import Sequence
-from dataclasses import dataclass
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import filelock
 from tqdm import tqdm
 
-from steatosis_tf.sources.dicom.clip_frames import (
+from steatosis_tf.files import move_into_place
+from steatosis_tf.sources.dicom.deidentify import (
     ClipResult,
     check_frame_choice,
     chosen_frames,
+    frame_name,
     write_clip,
 )
 from steatosis_tf.sources.dicom.files import Source
-from steatosis_tf.sources.dicom.ingest_tables import (
+from steatosis_tf.sources.dicom.read import quiet_pydicom
+from steatosis_tf.sources.dicom.scan import (
+    FINDING_COLUMNS,
+    IMAGES_DIR,
     LABEL_COLUMNS,
     LOG_COLUMNS,
     PRIVATE_COLUMNS,
     REJECTED_COLUMNS,
+    Scan,
+    first_study_days,
     label_rows,
     log_row,
+    patient_findings,
     private_row,
+    refuse_repeats,
     rejected_rows,
+    scan_file,
 )
-from steatosis_tf.sources.dicom.output import (
-    Output,
-    check_places,
-    rejected_by_manifest,
-    update_private_table,
-    write_table,
-)
-from steatosis_tf.sources.dicom.patient_findings import FINDING_COLUMNS, patient_findings
-from steatosis_tf.sources.dicom.read import quiet_pydicom
-from steatosis_tf.sources.dicom.scan import Scan, first_study_days, refuse_repeats, scan_file
-from steatosis_tf.sources.pseudonym import pseudonym, read_key
+from steatosis_tf.sources.pseudonym import OUTPUT_MARK, pseudonym, read_key
 from steatosis_tf.sources.rejection import Rejection
 
 # Part of every journal entry: a new number makes all files be decoded again.
 _PIXEL_VERSION = "2"
+_JOURNAL = "ingest_journal.jsonl"
+_LOCK = "ingest.lock"
+_FORMAT = 1
+_OUR_IMAGE = re.compile(r"[0-9a-f]{16}_\d{5}\.(png|part)")
+
+
+class Output:
+    """The folder an ingest writes, held by one process at a time.
+
+    Args:
+        folder: created if absent; otherwise it must be empty or an earlier ingest's.
+        key_id: hash that tells keys apart.
+        settings: what the run was asked for; kept for the reader, in `ingest.json`.
+
+    Raises:
+        ValueError: if the folder holds something else, was made with another key, or is in use.
+    """
+
+    def __init__(self, folder: Path, key_id: str, settings: Mapping[str, object]):
+        self.folder = folder
+        self.images_dir = folder / IMAGES_DIR
+        mark = folder / OUTPUT_MARK
+        # What a kill right at the start may have left; images come only after the mark.
+        first_files = {_LOCK, f"{OUTPUT_MARK}.part"}
+        if mark.is_file():
+            _check_mark(mark, key_id)
+        elif folder.is_dir() and any(path.name not in first_files for path in folder.iterdir()):
+            raise ValueError(
+                "Expected an output folder that is empty, absent, or written by an earlier "
+                "ingest. Received: a folder with other files. Choose another folder."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = filelock.FileLock(folder / _LOCK, timeout=0)
+        try:
+            self._lock.acquire()
+        except filelock.Timeout as error:
+            raise ValueError(
+                "Expected an output folder that no other ingest is writing. Wait for it to end."
+            ) from error
+        write_text(mark, json.dumps({"format": _FORMAT, "key_id": key_id, **settings}) + "\n")
+        self.images_dir.mkdir(exist_ok=True)
+        self._done = self._read_journal()
+
+    def __enter__(self) -> "Output":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def earlier_result(self, fingerprint: str, clip_id: str) -> ClipResult | None:
+        """The result of an earlier run for this very file, if its images are still whole."""
+        result = self._done.get(fingerprint)
+        if result is None:
+            return None
+        for index, png_hash in result.frames:
+            path = self.images_dir / frame_name(clip_id, index)
+            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != png_hash:
+                return None
+        return result
+
+    def note(self, fingerprint: str, result: ClipResult) -> None:
+        """Remember a finished file, so that a killed run goes on after it."""
+        self._done[fingerprint] = result
+        with (self.folder / _JOURNAL).open("a", encoding="ascii") as stream:
+            stream.write(_journal_line(fingerprint, result))
+
+    def finish(self, fingerprints: Iterable[str], image_names: Iterable[str]) -> None:
+        """Drop what no table names: images and journal lines of other settings or gone files."""
+        known = sorted(self._done.keys() & set(fingerprints))
+        lines = (_journal_line(each, self._done[each]) for each in known)
+        text = "".join(lines)
+        if text:
+            write_text(self.folder / _JOURNAL, text)
+        else:
+            (self.folder / _JOURNAL).unlink(missing_ok=True)
+        named = set(image_names)
+        for path in self.images_dir.iterdir():
+            if path.name not in named and _OUR_IMAGE.fullmatch(path.name):
+                path.unlink()
+
+    def _read_journal(self) -> dict[str, ClipResult]:
+        path = self.folder / _JOURNAL
+        done: dict[str, ClipResult] = {}
+        if not path.is_file():
+            return done
+        text = path.read_text("ascii", errors="replace")
+        for line in text.splitlines():
+            try:
+                entry = json.loads(line)
+                result = ClipResult(
+                    tuple((int(index), str(png)) for index, png in entry["frames"]),
+                    tuple((int(index), str(reason)) for index, reason in entry["rejected"]),
+                    str(entry["kept_by"]),
+                    tuple(entry["kept_box"]),
+                    float(entry["kept_percent"]),
+                )
+                done[str(entry["file"])] = result
+            except (ValueError, KeyError, TypeError):
+                continue  # the line a kill cut short; its file is done again
+        if text and not text.endswith("\n"):  # or the next line would be glued to the torn one
+            whole = "".join(_journal_line(*item) for item in done.items())
+            if whole:
+                write_text(path, whole)
+            else:
+                path.unlink()
+        return done
 
 
 @dataclass(frozen=True)
@@ -184,3 +296,100 @@ def _write_tables(
         rejected_path=output.folder / "rejected.csv",
         private_path=private_path,
     )
+
+
+def check_places(source: Path, output_dir: Path, key_path: Path) -> None:
+    """Refuse an arrangement of folders that would leak or feed on itself.
+
+    Raises:
+        ValueError: if the key lies in the output or the source, or one of these is in the other.
+    """
+    where, output, key = source.resolve(), output_dir.resolve(), key_path.resolve()
+    for folder, role in ((output, "output"), (where, "source")):
+        if key.is_relative_to(folder):
+            raise ValueError(
+                f"Expected the key file outside the {role}: whoever gets the folder would get "
+                f"the key. Received: a key_path inside the {role}. Move the key."
+            )
+    if output.is_relative_to(where) or where.is_relative_to(output):
+        raise ValueError(
+            "Expected output and source apart from each other. Received: one inside the other. "
+            "The next run would read its own output."
+        )
+
+
+def _check_mark(mark: Path, key_id: str) -> None:
+    try:
+        stated = json.loads(mark.read_text("ascii"))
+        known = stated["format"] == _FORMAT and stated["key_id"]
+    except (ValueError, KeyError, TypeError):
+        known = None
+    if known != key_id:
+        raise ValueError(
+            "Expected the key that this output was begun with: two keys in one cohort give one "
+            "patient two pseudonyms. Received: another key, or a damaged ingest.json. Use that "
+            "key, or a new output folder."
+        )
+
+
+def _journal_line(fingerprint: str, result: ClipResult) -> str:
+    return json.dumps({"file": fingerprint, **asdict(result)}, sort_keys=True) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name and move it into place."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, "utf-8", newline="")
+    move_into_place(part, path)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write a CSV of UTF-8 with Unix line ends, in the order of the rows."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    move_into_place(part, path)
+
+
+def rejected_by_manifest(path: Path) -> list[dict[str, str]]:
+    """Rows that `manifest` or `leaks`, writing into the same folder, have added to rejected.csv.
+
+    They stay until the manifest is made again, so that no run of the ingest loses them.
+    """
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        return [row for row in csv.DictReader(stream) if not row["source_id"]]
+
+
+def update_private_table(
+    path: Path, output_dir: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]
+) -> None:
+    """Replace this output's rows in the table beside the key (mode 0600), keep the others'.
+
+    Args:
+        path: the table; it holds names and ids, so it stays where the key stays.
+        output_dir: named in the column `output`, which this function adds.
+        columns: the other columns.
+        rows: one per source file.
+    """
+    here = str(output_dir.resolve())
+    all_columns = ("output", *columns)
+    with filelock.FileLock(path.with_name(path.name + ".lock")):
+        kept: list[Mapping[str, object]] = []
+        if path.is_file():
+            with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+                kept = [row for row in csv.DictReader(stream) if row.get("output") != here]
+        part = path.with_name(path.name + ".part")
+        part.unlink(missing_ok=True)
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(
+            handle, "w", encoding="utf-8", errors="surrogateescape", newline=""
+        ) as stream:
+            writer = csv.DictWriter(stream, all_columns, lineterminator="\n", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(kept)
+            writer.writerows({"output": here, **row} for row in rows)
+        move_into_place(part, path)

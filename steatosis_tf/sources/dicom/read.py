@@ -1,9 +1,10 @@
-"""The header of one DICOM file, reduced to what an ingest needs."""
+"""The header of one DICOM file, reduced to what an ingest needs, and the region it states."""
 
 import contextlib
 import datetime
 import logging
 import math
+import re
 import struct
 import warnings
 import zlib
@@ -17,7 +18,7 @@ from pydicom.dataset import FileDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import UID
 
-from steatosis_tf.sources.dicom.dates import age_in_years, day_of
+from steatosis_tf.sources.images import MIN_SIDE_PX
 from steatosis_tf.sources.pseudonym import normal_name, normal_patient_id
 from steatosis_tf.sources.rejection import Rejection
 
@@ -216,3 +217,182 @@ def _patient_of(dataset: pydicom.Dataset) -> tuple[str, ...]:
     if not name or not day_of(birth_date):
         raise Rejection("no_patient")
     return "name", *name, birth_date
+
+
+_DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")  # 2001.12.31 is the ACR-NEMA form
+_AGE = re.compile(r"(\d{3})([DWMY])")
+_YEARS_PER_UNIT = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
+MAX_AGE_YEARS = 89
+
+
+def day_of(text: str) -> datetime.date | None:
+    """A DICOM date (`DA`) as a date; None if it is empty or impossible."""
+    match = _DATE.fullmatch(text)
+    if match is None:
+        return None
+    try:
+        return datetime.date(*(int(part) for part in match.groups()))
+    except ValueError:
+        return None
+
+
+def age_in_years(
+    stated: str, birth: datetime.date | None, study: datetime.date | None
+) -> int | None:
+    """Age at the study in whole years, capped at 89.
+
+    Ages over 89 are few enough to point at a person (45 CFR 164.514(b)(2)(i)(C)).
+
+    Args:
+        stated: PatientAge such as "045Y" or "018M", or "".
+        birth: date of birth, used where no age is stated.
+        study: date of the study.
+
+    Returns:
+        0 to 89, or None if neither source gives an age.
+    """
+    match = _AGE.fullmatch(stated)
+    if match is not None:
+        return min(MAX_AGE_YEARS, int(int(match.group(1)) * _YEARS_PER_UNIT[match.group(2)]))
+    if birth is None or study is None or study < birth:
+        return None
+    had_birthday = (study.month, study.day) >= (birth.month, birth.day)
+    return min(MAX_AGE_YEARS, study.year - birth.year - (not had_birthday))
+
+
+_FORMAT_2D, _FORMAT_M_MODE, _FORMAT_SPECTRAL = 1, 2, 3
+_TYPE_NONE, _TYPE_TISSUE, _TYPE_COLOUR_FLOW = 0, 1, 2
+_SPECTRAL_TYPES = (3, 4, 5, 6, 7)  # pulsed and continuous wave, and their traces
+_UNIT_CM = 3
+
+# Image Type value 4: M-mode, CW, PW, colour Doppler, colour M-mode, 3-D, colour power, tissue
+# characterisation. 0001 is 2-D imaging, 0400 only says that frames are spatially related.
+_OTHER_MODES = 0x0002 | 0x0004 | 0x0008 | 0x0010 | 0x0020 | 0x0040 | 0x0100 | 0x0200
+
+# Vendors write the last column as `columns` or `columns - 1`; further out the picture was rescaled
+# after the regions were written, and neither place nor spacing can be believed.
+_OVERHANG_PX = 2
+
+
+@dataclass(frozen=True)
+class Region:
+    """The 2-D tissue region of a frame.
+
+    Attributes:
+        top, left, height, width: px of the full frame.
+        pixel_height_mm, pixel_width_mm: size of one pixel, or None if not stated in cm.
+        transducer_frequency_mhz: or None.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    pixel_height_mm: float | None
+    pixel_width_mm: float | None
+    transducer_frequency_mhz: float | None
+
+
+def find_region(dataset: pydicom.Dataset, rows: int, columns: int) -> Region | None:
+    """The one 2-D tissue region of a file.
+
+    Args:
+        dataset: header of an ultrasound image.
+        rows: height of its frames, px.
+        columns: width of its frames, px.
+
+    Returns:
+        The region, or None if the file states none that fits its own picture.
+
+    Raises:
+        Rejection: if the file holds Doppler, M-mode, or more than one 2-D picture.
+    """
+    _refuse_other_modes(dataset)
+    try:
+        items = list(dataset.get("SequenceOfUltrasoundRegions") or ())
+    except DICOM_ERRORS:
+        items = []
+    tissue: dict[tuple[int, int, int, int], pydicom.Dataset] = {}
+    num_regions = 0
+    for item in items:
+        place = _place(item)
+        if place is None:
+            continue
+        num_regions += 1
+        if _is_tissue(item):
+            tissue.setdefault(place, item)
+    if not num_regions:
+        return None
+    if not tissue:
+        raise Rejection("no_tissue_region")
+    if len(tissue) > 1:
+        raise Rejection("split_screen", count=len(tissue))
+    (place, item), *_ = tissue.items()
+    return _fitted(place, item, rows, columns)
+
+
+def _refuse_other_modes(dataset: pydicom.Dataset) -> None:
+    values = text_of(dataset, "ImageType").split("\\")
+    modes = values[3].strip() if len(values) > 3 else ""
+    if re.fullmatch(r"[0-9A-Fa-f]{4}", modes) and int(modes, 16) & _OTHER_MODES:
+        raise Rejection("image_type_doppler")
+
+
+def _is_tissue(item: pydicom.Dataset) -> bool:
+    """Whether a region is a 2-D tissue picture; a Doppler or M-mode region is refused."""
+    spatial = number_of(item, "RegionSpatialFormat")
+    kind = number_of(item, "RegionDataType")
+    if kind == _TYPE_COLOUR_FLOW:
+        raise Rejection("colour_doppler")
+    if spatial == _FORMAT_M_MODE:
+        raise Rejection("m_mode")
+    if spatial == _FORMAT_SPECTRAL or kind in _SPECTRAL_TYPES:
+        raise Rejection("spectral_doppler")
+    return spatial == _FORMAT_2D and kind in (_TYPE_TISSUE, _TYPE_NONE)
+
+
+def _place(item: pydicom.Dataset) -> tuple[int, int, int, int] | None:
+    """`(x0, y0, x1, y1)` px, inclusive; None for a region without extent."""
+    corners = [
+        number_of(item, f"RegionLocation{name}") for name in ("MinX0", "MinY0", "MaxX1", "MaxY1")
+    ]
+    if any(corner is None for corner in corners):
+        return None
+    x0, y0, x1, y1 = (int(corner) for corner in corners if corner is not None)
+    return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
+
+
+def _fitted(
+    place: tuple[int, int, int, int], item: pydicom.Dataset, rows: int, columns: int
+) -> Region | None:
+    x0, y0, x1, y1 = place
+    if x1 >= columns + _OVERHANG_PX or y1 >= rows + _OVERHANG_PX or x0 < 0 or y0 < 0:
+        return None
+    x1, y1 = min(x1, columns - 1), min(y1, rows - 1)
+    height, width = y1 - y0 + 1, x1 - x0 + 1
+    if min(height, width) < MIN_SIDE_PX:
+        raise Rejection("small_region", low=MIN_SIDE_PX)
+    frequency_khz = number_of(item, "TransducerFrequency")
+    return Region(
+        top=y0,
+        left=x0,
+        height=height,
+        width=width,
+        pixel_height_mm=_spacing_mm(item, "Y"),
+        pixel_width_mm=_spacing_mm(item, "X"),
+        transducer_frequency_mhz=(
+            frequency_khz / 1000
+            if frequency_khz is not None and 500 <= frequency_khz <= 50_000
+            else None
+        ),
+    )
+
+
+def _spacing_mm(item: pydicom.Dataset, axis: str) -> float | None:
+    """Millimetres per pixel along one axis; some scanners count y upwards, hence the sign."""
+    delta_cm = number_of(item, f"PhysicalDelta{axis}")
+    if delta_cm is None or number_of(item, f"PhysicalUnits{axis}Direction") != _UNIT_CM:
+        return None
+    spacing_mm = abs(delta_cm) * 10
+    # 0.001 mm is under any wavelength used on a liver, 10 mm would make a frame metres wide.
+    return spacing_mm if math.isfinite(spacing_mm) and 0.001 < spacing_mm < 10 else None

@@ -1,17 +1,17 @@
-"""First pass over an export: headers only, and what can be told from all of them together."""
+"""One file of an export: what its header says, whether it is used, its rows in the tables."""
 
 import datetime
 import hashlib
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from steatosis_tf.sources.dicom.deidentify import KEPT_FIELDS, kept_fields
+from steatosis_tf.sources.dicom.deidentify import KEPT_FIELDS, ClipResult, frame_name, kept_fields
 from steatosis_tf.sources.dicom.files import Source, SourceFile
 from steatosis_tf.sources.dicom.pixels import Layout, pixel_bytes, read_layout
-from steatosis_tf.sources.dicom.read import Header, read_dataset, read_header
-from steatosis_tf.sources.dicom.regions import Region, find_region
-from steatosis_tf.sources.pseudonym import pseudonym
+from steatosis_tf.sources.dicom.read import Header, Region, find_region, read_dataset, read_header
+from steatosis_tf.sources.pseudonym import normal_patient_id, pseudonym
 from steatosis_tf.sources.rejection import Rejection
 
 
@@ -135,3 +135,195 @@ def _repeats(source: Source, group: Sequence[Scan]) -> dict[str, Rejection]:
 def _pixel_hash(source: Source, file: SourceFile) -> str:
     dataset = read_dataset(io.BytesIO(source.read(file)), with_pixels=True)
     return hashlib.sha256(pixel_bytes(dataset)).hexdigest()
+
+
+IMAGES_DIR = "images"
+LABEL_COLUMNS = ("path", "patient_id", "study_id", "source_id", "frame_index", *KEPT_FIELDS)
+REJECTED_COLUMNS = (
+    "source_id",
+    "file_number",
+    "frame_index",
+    "patient_id",
+    "study_id",
+    "reason",
+)
+LOG_COLUMNS = (
+    "source_id",
+    "num_frames",
+    "num_chosen",
+    "num_written",
+    "fields_kept",
+    "num_elements_dropped",
+    "kept_by",
+    "kept_top",
+    "kept_left",
+    "kept_height",
+    "kept_width",
+    "kept_percent",
+    "burned_in_annotation",
+)
+PRIVATE_COLUMNS = (
+    "source_id",
+    "file_number",
+    "file",
+    "patient_id",
+    "original_patient_id",
+    "study_id",
+    "original_study_uid",
+    "study_date",
+)
+
+
+def label_rows(scan: Scan, result: ClipResult, days: dict[str, int]) -> list[dict[str, str]]:
+    """Rows of `labels.csv`: one per frame written."""
+    day = days.get(scan.source_id)
+    return [
+        {
+            **scan.fields,
+            "days_since_first_study": "" if day is None else str(day),
+            "path": f"{IMAGES_DIR}/{frame_name(scan.clip_id, index)}",
+            "patient_id": scan.patient_id,
+            "study_id": scan.study_id,
+            "source_id": scan.source_id,
+            "frame_index": str(index),
+        }
+        for index, _ in result.frames
+    ]
+
+
+def rejected_rows(scan: Scan, result: ClipResult) -> list[dict[str, object]]:
+    """Rows of `rejected.csv`: one per frame not written, or one for the whole file."""
+    return [
+        {
+            "source_id": scan.source_id,
+            "file_number": scan.file.number,
+            "frame_index": "" if index < 0 else index,
+            "patient_id": scan.patient_id,
+            "study_id": scan.study_id,
+            "reason": reason,
+        }
+        for index, reason in result.rejected
+    ]
+
+
+def log_row(scan: Scan, result: ClipResult) -> dict[str, object]:
+    """Row of `deidentification.csv`: what of one file was kept."""
+    kept = [name for name in KEPT_FIELDS if scan.fields.get(name)]
+    box = dict(
+        zip(("kept_top", "kept_left", "kept_height", "kept_width"), result.kept_box, strict=True)
+    )
+    return {
+        **box,
+        "source_id": scan.source_id,
+        "num_frames": 0 if scan.layout is None else scan.layout.num_frames,
+        "num_chosen": len(result.frames) + len(result.rejected),
+        "num_written": len(result.frames),
+        "fields_kept": " ".join(kept),
+        "num_elements_dropped": scan.num_elements_dropped,
+        "kept_by": result.kept_by,
+        "kept_percent": result.kept_percent,
+        "burned_in_annotation": "" if scan.header is None else scan.header.burned_in,
+    }
+
+
+def private_row(scan: Scan) -> dict[str, object]:
+    """Row of the table beside the key: the only one with names and original ids."""
+    header = scan.header
+    return {
+        "source_id": scan.source_id,
+        "file_number": scan.file.number,
+        "file": os.fsdecode(scan.file.name).replace("\0", " copy "),
+        "patient_id": scan.patient_id,
+        "study_id": scan.study_id,
+        "original_patient_id": "" if header is None else _writable(header.patient_id),
+        "original_study_uid": "" if header is None else _writable(header.study_uid),
+        "study_date": "" if header is None else header.study_date or "",
+    }
+
+
+def _writable(text: str) -> str:
+    """A value as UTF-8 can hold it; damaged headers decode to halves of characters."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", " ")
+
+
+FINDING_COLUMNS = ("finding", "patient_ids", "num_files", "what_to_do")
+
+_ACTIONS = {
+    "one id in several spellings": "merged into one patient; nothing to do if that is right",
+    "one id with several names or birth dates": (
+        "kept as one patient; if these are two people, correct the id in the source"
+    ),
+    "one name and birth date under several ids": (
+        "kept apart; if this is one person, give one id in the source, or the splits leak"
+    ),
+    "ids that differ by leading zeros only": (
+        "kept apart; if this is one person, give one id in the source, or the splits leak"
+    ),
+    "one study under several patients": "kept apart; correct the patient id in the source",
+}
+
+
+def patient_findings(scans: Sequence[Scan]) -> list[dict[str, object]]:
+    """Rows of `patient_findings.csv`: pseudonyms only, in a fixed order.
+
+    Two spellings of a PatientID (case, blanks, full-width digits) are one patient already;
+    everything less certain is reported and left to a person.
+    """
+    known = [scan for scan in scans if scan.header is not None]
+    rows: list[dict[str, object]] = []
+    for finding, group_by, differ_by in (
+        ("one id in several spellings", _patient, _spelling),
+        ("one id with several names or birth dates", _patient, _person),
+        ("one name and birth date under several ids", _person, _patient),
+        ("ids that differ by leading zeros only", _id_without_zeros, _patient),
+        ("one study under several patients", _study, _patient),
+    ):
+        for group in _differing(known, group_by, differ_by):
+            rows.append(
+                {
+                    "finding": finding,
+                    "patient_ids": " ".join(sorted({scan.patient_id for scan in group})),
+                    "num_files": len(group),
+                    "what_to_do": _ACTIONS[finding],
+                }
+            )
+    return sorted(rows, key=lambda row: (str(row["finding"]), str(row["patient_ids"])))
+
+
+def _differing(
+    scans: Sequence[Scan],
+    group_by: Callable[[Scan], Hashable],
+    differ_by: Callable[[Scan], Hashable],
+) -> Iterator[list[Scan]]:
+    """Groups of equal `group_by` in which `differ_by` has more than one value; "" is no value."""
+    groups: dict[Hashable, list[Scan]] = {}
+    for scan in scans:
+        if group_by(scan) and differ_by(scan):
+            groups.setdefault(group_by(scan), []).append(scan)
+    for group in groups.values():
+        if len({differ_by(scan) for scan in group}) > 1:
+            yield group
+
+
+def _patient(scan: Scan) -> Hashable:
+    return scan.patient_id
+
+
+def _study(scan: Scan) -> Hashable:
+    return scan.study_id
+
+
+def _spelling(scan: Scan) -> Hashable:
+    return "" if scan.header is None else scan.header.patient_id
+
+
+def _person(scan: Scan) -> Hashable:
+    """Name words and birth date; "" unless both are known, since names alone repeat."""
+    header = scan.header
+    if header is None or not header.name or not header.birth_date:
+        return ""
+    return header.name, header.birth_date
+
+
+def _id_without_zeros(scan: Scan) -> Hashable:
+    return "" if scan.header is None else normal_patient_id(scan.header.patient_id).lstrip("0")

@@ -17,8 +17,7 @@ from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.sector import Sector, find_sector
 from steatosis_tf.sources.images import read_frame
-from steatosis_tf.sources.phantom.study import simulate_patient
-from steatosis_tf.sources.phantom.truth import PhantomTruth
+from steatosis_tf.sources.phantom.study import PhantomTruth, simulate_patient
 
 NUM_PATIENTS = 24
 

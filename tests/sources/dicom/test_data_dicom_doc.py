@@ -9,7 +9,7 @@ import pandas as pd
 from made_dicom import write_made
 
 from steatosis_tf.sources.dicom.ingest import ingest_dicom
-from steatosis_tf.sources.dicom.ingest_tables import LABEL_COLUMNS, REJECTED_COLUMNS
+from steatosis_tf.sources.dicom.scan import LABEL_COLUMNS, REJECTED_COLUMNS
 from steatosis_tf.sources.pseudonym import create_key
 
 PAGE = (Path(__file__).parents[3] / "docs" / "data_dicom.md").read_text("utf-8")

@@ -19,9 +19,9 @@ from pydicom.data import get_testdata_file
 from pydicom.pixels.processing import convert_color_space
 from pydicom.sequence import Sequence
 
+from steatosis_tf.sources.dicom.deidentify import is_split_screen
 from steatosis_tf.sources.dicom.ingest import ingest_dicom
 from steatosis_tf.sources.dicom.pixels import FrameReader, read_layout
-from steatosis_tf.sources.dicom.split_screen import is_split_screen
 from steatosis_tf.sources.images import read_frame
 from steatosis_tf.sources.pseudonym import create_key
 

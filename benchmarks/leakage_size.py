@@ -1,13 +1,13 @@
-"""Does the leak gate take 100,000 frames in under 10 minutes and 4 GB on 2 cores?
+"""Does the data-leakage check take 100,000 frames in under 10 minutes and 4 GB on 2 cores?
 
 Question: how long, and with how much memory, does `steatosis leaks` run on a study of this size?
-Command: python benchmarks/leak_gate_size.py ../shared/data WORK_DIR   (10 minutes idle, 5 GB)
+Command: python benchmarks/leakage_size.py ../shared/data WORK_DIR   (10 minutes idle, 5 GB)
 Result: docs/data.md, "Near-duplicates".
 
 Every frame is a file of its own with pixels of its own, 636 x 434 px, JPEG: two real frames of
 different patients of the biopsy set, turned, scaled, averaged; the ten frames of a patient are
 shifted by a pixel each. The first frame of every hundredth patient is also stored, in half the
-size, under another patient on the other side of the split: the gate has to find each of these,
+size, under another patient on the other side of the split: the check has to find each of these,
 and nobody else. A study that stands in WORK_DIR already is used again.
 """
 
@@ -78,7 +78,7 @@ def make_study(data_dir: Path, work_dir: Path, num_patients: int) -> None:
 
 
 def time_gate(work_dir: Path) -> dict[str, object]:
-    """Run the gate as a user does, in a process of its own."""
+    """Run the check as a user does, in a process of its own."""
     report = work_dir / "leaks.json"
     verb = ["leaks", str(work_dir / "manifest.csv"), "--report", str(report)]
     start = time.perf_counter()
