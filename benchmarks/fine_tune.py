@@ -15,8 +15,8 @@ import tensorflow as tf
 
 from steatosis_tf.config import AugmentConfig, ModelConfig, TrainConfig
 from steatosis_tf.model.backbone import build_backbone
-from steatosis_tf.model.classifier import assemble, build_head
 from steatosis_tf.model.fine_tune import fine_tune, maps_at_cut
+from steatosis_tf.model.heads import assemble, build_head
 from steatosis_tf.model.train import feature_batches, frame_order, make_repeatable
 
 NUM_FRAMES = 16

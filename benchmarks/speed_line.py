@@ -18,9 +18,9 @@ from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.splits import Partition, make_partitions, test_column
 from steatosis_tf.config import Config, ModelConfig, RoiConfig, TrainConfig
 from steatosis_tf.model.backbone import build_backbone
-from steatosis_tf.model.classifier import assemble, build_head
 from steatosis_tf.model.engines import choose_engine
 from steatosis_tf.model.features import stored_features
+from steatosis_tf.model.heads import assemble, build_head
 from steatosis_tf.model.train import feature_batches, fit, frame_order
 from steatosis_tf.records.builder import write_records
 from steatosis_tf.records.pipeline import (

@@ -26,7 +26,7 @@ from experiments.table1.networks.unet_cnn import unet_cnn
 from steatosis_tf.config import ModelConfig
 from steatosis_tf.grades import OUTPUT_LAYER
 from steatosis_tf.model.backbone import build_backbone
-from steatosis_tf.model.frozen_graph import constant_graph
+from steatosis_tf.model.engines import constant_graph
 
 _BATCH = 16
 _FITS = 6  # five folds, and once split by image

@@ -3,7 +3,7 @@
     python -m experiments.byra --data DATA_DIR --out runs/byra
 
 DATA_DIR holds `byra2018/` (see docs/data.md). Every frame is measured without a person
-(`steatosis_tf.model.measurements`): physics, polar blocks, features of the liver network. Each
+(`experiments.fat_rules.measurements`): physics, polar blocks, features of the liver network. Each
 system below is fitted to all patients but one and asked about that one; its penalty, the share of
 each part and the reading as grades come from folds inside the others. Which systems stand here was
 decided by looking at such numbers, though: docs/best.md lists what was looked at. In `set chosen
@@ -26,20 +26,20 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from experiments.fat_rules.comparison import MeasuredStudy, compare_systems, text_of
+from experiments.fat_rules.leave_one_out import left_out_scores
+from experiments.fat_rules.liver_features import LIVER_COLUMNS
+from experiments.fat_rules.measurements import measure_study
+from experiments.fat_rules.polar import POLAR_COLUMNS
 from experiments.segmentation import kidney_head
-from steatosis_tf.ablation import MeasuredStudy, compare_systems, text_of
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.cohort.splits import make_partitions
 from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals
 from steatosis_tf.evaluation.metrics.scores import patient_scores
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE
-from steatosis_tf.model.baselines.liver_features import LIVER_COLUMNS
-from steatosis_tf.model.baselines.physics import FAT_SIGNS
-from steatosis_tf.model.baselines.polar import POLAR_COLUMNS
 from steatosis_tf.model.joint_fit import Part
-from steatosis_tf.model.leave_one_out import left_out_scores
-from steatosis_tf.model.measurements import measure_study
+from steatosis_tf.quantitative.measure import FAT_SIGNS
 from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.kidney import best_patch, cortex_features, liver_in_input
 from steatosis_tf.roi.liver import network_input

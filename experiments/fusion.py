@@ -1,7 +1,7 @@
 """What do clinical covariates add to the numbers of the picture?
 
-    python experiments/fusion.py --manifest MANIFEST_CSV --out runs/fusion
-    python experiments/fusion.py --simulate 80 --out runs/fusion
+    python -m experiments.fusion --manifest MANIFEST_CSV --out runs/fusion
+    python -m experiments.fusion --simulate 80 --out runs/fusion
 
 The first form reads `age, sex, bmi, alt, ast, platelets, diabetes` from a manifest, as far as it
 has them (cells may be empty), and needs `fat_percent`. Byra et al. 2018 published none of them,
@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.ablation import MeasuredStudy, compare_systems
+from experiments.fat_rules.comparison import MeasuredStudy, compare_systems
+from experiments.fat_rules.measurements import measure_study
 from steatosis_tf.cohort.clinical import CLINICAL_COLUMNS
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE
-from steatosis_tf.model.baselines.physics import FAT_SIGNS
 from steatosis_tf.model.joint_fit import Part
-from steatosis_tf.model.measurements import measure_study
+from steatosis_tf.quantitative.measure import FAT_SIGNS
 from steatosis_tf.sources.phantom.study import write_phantoms
 
 SIGNS = ("hepatorenal_db", "attenuation_db_per_depth", "diaphragm_db")

@@ -31,9 +31,10 @@ import keras
 import numpy as np
 import pandas as pd
 
+from experiments.fat_rules.comparison import text_of
+from experiments.head_search.attention_pooling import bags, build_pooled_head, whole_patients
 from experiments.table1.study import PROTOCOL, Study, load_study
 from steatosis_tf import tracking
-from steatosis_tf.ablation import text_of
 from steatosis_tf.cohort.splits import Partition
 from steatosis_tf.config import Config, ModelConfig, TrainConfig, flatten, override
 from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, paired_bootstrap
@@ -44,7 +45,6 @@ from steatosis_tf.evaluation.metrics.scores import (
     write_scores,
 )
 from steatosis_tf.grades import GRADES, NOTICE
-from steatosis_tf.model.attention_pooling import bags, build_pooled_head, whole_patients
 from steatosis_tf.model.fine_tune import CUT_LAYER
 from steatosis_tf.model.train import class_weights, fit, make_repeatable
 from steatosis_tf.training import StudyData, rows_of, train_fold

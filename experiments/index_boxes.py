@@ -26,11 +26,11 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from experiments import byra
+from experiments.fat_rules.measurements import CortexFinder
 from steatosis_tf.files import replacing
-from steatosis_tf.model.baselines.display import Display, level_of
-from steatosis_tf.model.baselines.hepatorenal import measure_hepatorenal
-from steatosis_tf.model.baselines.physics import without_rim
-from steatosis_tf.model.measurements import CortexFinder
+from steatosis_tf.quantitative.display import Display, level_of
+from steatosis_tf.quantitative.hepatorenal import measure_hepatorenal
+from steatosis_tf.quantitative.measure import without_rim
 from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector

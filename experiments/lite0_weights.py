@@ -35,8 +35,8 @@ _DEPTH_BANDS = 4
 
 def convert(weights_path: Path) -> dict[str, np.ndarray]:
     """What is shipped, by name; see `efficientnet_lite0.read_weights` for the form."""
+    from experiments.segmentation.torch_file import read_torch_weights
     from steatosis_tf.model.efficientnet_lite0 import SCALE_OF
-    from steatosis_tf.model.torch_file import read_torch_weights
 
     kept = {}
     for name, values in read_torch_weights(weights_path).items():

@@ -38,9 +38,9 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from experiments import byra
+from experiments.fat_rules.comparison import MeasuredStudy, compare_systems
 from experiments.table1.networks.resnet18 import resnet18
 from steatosis_tf import tracking
-from steatosis_tf.ablation import MeasuredStudy, compare_systems
 from steatosis_tf.cohort.manifest import frame_path
 from steatosis_tf.config import AugmentConfig
 from steatosis_tf.files import replacing

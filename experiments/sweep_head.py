@@ -1,8 +1,8 @@
 """Which head grades best on stored features, and what does choosing it cost in honesty?
 
 Command:
-    python experiments/sweep_head.py --manifest MANIFEST_CSV --weights imagenet --trials 100
-    python experiments/sweep_head.py --manifest MANIFEST_CSV --weights random --trials 100
+    python -m experiments.sweep_head --manifest MANIFEST_CSV --weights imagenet --trials 100
+    python -m experiments.sweep_head --manifest MANIFEST_CSV --weights random --trials 100
 The same command again goes on where the last one stopped, killed or not.
 Expected time: see docs/speed.md.
 
@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 
+from experiments.head_search.head_sweep import Sweep, ranking_score
 from steatosis_tf import tracking
 from steatosis_tf.config import Config, SplitConfig, TrainConfig, flatten, override
 from steatosis_tf.files import write_json
 from steatosis_tf.grades import NOTICE
-from steatosis_tf.model.head_sweep import Sweep, ranking_score
 from steatosis_tf.pipeline import prepare_study
 from steatosis_tf.verbs.common import add_config_arguments, given_settings
 

@@ -1,8 +1,8 @@
 """How many stored views do what online augmentation does?
 
 Command:
-    python experiments/views.py --manifest MANIFEST_CSV --weights imagenet
-    python experiments/views.py --manifest MANIFEST_CSV --weights random --every 5
+    python -m experiments.views --manifest MANIFEST_CSV --weights imagenet
+    python -m experiments.views --manifest MANIFEST_CSV --weights random --every 5
 The same command again goes on where the last one stopped, killed or not.
 Expected time and result: see docs/speed.md.
 
@@ -28,14 +28,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from steatosis_tf import tracking
-from steatosis_tf.ablation import text_of
-from steatosis_tf.config import Config, RoiConfig, SplitConfig, TrainConfig, flatten, override
-from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, paired_bootstrap
-from steatosis_tf.evaluation.metrics.scores import read_scores, score_table, write_scores
-from steatosis_tf.files import replacing
-from steatosis_tf.grades import GRADES, NOTICE
-from steatosis_tf.model.compiled_fit import (
+from experiments.fat_rules.comparison import text_of
+from experiments.head_search.compiled_fit import (
     Fold,
     HeadSettings,
     StoredStudy,
@@ -43,7 +37,13 @@ from steatosis_tf.model.compiled_fit import (
     fit_compiled,
     probabilities,
 )
-from steatosis_tf.model.head_sweep import outer_folds, refuse_other_fits, start_weights
+from experiments.head_search.head_sweep import outer_folds, refuse_other_fits, start_weights
+from steatosis_tf import tracking
+from steatosis_tf.config import Config, RoiConfig, SplitConfig, TrainConfig, flatten, override
+from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, paired_bootstrap
+from steatosis_tf.evaluation.metrics.scores import read_scores, score_table, write_scores
+from steatosis_tf.files import replacing
+from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.pipeline import prepare_study
 from steatosis_tf.training import StudyData
 from steatosis_tf.verbs.common import add_config_arguments, given_settings

@@ -6,6 +6,7 @@ Results go to stdout (text, or JSON with --json), progress and errors to stderr.
 """
 
 import argparse
+import difflib
 import io
 import json
 import os
@@ -19,6 +20,9 @@ from steatosis_tf.grades import NOTICE
 from steatosis_tf.verbs import VERBS
 from steatosis_tf.verbs.common import Result
 from steatosis_tf.verbs.outputs import OutputReport, check_outputs
+
+# Old name of a verb -> its name.
+_RENAMED = {"physics": "measure"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +74,19 @@ def run_verb(verb: Callable[[argparse.Namespace], Result], args: argparse.Namesp
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments of one call; argparse exits with 2 if they are not those of any verb."""
-    return _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    if not words:
+        words = ["--help"]
+    if words[0] in _RENAMED:
+        parser.error(
+            f"{words[0]} is called {_RENAMED[words[0]]} now: steatosis {_RENAMED[words[0]]}"
+        )
+    if not words[0].startswith("-") and words[0] not in (names := [name for name, *_ in VERBS]):
+        near = difflib.get_close_matches(words[0], names, n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        parser.error(f"there is no verb {words[0]}. {hint}`steatosis --help` lists all.")
+    return parser.parse_args(words)
 
 
 def _write_report(

@@ -131,6 +131,29 @@ class AugmentConfig:
                      **{name: getattr(self, name)})  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Backbone:
+    """What is known of a published network without building it.
+
+    Attributes:
+        title: as people write it.
+        cut_layer: last layer that stays as it is in fine-tuning; "" where that is not offered.
+    """
+
+    title: str
+    cut_layer: str = ""
+
+
+#: `model.backbone` -> network; model/backbone.py builds it.
+BACKBONES = {
+    "resnet50": Backbone("ResNet-50", "conv4_block6_out"),
+    "resnet18": Backbone("ResNet-18"),
+    "densenet121": Backbone("DenseNet-121"),
+    "vgg16": Backbone("VGG-16"),
+    "vgg19": Backbone("VGG-19"),
+    "efficientnet_lite0": Backbone("EfficientNet-Lite0"),
+}
+
 HeadKind = Literal["softmax", "ordinal", "regression"]
 
 
@@ -142,9 +165,7 @@ class ModelConfig:
     and ordered cuts; regression: fat percent, read as grades (model/heads.py). `pooling` of the
     last map: its mean, or means per band of depth (model/pooling.py; efficientnet_lite0 alone)."""
 
-    backbone: Literal[
-        "resnet50", "resnet18", "densenet121", "vgg16", "vgg19", "efficientnet_lite0"
-    ] = "resnet50"
+    backbone: str = "resnet50"
     weights: str = "imagenet"
     pooling: Literal["global", "depth"] = "global"
     backbone_seed: int = 0
@@ -156,8 +177,7 @@ class ModelConfig:
     head: HeadKind = "softmax"
 
     def __post_init__(self) -> None:
-        kinds = typing.get_args(typing.get_type_hints(type(self))["backbone"])
-        _require(self.backbone in kinds, f"model.backbone out of {', '.join(kinds)}",
+        _require(self.backbone in BACKBONES, f"model.backbone out of {', '.join(BACKBONES)}",
                  backbone=self.backbone)  # fmt: skip
         _require(self.pooling == "global" or self.backbone == "efficientnet_lite0",
                  "model.pooling=depth with model.backbone=efficientnet_lite0",
@@ -237,6 +257,13 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        tunable = [name for name, backbone in BACKBONES.items() if backbone.cut_layer]
+        _require(not self.train.fine_tune_epochs or self.model.backbone in tunable,
+                 f"train.fine_tune_epochs with model.backbone out of {', '.join(tunable)}",
+                 fine_tune_epochs=self.train.fine_tune_epochs,
+                 backbone=self.model.backbone)  # fmt: skip
 
     @property
     def augmentation(self) -> AugmentConfig:

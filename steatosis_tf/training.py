@@ -24,11 +24,10 @@ from steatosis_tf.evaluation.metrics.scores import (
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.backbone import build_backbone
-from steatosis_tf.model.classifier import assemble, build_head, copy_weights
 from steatosis_tf.model.engines import choose_engine
-from steatosis_tf.model.feature_parts import spread_features
-from steatosis_tf.model.features import stored_features
+from steatosis_tf.model.features import spread_features, stored_features
 from steatosis_tf.model.fine_tune import fine_tune, maps_at_cut
+from steatosis_tf.model.heads import assemble, build_head, copy_weights
 from steatosis_tf.model.shards import StoredViews, in_slices, plain_rows
 from steatosis_tf.model.train import (
     EpochCallback,

@@ -121,7 +121,7 @@ def random_backbone() -> Any:
 def random_grader(random_backbone: Any) -> Any:
     """An untrained grader, pixels to probabilities, on the shared backbone."""
     from steatosis_tf.config import ModelConfig
-    from steatosis_tf.model.classifier import assemble, build_head
+    from steatosis_tf.model.heads import assemble, build_head
 
     config = ModelConfig(weights="random")
     features = np.random.default_rng(0).normal(1.0, 0.5, (16, 2048)).astype(np.float32)
@@ -137,12 +137,11 @@ def phantom_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from steatosis_tf.deploy.bundle import write_bundle
     from steatosis_tf.deploy.bundle_network import convert_taps
     from steatosis_tf.deploy.frames import look_at
-    from steatosis_tf.model.baselines.physics import FAT_SIGNS
+    from steatosis_tf.model.backbone import LEVEL, at_one_level, roi_input
     from steatosis_tf.model.efficientnet_lite0 import lite0_taps
-    from steatosis_tf.model.grey_input import at_one_level, roi_input
     from steatosis_tf.model.joint_fit import Part, fit_joint
     from steatosis_tf.model.pooling import pool_maps
-    from steatosis_tf.model.pretrained import LEVEL
+    from steatosis_tf.quantitative.measure import FAT_SIGNS
     from steatosis_tf.sources.phantom.study import simulate_patient
 
     roi = RoiConfig(method="beamspace", depth_px=128, num_beams=128)

@@ -38,7 +38,7 @@ def test_cheap_calls_import_nothing_heavy(words: str) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("words", [[], ["no-such-verb"], ["manifest"], ["predict", "m.onnx"]])
+@pytest.mark.parametrize("words", [["no-such-verb"], ["manifest"], ["predict", "m.onnx"]])
 def test_bad_calls_exit_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(words)
@@ -131,3 +131,15 @@ def test_ctrl_c_ends_in_one_line(tmp_path: Path) -> None:
     assert complaints.splitlines()[-1] == "error: interrupted"
     assert "Traceback" not in complaints
     assert process.returncode == 130
+
+
+def test_no_verb_prints_the_help(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([])
+    assert "manifest" in capsys.readouterr().out
+
+
+def test_an_unknown_verb_suggests_the_nearest(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["manifst", "labels.csv"])
+    assert "Did you mean manifest?" in capsys.readouterr().err

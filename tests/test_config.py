@@ -79,12 +79,13 @@ def test_settings_that_need_each_other_may_come_in_any_order():
         ("split.repeats=0", r"split\.repeats of 1 or more"),
         ("split.repeats=3", r"split\.repeats with split\.kind=kfold"),
         ("split.kind=logo", r"split\.column with split\.kind=logo"),
+        ("train.fine_tune_epochs=1 model.backbone=vgg16", "fine_tune_epochs with model.backbone"),
         ("split.column=scanner", r"split\.column with split\.kind=logo"),
     ],
 )
 def test_a_bad_setting_is_refused_with_what_was_expected(setting, message):
     with pytest.raises(ValueError, match=message):
-        override(Config(), [setting])
+        override(Config(), setting.split())
 
 
 def test_a_config_built_in_code_is_checked_too():

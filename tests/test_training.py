@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.head_search.head_sweep import Sweep
 from steatosis_tf import tracking
 from steatosis_tf.cohort.splits import Partition
 from steatosis_tf.config import Config, ModelConfig, TrainConfig
-from steatosis_tf.model.head_sweep import Sweep
 from steatosis_tf.model.shards import plain_rows
 from steatosis_tf.model.train import make_repeatable
 from steatosis_tf.records.pipeline import read_index

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 from keras import layers
 
+from experiments.segmentation.torch_file import read_torch_weights
 from experiments.segmentation.unet import two_convolutions
 from steatosis_tf.model.efficientnet_lite0 import BLOCKS, lite0_levels, set_weights
-from steatosis_tf.model.torch_file import read_torch_weights
 from steatosis_tf.roi.liver import INPUT_HEIGHT_PX, INPUT_WIDTH_PX
 
 # The last blocks hold three quarters of the weights.

@@ -89,7 +89,7 @@ def fit_svm(
 
     Args:
         fold_data: what may be learnt from.
-        describe: function of `model/baselines/` from ROIs to features.
+        describe: function from ROIs to features.
         parameters: keyword arguments of `describe`.
         penalties: values of C to choose from.
         widths: values of gamma times the number of features to choose from.
@@ -121,7 +121,7 @@ def fit_neighbours(
 
     Args:
         fold_data: what may be learnt from.
-        describe: function of `model/baselines/` from ROIs to features.
+        describe: function from ROIs to features.
         parameters: keyword arguments of `describe`.
         num_neighbours: values of k to choose from.
     """

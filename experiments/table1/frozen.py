@@ -19,9 +19,9 @@ from experiments.table1.deep import FittedNetwork
 from experiments.table1.method import FoldData
 from steatosis_tf.config import AugmentConfig, ModelConfig, TrainConfig
 from steatosis_tf.model.backbone import build_backbone, with_whole_map
-from steatosis_tf.model.classifier import build_head
 from steatosis_tf.model.engines import Engine, reference_engine
 from steatosis_tf.model.features import stored_features
+from steatosis_tf.model.heads import build_head
 from steatosis_tf.model.train import (
     class_weights,
     feature_batches,

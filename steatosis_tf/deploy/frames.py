@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from steatosis_tf.model.answer import REASONS, FrameAnswer
-from steatosis_tf.model.baselines.display import Display
-from steatosis_tf.model.baselines.physics import FAT_SIGNS, measure_regions
+from steatosis_tf.quantitative.display import Display
+from steatosis_tf.quantitative.measure import FAT_SIGNS, measure_regions
 from steatosis_tf.roi.kidney import find_kidney_cortex
 from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.overlays import find_overlays

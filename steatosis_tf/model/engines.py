@@ -1,32 +1,30 @@
 """Engines for the frozen forward pass: the same features, faster.
 
 `keras` is the reference: plain Keras in float32, on a GPU with the network in float16. `tf-bf16` is
-the same TensorFlow graph with oneDNN's bfloat16. `openvino` (extra `fast`, see openvino_engine.py)
+the same TensorFlow graph with oneDNN's bfloat16. `openvino` (extra `fast`)
 computes in bfloat16 where the processor can, else in float32. Rounded numbers keep 8 bits, so every
 engine is held against the reference on the study's own frames when it starts, for what it computes
 and for what it costs.
 """
 
+import hashlib
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 from tqdm import tqdm
 
-from steatosis_tf.model.agreement import (
-    MAX_CHANGED,
-    MIN_COSINE,
-    changed_decisions,
-    smallest_cosine,
-)
-from steatosis_tf.model.backbone import FEATURE_LAYER
-from steatosis_tf.model.frozen_graph import constant_graph, graph_of
-from steatosis_tf.model.openvino_engine import openvino_forward
+from steatosis_tf.files import file_sha256, replacing
+from steatosis_tf.grades import GRADES
+from steatosis_tf.model.backbone import FEATURE_LAYER, backbone_sha256
 
 #: Frames per call. A fixed size lets OpenVINO choose its kernels once.
 BATCH = 16
@@ -215,3 +213,147 @@ def _bf16_forward(backbone: keras.Model) -> Forward:
             )
 
     return forward
+
+
+#: Cosine between received and expected features, on every checked frame.
+MIN_COSINE = 0.999
+#: Share of decisions of random heads that may change. They have no margins, so of a trained head's
+#: decisions fewer change. On random ResNet-50 weights, whose features hardly differ between
+#: patients, bfloat16 changes 7 %, int8 28 % and more: see docs/speed.md.
+MAX_CHANGED = 0.10
+
+_NUM_HEADS = 256
+_EPSILON = 1e-6  # of the head's feature normalisation, see classifier.py
+
+
+def smallest_cosine(received: np.ndarray, expected: np.ndarray) -> float:
+    """Smallest cosine of a frame; NaN if any feature is NaN or all of a frame's are 0.
+
+    Args:
+        received: `(num_frames, num_features)` float32.
+        expected: the same, of the reference.
+    """
+    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(received, axis=1)
+    with np.errstate(invalid="ignore"):
+        return float(((expected * received).sum(axis=1) / norms).min())
+
+
+def changed_decisions(received: np.ndarray, expected: np.ndarray) -> float:
+    """Share of (head, frame) pairs that are graded otherwise, from 0 to 1.
+
+    The heads are linear, drawn at random, and see features standardised by the expected ones, as a
+    trained head does. One frame alone cannot be standardised: nothing is decided, nothing changes.
+
+    Args:
+        received: `(num_frames, num_features)` float32.
+        expected: the same, of the reference.
+    """
+    if len(expected) < 2:
+        return 0.0
+    shape = (_NUM_HEADS, expected.shape[1], len(GRADES))
+    heads = np.random.default_rng(0).standard_normal(shape, np.float32)
+    mean, scale = expected.mean(axis=0), np.sqrt(expected.var(axis=0) + _EPSILON)
+
+    def decisions(features: np.ndarray) -> np.ndarray:
+        return ((features - mean) / scale @ heads).argmax(axis=-1)
+
+    return float(np.mean(decisions(received) != decisions(expected)))
+
+
+# Two streams compute while two further batches wait, so that neither ever stands idle.
+_STREAMS = 2
+_IN_FLIGHT = 4
+
+
+def openvino_forward(
+    backbone: keras.Model, cache_dir: Path, batch_size: int
+) -> tuple[str, Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]]:
+    """The precision it computes in, and the forward pass, as `engines.Engine` has them.
+
+    bfloat16 on a processor with AMX or AVX512-BF16, else float32.
+
+    Raises:
+        RuntimeError: if OpenVINO is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise RuntimeError(
+            "Expected the package openvino. Received: not installed. "
+            "Install it with `pip install steatosis_tf[fast]`, or use model.engine=keras."
+        ) from error
+    core = openvino.Core()
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    compiled = core.compile_model(
+        str(_kept_graph(backbone, cache_dir, batch_size)),
+        "CPU",
+        {"INFERENCE_PRECISION_HINT": "bf16" if has_bf16 else "f32", "NUM_STREAMS": _STREAMS},
+    )
+
+    def forward(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        # Requests are waited for in turn, without callbacks: with OpenVINO's AsyncInferQueue a test
+        # run was seen to stop for ever in here; its callback against Python's lock is suspected.
+        free = [compiled.create_infer_request() for _ in range(_IN_FLIGHT)]
+        running: deque[Any] = deque()
+        for batch in batches:
+            if not free:
+                yield _finished(running, free)
+            request = free.pop()
+            request.start_async({0: batch})
+            running.append(request)
+        while running:
+            yield _finished(running, free)
+
+    return "bfloat16" if has_bf16 else "float32", forward
+
+
+def _finished(running: deque[Any], free: list[Any]) -> np.ndarray:
+    """Features of the oldest running request, which is free again afterwards."""
+    request = running.popleft()
+    request.wait()
+    features = request.get_output_tensor(0).data.copy()
+    free.append(request)
+    return features
+
+
+def _kept_graph(backbone: keras.Model, cache_dir: Path, batch_size: int) -> Path:
+    """The graph as a file, written once.
+
+    OpenVINO reads TensorFlow's own format. By way of ONNX it took 6 GB of memory.
+    """
+    _, height, width, _ = backbone.input_shape
+    name = f"backbone-{backbone_sha256(backbone)[:16]}-{height}x{width}-batch-{batch_size}.pb"
+    path = cache_dir / name
+    if _is_whole(path):
+        return path
+    data = constant_graph(backbone, batch_size).graph.as_graph_def().SerializeToString()
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+    with replacing(path.with_suffix(".sha256")) as temporary:
+        temporary.write_text(hashlib.sha256(data).hexdigest())
+    return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the kept graph is what was written; a damaged one is written again."""
+    note_path = path.with_suffix(".sha256")
+    if not path.is_file() or not note_path.is_file():
+        return False
+    return note_path.read_text(errors="replace") == file_sha256(path)
+
+
+def graph_of(backbone: keras.Model, batch_size: int) -> tf.types.experimental.ConcreteFunction:
+    """Graph `roi` (batch_size, height, width, 1) uint8 -> (batch_size, num_features) float32."""
+    shape = (batch_size, *backbone.input_shape[1:])
+    function = tf.function(
+        lambda roi: backbone(roi, training=False),
+        input_signature=[tf.TensorSpec(shape, tf.uint8, name="roi")],
+    )
+    return function.get_concrete_function()
+
+
+def constant_graph(
+    backbone: keras.Model, batch_size: int
+) -> tf.types.experimental.ConcreteFunction:
+    """The same with the weights as constants: what other engines read; gives a list of one."""
+    return convert_variables_to_constants_v2(graph_of(backbone, batch_size))

@@ -16,12 +16,12 @@ import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
-from steatosis_tf.config import AugmentConfig, TrainConfig
+from steatosis_tf.config import BACKBONES, AugmentConfig, TrainConfig
 from steatosis_tf.model.train import EpochCallback, fit
 from steatosis_tf.records.augment import stored_view
 
 #: The last map that stays as it is, 14 x 14 x 1024 of ResNet-50; what comes after it, learns.
-CUT_LAYER = "conv4_block6_out"
+CUT_LAYER = BACKBONES["resnet50"].cut_layer
 
 _BATCH = 16
 

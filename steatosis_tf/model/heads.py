@@ -6,21 +6,23 @@
 sigmoid(cut_k - score). CORAL (Cao et al. 2020, doi 10.1016/j.patrec.2020.11.008) has the same form
 but cuts that are ordered only at the optimum; here they are ordered by construction, so that no
 probability is ever negative, and the loss is the likelihood of the grade. `regression` predicts
-the square root of fat percent and reads it by `fat_reading.py`.
+the square root of fat percent and reads it by `grade_probabilities`.
 
 All end in a layer `probabilities`, so that evaluation, export and prediction know one contract.
 Any network can be ended by them: they ask for a `(batch, n)` tensor.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
-from steatosis_tf.config import HeadKind
+from steatosis_tf.config import HeadKind, ModelConfig
 from steatosis_tf.grades import FAT_CUTS_PERCENT, GRADES, OUTPUT_LAYER
-from steatosis_tf.model.fat_reading import MIN_SPREAD, grade_probabilities
+from steatosis_tf.model.backbone import FEATURE_LAYER
+from steatosis_tf.model.shards import StoredViews, in_slices
 
 SQRT_FAT_LAYER = "sqrt_fat"
 
@@ -29,7 +31,7 @@ SQRT_FAT_LAYER = "sqrt_fat"
 _SQRT_FAT_MIDDLE, _SQRT_FAT_SCALE = 5.0, 2.5
 _FIRST_SPREAD = 1.0
 _MIN_GAP = 1e-3
-_CUTS = [float(np.sqrt(cut)) for cut in FAT_CUTS_PERCENT]
+_CUTS = np.sqrt(FAT_CUTS_PERCENT).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -185,3 +187,122 @@ class FatGrades(keras.layers.Layer):
 
 def _constant(values: Any) -> Any:
     return lambda shape, dtype=None: keras.ops.convert_to_tensor(np.float32(values), dtype=dtype)
+
+
+NORMALIZATION_LAYER = "feature_normalization"
+
+
+def build_head(
+    config: ModelConfig,
+    training_features: np.ndarray | StoredViews,
+    seed: int,
+    num_grades: int = len(GRADES),
+) -> keras.Model:
+    """The trainable head on features.
+
+    The optional normalisation holds mean and variance of the training features. It is a frozen
+    BatchNormalization, because Keras' Normalization would add a required input to the ONNX file.
+
+    Args:
+        config: hidden units, dropout, normalisation, kind of head.
+        training_features: `(num_frames, num_features)` float32 of the training part only, in
+            memory or as `plain_rows` gives them.
+        seed: of the initial weights and the dropout.
+        num_grades: probabilities to give.
+
+    Returns:
+        model `(batch, num_features)` float32 -> `(batch, num_grades)` float32, sum 1.
+    """
+    features = keras.Input((training_features.shape[1],), name=FEATURE_LAYER)
+    keras.utils.set_random_seed(seed)
+    outputs = end_network(hidden_layers(features, config), config.head, num_grades)
+    head = keras.Model(features, outputs, name="head")
+    set_normalization(head, training_features)
+    return head
+
+
+def hidden_layers(features: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
+    """Normalisation, dense, ReLU, dropout: `(..., num_features)` -> `(..., hidden_units)`."""
+    x = features
+    if config.normalize_features:
+        x = keras.layers.BatchNormalization(
+            center=False, scale=False, epsilon=1e-6, trainable=False, name=NORMALIZATION_LAYER
+        )(x)
+    x = keras.layers.Dense(config.hidden_units, activation="relu", name="hidden")(x)
+    return keras.layers.Dropout(config.dropout, name="dropout")(x)
+
+
+def set_normalization(head: keras.Model, training_features: np.ndarray | StoredViews) -> None:
+    """Set mean and variance of the training features, if the head normalises them.
+
+    Args:
+        head: with `hidden_layers`.
+        training_features: `(num_frames, num_features)` float32 of the training part only, in
+            memory or as `plain_rows` gives them.
+    """
+    if not any(layer.name == NORMALIZATION_LAYER for layer in head.layers):
+        return
+    head.get_layer(NORMALIZATION_LAYER).set_weights(_moments(training_features))
+
+
+def _moments(features: np.ndarray | StoredViews) -> list[np.ndarray]:
+    """Mean and variance of each feature, from a slice of the frames at a time."""
+    sums, squares = np.zeros((2, features.shape[1]))
+    for part in in_slices(features):
+        sums += part.sum(axis=0, dtype=np.float64)
+        squares += np.square(part, dtype=np.float64).sum(axis=0)
+    mean = sums / features.shape[0]
+    variance = np.maximum(squares / features.shape[0] - mean**2, 0)  # rounding may go below 0
+    return [mean.astype(np.float32), variance.astype(np.float32)]
+
+
+def assemble(backbone: keras.Model, head: keras.Model, config: ModelConfig) -> keras.Model:
+    """One flat model, pixels in and probabilities out, with the weights of both.
+
+    Flat, because a nested backbone breaks Grad-CAM and reload (see docs/architecture.md).
+
+    Args:
+        backbone: as `build_backbone` gives it; shared, not copied.
+        head: as `build_head` gives it, trained.
+        config: the config both were built with.
+
+    Returns:
+        model `roi` (batch, height, width, 1) uint8 -> `probabilities` (batch, 4) float32.
+    """
+    num_grades = head.output_shape[-1]
+    outputs = end_network(hidden_layers(backbone.output, config), config.head, num_grades)
+    model = keras.Model(backbone.input, outputs, name="steatosis_grader")
+    copy_weights(head, model, head)
+    return model
+
+
+def copy_weights(source: keras.Model, target: keras.Model, head: keras.Model) -> None:
+    """Copy the weights of the layers that the head has, by their names, from one model that has
+    them to another."""
+    for layer in head.layers:
+        if layer.weights:
+            weights = source.get_layer(layer.name).get_weights()
+            target.get_layer(layer.name).set_weights(weights)
+
+
+#: Narrowest error that is believed, square root of percent: no biopsy is read more exactly.
+MIN_SPREAD = 1e-3
+
+# Shares below the three cuts -> shares between them: a grade is what lies below its upper cut less
+# what lies below its lower one, and all of it lies below the last.
+_DIFFERENCES = np.array([[1, -1, 0, 0], [0, 1, -1, 0], [0, 0, 1, -1]], np.float32)
+_ALL = np.array([0, 0, 0, 1], np.float32)
+
+
+def grade_probabilities(sqrt_fat: Any, spread: Any, normal_cdf: Callable[[Any], Any]) -> Any:
+    """Shares of a normal distribution between the fat cuts, in NumPy or in a graph.
+
+    Args:
+        sqrt_fat: `(n, 1)` array or tensor, predicted square root of fat percent.
+        spread: its error, one number over 0 on the same scale.
+        normal_cdf: of the standard normal distribution, elementwise.
+
+    Returns:
+        `(n, 4)`, each row sums to 1, order Normal, Mild, Moderate, Severe.
+    """
+    return normal_cdf((_CUTS - sqrt_fat) / spread) @ _DIFFERENCES + _ALL

@@ -15,8 +15,7 @@ import numpy as np
 
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.answer import REASONS, FrameAnswer, Kind, PatientAnswer
-from steatosis_tf.model.baselines.cumulative_link import CumulativeLink
-from steatosis_tf.model.baselines.fat_rule import FatRule
+from steatosis_tf.model.rules import CumulativeLink, FatRule
 
 #: Name of the part that reads the backbone's features.
 NETWORK = "network"

@@ -20,8 +20,6 @@ from steatosis_tf.evaluation.clinical.prediction_sets import fit_conformal
 from steatosis_tf.evaluation.clinical.thresholds import choose_operating_points
 from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS, grade_from_fat_percent, label_of
-from steatosis_tf.model.baselines.cumulative_link import fit_cumulative_link
-from steatosis_tf.model.baselines.fat_rule import fit_linear_rule
 from steatosis_tf.model.joint import (
     NETWORK,
     Calibration,
@@ -32,6 +30,7 @@ from steatosis_tf.model.joint import (
     OperatingPoint,
     decide,
 )
+from steatosis_tf.model.rules import fit_cumulative_link, fit_linear_rule
 
 #: Stated coverage of intervals and prediction sets.
 COVERAGE = 0.9

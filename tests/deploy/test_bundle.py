@@ -84,10 +84,9 @@ def test_the_answer_is_that_of_the_rule_on_the_networks_features(phantom_bundle)
 def test_onnx_agrees_with_keras(phantom_bundle):
     import keras
 
+    from steatosis_tf.model.backbone import LEVEL, at_one_level, roi_input
     from steatosis_tf.model.efficientnet_lite0 import lite0_taps
-    from steatosis_tf.model.grey_input import at_one_level, roi_input
     from steatosis_tf.model.pooling import pool_maps
-    from steatosis_tf.model.pretrained import LEVEL
 
     bundle = open_bundle(phantom_bundle)
     pixels, grey = roi_input((128, 128))

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from experiments import byra
+from experiments.fat_rules.measurements import MEASURED_COLUMNS
 from experiments.segmentation import kidney_head
-from steatosis_tf.model.measurements import MEASURED_COLUMNS
 from steatosis_tf.roi import kidney
 from steatosis_tf.roi.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from steatosis_tf.config import ModelConfig
-from steatosis_tf.model.classifier import assemble, build_head, copy_weights
+from steatosis_tf.model.heads import assemble, build_head, copy_weights
 from steatosis_tf.records.pipeline import read_records
 
 _CONFIG = ModelConfig(weights="random", hidden_units=16)

@@ -13,11 +13,13 @@ import pytest
 from sklearn.linear_model import RidgeClassifier
 
 from steatosis_tf.config import Config, override
-from steatosis_tf.model.agreement import MAX_CHANGED, MIN_COSINE, changed_decisions
 from steatosis_tf.model.backbone import FEATURE_LAYER
 from steatosis_tf.model.engines import (
     BATCH,
+    MAX_CHANGED,
+    MIN_COSINE,
     Engine,
+    changed_decisions,
     choose_engine,
     has_bfloat16,
     in_float16,

@@ -9,10 +9,9 @@ import psutil
 import pytest
 
 from steatosis_tf.config import AugmentConfig, Config, ModelConfig, TrainConfig
-from steatosis_tf.model import feature_parts
+from steatosis_tf.model import features as feature_parts
 from steatosis_tf.model.engines import Engine, choose_engine
-from steatosis_tf.model.feature_parts import spread_features
-from steatosis_tf.model.features import stored_features
+from steatosis_tf.model.features import spread_features, stored_features
 from steatosis_tf.parallel import beam_options
 from steatosis_tf.records.pipeline import read_records
 

@@ -20,7 +20,6 @@ import tensorflow as tf
 
 from steatosis_tf.config import AugmentConfig, ModelConfig
 from steatosis_tf.model import features
-from steatosis_tf.model.classifier import NORMALIZATION_LAYER, build_head
 from steatosis_tf.model.engines import Engine, choose_engine
 from steatosis_tf.model.features import (
     compute_rows,
@@ -31,6 +30,7 @@ from steatosis_tf.model.features import (
     stored_features,
     writing,
 )
+from steatosis_tf.model.heads import NORMALIZATION_LAYER, build_head
 from steatosis_tf.model.shards import find_rows, plain_rows
 from steatosis_tf.records.augment import augment, view_seed
 from steatosis_tf.records.pipeline import read_records

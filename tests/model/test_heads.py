@@ -11,8 +11,7 @@ from scipy import special, stats
 
 from steatosis_tf.config import ModelConfig, TrainConfig
 from steatosis_tf.deploy.export import export_onnx
-from steatosis_tf.model.classifier import assemble, build_head
-from steatosis_tf.model.heads import accuracy, set_spread
+from steatosis_tf.model.heads import accuracy, assemble, build_head, set_spread
 from steatosis_tf.model.train import feature_batches, fit, frame_order
 
 _KINDS = ("softmax", "ordinal", "regression")

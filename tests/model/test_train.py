@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from steatosis_tf.config import AugmentConfig, ModelConfig, TrainConfig
-from steatosis_tf.model.classifier import assemble, build_head
 from steatosis_tf.model.engines import choose_engine
 from steatosis_tf.model.features import stored_features
+from steatosis_tf.model.heads import assemble, build_head
 from steatosis_tf.model.train import (
     class_weights,
     feature_batches,

@@ -3,9 +3,8 @@
 import keras
 from keras import layers
 
-from steatosis_tf.model.grey_input import at_one_level, roi_input, smaller
+from steatosis_tf.model.backbone import LEVEL, at_one_level, pretrained_map, roi_input, smaller
 from steatosis_tf.model.heads import end_network
-from steatosis_tf.model.pretrained import LEVEL, pretrained_map
 from steatosis_tf.roi.crop import INPUT_SIZE_PX
 
 

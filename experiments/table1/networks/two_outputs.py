@@ -6,7 +6,7 @@ from keras import layers
 
 from experiments.table1.networks.plain_cnn import convolution_blocks
 from steatosis_tf.grades import OUTPUT_LAYER
-from steatosis_tf.model.grey_input import grey_input
+from steatosis_tf.model.backbone import grey_input
 from steatosis_tf.model.heads import end_network
 
 #: Fibrosis stages after METAVIR and NASH CRN.

@@ -16,7 +16,7 @@ from keras import layers
 from experiments.segmentation.unet import build_unet
 from experiments.table1.networks.plain_cnn import convolution_blocks
 from steatosis_tf.grades import OUTPUT_LAYER
-from steatosis_tf.model.grey_input import roi_input
+from steatosis_tf.model.backbone import roi_input
 from steatosis_tf.model.heads import end_network
 from steatosis_tf.roi.crop import INPUT_SIZE_PX
 from steatosis_tf.roi.liver import GREY_CLIP

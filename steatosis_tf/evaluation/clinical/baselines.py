@@ -18,8 +18,8 @@ from steatosis_tf.cohort.manifest import frame_path, read_manifest
 from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
-from steatosis_tf.model.baselines.physics import hepatorenal_db
 from steatosis_tf.parallel import map_on_cores
+from steatosis_tf.quantitative.measure import hepatorenal_db
 from steatosis_tf.sources.images import read_frame
 
 #: Frames measured of each patient. The frames of a clip are almost one picture, and one costs as

@@ -8,7 +8,7 @@ import pytest
 from steatosis_tf.cohort.manifest import build_manifest
 from steatosis_tf.evaluation.clinical.baselines import write_hepatorenal
 from steatosis_tf.evaluation.report.run import read_run
-from steatosis_tf.model.baselines.physics import measure_frame
+from steatosis_tf.quantitative.measure import measure_frame
 from steatosis_tf.sources.images import read_frame
 
 

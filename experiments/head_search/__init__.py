@@ -1,0 +1,1 @@
+"""Search among heads on stored features: what the scripts beside this folder share."""

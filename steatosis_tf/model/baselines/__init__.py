@@ -1,1 +1,0 @@
-"""Systems the main model is compared with."""

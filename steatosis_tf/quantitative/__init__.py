@@ -1,0 +1,1 @@
+"""Quantitative ultrasound: numbers that a radiologist can read, measured without training."""

@@ -1,0 +1,224 @@
+"""Numbers a radiologist can read, measured from one frame without a person.
+
+Sector, liver and renal cortex are found by `steatosis_tf.roi`; nothing is trained here. What each
+number means, its source and what it does not depend on stands with its own file: `hepatorenal`,
+`attenuation`, `speckle` and `landmarks`; docs/physics.md has them in one table.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from steatosis_tf.quantitative.attenuation import measure_attenuation
+from steatosis_tf.quantitative.display import Display
+from steatosis_tf.quantitative.hepatorenal import measure_hepatorenal
+from steatosis_tf.quantitative.landmarks import measure_landmarks, measure_speckle
+from steatosis_tf.roi.crop import Rectangle
+from steatosis_tf.roi.kidney import find_kidney_cortex
+from steatosis_tf.roi.liver import liver_mask
+from steatosis_tf.roi.sector import Sector, find_sector
+from steatosis_tf.sources.images import read_frame, to_grey
+
+# The liver's capsule and neighbours lie within this share of the depth from the mask's border.
+_BORDER_SHARE = 0.02
+
+#: What each number is called and its unit, in the order of a reading.
+UNITS = {
+    "hepatorenal_db": "dB",
+    "hepatorenal_ratio": "",
+    "attenuation_grey_per_px": "grey/px",
+    "attenuation_db_per_depth": "dB over the sector's depth",
+    "attenuation_db_per_cm": "dB/cm",
+    "speckle_snr": "",
+    "nakagami_m": "",
+    "vessel_percent": "% of the liver",
+    "vessel_contrast_db": "dB",
+    "diaphragm_db": "dB",
+}
+
+#: Which way each number goes with fat, by its source: a rule may use it in that direction only.
+#: Droplets add scatterers, which brings speckle nearer to fully developed (Ho et al. 2013,
+#: doi 10.1371/journal.pone.0063543).
+FAT_SIGNS = {
+    "hepatorenal_db": 1,
+    "attenuation_db_per_depth": 1,
+    "speckle_snr": 1,
+    "nakagami_m": 1,
+    "vessel_percent": -1,
+    "vessel_contrast_db": -1,
+    "diaphragm_db": -1,
+}
+
+
+@dataclass(frozen=True)
+class Physics:
+    """The numbers of one frame; NaN where something could not be measured.
+
+    Attributes:
+        hepatorenal_db: liver before the kidney over its renal cortex, dB.
+        hepatorenal_ratio: the same as ratio of amplitudes.
+        attenuation_grey_per_px: loss of brightness along the beam, grey per px.
+        attenuation_db_per_depth: the same in dB over the whole depth of the sector.
+        attenuation_db_per_cm: the same in dB per cm, where spacing and dynamic range are known.
+        speckle_snr: mean over standard deviation of the linearised envelope.
+        nakagami_m: Nakagami shape of the linearised envelope.
+        vessel_percent: share of the liver that is clearly darker than the liver around it.
+        vessel_contrast_db: how dark the darkest 5 % of the liver are, dB below their surroundings.
+        diaphragm_db: brightest echo at the liver's deep end over the liver before it, dB.
+        is_assumed_scale: True where dB rest on the assumed dynamic range.
+    """
+
+    hepatorenal_db: float
+    hepatorenal_ratio: float
+    attenuation_grey_per_px: float
+    attenuation_db_per_depth: float
+    attenuation_db_per_cm: float
+    speckle_snr: float
+    nakagami_m: float
+    vessel_percent: float
+    vessel_contrast_db: float
+    diaphragm_db: float
+    is_assumed_scale: bool
+
+    def reading(self) -> str:
+        """One line per number, with its unit, for a person."""
+        lines = [_line(name, getattr(self, name)) for name in UNITS]
+        if self.is_assumed_scale:
+            lines.append("dB rest on an assumed dynamic range: compare within one scanner only.")
+        return "\n".join(lines)
+
+
+def measure_frame(frame: np.ndarray, display: Display | None = None) -> Physics:
+    """Find sector, liver and renal cortex of a frame and measure it.
+
+    Args:
+        frame: `(height, width)` or `(height, width, 3)` RGB, uint8, 0 to 255.
+        display: scale of the frame; what it lacks is unknown.
+
+    Returns:
+        The numbers; NaN for what the frame does not show.
+
+    Raises:
+        ValueError: if there is no sector.
+    """
+    sector = find_sector(frame)
+    liver = liver_mask(frame, sector)
+    cortex = find_kidney_cortex(frame, sector, liver).box
+    return measure_regions(frame, sector, liver, cortex, display)
+
+
+def hepatorenal_db(frame: np.ndarray, display: Display | None = None) -> float:
+    """`measure_frame(frame, display).hepatorenal_db`, without measuring all the rest.
+
+    Raises:
+        ValueError: if there is no sector.
+    """
+    sector = find_sector(frame)
+    liver = liver_mask(frame, sector)
+    cortex = find_kidney_cortex(frame, sector, liver).box
+    if cortex is None:
+        return float("nan")
+    grey, core, place = _looked_at(frame, sector, liver)
+    index = measure_hepatorenal(grey, core, cortex, *place, display or Display())
+    return index.index_db if index else float("nan")
+
+
+def measure_regions(
+    frame: np.ndarray,
+    sector: Sector,
+    liver: np.ndarray,
+    cortex: Rectangle | None,
+    display: Display | None = None,
+) -> Physics:
+    """Measure a frame whose regions are known.
+
+    Args:
+        frame: `(height, width)` or `(height, width, 3)` RGB, uint8, 0 to 255.
+        sector: its sector.
+        liver: `(height, width)` bool, as `liver_mask`; its rim is left out.
+        cortex: patch of renal cortex, px of the frame, or None.
+        display: scale of the frame; what it lacks is unknown.
+
+    Raises:
+        ValueError: if the masks are not of the frame's size, or cortex reaches beyond it.
+    """
+    shape = frame.shape[:2]
+    if sector.mask.shape != shape or liver.shape != shape:
+        raise ValueError(
+            f"Expected masks of the frame's size {shape}. Received: "
+            f"sector.mask.shape={sector.mask.shape} liver.shape={liver.shape}."
+        )
+    display = display or Display()
+    grey, core, place = _looked_at(frame, sector, liver)
+    index = measure_hepatorenal(grey, core, cortex, *place, display) if cortex else None
+    slope = measure_attenuation(grey, core, *place, display)
+    speckle = measure_speckle(grey, core, place[-1], display)
+    marks = measure_landmarks(grey, core, sector.mask, *place, display)
+    nan = float("nan")
+    return Physics(
+        hepatorenal_db=index.index_db if index else nan,
+        hepatorenal_ratio=index.ratio if index else nan,
+        attenuation_grey_per_px=slope.grey_per_px if slope else nan,
+        attenuation_db_per_depth=slope.db_per_depth if slope else nan,
+        attenuation_db_per_cm=slope.db_per_cm if slope else nan,
+        speckle_snr=speckle.snr if speckle else nan,
+        nakagami_m=speckle.nakagami_m if speckle else nan,
+        vessel_percent=marks.vessel_percent if marks else nan,
+        vessel_contrast_db=marks.vessel_contrast_db if marks else nan,
+        diaphragm_db=marks.diaphragm_db if marks else nan,
+        is_assumed_scale=display.dynamic_range_db is None,
+    )
+
+
+def _looked_at(
+    frame: np.ndarray, sector: Sector, liver: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray, float]]:
+    """Grey, the liver without its rim, and per pixel depth (px) and place across the beams, with
+    the sector's depth in px."""
+    shape, fan = frame.shape[:2], sector.fan
+    depth, across = fan.depth_px(shape), fan.angle_deg(shape)
+    if fan.kind == "linear":
+        across = np.broadcast_to(np.arange(shape[1], dtype=np.float32), shape)
+    extent = float(fan.far_px - fan.near_px)
+    core = without_rim(liver & sector.mask, _BORDER_SHARE * extent)
+    return to_grey(frame), core, (depth, across, extent)
+
+
+def measure_patient(paths: Sequence[str | Path], display: Display) -> tuple[list[Physics], Physics]:
+    """Measure a patient's frames.
+
+    Args:
+        paths: of one or more frames of one patient.
+        display: scale of all of them.
+
+    Returns:
+        the numbers of each frame, and their means over the frames that show them.
+
+    Raises:
+        ValueError: if a frame cannot be read or shows no sector.
+    """
+    found = []
+    for path in paths:
+        try:
+            found.append(measure_frame(read_frame(path), display))
+        except ValueError as error:
+            raise ValueError(f"{Path(path).name}: {error}") from error
+    table = pd.DataFrame([asdict(numbers) for numbers in found])
+    means: dict[str, Any] = table[list(UNITS)].mean().to_dict()
+    return found, Physics(**means, is_assumed_scale=display.dynamic_range_db is None)
+
+
+def without_rim(mask: np.ndarray, rim_px: float) -> np.ndarray:
+    """A mask `(height, width)` bool less what lies within `rim_px` of its border."""
+    padded = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+    return np.asarray(cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1] > rim_px)
+
+
+def _line(name: str, value: float) -> str:
+    shown = "not measured" if np.isnan(value) else f"{value:.3g} {UNITS[name]}".rstrip()
+    return f"{name.replace('_', ' ')}: {shown}"
