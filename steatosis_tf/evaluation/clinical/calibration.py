@@ -16,7 +16,10 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special
 from sklearn.linear_model import LogisticRegression
 
-from steatosis_tf.evaluation.metrics.scores import checked_labels, checked_probabilities
+from steatosis_tf.evaluation.metrics.scores import (
+    checked_pair,
+    checked_probabilities,
+)
 from steatosis_tf.evaluation.metrics.weighted import SMALLEST, proper_score_terms
 
 #: Range in which a temperature is sought; outside, the model is certain or knows nothing.
@@ -41,12 +44,7 @@ def fit_temperature(grades_true: ArrayLike, probabilities: ArrayLike) -> dict[st
     Raises:
         ValueError: bad labels or probabilities.
     """
-    labels, scores = checked_labels(grades_true), checked_probabilities(probabilities)
-    if len(labels) != len(scores):
-        raise ValueError(
-            "Expected one row of probabilities per label. "
-            f"Received: labels={len(labels)}, probabilities={len(scores)}."
-        )
+    labels, scores = checked_pair(grades_true, probabilities)
 
     def loss(log_temperature: float) -> float:
         return _nll(labels, apply_temperature(scores, float(np.exp(log_temperature))))

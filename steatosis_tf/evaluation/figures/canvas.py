@@ -98,37 +98,6 @@ def save_sheet(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def checked_scores(
-    labels: np.ndarray, probabilities: np.ndarray, num_grades: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Labels `(n,)` int64 in 0..num_grades-1 and probabilities `(n, num_grades)` float64.
-
-    Raises:
-        ValueError: on empty input, on shapes that do not belong together, or on a value no score
-            table may hold. Unknown labels have to be left out by the caller, who then counts them.
-    """
-    label_values = np.asarray(labels, np.float64)
-    scores = np.asarray(probabilities, np.float64)
-    if label_values.ndim != 1 or scores.shape != (label_values.size, num_grades):
-        raise ValueError(
-            f"Expected labels (n,) and probabilities (n, {num_grades}). Received: labels "
-            f"{label_values.shape}, probabilities {scores.shape}."
-        )
-    if label_values.size == 0:
-        raise ValueError("Expected at least one scored patient or frame. Received: none.")
-    if not np.isin(label_values, np.arange(num_grades)).all():
-        raise ValueError(
-            f"Expected every label in 0..{num_grades - 1}. Received: "
-            f"{sorted(set(label_values[~np.isin(label_values, np.arange(num_grades))].tolist()))}. "
-            "Leave rows of unknown grade out before."
-        )
-    if not (np.isfinite(scores).all() and (scores >= 0).all() and (scores <= 1).all()):
-        raise ValueError(
-            "Expected probabilities from 0 to 1. Received: some outside, or not finite."
-        )
-    return label_values.astype(np.int64), scores
-
-
 def cohort_line(counts: Mapping[str, int]) -> str:
     """`{"patients": 44, "frames": 440}` as `n = 44 patients, 440 frames`."""
     return "n = " + ", ".join(f"{count:,} {unit}" for unit, count in counts.items())

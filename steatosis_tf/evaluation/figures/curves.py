@@ -14,14 +14,13 @@ from steatosis_tf.evaluation.figures.canvas import (
     LINE_STYLES,
     MARKERS,
     add_legend,
-    checked_scores,
     cohort_line,
     new_sheet,
     save_sheet,
     style_axes,
     unit_square,
 )
-from steatosis_tf.grades import GRADES
+from steatosis_tf.evaluation.metrics.scores import checked_pair
 
 # Colours of named decision strategies; a model takes the first free one.
 _REFERENCE_STYLE = {"treat all": ("#8a8a8a", "--"), "treat none": ("#000000", "-")}
@@ -53,9 +52,7 @@ def reliability_figure(
     """
     if not probabilities:
         raise ValueError("Expected at least one set of probabilities. Received: none.")
-    checked = {
-        name: checked_scores(labels, scores, len(GRADES)) for name, scores in probabilities.items()
-    }
+    checked = {name: checked_pair(labels, scores) for name, scores in probabilities.items()}
     title = "Reliability of the predicted grade"
     figure = new_sheet(title, cohort_line({unit: len(labels)}), 5.2, 6.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))

@@ -21,7 +21,6 @@ from steatosis_tf.evaluation.figures.canvas import (
     LINE_STYLES,
     MARKERS,
     add_legend,
-    checked_scores,
     cohort_line,
     new_sheet,
     num_of,
@@ -30,6 +29,7 @@ from steatosis_tf.evaluation.figures.canvas import (
     unit_square,
 )
 from steatosis_tf.evaluation.metrics.comparison import COMPARED, difference_text
+from steatosis_tf.evaluation.metrics.scores import checked_matrix, checked_pair
 from steatosis_tf.grades import GRADES
 
 _SETTINGS = ("learning_rate", "lr")
@@ -41,7 +41,6 @@ def confusion_figure(
     path: str | Path,
     *,
     unit: str = "patients",
-    grades: Sequence[str] = GRADES,
     subtitle: str = "",
 ) -> Path:
     """Heat map of a confusion matrix with its margins (the paper's Fig. 1).
@@ -50,16 +49,15 @@ def confusion_figure(
     large number is the count, so that the reader can add it up.
 
     Args:
-        matrix: `(k, k)` counts, rows reference grade, columns predicted grade.
+        matrix: `(4, 4)` counts, rows reference grade, columns predicted grade.
         path: PNG to write.
         unit: what is counted, "patients" or "frames".
-        grades: k names in the order of rows and columns.
         subtitle: text for the cohort line; the total count if empty.
 
     Raises:
-        ValueError: if the matrix is not a square of whole counts, or counts nobody.
+        ValueError: if the matrix is not 4 x 4 of whole counts, or counts nobody.
     """
-    counts = _checked_matrix(matrix, len(grades))
+    counts = checked_matrix(matrix)
     total, correct = int(counts.sum()), int(np.trace(counts))
     rows, columns = counts.sum(axis=1), counts.sum(axis=0)
     share = counts / np.maximum(rows, 1)[:, None]
@@ -78,28 +76,14 @@ def confusion_figure(
         if rows[row]:
             axes.text(column, row + 0.26, f"{100 * share[row, column]:.1f} %", ha="center",
                       va="center", size=8, color=ink)  # fmt: skip
-    _matrix_axes(axes, grades, rows, columns)
+    _matrix_axes(axes, rows, columns)
     return save_sheet(figure, path)
 
 
-def _checked_matrix(matrix: np.ndarray, num_grades: int) -> np.ndarray:
-    values = np.asarray(matrix, np.float64)
-    if values.shape != (num_grades, num_grades):
-        raise ValueError(
-            f"Expected a {num_grades} x {num_grades} confusion matrix. "
-            f"Received: shape={values.shape}."
-        )
-    if not np.isfinite(values).all() or (values < 0).any() or (values % 1 != 0).any():
-        raise ValueError("Expected whole counts of 0 and more in the confusion matrix.")
-    if values.sum() == 0:
-        raise ValueError("Expected at least one count in the confusion matrix. Received: all zero.")
-    return values.astype(np.int64)
-
-
-def _matrix_axes(axes: Axes, grades: Sequence[str], rows: np.ndarray, columns: np.ndarray) -> None:
-    places = np.arange(len(grades))
-    axes.set_xticks(places, [f"{g}\nn = {n:,}" for g, n in zip(grades, columns, strict=True)])
-    axes.set_yticks(places, [f"{g}\nn = {n:,}" for g, n in zip(grades, rows, strict=True)])
+def _matrix_axes(axes: Axes, rows: np.ndarray, columns: np.ndarray) -> None:
+    places = np.arange(len(GRADES))
+    axes.set_xticks(places, [f"{g}\nn = {n:,}" for g, n in zip(GRADES, columns, strict=True)])
+    axes.set_yticks(places, [f"{g}\nn = {n:,}" for g, n in zip(GRADES, rows, strict=True)])
     axes.set_xlabel("Predicted grade", color=INK)
     axes.set_ylabel("Reference grade (colour and percent: share of the row)", color=INK)
     axes.tick_params(length=0, labelsize=9, colors=INK)
@@ -117,7 +101,6 @@ def roc_figure(
     *,
     unit: str = "patients",
     patient_ids: np.ndarray | None = None,
-    grades: Sequence[str] = GRADES,
 ) -> Path:
     """One-vs-rest ROC curve of every grade and their macro average (the paper's Fig. 2).
 
@@ -125,22 +108,21 @@ def roc_figure(
     either. The legend says so.
 
     Args:
-        labels: `(n,)` int, 0 to k-1.
-        probabilities: `(n, k)` float, 0 to 1.
+        labels: `(n,)` int, 0 to 3.
+        probabilities: `(n, 4)` float, 0 to 1, rows sum to 1.
         path: PNG to write.
         unit: what one row is, "patients" or "frames".
         patient_ids: `(n,)` ids; when given, the title also counts patients.
-        grades: k names in the order of the columns.
 
     Raises:
         ValueError: if shapes, labels or probabilities are not as above, or there are no rows.
     """
-    truth, scores = checked_scores(labels, probabilities, len(grades))
+    truth, scores = checked_pair(labels, probabilities)
     counts = num_of(truth, unit, patient_ids)
     figure = new_sheet("ROC curves, each grade against the rest", cohort_line(counts), 5.3, 6.5)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
-    _draw_roc_curves(axes, truth, scores, grades, unit)
+    _draw_roc_curves(axes, truth, scores, unit)
     unit_square(axes)
     style_axes(axes, "1 - specificity", "Sensitivity")
     # Below the axes: the curve of a grade told worse than by chance fills the lower right.
@@ -148,12 +130,10 @@ def roc_figure(
     return save_sheet(figure, path)
 
 
-def _draw_roc_curves(
-    axes: Axes, truth: np.ndarray, scores: np.ndarray, grades: Sequence[str], unit: str
-) -> None:
+def _draw_roc_curves(axes: Axes, truth: np.ndarray, scores: np.ndarray, unit: str) -> None:
     grid = np.linspace(0, 1, 501)
     areas, curves = [], []
-    for index, grade in enumerate(grades):
+    for index, grade in enumerate(GRADES):
         positive = truth == index
         style: dict[str, Any] = {
             "color": COLOURS[index],
@@ -169,7 +149,7 @@ def _draw_roc_curves(
         curves.append(np.interp(grid, false_rate, true_rate))
         name = f"{grade} (n = {positive.sum():,}): AUC {areas[-1]:.3f}"
         axes.plot(false_rate, true_rate, label=name, **style)
-    if len(areas) == len(grades):
+    if len(areas) == len(GRADES):
         mean_curve = np.concatenate([[0.0], np.mean(curves, axis=0)])
         axes.plot(
             np.concatenate([[0.0], grid]),

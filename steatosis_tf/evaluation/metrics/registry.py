@@ -27,9 +27,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from steatosis_tf.evaluation.metrics.scores import (
-    checked_labels,
     checked_matrix,
-    checked_probabilities,
+    checked_pair,
     labels_and_probabilities,
 )
 from steatosis_tf.evaluation.metrics.weighted import (
@@ -72,12 +71,7 @@ def compute_metrics(
         >>> compute_metrics([0, 1], [[0.9, 0.1, 0, 0], [0.6, 0.4, 0, 0]])["accuracy"]
         0.5
     """
-    labels, scores = checked_labels(grades_true), checked_probabilities(probabilities)
-    if len(labels) != len(scores):
-        raise ValueError(
-            "Expected one row of probabilities per label. "
-            f"Received: labels={len(labels)}, probabilities={len(scores)}."
-        )
+    labels, scores = checked_pair(grades_true, probabilities)
     fat = None if fat_percent is None else _checked_fat(fat_percent, len(labels))
     table = prepare(labels, scores, np.zeros(len(labels), dtype=int), 1, fat)
     result = _nested(table, with_fat=fat is not None)

@@ -379,6 +379,17 @@ def checked_probabilities(probabilities: ArrayLike) -> np.ndarray:
     return scores
 
 
+def checked_pair(labels: ArrayLike, probabilities: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and probabilities of the same rows, or a ValueError."""
+    known, scores = checked_labels(labels), checked_probabilities(probabilities)
+    if len(known) != len(scores):
+        raise ValueError(
+            "Expected one row of probabilities per label. "
+            f"Received: labels={len(known)}, probabilities={len(scores)}."
+        )
+    return known, scores
+
+
 def checked_matrix(matrix: ArrayLike) -> np.ndarray:
     """`(4, 4)` int64 counts, or a ValueError."""
     values = np.asarray(matrix)

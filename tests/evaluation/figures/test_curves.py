@@ -1,9 +1,9 @@
-"""Curves as files, and their refusals."""
+"""Curves: the data on their axes, what is written beside them, and refusals."""
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from statsmodels.stats.proportion import proportion_confint
 
 from steatosis_tf.evaluation.figures.curves import (
     coverage_risk_figure,
@@ -11,33 +11,55 @@ from steatosis_tf.evaluation.figures.curves import (
     reliability_figure,
     robustness_figure,
 )
+from tests.evaluation.figures.conftest import legend, texts
 
 
-def _picture(path):
-    picture = cv2.imread(str(path))
-    assert picture is not None
-    assert picture.std() > 5, "the sheet is blank"
-    return picture
+def test_reliability_figure_holds_bins_intervals_and_counts(tmp_path, sheets):
+    stated = np.repeat([0.45, 0.95], [4, 6])
+    scores = np.c_[stated, 1 - stated, np.zeros((10, 2))]
+    scores[:4] = [0.45, 0.35, 0.1, 0.1]
+    labels = np.array([0, 1, 1, 1, 0, 0, 0, 0, 0, 1])
+    reliability_figure(labels, {"as scored": scores, "again": scores}, tmp_path / "r.png")
+    figure = sheets[0]
+    assert texts(figure)[:2] == ["Reliability of the predicted grade", "n = 10 patients"]
+    upper, lower = figure.axes
+    right = np.array([1 / 4, 5 / 6])
+    low, high = np.array([proportion_confint(k, n, method="wilson") for k, n in ((1, 4), (5, 6))]).T
+    for place, container in enumerate(upper.containers):
+        line, _, (bars,) = container
+        np.testing.assert_allclose(line.get_ydata(), right)
+        np.testing.assert_allclose(line.get_xdata(), np.array([0.45, 0.95]) + 0.004 * place)
+        ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+        np.testing.assert_allclose(ends, np.c_[low, high])
+    error = (4 * abs(0.45 - 1 / 4) + 6 * abs(0.95 - 5 / 6)) / 10
+    assert legend(upper) == [f"as scored: ECE {error:.3f}", f"again: ECE {error:.3f}"]
+    heights = [bar.get_height() for bar in lower.patches]
+    assert heights == [0, 0, 0, 0, 4, 0, 0, 0, 0, 6] * 2
+    centres = [bar.get_x() + bar.get_width() / 2 for bar in lower.patches]
+    np.testing.assert_allclose(
+        centres, [*(np.arange(10) / 10 + 0.03), *(np.arange(10) / 10 + 0.07)]
+    )
+    assert upper.get_ylim()[1] > 1.06
+    assert (lower.get_xlabel(), lower.get_ylabel()) == (
+        "Probability stated for the predicted grade", "Patients",
+    )  # fmt: skip
 
 
-def test_reliability_figure_of_two_sets_and_of_one_patient(tmp_path):
-    rng = np.random.default_rng(0)
-    scores = rng.dirichlet(np.ones(4), 80)
-    labels = scores.argmax(axis=1)
-    both = {
-        "before temperature": scores,
-        "after": np.sqrt(scores) / np.sqrt(scores).sum(1)[:, None],
-    }
-    _picture(reliability_figure(labels, both, tmp_path / "two.png"))
-    _picture(reliability_figure([0], {"model": [[1, 0, 0, 0]]}, tmp_path / "one.png"))
+def test_reliability_of_one_certain_patient(tmp_path, sheets):
+    reliability_figure([0], {"model": [[1, 0, 0, 0]]}, tmp_path / "one.png", unit="frames")
+    assert [bar.get_height() for bar in sheets[0].axes[1].patches] == [0] * 9 + [1]
+    assert legend(sheets[0].axes[0]) == ["model: ECE 0.000"]
+
+
+def test_reliability_refusals(tmp_path):
     with pytest.raises(ValueError, match="at least one set of probabilities"):
-        reliability_figure(labels, {}, tmp_path / "none.png")
-    with pytest.raises(ValueError, match="probabilities from 0 to 1"):
-        reliability_figure(labels, {"model": scores * np.nan}, tmp_path / "none.png")
+        reliability_figure([0], {}, tmp_path / "none.png")
+    with pytest.raises(ValueError, match="finite probabilities"):
+        reliability_figure([0], {"model": [[np.nan] * 4]}, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
 
-def test_decision_and_coverage_curves(tmp_path):
+def test_decision_and_coverage_curves(tmp_path, sheets):
     thresholds = np.linspace(0.01, 0.9, 50)
     benefits = {
         "treat all": 0.25 - 0.75 * thresholds / (1 - thresholds),
@@ -45,8 +67,30 @@ def test_decision_and_coverage_curves(tmp_path):
         "model": 0.25 - 0.1 * thresholds,
     }
     path = tmp_path / "decision.png"
-    _picture(decision_curve_figure(thresholds, benefits, path, subtitle="n = 9", task="Severe"))
-    _picture(coverage_risk_figure([0.5, 1.0], {"model": [0.0, 0.0]}, path, subtitle="n = 2"))
+    bands = {"model": (benefits["model"] - 0.1, benefits["model"] + 0.1)}
+    decision_curve_figure(thresholds, benefits, path, subtitle="n = 9", task="Severe", bands=bands)
+    assert texts(sheets[0])[:2] == ["Decision curve: Severe", "n = 9"]
+    (axes,) = sheets[0].axes
+    for line, values in zip(axes.get_lines(), benefits.values(), strict=True):
+        np.testing.assert_allclose(line.get_xydata(), np.c_[thresholds, values])
+    assert legend(axes) == list(benefits)
+    (band,) = axes.collections
+    edges = band.get_paths()[0].vertices
+    assert edges[:, 1].min() == pytest.approx(bands["model"][0].min())
+    assert edges[:, 1].max() == pytest.approx(bands["model"][1].max())
+    top = benefits["model"].max()
+    assert axes.get_ylim() == pytest.approx((-0.25 * top, 1.15 * top))
+    assert (axes.get_xlabel(), axes.get_ylabel()) == (
+        "Threshold probability", "Net benefit per patient",
+    )  # fmt: skip
+
+    coverage_risk_figure([0.5, 1.0], {"model": [0.1, 0.4]}, path, subtitle="n = 2")
+    assert texts(sheets[1])[1] == "n = 2"
+    (axes,) = sheets[1].axes
+    np.testing.assert_allclose(axes.get_lines()[0].get_xydata(), [[0.5, 0.1], [1.0, 0.4]])
+    assert axes.get_xlim() == (0, 1.01)
+    assert axes.get_ylim() == pytest.approx((-0.008, 0.46))
+    assert legend(axes) == ["model"]
     for bad, message in (
         ({"model": [0.1]}, r"model with as many values as thresholds, 50. Received: shape=\(1,\)"),
         ({"model": np.full(50, np.nan)}, "finite numbers in model"),
@@ -56,16 +100,41 @@ def test_decision_and_coverage_curves(tmp_path):
             decision_curve_figure(thresholds, bad, path, subtitle="", task="")
 
 
-def test_robustness_figure_leaves_rows_without_value_out(tmp_path):
+def test_robustness_figure_leaves_rows_without_value_out(tmp_path, sheets):
     table = pd.DataFrame(
         {
-            "perturbation": ["gain", "gain", "gain", "blur"],
-            "strength": [-6, 0, 6, 1],
-            "unit": ["dB", "dB", "dB", "px"],
-            "value": [0.5, 0.7, None, None],
+            "perturbation": ["gain", "gain", "gain", "gain", "roi_shift_depth"],
+            "strength": [6, -6, 0, 12, 1],
+            "unit": ["dB", "dB", "dB", "dB", "px"],
+            "value": [0.6, 0.5, 0.7, None, None],
+            "low": [0.5, 0.4, 0.6, None, None],
+            "high": [0.7, 0.6, 0.8, None, None],
         }
     )
     path = tmp_path / "robustness.png"
-    _picture(robustness_figure(table, path, metric_label="Accuracy", subtitle="n = 4 patients"))
+    robustness_figure(table, path, metric_label="Accuracy", subtitle="n = 4 patients")
+    assert texts(sheets[0])[:2] == ["Robustness: accuracy under disturbed frames", "n = 4 patients"]
+    gain, shift = sheets[0].axes
+    assert gain.get_shared_y_axes().joined(gain, shift)
+    assert sheets[0].get_size_inches().tolist() == pytest.approx([5.6, 3.65])
+    undisturbed, curve = gain.get_lines()
+    assert undisturbed.get_ydata()[0] == 0.7
+    np.testing.assert_allclose(curve.get_xydata(), [[-6, 0.5], [0, 0.7], [6, 0.6]])
+    edges = gain.collections[0].get_paths()[0].vertices
+    assert (edges[:, 1].min(), edges[:, 1].max()) == (0.4, 0.8)
+    assert (gain.get_xlabel(), gain.get_ylabel()) == ("gain (dB)", "Accuracy")
+    assert shift.get_xlabel() == "ROI shift depth"
+    assert [text.get_text() for text in shift.texts] == ["no value"]
+    assert not shift.get_lines()
     with pytest.raises(ValueError, match="at least one row with a value"):
-        robustness_figure(table.iloc[2:], path, metric_label="Accuracy", subtitle="")
+        robustness_figure(table.iloc[3:], path, metric_label="Accuracy", subtitle="")
+
+
+def test_empty_panels_are_hidden(tmp_path, sheets):
+    names = ["gain", "blur", "jpeg", "speckle", "contrast"]
+    table = pd.DataFrame({"perturbation": names, "strength": 0, "unit": "", "value": 0.5})
+    robustness_figure(table, tmp_path / "r.png", metric_label="Kappa", subtitle="")
+    assert [axes.get_visible() for axes in sheets[0].axes] == [True] * 5 + [False] * 3
+    assert sheets[0].axes[2].get_xlabel() == "JPEG"
+    assert sheets[0].get_size_inches().tolist() == pytest.approx([10.8, 6.15])
+    assert [axes.get_ylabel() for axes in sheets[0].axes[:5]] == ["Kappa", "", "", "", "Kappa"]

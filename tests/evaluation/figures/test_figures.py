@@ -1,11 +1,19 @@
-"""Figures are checked as files (size, notice, repeatability) and by their refusals."""
+"""Figures of results: the data on their axes, what is written beside them, and refusals."""
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn import metrics as sk
 
-from steatosis_tf.evaluation.figures.results import confusion_figure, roc_figure, training_curves
+from steatosis_tf.evaluation.figures.results import (
+    comparison_figure,
+    confusion_figure,
+    roc_figure,
+    training_curves,
+)
+from steatosis_tf.grades import GRADES, NOTICE
+from tests.evaluation.figures.conftest import legend, texts
 
 PAPER_MATRIX = [[272, 8, 0, 0], [7, 225, 18, 0], [0, 11, 244, 5], [0, 0, 3, 204]]
 
@@ -17,29 +25,65 @@ def _scores(num_patients=60, seed=3):
     return labels, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
 
 
-def _picture(path):
-    picture = cv2.imread(str(path))
-    assert picture is not None
-    assert picture.std() > 5, "the sheet is blank"
-    return picture
-
-
-def test_confusion_figure_is_150_dpi_png_and_repeatable(tmp_path):
+def test_confusion_figure_holds_counts_shares_and_margins(tmp_path, sheets):
     path = confusion_figure(PAPER_MATRIX, tmp_path / "new" / "confusion.png", unit="frames")
-    assert _picture(path).shape == (885, 825, 3)  # 5.5 x 5.9 in at 150 dpi
+    assert cv2.imread(str(path)).shape == (885, 825, 3)  # 5.5 x 5.9 in at 150 dpi
+    figure = sheets[0]
+    assert texts(figure) == [
+        "Confusion matrix: 945 of 997 correct (94.8 %)",
+        "n = 997 frames",
+        NOTICE,
+    ]
+    (axes,) = figure.axes
+    matrix = np.array(PAPER_MATRIX)
+    share = matrix / matrix.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(axes.images[0].get_array(), share)
+    assert axes.images[0].get_clim() == (0, 1)
+    written = {(text.get_position()[0], round(text.get_position()[1])): [] for text in axes.texts}
+    for text in axes.texts:
+        written[text.get_position()[0], round(text.get_position()[1])].append(text)
+    for row, column in np.ndindex(4, 4):
+        count, percent = written[column, row]
+        assert count.get_text() == str(matrix[row, column])
+        assert percent.get_text() == f"{100 * share[row, column]:.1f} %"
+        assert count.get_position()[1] < row < percent.get_position()[1]
+        dark = share[row, column] > 0.5
+        assert (count.get_color() == "white") == (percent.get_color() == "white") == dark
+    names = [[label.get_text() for label in labels]
+             for labels in (axes.get_xticklabels(), axes.get_yticklabels())]  # fmt: skip
+    assert names[0] == [f"{g}\nn = {n}" for g, n in zip(GRADES, matrix.sum(0), strict=True)]
+    assert names[1] == [f"{g}\nn = {n}" for g, n in zip(GRADES, matrix.sum(1), strict=True)]
+    assert axes.get_xlabel() == "Predicted grade"
+    assert axes.get_ylabel().startswith("Reference grade")
+    np.testing.assert_allclose(axes.get_xticks(minor=True), [0.5, 1.5, 2.5])
+    np.testing.assert_allclose(axes.get_yticks(minor=True), [0.5, 1.5, 2.5])
+    assert axes.xaxis.get_minor_ticks()[0].gridline.get_visible(), "cells are told apart"
+    title, cohort, notice = (text.get_window_extent() for text in figure.texts)
+    picture = axes.get_tightbbox()
+    assert notice.y1 < picture.y0 < picture.y1 < cohort.y0 < cohort.y1 < title.y0
+    assert 0 < title.x0 < title.x1 < 825
     again = confusion_figure(PAPER_MATRIX, tmp_path / "again.png", unit="frames")
     assert path.read_bytes() == again.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.png", "new"]
 
 
+def test_a_grade_nobody_has_gets_counts_without_percent(tmp_path, sheets):
+    confusion_figure(np.diag([5, 0, 0, 3]), tmp_path / "c.png", subtitle="n = 8 of Ward 3")
+    assert texts(sheets[0])[1] == "n = 8 of Ward 3"
+    assert len(sheets[0].axes[0].texts) == 16 + 8
+
+
 @pytest.mark.parametrize(
     ("matrix", "message"),
     [
-        (np.zeros((3, 4)), r"4 x 4 confusion matrix. Received: shape=\(3, 4\)"),
+        (
+            np.zeros((3, 4)),
+            r"4 x 4 confusion matrix of counts.*shape=\(3, 4\)",
+        ),
         (np.zeros((4, 4)), "at least one count"),
-        (np.full((4, 4), np.nan), "whole counts"),
-        (np.eye(4) * 0.5, "whole counts"),
-        (-np.eye(4), "whole counts"),
+        (np.full((4, 4), np.nan), r"counts \(whole, >= 0\)"),
+        (np.eye(4) * 0.5, r"counts \(whole, >= 0\)"),
+        (-np.eye(4), r"counts \(whole, >= 0\)"),
     ],
 )
 def test_confusion_figure_refuses(tmp_path, matrix, message):
@@ -53,24 +97,58 @@ def test_figure_name_must_be_png(tmp_path):
         confusion_figure(np.eye(4), tmp_path / "a.jpg")
 
 
-def test_roc_figure_draws_even_when_a_grade_is_absent(tmp_path):
+def test_roc_figure_draws_the_curve_of_every_grade_and_their_mean(tmp_path, sheets):
     labels, scores = _scores()
-    whole = _picture(roc_figure(labels, scores, tmp_path / "roc.png"))
+    roc_figure(labels, scores, tmp_path / "roc.png", unit="frames", patient_ids=labels // 2)
+    (axes,) = sheets[0].axes
+    assert texts(sheets[0])[1] == "n = 2 patients, 60 frames"
+    chance, *curves, mean = axes.get_lines()
+    np.testing.assert_array_equal(chance.get_xydata(), [[0, 0], [1, 1]])
+    areas, heights = [], []
+    grid = np.linspace(0, 1, 501)
+    for grade, curve in enumerate(curves):
+        false_rate, true_rate, _ = sk.roc_curve(labels == grade, scores[:, grade],
+                                                drop_intermediate=False)  # fmt: skip
+        np.testing.assert_allclose(curve.get_xydata(), np.c_[false_rate, true_rate])
+        areas.append(sk.roc_auc_score(labels == grade, scores[:, grade]))
+        heights.append(np.interp(grid, false_rate, true_rate))
+    np.testing.assert_allclose(mean.get_xdata(), [0, *grid])
+    np.testing.assert_allclose(mean.get_ydata(), [0, *np.mean(heights, axis=0)])
+    assert legend(axes) == [
+        *(f"{grade} (n = 15): AUC {area:.3f}" for grade, area in zip(GRADES, areas, strict=True)),
+        f"macro average: AUC {np.mean(areas):.3f}",
+    ]
+    assert len({line.get_color() for line in curves}) == 4
+    assert len({str(line.get_linestyle()) for line in curves}) == 4
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("1 - specificity", "Sensitivity")
+    assert axes.get_xlim() == axes.get_ylim() == (-0.02, 1.02)
+    assert axes.get_aspect() == 1
+    assert axes.get_axisbelow() is True
+    assert not axes.spines["top"].get_visible()
+    assert not axes.spines["right"].get_visible()
+
+
+def test_roc_figure_says_which_grade_has_no_curve(tmp_path, sheets):
+    labels, scores = _scores()
     keep = labels < 3
-    ids = np.arange(keep.sum()).astype(str)
-    part = _picture(roc_figure(labels[keep], scores[keep], tmp_path / "part.png", patient_ids=ids))
-    assert whole.shape == part.shape
-    assert (whole != part).any()
-    _picture(roc_figure(np.zeros(5, int), scores[:5], tmp_path / "one.png"))
+    roc_figure(labels[keep], scores[keep], tmp_path / "part.png")
+    assert legend(sheets[0].axes[0])[3:] == [
+        "Severe: no curve (no patients)", "no macro average: a grade has no curve",
+    ]  # fmt: skip
+    assert texts(sheets[0])[1] == "n = 45 patients"
+    roc_figure(np.zeros(5, int), scores[:5], tmp_path / "one.png", unit="frames")
+    assert legend(sheets[1].axes[0])[:2] == [
+        "Normal: no curve (everybody is)", "Mild: no curve (no frames)",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("labels", "scores", "message"),
     [
-        ([], np.zeros((0, 4)), "at least one scored"),
-        ([0, 1], np.full((3, 4), 0.25), r"Expected labels \(n,\) and probabilities \(n, 4\)"),
-        ([0, np.nan], np.full((2, 4), 0.25), r"label in 0..3. Received: \[nan\]. Leave rows"),
-        ([0, 4], np.full((2, 4), 0.25), r"label in 0..3. Received: \[4.0\]"),
+        ([], np.zeros((0, 4)), "N > 0"),
+        ([0, 1], np.full((3, 4), 0.25), "labels=2, probabilities=3"),
+        ([0, np.nan], np.full((2, 4), 0.25), "label=nan in row 1. Leave rows"),
+        ([0, 4], np.full((2, 4), 0.25), "label=4 in row 1"),
         ([0, 1], np.full((2, 4), np.nan), "probabilities from 0 to 1"),
     ],
 )
@@ -79,7 +157,7 @@ def test_roc_figure_refuses(tmp_path, labels, scores, message):
         roc_figure(labels, scores, tmp_path / "roc.png")
 
 
-def test_training_curves_from_file_and_table(tmp_path):
+def test_training_curves_from_file_and_table(tmp_path, sheets):
     epochs = np.arange(30)
     table = pd.DataFrame(
         {
@@ -95,8 +173,56 @@ def test_training_curves_from_file_and_table(tmp_path):
     from_file = training_curves(tmp_path / "history.csv", tmp_path / "file.png")
     from_table = training_curves(table, tmp_path / "table.png")
     assert from_file.read_bytes() == from_table.read_bytes()
-    _picture(training_curves(table.iloc[:1], tmp_path / "one.png"))
-    _picture(training_curves(table.assign(val_loss=np.nan), tmp_path / "lost.png"))
+    assert texts(sheets[0])[:2] == ["Training curves", "n = 30 epochs"]
+    loss, accuracy, rate = sheets[0].axes
+    train, validation, best, mark = loss.get_lines()
+    np.testing.assert_allclose(train.get_xydata(), np.c_[epochs + 1, table["loss"]])
+    np.testing.assert_allclose(validation.get_xydata(), np.c_[epochs + 1, table["val_loss"]])
+    assert (train.get_linestyle(), validation.get_linestyle()) == ("-", "--")
+    assert best.get_xdata()[0] == 19
+    np.testing.assert_allclose(mark.get_xydata(), [[19, 0.3]])
+    assert train.get_color() != validation.get_color() == mark.get_color()
+    assert sheets[0].get_size_inches().tolist() == pytest.approx([10.8, 4.0])
+    assert legend(loss) == ["training", "validation", "lowest, epoch 19"]
+    assert [len(axes.get_lines()) for axes in (accuracy, rate)] == [2, 1]
+    assert [axes.get_yscale() for axes in (loss, accuracy, rate)] == ["linear", "linear", "log"]
+    assert legend(rate) == ["as scheduled"]
+    assert [axes.get_ylabel() for axes in (loss, accuracy, rate)] == [
+        "loss", "accuracy", "learning rate",
+    ]  # fmt: skip
+    assert rate.get_lines()[0].get_drawstyle() == "steps-mid"
+
+
+def test_training_curves_of_one_epoch_and_of_a_lost_validation(tmp_path, sheets):
+    one = pd.DataFrame({"loss": [0.5], "accuracy": [0.2], "seconds": [3.0], "val_loss": [np.nan]})
+    training_curves(one, tmp_path / "one.png", subtitle="one patient")
+    assert texts(sheets[0])[1] == "one patient"
+    assert len(sheets[0].axes) == 2, "seconds are no metric"
+    train, validation = sheets[0].axes[0].get_lines()
+    np.testing.assert_allclose(train.get_xydata(), [[1, 0.5]])
+    assert train.get_marker() == "o", "one point draws no line"
+    assert np.isnan(validation.get_ydata()).all()
+
+
+def test_comparison_figure_draws_every_value_and_interval(tmp_path, sheets):
+    cell = {"value": 0.5, "low": 0.4, "high": 0.7}
+    difference = {"value": 0.2, "low": 0.1, "high": 0.3}
+    rows = [{"name": "base", "m": cell, "k": {"value": None}},
+            {"name": "new", "m": cell | {"value": 0.7, "difference": difference},
+             "k": {"value": 0.3, "low": None}}]  # fmt: skip
+    comparison_figure(rows, tmp_path / "c.png", compared={"m": "M", "k": "K"}, reference=0)
+    assert texts(sheets[0])[0] == "Runs side by side"
+    assert texts(sheets[0])[1].startswith("2 runs; 95 % intervals over patients; above each dot")
+    first, second = sheets[0].axes
+    lines = [line.get_xydata().tolist() for line in first.get_lines()]
+    assert lines[0][0][0] == 0.5  # the reference
+    assert lines[1:] == [[[0.4, 0], [0.7, 0]], [[0.5, 0]], [[0.4, 1], [0.7, 1]], [[0.7, 1]]]
+    assert [line.get_xydata().tolist() for line in second.get_lines()] == [[[0.3, 1]]]
+    assert [text.get_text() for text in first.texts] == ["+0.200*"]
+    assert [text.get_text() for text in first.get_yticklabels()] == ["base", "new"]
+    assert first.get_ylim() == second.get_ylim() == (1.5, -0.5)
+    assert sheets[0].get_size_inches().tolist() == pytest.approx([12.0, 3.0])
+    assert (first.get_xlabel(), second.get_xlabel()) == ("M", "K")
 
 
 def test_training_curves_refuse_an_empty_history(tmp_path):
