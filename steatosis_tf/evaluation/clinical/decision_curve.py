@@ -44,10 +44,9 @@ def decision_curve(
         seed: of the draws.
 
     Returns:
-        `task`, `thresholds`, `prevalence` (share of positive rows), `num_patients`, and
-        `net_benefit`: `model`, `treat_all`, `treat_none` and each comparator -> `value`, `low`,
-        `high` (lists along thresholds; percentile bands over resamples within grade, so the
-        prevalence is held).
+        `task`, `thresholds`, `prevalence`, `num_patients`; `net_benefit`: `model`, `treat_all`,
+        `treat_none` and each comparator -> `value`, `low`, `high` (lists along thresholds;
+        percentile bands over resamples within grade, so the prevalence is held).
 
     Raises:
         ValueError: unknown task, bad table, thresholds outside 0..1, a comparator that is not a

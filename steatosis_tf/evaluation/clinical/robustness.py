@@ -187,7 +187,7 @@ def robustness_curves(
             lies beyond its edge.
         rule: of `scores.patient_scores`.
         num_resamples: bootstrap resamples of each interval.
-        seed: of the random perturbations and of the bootstrap.
+        seed: of both kinds of draws.
 
     Returns:
         Long table `perturbation, strength, unit, metric, value, low, high, num_patients, reason`;
@@ -201,8 +201,8 @@ def robustness_curves(
         ValueError: if lengths differ, a label is unknown, or `predict` gives a wrong shape.
     """
     _check(rois, labels, patient_ids)
-    frames = pd.DataFrame({"patient_id": np.asarray(patient_ids).astype(str)})
-    frames["frame_id"] = [f"{row:08d}" for row in range(len(frames))]
+    ids = [f"{row:08d}" for row in range(len(rois))]
+    frames = pd.DataFrame({"frame_id": ids, "patient_id": np.asarray(patient_ids).astype(str)})
     frames["grade"] = [GRADES[int(label)] for label in labels]
     undisturbed = _patients(frames, _scores(predict, rois), rule)
     baseline = _measured(undisturbed, undisturbed, num_resamples, seed)

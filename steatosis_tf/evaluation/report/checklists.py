@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from steatosis_tf.evaluation.report.analysis import Analysis
-from steatosis_tf.evaluation.report.checklist_items import CHECKLISTS
 from steatosis_tf.evaluation.report.run import RunRecord
+
+_ITEMS_PATH = Path(__file__).with_name("templates") / "checklists.txt"
 
 MET = "met"
 NOT_MET = "not met"
@@ -100,6 +102,18 @@ _EVIDENCE: dict[str, tuple[str, _Holds]] = {
 }
 
 
+def read_items() -> dict[str, list[tuple[str, str, str]]]:
+    """Guideline -> number, subject and evidence of its items; see `templates/checklists.txt`."""
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    for line in _ITEMS_PATH.read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            items = found.setdefault(line.strip("[]"), [])
+        elif line and not line.startswith("#"):
+            number, subject, evidence = (part.strip() for part in line.split("|"))
+            items.append((number, subject, evidence))
+    return found
+
+
 def fill_checklists(run: RunRecord, analysis: Analysis) -> dict[str, list[Item]]:
     """Fill CLAIM 2024, TRIPOD+AI and STARD-AI for a run.
 
@@ -110,8 +124,8 @@ def fill_checklists(run: RunRecord, analysis: Analysis) -> dict[str, list[Item]]
         guideline -> its items in order.
     """
     return {
-        name: [_item(line, run, analysis) for line in lines.strip().splitlines()]
-        for name, lines in CHECKLISTS.items()
+        name: [_item(*item, run, analysis) for item in items]
+        for name, items in read_items().items()
     }
 
 
@@ -123,8 +137,7 @@ def count_statuses(items: list[Item]) -> str:
     return f"{met} met, {not_met} not met, {author} need the author"
 
 
-def _item(line: str, run: RunRecord, analysis: Analysis) -> Item:
-    number, subject, evidence = (part.strip() for part in line.split("|"))
+def _item(number: str, subject: str, evidence: str, run: RunRecord, analysis: Analysis) -> Item:
     answers = [_answer(part.strip(), run, analysis) for part in evidence.split("+")]
     # What the run lacks stands before what only the author can add.
     status = next(s for s in (NOT_MET, AUTHOR, MET) if s in [status for status, _ in answers])

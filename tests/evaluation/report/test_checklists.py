@@ -5,8 +5,7 @@ import json
 import pytest
 
 from steatosis_tf.evaluation.report.analysis import analyse_run
-from steatosis_tf.evaluation.report.checklist_items import CHECKLISTS
-from steatosis_tf.evaluation.report.checklists import fill_checklists
+from steatosis_tf.evaluation.report.checklists import fill_checklists, read_items
 from steatosis_tf.evaluation.report.run import STUDY_KEYS, read_run
 
 #: Sub-items of each item that has them; from the tables of the papers named in the module.
@@ -22,8 +21,7 @@ SUB_ITEMS = {
 
 
 def numbers(guideline: str) -> list[str]:
-    lines = CHECKLISTS[guideline].strip().splitlines()
-    return [line.split("|")[0].strip() for line in lines]
+    return [number for number, _, _ in read_items()[guideline]]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +52,7 @@ def test_an_item_that_asks_for_two_things_is_met_by_both_only(tmp_path):
 def test_a_study_fully_described_leaves_the_manuscript_to_the_author(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "study.json").write_text(json.dumps(dict.fromkeys(STUDY_KEYS, "stated")))
-    for guideline in CHECKLISTS:
+    for guideline in read_items():
         open_items = [
             s for s in statuses(tmp_path, guideline).values() if s[0] == "needs the author"
         ]
