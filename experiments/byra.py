@@ -6,16 +6,16 @@ DATA_DIR holds `byra2018/` (see docs/data.md). Every frame is measured without a
 (`experiments.fat_rules.measurements`): physics, polar blocks, features of the liver network. Each
 system below is fitted to all patients but one and asked about that one; its penalty, the share of
 each part and the reading as grades come from folds inside the others. Which systems stand here was
-decided by looking at such numbers, though: docs/best.md lists what was looked at. In `set chosen
-inside` the training patients alone decide how much each set of numbers counts.
+decided by looking at such numbers, though: docs/research/best.md lists what was looked at. In `set
+chosen inside` the training patients alone decide how much each set of numbers counts.
 
 The shipped kidney finder was fitted to operators' boxes of these very patients, so it is not used:
 each patient's cortex is found with weights fitted to the four folds of patients without them, by
 `experiments/segmentation/kidney_head.py`. No fat percent enters there. The liver network saw none
 of them.
 
-Time: 4 minutes of processor time; a second call reads what was measured. Result: docs/best.md
-holds the tables that it leaves in `table.md` beside the runs.
+Time: 4 minutes of processor time; a second call reads what was measured. Result:
+docs/research/best.md holds the tables that it leaves in `table.md` beside the runs.
 """
 
 import argparse

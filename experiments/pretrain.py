@@ -19,7 +19,7 @@ alone and beside the three signs, with these weights:
 
 No pixel of the 44 graded patients trains any of it, and no setting was chosen by their scores.
 bfloat16 where the processor multiplies it. A killed run goes on after the last finished batch of
-phantoms or network. Time: by estimate 15 minutes of processor time. Result: docs/best.md.
+phantoms or network. Time: by estimate 15 minutes of processor time. Result: docs/research/best.md.
 """
 
 import argparse

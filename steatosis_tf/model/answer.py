@@ -72,7 +72,8 @@ class PatientAnswer:
             unable, or if the model was trained on grades alone.
         novelty: distance from the training data, 1 where grades end; NaN if unable.
         fat_interval: 90 % interval of it, from left-out patients.
-        grade: "" unless graded; by the bundle's stated decision rule.
+        grade: "" unless graded; by the model's decision rule from the probabilities, not from
+            `fat_percent`, which leans to the middle and may lie beyond the grade's usual cut.
         probabilities: grade -> calibrated probability, sum 1; empty unless graded.
         prediction_set: grades that the stated conformal threshold keeps; empty unless graded.
         operating_points: name -> True where the patient is at or over it; empty unless graded.

@@ -174,7 +174,9 @@ class JointModel:
                     found[row][name] = float(adds[row, column])
                 for flag, column in enumerate(part.rule.indicators):
                     found[row][part.columns[column]] += float(adds[row, len(part.columns) + flag])
-        scaled = [{name: add / weight[row] for name, add in found[row].items()} for row in rows]
+        scaled = [
+            {name: add / float(weight[row]) for name, add in found[row].items()} for row in rows
+        ]
         return [dict(sorted(one.items(), key=lambda item: -abs(item[1]))) for one in scaled]
 
     def probabilities(self, score: np.ndarray) -> np.ndarray:
