@@ -154,7 +154,10 @@ BACKBONES = {
     "efficientnet_lite0": Backbone("EfficientNet-Lite0"),
 }
 
-HeadKind = Literal["softmax", "ordinal", "regression"]
+HeadKind = Literal["softmax", "ordinal", "regression", "linear", "joint"]
+
+#: Heads that are solved, not trained by gradient steps: `train` has nothing to say to them.
+CLOSED_FORM: tuple[HeadKind, ...] = ("linear", "joint")
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,9 @@ class ModelConfig:
     """Backbone and head. `weights` of the backbone is "imagenet", "random" or a file's path;
     `normalize_gain` takes each frame's mean grey level out, `normalize_features` standardises the
     features by the training part. `head` softmax: four grades without order; ordinal: one score
-    and ordered cuts; regression: fat percent, read as grades (model/heads.py). `pooling` of the
+    and ordered cuts; regression: fat percent, read as grades (model/heads.py). In closed form
+    (model/joint.py): linear reads the backbone's features; joint the measured features too
+    (hepatorenal index, attenuation, diaphragm). `pooling` of the
     last map: its mean, or means per band of depth (model/pooling.py; efficientnet_lite0 alone)."""
 
     backbone: str = "resnet50"
@@ -242,9 +247,11 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How frames become a patient, fixed before the test part is seen."""
+    """How frames become a patient, fixed before the test part is seen. `log_odds` averages the log
+    odds of at most each grade, which for the heads in closed form is their own rule: the score of
+    the mean of a patient's frames (model/joint.py)."""
 
-    aggregation: Literal["mean", "median", "trimmed_mean", "vote"] = "mean"
+    aggregation: Literal["mean", "log_odds", "median", "trimmed_mean", "vote"] = "mean"
 
 
 @dataclass(frozen=True)
@@ -264,6 +271,17 @@ class Config:
                  f"train.fine_tune_epochs with model.backbone out of {', '.join(tunable)}",
                  fine_tune_epochs=self.train.fine_tune_epochs,
                  backbone=self.model.backbone)  # fmt: skip
+        is_closed = self.model.head in CLOSED_FORM
+        _require(not is_closed or self.evaluation.aggregation == "log_odds",
+                 "evaluation.aggregation=log_odds with model.head=linear or joint, which grade a "
+                 "patient by the mean of the frames' scores",
+                 head=self.model.head, aggregation=self.evaluation.aggregation)  # fmt: skip
+        _require(not (is_closed and self.train.views),
+                 "train.views=0 with model.head=linear or joint, which are solved on plain frames",
+                 head=self.model.head, views=self.train.views)  # fmt: skip
+        _require(not (is_closed and self.train.fine_tune_epochs),
+                 "train.fine_tune_epochs=0 with model.head=linear or joint, which have no gradient",
+                 head=self.model.head, fine_tune_epochs=self.train.fine_tune_epochs)  # fmt: skip
 
     @property
     def augmentation(self) -> AugmentConfig:
@@ -319,6 +337,11 @@ def _unused(config: Config) -> dict[str, str]:
     unused = {}
     if config.model.head == "regression":
         unused["train.class_weights"] = "model.head=regression"
+    if config.model.head in CLOSED_FORM:
+        names = [name for name in flatten(config) if name.startswith(("train.", "augment."))]
+        names = [name for name in names if name not in ("train.seed", "train.views")]
+        names += ["model.hidden_units", "model.dropout", "model.normalize_features"]
+        unused |= dict.fromkeys(names, f"model.head={config.model.head}")
     if not config.train.views:
         unused["train.store_dtype"] = "train.views=0"
     if not config.train.fine_tune_epochs:

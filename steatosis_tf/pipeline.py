@@ -21,6 +21,7 @@ from steatosis_tf.cohort.rejected import read_rejected
 from steatosis_tf.cohort.splits import Partition, make_partitions, split_table, test_column
 from steatosis_tf.config import Config, flatten, save_config
 from steatosis_tf.deploy.export import export_onnx, milliseconds_per_frame, run_metadata
+from steatosis_tf.deploy.run_bundle import write_run_bundle
 from steatosis_tf.environment import describe_environment
 from steatosis_tf.evaluation.clinical.baselines import write_hepatorenal
 from steatosis_tf.evaluation.figures.gallery import draw_run_gallery
@@ -30,7 +31,9 @@ from steatosis_tf.evaluation.report.evaluate import evaluate_run, lock_operating
 from steatosis_tf.evaluation.report.report import write_report
 from steatosis_tf.files import file_sha256, replacing, write_json, write_sums
 from steatosis_tf.grades import GRADES
+from steatosis_tf.model.joint import JointModel
 from steatosis_tf.model.train import make_repeatable
+from steatosis_tf.quantitative.measure import measured_features
 from steatosis_tf.records.builder import records_fingerprint, usable_rows, write_records
 from steatosis_tf.records.pipeline import read_records
 from steatosis_tf.roi.columns import add_roi_columns
@@ -119,14 +122,14 @@ def run(
         place = Preparation(config, run_dir, Path(runs_dir), options)
         partitions, records_dir = _prepare(Path(manifest_path), repeat, place)
         data = load_study(records_dir, Path(runs_dir) / "cache" / "features", config, options)
+        if config.model.head == "joint":
+            data = _with_measured(data, run_dir / "manifest.csv", Path(runs_dir) / "cache")
         train_start = time.monotonic()
         model = train_and_score(data, partitions, config, run_dir)
         train_minutes = (time.monotonic() - train_start) / 60
-        with replacing(run_dir / "model.keras") as temporary:
-            model.save(temporary)
         lock_operating_points(run_dir, config.evaluation.aggregation)
         metrics = evaluate_run(run_dir)
-        cost = _export(model, data, config, run_dir, tracked.run_id)
+        cost = _keep(model, data, place, tracked.run_id)
         seconds = time.monotonic() - start
         environment = describe_environment() | {"seconds": round(seconds, 1)}
         write_json(environment, run_dir / "environment.json")
@@ -167,12 +170,26 @@ def _write_rejected(table: pd.DataFrame, before: pd.DataFrame, path: Path) -> No
         print(f"{len(rejected)} frames without ROI, see {path}", file=sys.stderr)
 
 
-def _export(
-    model: keras.Model, data: StudyData, config: Config, run_dir: Path, run_id: str
+def _with_measured(data: StudyData, manifest_path: Path, cache_dir: Path) -> StudyData:
+    """The study with measured features, in the order of its index."""
+    frames = read_manifest(manifest_path).set_index("frame_id").loc[data.index["frame_id"]]
+    measured = measured_features(frames.reset_index(), manifest_path, cache_dir)
+    return dataclasses.replace(data, measured=measured)
+
+
+def _keep(
+    model: keras.Model | JointModel, data: StudyData, place: Preparation, run_id: str
 ) -> dict[str, float]:
-    """Export the model; what that showed, for the comparison of runs."""
-    rois = check_rois(data.index, read_records(data.records_dir))
-    texts = {"run_id": run_id} | run_metadata(run_dir, config)
+    """Save and export the model; what that showed, for the comparison of runs."""
+    rois, run_dir = check_rois(data.index, read_records(data.records_dir)), place.folder
+    if isinstance(model, JointModel):
+        cache_dir = place.runs_dir / "cache"
+        difference = write_run_bundle(run_dir, model, place.config, rois, cache_dir)
+        size = (run_dir / "bundle" / "model.onnx").stat().st_size
+        return {"onnx_difference": difference, "file_mb": size / 1e6}
+    with replacing(run_dir / "model.keras") as temporary:
+        model.save(temporary)
+    texts = {"run_id": run_id} | run_metadata(run_dir, place.config)
     path = run_dir / "model.onnx"
     return {
         "onnx_difference": export_onnx(model, path, rois, texts),
@@ -191,9 +208,12 @@ def _track(run_dir: Path, config: Config, metrics: dict[str, Any], cost: dict[st
         | {"run_dir": str(run_dir)}
     )
     for path in sorted(run_dir.iterdir()):
-        if path.is_file() and not path.name.startswith("model."):
+        if path.is_file() and not path.name.startswith(("model.", "bundle.")):
             tracking.log_artifacts(path)
     tracking.log_artifacts(run_dir / "figures", "figures")
+    if (run_dir / "bundle").is_dir():
+        tracking.log_artifacts(run_dir / "bundle", "bundle")
+        return
     shape = input_shape(config.roi.view)
     tracking.log_onnx_model(run_dir / "model.onnx", input_shape=shape, num_grades=len(GRADES))
 

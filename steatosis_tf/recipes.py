@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass
 
-from steatosis_tf.config import Config, ModelConfig, RoiConfig, SplitConfig, TrainConfig
+from steatosis_tf.config import (
+    Config,
+    EvaluationConfig,
+    HeadKind,
+    ModelConfig,
+    RoiConfig,
+    SplitConfig,
+    TrainConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -18,12 +26,33 @@ class Recipe:
     config: Config
 
 
+def _solved(head: HeadKind) -> Config:
+    """A head in closed form on ImageNet features of beam space."""
+    return Config(
+        split=SplitConfig(kind="kfold"),
+        roi=RoiConfig(method="beamspace"),
+        model=ModelConfig(backbone="efficientnet_lite0", pooling="depth", head=head),
+        train=TrainConfig(views=0),
+        evaluation=EvaluationConfig(aggregation="log_odds"),
+    )
+
+
 #: Name -> recipe. The first is what `train` takes where none is named.
 RECIPES = {
     "paper": Recipe(
         "frozen ResNet-50 with a dense head on the best rectangle of liver, as the paper has it: "
         "80/10/10 by patient, flips, rotations, zoom, AdamW 1e-4, batch 32, 100 epochs",
         Config(),
+    ),
+    "joint": Recipe(
+        "as linear, joined with the measured features (hepatorenal index, attenuation, diaphragm); "
+        "exports a bundle",
+        _solved("joint"),
+    ),
+    "linear": Recipe(
+        "EfficientNet-Lite0 with the ImageNet weights of the package on beam space, pooled by "
+        "bands of depth, solved in closed form in seconds; 5 folds",
+        _solved("linear"),
     ),
     "demo": Recipe(
         "what `make demo` trains on simulated phantoms: random weights, 5 folds, few epochs",

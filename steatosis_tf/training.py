@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from steatosis_tf import tracking
 from steatosis_tf.cohort.splits import Partition
-from steatosis_tf.config import Config, HeadKind
+from steatosis_tf.config import CLOSED_FORM, Config, HeadKind
 from steatosis_tf.deploy.export import NUM_CHECKED
 from steatosis_tf.evaluation.metrics.registry import compute_metrics
 from steatosis_tf.evaluation.metrics.scores import (
@@ -27,7 +27,9 @@ from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import choose_engine
 from steatosis_tf.model.features import spread_features, stored_features
 from steatosis_tf.model.fine_tune import fine_tune, maps_at_cut
-from steatosis_tf.model.heads import assemble, build_head, copy_weights
+from steatosis_tf.model.heads import assemble, build_head, copy_weights, linear_head
+from steatosis_tf.model.joint import NETWORK, JointModel
+from steatosis_tf.model.joint_fit import Part, fit_joint
 from steatosis_tf.model.shards import StoredViews, in_slices, plain_rows
 from steatosis_tf.model.train import (
     EpochCallback,
@@ -36,6 +38,7 @@ from steatosis_tf.model.train import (
     fit,
     frame_order,
 )
+from steatosis_tf.quantitative.measure import FAT_SIGNS, MEASURED
 from steatosis_tf.records.pipeline import (
     keep_frames,
     keep_patients,
@@ -51,6 +54,9 @@ if TYPE_CHECKING:
 #: `fold` of the final model of a cross-validated run in history.csv.
 REFIT_FOLD = -1
 
+#: What the joint head reads beside the network: each may count in the one direction of fat.
+_MEASURED_PART = Part("measured", MEASURED, tuple(FAT_SIGNS[name] for name in MEASURED))
+
 Scorer = Callable[[frozenset[str]], np.ndarray]
 
 
@@ -64,6 +70,8 @@ class StudyData:
         views: features, as `stored_features` gives them.
         backbone: as `build_backbone` gives it.
         maps: for fine-tuning, as `maps_at_cut` gives them, else None.
+        measured: for the joint head, `(num_frames, 3)` measured features, NaN where a patient's
+            frames do not show one, else None.
     """
 
     records_dir: Path
@@ -71,6 +79,7 @@ class StudyData:
     views: np.ndarray | StoredViews
     backbone: keras.Model
     maps: np.ndarray | None = None
+    measured: np.ndarray | None = None
 
 
 def rows_of(data: StudyData, patient_ids: frozenset[str]) -> np.ndarray:
@@ -140,14 +149,16 @@ def check_rois(data_index: pd.DataFrame, examples: tf.data.Dataset) -> np.ndarra
 
 def train_and_score(
     data: StudyData, partitions: list[Partition], config: Config, run_dir: Path
-) -> keras.Model:
+) -> keras.Model | JointModel:
     """Train every partition, score its test part out of fold, and build the model to keep.
 
-    Writes `history.csv`, `frame_scores.csv` and `validation_scores.csv` into the run directory.
+    Writes `frame_scores.csv`, `validation_scores.csv` and, of heads that have epochs,
+    `history.csv` into the run directory.
 
     Returns:
         the model pixels to probabilities: the one that was tested if there is one partition,
-        else one trained on all patients, with the first partition's validation part.
+        else one trained on all patients, with the first partition's validation part. For the joint
+        head the grading rule, which reads features of the backbone.
     """
     histories, tested, validated = [], [], []
     for fold, partition in enumerate(partitions):
@@ -159,13 +170,15 @@ def train_and_score(
         trained, history = train_fold(data, _without_test(partitions[0]), config, None)
         histories.append(history.assign(fold=REFIT_FOLD))
     # A fine-tuned model is whole already: its last stage is no longer the backbone's.
-    model = trained if data.maps is not None else assemble(data.backbone, trained, config.model)
-    if len(partitions) == 1:
+    is_whole = data.maps is not None or isinstance(trained, JointModel)
+    model = trained if is_whole else assemble(data.backbone, trained, config.model)
+    if len(partitions) == 1 and not isinstance(model, JointModel):
         # What is claimed of a hold-out run is claimed of the very model that is exported, in
         # float32, whatever engine computed the features its head was trained on.
         tested = [_scores(data, partitions[0].test, 0, _by_model(model, data))]
-    with replacing(run_dir / "history.csv") as temporary:
-        pd.concat(histories).to_csv(temporary, index=False)
+    if config.model.head not in CLOSED_FORM:
+        with replacing(run_dir / "history.csv") as temporary:
+            pd.concat(histories).to_csv(temporary, index=False)
     write_scores(pd.concat(tested), run_dir / "frame_scores.csv")
     write_scores(pd.concat(validated), run_dir / "validation_scores.csv", validation=True)
     return model
@@ -173,7 +186,7 @@ def train_and_score(
 
 def _tracked_fold(
     data: StudyData, partition: Partition, config: Config, *, nested: bool
-) -> tuple[keras.Model, pd.DataFrame]:
+) -> tuple[keras.Model | JointModel, pd.DataFrame]:
     """Train one partition; a fold of several is a run of its own below the run."""
     if not nested:
         return train_fold(data, partition, config, _log_epoch)
@@ -197,7 +210,9 @@ def _without_test(partition: Partition) -> Partition:
     )
 
 
-def _scorer(trained: keras.Model, data: StudyData) -> Scorer:
+def _scorer(trained: keras.Model | JointModel, data: StudyData) -> Scorer:
+    if isinstance(trained, JointModel):
+        return _by_rule(trained, data)
     return _by_head(trained, data) if data.maps is None else _by_model(trained, data)
 
 
@@ -207,6 +222,15 @@ def _by_head(head: keras.Model, data: StudyData) -> Scorer:
     def score(patient_ids: frozenset[str]) -> np.ndarray:
         features = plain_rows(data.views, rows_of(data, patient_ids))
         return np.concatenate([head(part, training=False) for part in in_slices(features)])
+
+    return score
+
+
+def _by_rule(model: JointModel, data: StudyData) -> Scorer:
+    """Probabilities of a patient group from stored plain features and measured ones."""
+
+    def score(patient_ids: frozenset[str]) -> np.ndarray:
+        return model.probabilities(model.score(_joint_inputs(data, rows_of(data, patient_ids))))
 
     return score
 
@@ -231,7 +255,7 @@ def _scores(
 
 def train_fold(
     data: StudyData, partition: Partition, config: Config, on_epoch: EpochCallback | None
-) -> tuple[keras.Model, pd.DataFrame]:
+) -> tuple[keras.Model | JointModel, pd.DataFrame]:
     """Train on the training part of a partition; its validation part steers the learning rate.
 
     Args:
@@ -241,14 +265,17 @@ def train_fold(
         on_epoch: called after every epoch.
 
     Returns:
-        the head on features, or after fine-tuning the whole model on pixels, and one row per
-        epoch.
+        the head on features, after fine-tuning the whole model on pixels, or the joint rule; and
+        one row per epoch, none for a head that is solved.
 
     Raises:
         ValueError: if a training or validation frame lacks what the head is to learn.
         RuntimeError: if no epoch had a finite validation loss.
     """
     train, validation = (rows_of(data, part) for part in (partition.train, partition.validation))
+    if config.model.head in CLOSED_FORM:
+        rule = _solve(data, train)
+        return rule if config.model.head == "joint" else linear_head(rule), pd.DataFrame()
     targets = _targets(data.index, np.concatenate([train, validation]), config.model.head)
     weights = _class_weights(data.index.iloc[train], config)
     head = build_head(config.model, plain_rows(data.views, train), config.train.seed)
@@ -327,3 +354,21 @@ def _with_targets(examples: tf.data.Dataset, targets: np.ndarray) -> tf.data.Dat
     """The records with each frame's target in place of its label, in the order of the index."""
     pairs = tf.data.Dataset.zip(examples, tf.data.Dataset.from_tensor_slices(targets))
     return pairs.map(lambda example, target: example | {"label": target})
+
+
+def _solve(data: StudyData, rows: np.ndarray) -> JointModel:
+    """Fit the rule in closed form; the target is fat percent, or the grade where one lacks it."""
+    index = data.index.iloc[rows]
+    parts = (Part(NETWORK),) if data.measured is None else (Part(NETWORK), _MEASURED_PART)
+    inputs, patient_ids = _joint_inputs(data, rows), index["patient_id"].tolist()
+    if index["fat_percent"].notna().all():
+        return fit_joint(parts, inputs, patient_ids, fat_percent=index["fat_percent"].tolist())
+    grades = [GRADES[label] for label in index["label"]]
+    return fit_joint(parts, inputs, patient_ids, grades=grades)
+
+
+def _joint_inputs(data: StudyData, rows: np.ndarray) -> dict[str, np.ndarray]:
+    inputs = {NETWORK: np.concatenate(list(in_slices(plain_rows(data.views, rows))))}
+    if data.measured is not None:
+        inputs[_MEASURED_PART.name] = data.measured[rows]
+    return inputs

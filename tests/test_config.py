@@ -62,7 +62,7 @@ def test_settings_that_need_each_other_may_come_in_any_order():
         ("train.weight_decay=-1", r"weight_decay of 0 or more"),
         ("train.plateau_factor=1", r"plateau_factor in \(0, 1\)"),
         ("train.views=-1", r"views of 0 or more"),
-        ("model.head=linear", r"model\.head out of softmax, ordinal, regression"),
+        ("model.head=tree", r"model\.head out of softmax, ordinal, regression"),
         ("train.sampling=grades", r"train\.sampling out of frames, patients"),
         ("train.checkpoint=newest", r"train\.checkpoint out of best, last"),
         ("augment.flip=yes", r"augment\.flip true or false"),

@@ -42,9 +42,7 @@ def build_backbone(
         RuntimeError: if ImageNet weights are asked for and cannot be fetched. There is no silent
             fall-back to random weights. Or if KerasHub is needed and not installed.
     """
-    roi, grey = roi_input(input_shape)
-    if config.normalize_gain:
-        grey = at_one_level(grey, LEVEL)
+    roi, grey = _read(config, input_shape)
     name = f"frozen_{config.backbone}"
     if config.backbone == "efficientnet_lite0":
         taps = lite0_taps(grey, config.weights, config.backbone_seed)
@@ -54,6 +52,28 @@ def build_backbone(
         last_map = pretrained_map(config.backbone, grey, config.weights, config.backbone_seed)
         pooled = keras.layers.GlobalAveragePooling2D(name=FEATURE_LAYER)(last_map)
     return _frozen(roi, pooled, f"{name}_one_level" if config.normalize_gain else name)
+
+
+def build_taps(config: ModelConfig, input_shape: tuple[int, int]) -> keras.Model:
+    """The two maps that `build_backbone` pools, for export with a rule that looks at places.
+
+    Args:
+        config: with `backbone` efficientnet_lite0.
+        input_shape: as of `build_backbone`.
+
+    Returns:
+        flat model: `roi` (batch, height, width, 1) uint8 -> the map of 112 channels and that of
+        192, float32.
+    """
+    roi, grey = _read(config, input_shape)
+    return keras.Model(roi, lite0_taps(grey, config.weights, config.backbone_seed), name="taps")
+
+
+def _read(
+    config: ModelConfig, input_shape: tuple[int, int]
+) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+    roi, grey = roi_input(input_shape)
+    return roi, at_one_level(grey, LEVEL) if config.normalize_gain else grey
 
 
 def with_whole_map(backbone: keras.Model) -> keras.Model:

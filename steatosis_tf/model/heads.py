@@ -19,9 +19,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from steatosis_tf.config import HeadKind, ModelConfig
+from steatosis_tf.config import CLOSED_FORM, HeadKind, ModelConfig
 from steatosis_tf.grades import FAT_CUTS_PERCENT, GRADES, OUTPUT_LAYER
 from steatosis_tf.model.backbone import FEATURE_LAYER
+from steatosis_tf.model.joint import JointModel
 from steatosis_tf.model.shards import StoredViews, in_slices
 
 SQRT_FAT_LAYER = "sqrt_fat"
@@ -54,7 +55,7 @@ def end_network(
 
     Args:
         hidden: `(batch, n)`.
-        head: softmax, ordinal or regression.
+        head: softmax, ordinal, regression, or linear, which has the form of ordinal.
         num_grades: probabilities to give; regression knows the four grades of the fat cuts only.
 
     Returns:
@@ -65,7 +66,7 @@ def end_network(
     """
     if head == "softmax":
         return keras.layers.Dense(num_grades, activation="softmax", name=OUTPUT_LAYER)(hidden)
-    if head == "ordinal":
+    if head in ("ordinal", "linear"):
         score = keras.layers.Dense(1, use_bias=False, name="score")(hidden)
         log_probabilities = CumulativeLink(num_grades, name="cumulative_link")(score)
         return keras.layers.Softmax(name=OUTPUT_LAYER)(log_probabilities)
@@ -77,6 +78,22 @@ def end_network(
     value = keras.layers.Dense(1, name="fat")(hidden)
     sqrt_fat = keras.layers.Rescaling(_SQRT_FAT_SCALE, _SQRT_FAT_MIDDLE, name=SQRT_FAT_LAYER)(value)
     return FatGrades(name=OUTPUT_LAYER)(sqrt_fat)
+
+
+def set_cuts(model: keras.Model, weights: np.ndarray, cuts: np.ndarray) -> None:
+    """Set what an ordinal end or a linear head says: P(grade <= k) = sigmoid(cut_k - x @ weights).
+
+    Args:
+        model: ended so, on hidden values `(batch, n)`.
+        weights: `(n,)`.
+        cuts: `(num_grades - 1,)`, each at least 0.001 over the one before.
+    """
+    gaps = np.maximum(np.diff(cuts) - _MIN_GAP, np.finfo(np.float32).tiny)
+    # softplus undone; for wide gaps expm1 would overflow, and both are the same to float32
+    undone = np.where(gaps > 30, gaps, np.log(np.expm1(np.minimum(gaps, 30))))
+    model.get_layer("score").set_weights([np.asarray(weights, np.float32)[:, None]])
+    link = model.get_layer("cumulative_link")
+    link.set_weights([np.float32(cuts[:1]), np.float32(undone)])
 
 
 def objective(model: keras.Model) -> Objective:
@@ -222,14 +239,37 @@ def build_head(
 
 
 def hidden_layers(features: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
-    """Normalisation, dense, ReLU, dropout: `(..., num_features)` -> `(..., hidden_units)`."""
+    """Normalisation, dense, ReLU, dropout: `(..., num_features)` -> `(..., hidden_units)`; nothing
+    of it for a linear head."""
     x = features
+    if config.head in CLOSED_FORM:
+        return x
     if config.normalize_features:
         x = keras.layers.BatchNormalization(
             center=False, scale=False, epsilon=1e-6, trainable=False, name=NORMALIZATION_LAYER
         )(x)
     x = keras.layers.Dense(config.hidden_units, activation="relu", name="hidden")(x)
     return keras.layers.Dropout(config.dropout, name="dropout")(x)
+
+
+def linear_head(model: JointModel) -> keras.Model:
+    """A solved linear rule on features as plain layers, so that it is assembled and exported as
+    any head.
+
+    Args:
+        model: with the network's part alone.
+
+    Returns:
+        model `(batch, num_features)` float32 -> `(batch, 4)` float32, sum 1.
+    """
+    (part,) = model.parts
+    rule, link = part.rule, model.link
+    features = keras.Input((len(rule.weights),), name=FEATURE_LAYER)
+    head = keras.Model(features, end_network(features, "linear"), name="head")
+    slopes = rule.weights / rule.scale
+    offset = rule.intercept - slopes @ rule.centre
+    set_cuts(head, link.slope * slopes, np.array(link.cuts) - link.slope * offset)
+    return head
 
 
 def set_normalization(head: keras.Model, training_features: np.ndarray | StoredViews) -> None:

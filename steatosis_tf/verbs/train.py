@@ -61,7 +61,7 @@ def _run(experiment: str, config: Config, args: argparse.Namespace) -> Result:
     ]
     lines = [metrics_text([summary.metrics for summary in summaries]), ""]
     lines += [f"run: {summary.run_dir}" for summary in summaries]
-    lines += [f"compare: steatosis compare {experiment}, or make ui", NOTICE]
+    lines += [f"compare: steatosis compare {experiment}, or make ui"]
     values = {"runs": [dataclasses.asdict(summary) for summary in summaries], "notice": NOTICE}
     return Result(values, "\n".join(lines))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special, stats
 
 from steatosis_tf.files import open_regular, replacing
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS, label_of
@@ -47,9 +47,22 @@ def _vote(probabilities: np.ndarray) -> np.ndarray:
     return np.bincount(probabilities.argmax(axis=1), minlength=len(GRADES)) / len(probabilities)
 
 
+#: Nearest to 0 or 1 at which the log odds of a probability are still told apart in float64.
+_SURE = 1e-15
+
+
+def _log_odds(probabilities: np.ndarray) -> np.ndarray:
+    at_most = probabilities.cumsum(axis=1)[:, :-1]
+    above = probabilities[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]  # 1 - at_most without rounding
+    odds = np.log(np.maximum(at_most, _SURE)) - np.log(np.maximum(above, _SURE))
+    joined = special.expit(odds.mean(axis=0))
+    return np.diff(joined, prepend=0.0, append=1.0)
+
+
 #: Rule name -> function from one patient's `(num_frames, 4)` probabilities to `(4,)`.
 RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": lambda probabilities: probabilities.mean(axis=0),
+    "log_odds": _log_odds,
     "median": lambda probabilities: np.median(probabilities, axis=0),
     "trimmed_mean": lambda probabilities: stats.trim_mean(probabilities, TRIM_SHARE, axis=0),
     "vote": _vote,
@@ -88,8 +101,8 @@ def patient_scores(
             columns (0 to 1, each row sums to 1). `fold` is taken as 0 and `fat_percent` as
             unknown where the column is missing.
         rule: how a patient's frames are joined, grade by grade and then scaled to sum 1:
-            `mean`, `median`, `trimmed_mean` (a tenth of the frames cut at each end) or `vote`
-            (share of frames that predict the grade).
+            `mean`, `log_odds` (mean log odds of at most each grade), `median`, `trimmed_mean` (a
+            tenth of the frames cut at each end) or `vote` (share of frames that predict the grade).
         validation: the validation parts of several folds: a patient may stand in several folds
             and gets one row in each.
 

@@ -1,0 +1,126 @@
+"""The bundle of a run whose rule reads features: what was evaluated is what it gives."""
+
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from steatosis_tf.cohort.manifest import read_manifest
+from steatosis_tf.config import BACKBONES, Config
+from steatosis_tf.deploy.bundle import Bundle, open_bundle, write_bundle
+from steatosis_tf.deploy.bundle_network import convert_taps
+from steatosis_tf.files import file_sha256
+from steatosis_tf.grades import GRADES
+from steatosis_tf.model.backbone import backbone_sha256, build_taps
+from steatosis_tf.model.joint import NETWORK, JointModel
+from steatosis_tf.model.pooling import pool_maps
+
+#: How far a network score of the bundle may lie from Keras', square root of fat percent (or
+#: grades): the weights are kept in 16 bits.
+MAX_DIFFERENCE = 0.05
+
+_PACKAGES = ("tensorflow", "keras", "onnx", "onnxruntime", "scikit-learn", "opencv-python")
+
+
+def write_run_bundle(
+    run_dir: Path, joint: JointModel, config: Config, rois: np.ndarray, cache_dir: Path
+) -> float:
+    """Write `bundle/` and `bundle.zip` into a run directory.
+
+    Args:
+        run_dir: evaluated, with `manifest.csv`, `split.csv` and `metrics.json`.
+        joint: the rule that was evaluated, or for a cross-validated run the one fitted to all.
+        config: of the run.
+        rois: `(num_frames, depth, beams, 1)` uint8, on which Keras and ONNX are compared.
+        cache_dir: keeps the converted backbone by the hash of its weights.
+
+    Returns:
+        largest difference of a network score between the bundle and Keras.
+
+    Raises:
+        RuntimeError: if they differ by more than `MAX_DIFFERENCE`.
+    """
+    taps = build_taps(config.model, rois.shape[1:3])
+    kept = cache_dir / "taps" / f"{_taps_key(taps)}.onnx"
+    folder = run_dir / "bundle"
+    write_bundle(
+        folder,
+        convert_taps(taps, kept),
+        joint,
+        config.roi,
+        name=run_dir.parent.name.lower(),
+        version="1",
+        training=_training(run_dir),
+        card=_card(run_dir, config),
+        licences={"code": "Apache-2.0", "weights and data": "not stated: see who trained it"},
+        versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+    )
+    near, far = (np.asarray(part) for part in taps(rois, training=False))
+    difference = _difference(joint, pool_maps(near, far), open_bundle(folder), rois)
+    if difference > MAX_DIFFERENCE:
+        raise RuntimeError(
+            f"Expected the bundle within {MAX_DIFFERENCE} of Keras on {len(rois)} frames. "
+            f"Received: a difference of {difference:.3g}. It must not be used."
+        )
+    return difference
+
+
+def _taps_key(taps: Any) -> str:
+    shape = "x".join(map(str, taps.input_shape[1:3]))
+    return hashlib.sha256(f"{backbone_sha256(taps)} {shape}".encode()).hexdigest()[:32]
+
+
+def _difference(joint: JointModel, features: np.ndarray, bundle: Bundle, rois: np.ndarray) -> float:
+    (rule,) = (part.rule for part in joint.parts if part.name == NETWORK)
+    found = bundle.run(rois[..., 0])["score"]
+    return float(np.abs(rule.sqrt_fat(features) - found).max())
+
+
+def _training(run_dir: Path) -> dict[str, Any]:
+    """Who the model learned from."""
+    frames = read_manifest(run_dir / "manifest.csv")
+    split = pd.read_csv(run_dir / "split.csv", dtype=str)
+    learned = set(split.loc[split["split"].isin(["train", "test"]), "patient_id"])
+    frames = frames.loc[frames["patient_id"].isin(learned)]
+    patients = frames.drop_duplicates("patient_id")
+    unknown = pd.Series("not stated", patients.index)
+    scanner = patients.get("scanner", unknown).replace("", None).fillna("not stated")
+    return {
+        "num_patients": len(patients),
+        "num_frames": len(frames),
+        "by_grade": {grade: int((patients["grade"] == grade).sum()) for grade in GRADES},
+        "by_scanner": scanner.value_counts().to_dict(),
+        "manifest_sha256": file_sha256(run_dir / "manifest.csv"),
+        "split_sha256": file_sha256(run_dir / "split.csv"),
+    }
+
+
+def _card(run_dir: Path, config: Config) -> dict[str, Any]:
+    metrics = json.loads((run_dir / "metrics.json").read_text())["patient"]
+    ordinal = metrics["ordinal"]
+    told = {
+        "AUC of Mild or worse": ordinal["auc_at_least_mild"],
+        "quadratic kappa": ordinal["quadratic_kappa"],
+        "accuracy": metrics["accuracy"],
+    }
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in told.items() if value is not None)
+    return {
+        "summary": f"Trained by `steatosis train` ({run_dir.parent.name}, run {run_dir.name}): "
+        f"{BACKBONES[config.model.backbone].title} with weights `{config.model.weights}`, and "
+        "measured features, joined in closed form.",
+        "reference_standard": "the grades or fat percent of the manifest",
+        "performance": f"{config.split.kind}, {metrics['n']} patients tested: {figures}. The "
+        "report of the run has intervals.",
+        "provider": "whoever trained it",
+        "intended_view": "as in the training data",
+        "groups": "see subgroups in the report of the run",
+        "datasets": ["the manifest of the run"],
+        "limits": [
+            "It was tested on patients of its own study only.",
+            "On other scanners ranks may hold and thresholds not: `steatosis recalibrate`.",
+        ],
+    }
