@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.roi.overlays import find_overlays, paint_out
+from steatosis_tf.roi.anatomy.overlays import find_overlays, paint_out
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.images import read_frame, to_grey
 

@@ -34,8 +34,8 @@ from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import BATCH, choose_engine
 from steatosis_tf.records.examples import example_of
 from steatosis_tf.records.shards import record_features
-from steatosis_tf.roi.columns import propose_roi
-from steatosis_tf.roi.sector_cell import sector_cell
+from steatosis_tf.roi.propose import propose_roi
+from steatosis_tf.roi.sector.cell import sector_cell
 from steatosis_tf.sources.dicom.ingest import ingest_dicom
 from steatosis_tf.sources.images import read_frame
 from steatosis_tf.sources.phantom.study import write_phantoms

@@ -40,10 +40,10 @@ from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.joint_fit import Part
 from steatosis_tf.quantitative.measure import FAT_SIGNS
-from steatosis_tf.roi.crop import Rectangle
-from steatosis_tf.roi.kidney import best_patch, cortex_features, liver_in_input
-from steatosis_tf.roi.liver import network_input
+from steatosis_tf.roi.anatomy.kidney import best_patch, cortex_features, liver_in_input
+from steatosis_tf.roi.anatomy.liver import network_input
 from steatosis_tf.roi.sector import Sector
+from steatosis_tf.roi.views import Rectangle
 
 BEST = "three signs"
 #: Published or measured elsewhere, AUC for fat >= 5 percent; not on these folds.

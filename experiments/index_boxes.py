@@ -31,9 +31,9 @@ from steatosis_tf.files import replacing
 from steatosis_tf.quantitative.display import Display, level_of
 from steatosis_tf.quantitative.hepatorenal import measure_hepatorenal
 from steatosis_tf.quantitative.measure import without_rim
-from steatosis_tf.roi.crop import Rectangle
-from steatosis_tf.roi.liver import liver_mask
+from steatosis_tf.roi.anatomy.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.roi.views import Rectangle
 from steatosis_tf.sources.images import read_frame, to_grey
 
 OPERATORS = ("A", "B", "C")

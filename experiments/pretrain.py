@@ -48,8 +48,8 @@ from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.engines import has_bfloat16
 from steatosis_tf.model.joint_fit import Part
 from steatosis_tf.records.augment import augment
-from steatosis_tf.roi.crop import central_rectangle, crop_roi
 from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.roi.views import central_rectangle, crop_roi
 from steatosis_tf.sources.images import read_frame
 from steatosis_tf.sources.phantom.study import simulate_patient
 

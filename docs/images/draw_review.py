@@ -16,7 +16,7 @@ from playwright.sync_api import sync_playwright
 
 from steatosis_tf.cohort.manifest import frame_id_of
 from steatosis_tf.config import RoiConfig
-from steatosis_tf.roi.columns import propose_roi
+from steatosis_tf.roi.propose import propose_roi
 from steatosis_tf.sources.phantom.study import simulate_patient
 
 NUM_FRAMES = 24

@@ -1,14 +1,14 @@
 """What the liver network's decoder says about the liver: deep features that never saw a grade.
 
-The network was trained to outline livers (`steatosis_tf/roi/liver_unet_card.md`), on other
+The network was trained to outline livers (`steatosis_tf/roi/anatomy/liver_unet_card.md`), on other
 patients than any study here, and is not changed. Its features are pooled over three zones.
 """
 
 import cv2
 import numpy as np
 
-from steatosis_tf.roi.kidney import GRID, cortex_features, liver_in_input
-from steatosis_tf.roi.liver import Placement
+from steatosis_tf.roi.anatomy.kidney import GRID, cortex_features, liver_in_input
+from steatosis_tf.roi.anatomy.liver import Placement
 
 _NUM_FEATURES = 148
 _ZONES = ("liver", "deep", "rest")
@@ -28,7 +28,7 @@ def liver_features(crop: np.ndarray, liver: np.ndarray, place: Placement) -> np.
     """Mean and standard deviation of every feature in liver, its deeper half, and outside it.
 
     Args:
-        crop: `(160, 224, 2)` float32, from `steatosis_tf.roi.liver.network_input`.
+        crop: `(160, 224, 2)` float32, from `steatosis_tf.roi.anatomy.liver.network_input`.
         liver: `(height, width)` bool, from `liver_mask`.
         place: from `network_input`.
 

@@ -19,10 +19,10 @@ from steatosis_tf.cohort.clinical import clinical_numbers
 from steatosis_tf.cohort.manifest import frame_path
 from steatosis_tf.files import replacing
 from steatosis_tf.quantitative.measure import UNITS, measure_regions
-from steatosis_tf.roi.crop import Rectangle
-from steatosis_tf.roi.kidney import find_kidney_cortex
-from steatosis_tf.roi.liver import liver_mask, network_input
+from steatosis_tf.roi.anatomy.kidney import find_kidney_cortex
+from steatosis_tf.roi.anatomy.liver import liver_mask, network_input
 from steatosis_tf.roi.sector import Sector, find_sector
+from steatosis_tf.roi.views import Rectangle
 from steatosis_tf.sources.images import read_frame, to_grey
 
 #: Counts up whenever a definition changes, so that what is stored is measured anew.

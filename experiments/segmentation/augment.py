@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from steatosis_tf.roi.liver import INPUT_HEIGHT_PX, INPUT_WIDTH_PX, normalised
+from steatosis_tf.roi.anatomy.liver import INPUT_HEIGHT_PX, INPUT_WIDTH_PX, normalised
 
 _NUM_TRIES = 4
 # So much of a pasted mass lies in the liver that is there: what only touches it may be a gall

@@ -9,7 +9,7 @@ mirrored: the ten frames of a patient are almost one picture). Every figure is o
 folds by patient; patients are dealt by the SHA-256 of their id, since ids are sorted by fat. The
 shipped weights are then fitted to all patients and have no figure of their own on them.
 
-Time: 2 minutes on 2 cores. Result: see steatosis_tf/roi/liver_unet_card.md.
+Time: 2 minutes on 2 cores. Result: see steatosis_tf/roi/anatomy/liver_unet_card.md.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from scipy.optimize import minimize
 
 from steatosis_tf import tracking
 from steatosis_tf.files import replacing, write_json
-from steatosis_tf.roi.kidney import best_patch, cortex_features, liver_in_input
-from steatosis_tf.roi.liver import Placement, liver_mask, network_input
+from steatosis_tf.roi.anatomy.kidney import best_patch, cortex_features, liver_in_input
+from steatosis_tf.roi.anatomy.liver import Placement, liver_mask, network_input
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.images import read_frame
 

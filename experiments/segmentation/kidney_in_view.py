@@ -12,7 +12,7 @@ all without a kidney, take no part in it: the share of them that gets a box is t
 27 variants were looked at (features of the patch and its surroundings, penalty, images of `aul` in
 training) on 240 images of `aul`; the other 348 were first looked at when this was written down.
 
-Time: 3 minutes on 2 cores. Result: see steatosis_tf/roi/liver_unet_card.md.
+Time: 3 minutes on 2 cores. Result: see steatosis_tf/roi/anatomy/liver_unet_card.md.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from experiments.segmentation.kidney_head import (
 )
 from steatosis_tf import tracking
 from steatosis_tf.files import replacing, write_json
-from steatosis_tf.roi.kidney import (
+from steatosis_tf.roi.anatomy.kidney import (
     MIN_LIKENESS,
     MIN_QUALITY,
     best_patch,
@@ -46,7 +46,7 @@ from steatosis_tf.roi.kidney import (
     liver_in_input,
     surroundings,
 )
-from steatosis_tf.roi.liver import liver_mask, network_input
+from steatosis_tf.roi.anatomy.liver import liver_mask, network_input
 from steatosis_tf.roi.sector import Sector, find_sector
 from steatosis_tf.sources.images import read_frame
 

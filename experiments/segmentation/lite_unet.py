@@ -13,7 +13,7 @@ from keras import layers
 from experiments.segmentation.torch_file import read_torch_weights
 from experiments.segmentation.unet import two_convolutions
 from steatosis_tf.model.efficientnet_lite0 import BLOCKS, lite0_levels, set_weights
-from steatosis_tf.roi.liver import INPUT_HEIGHT_PX, INPUT_WIDTH_PX
+from steatosis_tf.roi.anatomy.liver import INPUT_HEIGHT_PX, INPUT_WIDTH_PX
 
 # The last blocks hold three quarters of the weights.
 _NUM_BLOCKS = 12
@@ -26,7 +26,7 @@ _GREY_SCALE = 0.5
 def build_lite_unet(dropout: float = 0.2) -> keras.Model:
     """The untrained network, 1.26 million parameters; see `load_lite0` for a better start.
 
-    Input `(batch, 160, 224, 2)` float32 as `steatosis_tf.roi.liver.network_input` makes it. Output
+    Input `(batch, 160, 224, 2)` float32 as `roi.anatomy.liver.network_input` makes it. Output
     `(batch, 80, 112, 1)` float32: logit of "this is liver".
 
     Args:

@@ -11,7 +11,8 @@ sees every image, a tenth of them for stopping: the folds' figures stand for it.
 of byra2018 is used in any of it.
 
 Then `liver_unet_scores.py` measures them. Time: 5 to 12 minutes per network on 2
-cores. Result: see steatosis_tf/roi/liver_unet_card.md. A killed run continues where it stopped.
+cores. Result: see steatosis_tf/roi/anatomy/liver_unet_card.md. A killed run continues where it
+stopped.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from experiments.segmentation.unet import WIDTHS, build_unet, with_features
 from steatosis_tf import tracking
 from steatosis_tf.cohort.near_duplicates import near_pairs, perceptual_hash
 from steatosis_tf.files import replacing, write_json
-from steatosis_tf.roi.liver import network_input
+from steatosis_tf.roi.anatomy.liver import network_input
 from steatosis_tf.sources.images import read_frame, to_grey
 
 

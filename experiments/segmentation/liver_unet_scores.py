@@ -8,7 +8,7 @@ prints, writes and logs to MLflow what they come to (`scores.json`). Images: Dic
 byra2018, which no network saw: share of the operators' liver and kidney boxes inside the mask.
 Where no sector is found the Dice counts as 0.
 
-Time: about 6 minutes on 2 cores. Result: see steatosis_tf/roi/liver_unet_card.md.
+Time: about 6 minutes on 2 cores. Result: see steatosis_tf/roi/anatomy/liver_unet_card.md.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from experiments.segmentation.liver_unet import (
 )
 from steatosis_tf import tracking
 from steatosis_tf.files import replacing, write_json
-from steatosis_tf.roi.liver import (
+from steatosis_tf.roi.anatomy.liver import (
     LIVER_THRESHOLD,
     back_in_frame,
     liver_logit,

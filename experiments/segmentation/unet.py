@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from steatosis_tf.roi.liver import INPUT_HEIGHT_PX, INPUT_WIDTH_PX
+from steatosis_tf.roi.anatomy.liver import INPUT_HEIGHT_PX, INPUT_WIDTH_PX
 
 #: Channels from half resolution (80 x 112) down to 1/32 (5 x 7).
 WIDTHS = (16, 32, 48, 64, 96)
@@ -24,7 +24,7 @@ def build_unet(
 ) -> keras.Model:
     """The untrained network.
 
-    Input `(batch, 160, 224, 2)` float32 as `steatosis_tf.roi.liver.network_input` makes it
+    Input `(batch, 160, 224, 2)` float32 as `steatosis_tf.roi.anatomy.liver.network_input` makes it
     (normalised grey, sector 0/1). Output `(batch, 80, 112, 1)` float32: logit of "this is liver".
 
     Args:

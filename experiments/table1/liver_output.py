@@ -9,9 +9,9 @@ from experiments.segmentation.unet import dice_and_cross_entropy
 from experiments.table1.deep import SecondOutput
 from experiments.table1.study import Study
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, read_manifest
-from steatosis_tf.roi.crop import Rectangle, crop_roi
-from steatosis_tf.roi.liver import liver_mask
+from steatosis_tf.roi.anatomy.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.roi.views import Rectangle, crop_roi
 from steatosis_tf.sources.images import read_frame
 
 

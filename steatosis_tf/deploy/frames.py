@@ -11,9 +11,9 @@ import numpy as np
 from steatosis_tf.model.answer import REASONS, FrameAnswer
 from steatosis_tf.quantitative.display import Display
 from steatosis_tf.quantitative.measure import FAT_SIGNS, measure_regions
-from steatosis_tf.roi.kidney import find_kidney_cortex
-from steatosis_tf.roi.liver import liver_mask
-from steatosis_tf.roi.overlays import find_overlays
+from steatosis_tf.roi.anatomy.kidney import find_kidney_cortex
+from steatosis_tf.roi.anatomy.liver import liver_mask
+from steatosis_tf.roi.anatomy.overlays import find_overlays
 from steatosis_tf.roi.sector import Sector, find_sector
 from steatosis_tf.roi.views import model_input
 

@@ -15,7 +15,7 @@ from steatosis_tf.config import RoiConfig
 from steatosis_tf.deploy.onnx_weights import WEIGHTS_KEY, weights_sha256
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER, SCORE_COLUMNS
-from steatosis_tf.roi.columns import propose_roi
+from steatosis_tf.roi.propose import propose_roi
 from steatosis_tf.roi.views import input_shape, model_input
 from steatosis_tf.sources.images import IMAGE_SUFFIXES, read_frame
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from steatosis_tf.quantitative.display import Display, level_of
-from steatosis_tf.roi.crop import Rectangle
+from steatosis_tf.roi.views import Rectangle
 
 # Liver is taken this share of the sector's depth before the cortex patch, give or take a share,
 # and first there where the way through the body wall is the same. Of 36 windows this one's level

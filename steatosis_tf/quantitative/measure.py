@@ -21,10 +21,10 @@ from steatosis_tf.quantitative.attenuation import measure_attenuation
 from steatosis_tf.quantitative.display import Display
 from steatosis_tf.quantitative.hepatorenal import measure_hepatorenal
 from steatosis_tf.quantitative.landmarks import measure_landmarks, measure_speckle
-from steatosis_tf.roi.crop import Rectangle
-from steatosis_tf.roi.kidney import find_kidney_cortex
-from steatosis_tf.roi.liver import liver_mask
+from steatosis_tf.roi.anatomy.kidney import find_kidney_cortex
+from steatosis_tf.roi.anatomy.liver import liver_mask
 from steatosis_tf.roi.sector import Sector, find_sector
+from steatosis_tf.roi.views import Rectangle
 from steatosis_tf.sources.images import read_frame, to_grey
 
 # The liver's capsule and neighbours lie within this share of the depth from the mask's border.

@@ -21,7 +21,7 @@ from steatosis_tf.cohort.splits import Partition, partitions_of_column
 from steatosis_tf.files import move_into_place, write_json
 from steatosis_tf.parallel import run_parts
 from steatosis_tf.records.shards import plan_shards, record_features, write_shard
-from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, is_persons
+from steatosis_tf.roi.sector.cell import SECTOR_COLUMN, is_persons
 from steatosis_tf.roi.views import VIEW_COLUMN, VIEW_VERSION
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ import numpy as np
 
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, pixels_sha256
 from steatosis_tf.grades import label_of
-from steatosis_tf.roi.crop import Rectangle
-from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, sector_fan
-from steatosis_tf.roi.views import VIEW_COLUMN, model_input
+from steatosis_tf.roi.sector.cell import SECTOR_COLUMN, sector_fan
+from steatosis_tf.roi.views import VIEW_COLUMN, Rectangle, model_input
 from steatosis_tf.sources.images import read_frame
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,13 +28,10 @@ from steatosis_tf.cohort.manifest import (
 from steatosis_tf.cohort.near_duplicates import keep_hashes, kept_hashes, perceptual_hash
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.parallel import map_on_cores, map_on_runner
-from steatosis_tf.roi.crop import Rectangle, around_sector, central_rectangle, crop_roi
-from steatosis_tf.roi.liver import liver_probability
-from steatosis_tf.roi.overlays import find_overlays, overlay_fraction
-from steatosis_tf.roi.proposal import propose_rectangle
+from steatosis_tf.roi.anatomy.overlays import overlay_fraction
+from steatosis_tf.roi.propose import propose_roi
 from steatosis_tf.roi.review.rules import keep_persons_boxes
-from steatosis_tf.roi.sector import Fan, Sector, find_sector
-from steatosis_tf.roi.sector_cell import (
+from steatosis_tf.roi.sector.cell import (
     SECTOR_COLUMN,
     is_persons,
     kept_fan,
@@ -43,7 +39,13 @@ from steatosis_tf.roi.sector_cell import (
     sector_cell,
     sector_fan,
 )
-from steatosis_tf.roi.views import VIEW_COLUMN, VIEW_VERSION, depth_px_per_cm
+from steatosis_tf.roi.views import (
+    VIEW_COLUMN,
+    VIEW_VERSION,
+    Rectangle,
+    crop_roi,
+    depth_px_per_cm,
+)
 from steatosis_tf.sources.images import read_frame
 
 if TYPE_CHECKING:
@@ -59,56 +61,6 @@ _CHECKPOINT_ROWS = 500
 _SCALE_DIGITS = 3
 # One px of a sector of a megapixel still counts.
 _MARKS_DIGITS = 6
-
-
-@dataclass(frozen=True)
-class Roi:
-    """What the model would see of a frame.
-
-    Attributes:
-        sector: of the frame.
-        rectangle: in px of the frame; for beam space the one around the whole sector.
-        overlay_mask: `(height, width)` bool, True on marks drawn inside the sector.
-        quality: 0 to 1; of the liver proposal, or of beam space how much of the fan's border was
-            seen (NaN if a person has set it). 0 for the middle of the sector.
-        reason: why the sector's rectangle had to do, if it had.
-    """
-
-    sector: Sector
-    rectangle: Rectangle
-    overlay_mask: np.ndarray
-    quality: float = 0.0
-    reason: str = ""
-
-
-def propose_roi(frame: np.ndarray, config: RoiConfig, fan: Fan | None = None) -> Roi:
-    """The ROI of a frame, for training and for prediction alike.
-
-    Args:
-        frame: `(height, width)` or `(height, width, 3)` RGB, uint8.
-        config: `method` "liver" looks for parenchyma, "sector" takes the sector's middle,
-            "beamspace" all of it.
-        fan: of the sector if a person has set it; None finds it.
-
-    Raises:
-        ValueError: if no ROI can be proposed; the text is the reason.
-    """
-    if fan is None:
-        sector = find_sector(frame)
-    else:
-        sector = Sector(fan.mask(frame.shape[:2]), fan, score=np.nan, border_seen=np.nan)
-    overlays = find_overlays(frame, sector.mask)
-    if config.method == "beamspace":
-        return Roi(sector, around_sector(sector.mask), overlays, sector.border_seen)
-    if config.method == "sector":
-        return Roi(sector, central_rectangle(sector), overlays)
-    proposal = propose_rectangle(frame, sector, liver_probability(frame, sector), overlays)
-    if proposal.rectangle is not None:
-        return Roi(sector, proposal.rectangle, overlays, proposal.quality)
-    if not config.sector_fallback:
-        raise ValueError(proposal.reason)
-    rectangle = central_rectangle(sector)
-    return Roi(sector, rectangle, overlays, proposal.quality, proposal.reason)
 
 
 def fill_manifest(

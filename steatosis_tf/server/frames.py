@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from steatosis_tf.roi.liver import liver_mask
+from steatosis_tf.roi.anatomy.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.images import read_frame
 

@@ -17,11 +17,11 @@ import pandas as pd
 from fastapi import FastAPI, Query, Response
 from pydantic import BaseModel, Field, FiniteFloat
 
-from steatosis_tf.roi.crop import Rectangle, around_sector
 from steatosis_tf.roi.review.rules import Decision, checked_reviewer
 from steatosis_tf.roi.review.store import DecisionStore
 from steatosis_tf.roi.sector import Fan
-from steatosis_tf.roi.sector_cell import kept_fan, sector_cell
+from steatosis_tf.roi.sector.cell import kept_fan, sector_cell
+from steatosis_tf.roi.views import Rectangle, around_sector
 from steatosis_tf.server.app import bound_socket, make_app, serve
 from steatosis_tf.server.frames import Polygon, StudyFolders, frame_outlines, shown_frame
 

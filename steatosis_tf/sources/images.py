@@ -8,7 +8,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from steatosis_tf.files import open_regular
+from steatosis_tf.files import open_regular, replacing
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
@@ -168,3 +168,22 @@ def to_grey(frame: np.ndarray) -> np.ndarray:
         `(height, width)` uint8, 0 to 255; the frame itself if it is grey already.
     """
     return frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+
+
+def write_png(picture: np.ndarray, path: Path) -> None:
+    """Write a PNG whole or not at all.
+
+    Args:
+        picture: `(height, width)` or `(height, width, 3)` RGB, uint8.
+        path: file to write or replace.
+
+    Raises:
+        OSError: if the disk does not take it. OpenCV's own writer would only answer False.
+    """
+    ok, data = cv2.imencode(
+        ".png", picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    )
+    if not ok:
+        raise ValueError(f"could not encode a picture of shape {picture.shape} as PNG")
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.tobytes())

@@ -13,7 +13,7 @@ def roi(args: Namespace) -> Result:
     from steatosis_tf.config import Config, override
     from steatosis_tf.files import check_output
     from steatosis_tf.roi.columns import fill_manifest
-    from steatosis_tf.roi.outlines import draw_sheet, write_masks
+    from steatosis_tf.roi.sheet import draw_sheet, write_masks
 
     config = override(Config(), args.settings)
     if args.sheet:

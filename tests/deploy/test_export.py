@@ -20,8 +20,8 @@ from steatosis_tf.deploy.predict import predict_frames
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.records.examples import cut_roi
 from steatosis_tf.records.pipeline import read_records
-from steatosis_tf.roi.columns import propose_roi
-from steatosis_tf.roi.crop import crop_roi
+from steatosis_tf.roi.propose import propose_roi
+from steatosis_tf.roi.views import crop_roi
 from steatosis_tf.sources.images import read_frame
 
 _SCORES = ["p_normal", "p_mild", "p_moderate", "p_severe"]

@@ -21,10 +21,9 @@ from steatosis_tf.config import RoiConfig
 from steatosis_tf.deploy.onnx_weights import WEIGHTS_KEY, weights_sha256
 from steatosis_tf.deploy.predict import are_probabilities, predict_frames, write_predictions
 from steatosis_tf.grades import GRADES, NOTICE
-from steatosis_tf.roi.columns import propose_roi
-from steatosis_tf.roi.crop import crop_roi
+from steatosis_tf.roi.propose import propose_roi
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.roi.views import beam_space
+from steatosis_tf.roi.views import beam_space, crop_roi
 from steatosis_tf.sources.images import read_frame
 
 _COLUMNS = ["path", "grade", "p_normal", "p_mild", "p_moderate", "p_severe", "roi_top",

@@ -9,8 +9,8 @@ import pandas as pd
 from experiments import byra
 from experiments.fat_rules.measurements import MEASURED_COLUMNS
 from experiments.segmentation import kidney_head
-from steatosis_tf.roi import kidney
-from steatosis_tf.roi.liver import liver_mask
+from steatosis_tf.roi.anatomy import kidney
+from steatosis_tf.roi.anatomy.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.images import read_frame
 

@@ -26,8 +26,8 @@ from steatosis_tf.model.engines import (
     padded,
 )
 from steatosis_tf.records.pipeline import read_records
-from steatosis_tf.roi.crop import central_rectangle, crop_roi
 from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.roi.views import central_rectangle, crop_roi
 from steatosis_tf.sources.images import read_frame
 
 _FAST = ["tf-bf16", "openvino"]

@@ -13,9 +13,9 @@ from steatosis_tf.quantitative.attenuation import Attenuation, measure_attenuati
 from steatosis_tf.quantitative.display import Display
 from steatosis_tf.quantitative.hepatorenal import HepatorenalIndex, measure_hepatorenal
 from steatosis_tf.quantitative.measure import UNITS, Physics, measure_frame, measure_regions
-from steatosis_tf.roi.crop import Rectangle
-from steatosis_tf.roi.liver import liver_mask
+from steatosis_tf.roi.anatomy.liver import liver_mask
 from steatosis_tf.roi.sector import Sector, find_sector
+from steatosis_tf.roi.views import Rectangle
 from steatosis_tf.sources.images import read_frame
 from steatosis_tf.sources.phantom.study import PhantomTruth, simulate_patient
 

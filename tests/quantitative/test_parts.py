@@ -7,7 +7,7 @@ from steatosis_tf.quantitative.attenuation import measure_attenuation
 from steatosis_tf.quantitative.display import ASSUMED_DYNAMIC_RANGE_DB, Display, level_of
 from steatosis_tf.quantitative.hepatorenal import measure_hepatorenal
 from steatosis_tf.quantitative.landmarks import measure_landmarks, measure_speckle
-from steatosis_tf.roi.crop import Rectangle
+from steatosis_tf.roi.views import Rectangle
 
 SHAPE = (400, 300)
 #: A linear probe: depth is the row, the beam is the column.

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 from steatosis_tf.cohort.manifest import read_manifest
-from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.review.exchange import (
     export_annotations,
     import_annotations,
@@ -17,6 +16,7 @@ from steatosis_tf.roi.review.exchange import (
     write_annotations,
 )
 from steatosis_tf.roi.review.formats import LabelledBox
+from steatosis_tf.roi.views import Rectangle
 
 HEIGHT, WIDTH = 200, 300
 

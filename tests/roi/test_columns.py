@@ -13,15 +13,15 @@ from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_ma
 from steatosis_tf.cohort.near_duplicates import hash_frames
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.parallel import beam_options
+from steatosis_tf.roi.anatomy.overlays import find_overlays
 from steatosis_tf.roi.columns import (
     add_roi_columns,
     fill_manifest,
     propose_roi,
     with_roi_columns,
 )
-from steatosis_tf.roi.overlays import find_overlays
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.roi.sector_cell import sector_cell
+from steatosis_tf.roi.sector.cell import sector_cell
 from steatosis_tf.sources.images import read_frame
 
 SECTOR = RoiConfig(method="sector")

@@ -8,8 +8,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
-from steatosis_tf.roi.crop import Rectangle, central_rectangle, crop_roi
 from steatosis_tf.roi.sector import Fan, Sector, find_sector
+from steatosis_tf.roi.views import Rectangle, central_rectangle, crop_roi
 from steatosis_tf.sources.images import read_frame, to_grey
 
 

@@ -19,11 +19,11 @@ from steatosis_tf.cohort.decision_store import STORE_NAME, network_notice, read_
 from steatosis_tf.cohort.decisions import fold_decisions
 from steatosis_tf.cohort.manifest import read_manifest, write_manifest
 from steatosis_tf.roi.columns import write_automatic_boxes
-from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.review.rules import Decision, keep_persons_boxes
 from steatosis_tf.roi.review.store import DecisionStore
 from steatosis_tf.roi.sector import Fan
-from steatosis_tf.roi.sector_cell import persons_fan, sector_cell
+from steatosis_tf.roi.sector.cell import persons_fan, sector_cell
+from steatosis_tf.roi.views import Rectangle
 
 HEADER = (
     "frame_id,path,patient_id,grade,fat_percent,pixels_sha256,site,"

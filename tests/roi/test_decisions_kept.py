@@ -12,9 +12,9 @@ from steatosis_tf.cli import main
 from steatosis_tf.cohort.decisions import manifest_lock
 from steatosis_tf.cohort.manifest import frame_id_of, read_manifest
 from steatosis_tf.records.builder import usable_rows
-from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.review.rules import Decision
 from steatosis_tf.roi.review.store import DecisionStore
+from steatosis_tf.roi.views import Rectangle
 
 NUM_FRAMES = 12
 WANTED = {"accepted": 2, "corrected": 2, "rejected": 2, "": NUM_FRAMES - 6}

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steatosis_tf.roi.crop import Rectangle
-from steatosis_tf.roi.kidney import BOX_SHARE, MIN_QUALITY, best_patch, find_kidney_cortex
-from steatosis_tf.roi.liver import Placement, liver_mask
+from steatosis_tf.roi.anatomy.kidney import BOX_SHARE, MIN_QUALITY, best_patch, find_kidney_cortex
+from steatosis_tf.roi.anatomy.liver import Placement, liver_mask
 from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.roi.views import Rectangle
 from steatosis_tf.sources.images import read_frame
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steatosis_tf.roi.liver import liver_mask, liver_probability, network_input, one_piece
+from steatosis_tf.roi.anatomy.liver import liver_mask, liver_probability, network_input, one_piece
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.images import read_frame
 
@@ -119,12 +119,12 @@ def test_a_threshold_that_is_none_is_refused(speckled, fan, threshold):
 
 
 def test_outlining_imports_no_tensorflow():
-    code = "import sys, steatosis_tf.roi.liver; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys, steatosis_tf.roi.anatomy.liver; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
 
 
 def test_the_network_ships_small_with_a_card_that_names_its_source():
-    network = REPOSITORY / "steatosis_tf" / "roi" / "liver_unet.onnx"
+    network = REPOSITORY / "steatosis_tf" / "roi" / "anatomy" / "liver_unet.onnx"
     assert network.stat().st_size <= 5_000_000
     card = network.with_name("liver_unet_card.md").read_text()
     assert "CC BY 4.0" in card

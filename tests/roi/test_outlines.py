@@ -6,13 +6,13 @@ import cv2
 import pytest
 
 from steatosis_tf.cohort.manifest import read_manifest
-from steatosis_tf.roi.outlines import write_masks
+from steatosis_tf.roi.sheet import write_masks
 
 _WRITE = """
 import json, sys
 from pathlib import Path
 from steatosis_tf.cohort.manifest import read_manifest
-from steatosis_tf.roi.outlines import write_masks
+from steatosis_tf.roi.sheet import write_masks
 disk, manifest = sys.argv[1:]
 error = ""
 try:

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steatosis_tf.roi.overlays import find_overlays, overlay_fraction, paint_out
+from steatosis_tf.roi.anatomy.overlays import find_overlays, overlay_fraction, paint_out
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.images import read_frame
 

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.sheet import MAX_TILES, SheetRow, write_sheet
+from steatosis_tf.roi.views import Rectangle
 
 YELLOW = (240, 228, 66)
 

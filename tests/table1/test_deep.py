@@ -22,7 +22,7 @@ from experiments.table1.study import Study
 from steatosis_tf.cohort.manifest import frame_path, read_manifest
 from steatosis_tf.config import ModelConfig, TrainConfig
 from steatosis_tf.grades import TASKS
-from steatosis_tf.roi.liver import liver_mask
+from steatosis_tf.roi.anatomy.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.images import read_frame
 

@@ -23,7 +23,7 @@ from experiments.table1.networks.unet_cnn import (
 from steatosis_tf.deploy.export import export_onnx
 from steatosis_tf.model.backbone import grey_input
 from steatosis_tf.records.pipeline import read_records
-from steatosis_tf.roi.liver import (
+from steatosis_tf.roi.anatomy.liver import (
     INPUT_HEIGHT_PX,
     INPUT_WIDTH_PX,
     normalised,

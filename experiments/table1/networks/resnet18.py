@@ -5,7 +5,7 @@ from keras import layers
 
 from steatosis_tf.model.backbone import LEVEL, at_one_level, pretrained_map, roi_input, smaller
 from steatosis_tf.model.heads import end_network
-from steatosis_tf.roi.crop import INPUT_SIZE_PX
+from steatosis_tf.roi.views import INPUT_SIZE_PX
 
 
 def resnet18(

@@ -18,10 +18,10 @@ from experiments.table1.networks.plain_cnn import convolution_blocks
 from steatosis_tf.grades import OUTPUT_LAYER
 from steatosis_tf.model.backbone import roi_input
 from steatosis_tf.model.heads import end_network
-from steatosis_tf.roi.crop import INPUT_SIZE_PX
-from steatosis_tf.roi.liver import GREY_CLIP
+from steatosis_tf.roi.anatomy.liver import GREY_CLIP
+from steatosis_tf.roi.views import INPUT_SIZE_PX
 
-#: The plain liver network; it takes what `steatosis_tf.roi.liver.network_input` gives.
+#: The plain liver network; it takes what `steatosis_tf.roi.anatomy.liver.network_input` gives.
 PLAIN_PATH = Path(__file__).with_name("plain_liver_unet.onnx")
 
 
@@ -56,7 +56,7 @@ def unet_cnn(num_classes: int, seed: int) -> keras.Model:
 
 
 def standardised(grey: keras.KerasTensor) -> keras.KerasTensor:
-    """What `steatosis_tf.roi.liver.normalised` gives, inside the graph; the sector is grey > 0.
+    """What `roi.anatomy.liver.normalised` gives, inside the graph; the sector is grey > 0.
 
     Args:
         grey: `(batch, height, width, 1)` float32, 0 outside the sector.

@@ -34,10 +34,16 @@ from steatosis_tf.evaluation.metrics.scores import patient_scores
 from steatosis_tf.evaluation.report.run import RunRecord, read_run
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
-from steatosis_tf.roi.crop import INPUT_SIZE_PX, Rectangle
-from steatosis_tf.roi.overlays import paint_out
-from steatosis_tf.roi.sector_cell import SECTOR_COLUMN, sector_fan
-from steatosis_tf.roi.views import VIEW_COLUMN, depth_length_px, input_shape, model_input
+from steatosis_tf.roi.anatomy.overlays import paint_out
+from steatosis_tf.roi.sector.cell import SECTOR_COLUMN, sector_fan
+from steatosis_tf.roi.views import (
+    INPUT_SIZE_PX,
+    VIEW_COLUMN,
+    Rectangle,
+    depth_length_px,
+    input_shape,
+    model_input,
+)
 from steatosis_tf.sources.images import read_frame
 
 #: Grey levels of a B-mode picture span about this many decibels (usual display setting).

@@ -14,7 +14,6 @@ import pandas as pd
 from steatosis_tf.cohort.decision_store import export_decisions
 from steatosis_tf.cohort.manifest import frame_path, read_manifest
 from steatosis_tf.files import open_regular, replacing
-from steatosis_tf.roi.crop import Rectangle
 from steatosis_tf.roi.review.formats import (
     AnnotatedFrame,
     LabelledBox,
@@ -30,8 +29,8 @@ from steatosis_tf.roi.review.formats import (
 )
 from steatosis_tf.roi.review.rules import Decision, RoiCells
 from steatosis_tf.roi.review.store import DecisionStore
-from steatosis_tf.roi.sheet import write_png
-from steatosis_tf.sources.images import read_frame
+from steatosis_tf.roi.views import Rectangle
+from steatosis_tf.sources.images import read_frame, write_png
 
 FORMATS = ("coco", "label_studio")
 ROI_LABEL = "roi"

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import cv2
 import numpy as np
 
-from steatosis_tf.roi.crop import Rectangle
+from steatosis_tf.roi.views import Rectangle
 
 #: Where Label Studio looks for files that it serves from a folder of its own machine.
 LOCAL_FILES = "/data/local-files/?d="

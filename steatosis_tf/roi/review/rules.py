@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from steatosis_tf.cohort.decision_store import DECISION_COLUMNS
-from steatosis_tf.roi.crop import Rectangle
+from steatosis_tf.roi.views import Rectangle
 
 #: States a person gives a frame; the state of a frame nobody has looked at is "".
 STATES = ("accepted", "corrected", "rejected")

@@ -6,10 +6,16 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from steatosis_tf.roi.sector.echo import MIN_SECTOR_FRACTION, bright_areas, cleaned, moving_area
 from steatosis_tf.roi.sector.fit import border_seen, fit_fan
 from steatosis_tf.roi.sector.geometry import Fan
-from steatosis_tf.roi.sector.screen import Picture, find_picture
+from steatosis_tf.roi.sector.screen import (
+    MIN_SECTOR_FRACTION,
+    Picture,
+    bright_areas,
+    cleaned,
+    find_picture,
+    moving_area,
+)
 from steatosis_tf.sources.images import MIN_SIDE_PX, to_grey
 
 # The search runs on a copy whose longer side is this many px: a border known to half a px of it
@@ -47,12 +53,20 @@ class Sector:
         score: how well the fan divides bright from dark, in nats per pixel of the fan (at most
             3.6); low means much shadow or a doubtful fit.
         border_seen: share of the fan's border, 0 to 1, that lies where bright turns dark.
+
+    Both are NaN where a person has set the fan.
     """
 
     mask: np.ndarray
     fan: Fan
     score: float
     border_seen: float
+
+    @classmethod
+    def of_fan(cls, fan: Fan, frame_shape: tuple[int, ...]) -> "Sector":
+        """The sector of a fan that a person has set, on a frame of that height and width."""
+        height, width = frame_shape[:2]
+        return cls(fan.mask((height, width)), fan, score=np.nan, border_seen=np.nan)
 
 
 def find_sector(frame: np.ndarray) -> Sector:

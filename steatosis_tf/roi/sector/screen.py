@@ -11,8 +11,6 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-from steatosis_tf.roi.sector.echo import ECHO_STEP, FLAT_STEP
-
 # Grey levels between neighbours, along rows and along columns, that make a texture.
 _TEXTURE_STEP = 2
 # The core of a picture is at least this share of the screen.
@@ -27,6 +25,140 @@ _MAX_NOISE = 4
 _MAX_BRIGHT_APART, _MAX_TEXTURE_APART = 0.026, 0.005
 _MAX_RIM = 60
 _MIN_BLOCK_PX = 40
+
+# Less than this share of the frame is no sector.
+MIN_SECTOR_FRACTION = 0.03
+# An echo is this much brighter than the surround, grey levels.
+_ECHO_STEP = 2.5
+# A halo, bar or button is at least this much brighter than the surround.
+_FLAT_STEP = 12
+_HALO_WIDTH = 3.0
+# Share of the rim within 3 levels of the halo's grey, and of the inside darker than it; measured
+# on the outlined images: 0.22 to 0.93 and 0 with a halo, 0.08 to 0.35 and 0.02 to 0.8 without.
+_MIN_HALO_SHARE = 0.22
+_MAX_DARKER_SHARE = 0.02
+# Speckle changes by more than this between frames of a clip, coding noise by less.
+_MOTION_STEP = 3
+_MIN_SOLID_PX = 60
+
+
+def moving_area(small: list[np.ndarray]) -> np.ndarray | None:
+    """Where the frames of a clip differ.
+
+    Args:
+        small: `(height, width)` uint8 each, small copies of the frames.
+
+    Returns:
+        `(height, width)` uint8, 1 where they differ by more than coding noise; None for a single
+        frame.
+    """
+    if len(small) == 1:
+        return None
+    change = cv2.subtract(np.max(small, axis=0), np.min(small, axis=0))
+    moving = (cv2.blur(change, (5, 5)) >= _MOTION_STEP).astype(np.uint8)
+    return cv2.morphologyEx(moving, cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8))
+
+
+def bright_areas(small: np.ndarray, moving: np.ndarray | None = None) -> list[np.ndarray]:
+    """Pixels brighter than the surround, thin marks and text removed.
+
+    Args:
+        small: `(height, width)` uint8, a frame or the median of a clip, about 256 px wide.
+        moving: `(height, width)` uint8 0 or 1, as `moving_area` returns it, or None.
+
+    Returns:
+        One reading, `(height, width)` uint8 0 or 1, or two where the frame seems to have a halo:
+        first without the halo, then with it.
+
+    Raises:
+        ValueError: if nothing larger than marks and text stands out.
+    """
+    edge = np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]])
+    floor = float(np.median(edge))
+    shown = (small > floor + _ECHO_STEP).astype(np.uint8)
+    if shown.mean() < MIN_SECTOR_FRACTION:
+        raise ValueError(
+            "no sector: the frame is blank or nearly so "
+            f"({100 * shown.mean():.1f} % of it is brighter than its surround)"
+        )
+    readings = [shown]
+    # A still clip (the same frame again and again) says nothing about what is echo.
+    if moving is not None and (moving & shown).sum() > 0.5 * shown.sum():
+        readings = [shown & moving]
+    else:
+        halo = _halo_level(small, shown, floor)
+        if halo is not None:
+            readings = [(small > halo + _HALO_WIDTH).astype(np.uint8), shown]
+    blocks = _solid_blocks(small, floor)
+    readings = [cleaned(reading & ~blocks) for reading in readings]
+    readings = [reading for reading in readings if reading.mean() >= MIN_SECTOR_FRACTION]
+    if not readings:
+        raise ValueError("no sector: only thin marks, text or noise stand out from the surround")
+    return readings
+
+
+def cleaned(bright: np.ndarray) -> np.ndarray:
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
+    opened = cv2.morphologyEx(cv2.medianBlur(bright, 3), cv2.MORPH_OPEN, kernel)
+    _remove_bars(opened)
+    return opened
+
+
+def _solid_blocks(small: np.ndarray, floor: float) -> np.ndarray:
+    """Logos and buttons: areas of one grey level, which no echo has; uint8 0 or 1."""
+    window = np.ones((5, 5), np.uint8)
+    spread = cv2.subtract(cv2.dilate(small, window), cv2.erode(small, window))
+    solid = ((small >= int(floor) + _FLAT_STEP) & (small <= 250) & (spread <= 1)).astype(np.uint8)
+    blocks = np.zeros_like(small)
+    if cv2.countNonZero(solid) < _MIN_SOLID_PX:  # labelling is the dearest step of all
+        return blocks
+    _, _, stats, _ = cv2.connectedComponentsWithStats(solid, connectivity=4)
+    for left, top, width, height, area in stats[1:].tolist():
+        if area >= _MIN_SOLID_PX and area > 0.7 * width * height:
+            # The test window and the resampling each blur the block's rim.
+            blocks[max(0, top - 4) : top + height + 4, max(0, left - 4) : left + width + 4] = 1
+    return blocks
+
+
+def _remove_bars(bright: np.ndarray) -> None:
+    """Clear slim rectangles that stand apart, as a grey scale does; in place."""
+    # Contours take a tenth of the time of labels.
+    contours, _ = cv2.findContours(bright, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    for contour in contours:
+        left, top, width, height = cv2.boundingRect(contour)
+        if max(width, height) <= 4 * min(width, height):
+            continue
+        drawn = np.zeros((height, width), np.uint8)
+        cv2.drawContours(drawn, [contour - (left, top)], 0, 1, cv2.FILLED)
+        part = bright[top : top + height, left : left + width]
+        if cv2.countNonZero(part & drawn) > 0.75 * width * height:
+            part[drawn > 0] = 0
+
+
+def _halo_level(small: np.ndarray, shown: np.ndarray, floor: float) -> float | None:
+    """Grey level of a flat halo around the sector, or None.
+
+    Frames that were cut out of a screenshot keep a rim of the screen's own dark grey. Nothing in
+    such a frame is darker than that grey, which tells it from a sector of even brightness.
+    """
+    cross = np.ones((3, 3), np.uint8)
+    solid = cv2.morphologyEx(shown, cv2.MORPH_CLOSE, cross, iterations=2)
+    solid = cv2.morphologyEx(solid, cv2.MORPH_OPEN, cross, iterations=3)
+    rim_outside = cv2.erode(solid, cross)
+    rim_inside = cv2.erode(rim_outside, cross, iterations=2)
+    rim = cv2.calcHist([small], [0], rim_outside - rim_inside, [256], [0, 256]).ravel()
+    inner = cv2.calcHist([small], [0], rim_inside, [256], [0, 256]).ravel()
+    if rim.sum() == 0 or inner.sum() == 0:
+        return None
+    share = np.convolve(rim, np.ones(7), mode="same") / rim.sum()
+    share[: int(floor) + _FLAT_STEP] = 0
+    peak = int(share.argmax())
+    darker = max(
+        rim[: peak - 3].sum() / rim.sum() / 5,
+        inner[: peak - 3].sum() / inner.sum(),
+    )
+    is_halo = share[peak] >= _MIN_HALO_SHARE and darker <= _MAX_DARKER_SHARE
+    return float(peak) if is_halo else None
 
 
 @dataclass(frozen=True)
@@ -56,7 +188,7 @@ class Picture:
 
     def bright(self) -> np.ndarray:
         """1 where the screen is brighter than the surround of the picture."""
-        return (self.small > sum(self.surround) + ECHO_STEP).astype(np.uint8)
+        return (self.small > sum(self.surround) + _ECHO_STEP).astype(np.uint8)
 
     def is_cut_out(self, fan_mask: np.ndarray | None = None) -> bool:
         """Whether the frame is nothing but the picture, some marks and a dark rim.
@@ -70,7 +202,7 @@ class Picture:
             return False
         picture = self.core if fan_mask is None else fan_mask.view(np.uint8)
         far = _grown(picture, 15) == 0
-        bright = (self.small > level + FLAT_STEP) & far
+        bright = (self.small > level + _FLAT_STEP) & far
         texture = (self.apart | self.core) > 0
         return bool(
             bright.mean() <= _MAX_BRIGHT_APART and (texture & far).mean() <= _MAX_TEXTURE_APART
@@ -89,7 +221,7 @@ class Picture:
         fan = fan_mask.view(np.uint8)
         beside = (_grown(fan, 11) & ~_grown(fan, 5)) > 0
         level = np.median(self.small[beside]) if beside.any() else self.surround[0]
-        return (self.small > level + self.surround[1] + ECHO_STEP).astype(np.uint8)
+        return (self.small > level + self.surround[1] + _ECHO_STEP).astype(np.uint8)
 
     def readings(self) -> list[np.ndarray]:
         """What may be echo: all that hangs together with the core, and its close surroundings."""
@@ -120,7 +252,7 @@ class Picture:
 
     def _blocks(self) -> np.ndarray:
         """Bars, buttons and the page: bright, even along rows or columns, square or at the rim."""
-        even = (_step(self.small, 5) <= 1) & (self.small > self.surround[0] + FLAT_STEP)
+        even = (_step(self.small, 5) <= 1) & (self.small > self.surround[0] + _FLAT_STEP)
         _, labels, stats, _ = cv2.connectedComponentsWithStats(
             _opened(even.view(np.uint8), 3), connectivity=4
         )

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from experiments.fat_rules.liver_features import LIVER_COLUMNS, liver_features
-from steatosis_tf.roi.kidney import cortex_features
-from steatosis_tf.roi.liver import liver_mask, network_input
+from steatosis_tf.roi.anatomy.kidney import cortex_features
+from steatosis_tf.roi.anatomy.liver import liver_mask, network_input
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.phantom.study import simulate_patient
 

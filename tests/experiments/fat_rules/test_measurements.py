@@ -13,7 +13,7 @@ from steatosis_tf import cli
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.quantitative.measure import UNITS
-from steatosis_tf.roi.crop import Rectangle
+from steatosis_tf.roi.views import Rectangle
 from steatosis_tf.sources.phantom.study import simulate_patient
 
 

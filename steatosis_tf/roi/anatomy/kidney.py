@@ -15,8 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from steatosis_tf.roi.crop import Rectangle
-from steatosis_tf.roi.liver import (
+from steatosis_tf.roi.anatomy.liver import (
     INPUT_HEIGHT_PX,
     INPUT_WIDTH_PX,
     Placement,
@@ -24,6 +23,7 @@ from steatosis_tf.roi.liver import (
     network_input,
 )
 from steatosis_tf.roi.sector import Sector
+from steatosis_tf.roi.views import Rectangle
 
 #: Rows and columns of the grid on which cortex is looked for.
 GRID = (40, 56)
@@ -64,7 +64,7 @@ def find_kidney_cortex(frame: np.ndarray, sector: Sector, liver_mask: np.ndarray
     Args:
         frame: `(height, width)` or `(height, width, 3)` RGB, uint8, 0 to 255.
         sector: the frame's sector.
-        liver_mask: `(height, width)` bool, from `steatosis_tf.roi.liver.liver_mask`.
+        liver_mask: `(height, width)` bool, from `steatosis_tf.roi.anatomy.liver.liver_mask`.
 
     Returns:
         A finding with a box inside the sector and at most a fifth of it liver, or with a reason.
@@ -201,7 +201,7 @@ def liver_in_input(mask: np.ndarray, placement: Placement) -> np.ndarray:
 
     Args:
         mask: `(height, width)` bool.
-        placement: from `steatosis_tf.roi.liver.network_input`.
+        placement: from `steatosis_tf.roi.anatomy.liver.network_input`.
 
     Returns:
         `(160, 224)` float32, 0 to 1.

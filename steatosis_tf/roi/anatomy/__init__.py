@@ -1,0 +1,1 @@
+"""What is found inside the sector: liver, kidney, drawn marks, plain parenchyma."""
