@@ -1,6 +1,8 @@
 """Runs land in a real SQLite store, also when two start at the same moment."""
 
+import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -107,7 +109,9 @@ def test_folds_are_nested_and_stay_out_of_the_table():
 def test_failing_run_is_marked_and_left_out_of_the_table():
     with pytest.raises(ValueError, match="no such frame"), tracking.start_run("e", "bad") as bad:
         raise ValueError("no such frame")
-    assert mlflow.get_run(bad.run_id).info.status == "FAILED"
+    failed = mlflow.get_run(bad.run_id)
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags["steatosis.reason"] == "ValueError: no such frame"
     assert tracking.runs_table("e").empty
     with tracking.start_run("e", "good") as good:
         pass
@@ -189,8 +193,100 @@ def test_model_is_logged_with_its_signature(tmp_path):
     assert info.signature.inputs.inputs[0].name == "roi"
     assert info.signature.inputs.inputs[0].type == np.dtype("uint8")
     assert info.signature.outputs.inputs[0].shape == (-1, 4)
+    (copy,) = Path(os.environ["STEATOSIS_MLRUNS"]).rglob("model.onnx")
+    assert copy.read_bytes() == (tmp_path / "model.onnx").read_bytes()
     loaded = mlflow.onnx.load_model(f"models:/{logged.model_id}")
     assert loaded.graph.input[0].name == "roi"
+
+
+def _lock(path: Path) -> sqlite3.Connection:
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    return holder
+
+
+def _fault(name: str, path: Path) -> sqlite3.Connection | None:
+    if name == "locked":
+        return _lock(path)
+    if name == "garbage":
+        path.write_bytes(b"\x00garbage" * 4000)
+    elif name == "cut":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif name == "folder":
+        path.unlink()
+        path.mkdir()
+    elif name == "schema":
+        with sqlite3.connect(path) as store:
+            store.execute("UPDATE alembic_version SET version_num = 'ffff'")
+    return None
+
+
+@pytest.mark.parametrize("name", ["locked", "garbage", "cut", "folder", "schema"])
+def test_a_store_that_cannot_be_used_does_not_cost_the_run(name, store, monkeypatch, capsys):
+    monkeypatch.setattr(tracking, "LONGEST_WAIT_S", 0.5)
+    holder = _fault(name, store / "mlflow.db")
+    start = time.monotonic()
+    with tracking.start_run("e", "run", {"a": 1}) as run:
+        with tracking.start_run(tracking.open_experiment(), "fold", nested=True):
+            tracking.log_history(pd.DataFrame({"epoch": [0], "loss": [1.0]}))
+        tracking.log_metrics({"auc": 0.5})
+        tracking.log_tags({"a": "b"})
+    assert time.monotonic() - start < 15
+    said = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith("MLflow: ") for line in said) == 1
+    assert len(said) == 1 + (name == "locked")  # that it is waited for
+    assert "Received" in said[-1]
+    assert "The run goes on" in said[-1]
+    assert "Received" in tracking.untracked()
+    assert len(run.run_id) == 32
+    assert not run.url
+    with pytest.raises(OSError, match="Expected a store of MLflow"):
+        tracking.runs_table("e")
+    if holder:
+        holder.close()
+
+
+def test_a_store_that_is_locked_in_the_middle_loses_the_run_at_most(store, monkeypatch, capsys):
+    monkeypatch.setattr(tracking, "LONGEST_WAIT_S", 0.5)
+    with tracking.start_run("e", "run") as run:
+        holder = _lock(store / "mlflow.db")
+        tracking.log_metrics({"auc": 0.5})
+        holder.close()
+        tracking.log_metrics({"late": 0.5})
+    assert "locked" in tracking.untracked()
+    assert mlflow.get_run(run.run_id).info.status == "FAILED"
+    capsys.readouterr()
+    with tracking.start_run("e", "run", again=run.run_id) as later:  # as `report --log` does
+        tracking.log_metrics({"auc": 0.5})
+    assert later.run_id == run.run_id
+    assert tracking.untracked() is None
+    assert list(tracking.runs_table("e")["run_id"]) == [run.run_id]
+
+
+def test_a_run_unknown_to_the_store_is_logged_later_once():
+    for _ in range(2):
+        with tracking.start_run("e", "run", {"a": 1}, again="made-here", tags={"x": "y"}) as run:
+            pass
+    assert run.run_id == "made-here"
+    table = tracking.runs_table("e")
+    assert list(table["tags.steatosis.run_id"]) == ["made-here"]
+
+
+def test_a_killed_run_is_found_by_its_tag_and_its_halves_go(store):
+    outer = mlflow.MlflowClient(tracking.store_uri())
+    with tracking.start_run("e", "first"):
+        experiment = mlflow.active_run().info.experiment_id
+    killed = outer.create_run(experiment, tags={"key": "k"}).info.run_id
+    outer.create_run(experiment, run_name="fold 1", tags={"mlflow.parentRunId": killed})
+    assert tracking.unfinished_runs("e", "key", "k") == [killed]
+    assert tracking.unfinished_runs("e", "key", "other") == []
+    with tracking.start_run("e", "again", again=killed):
+        with tracking.start_run("e", "fold 0", nested=True):
+            pass
+        assert tracking.finished_children() == {"fold 0"}
+    assert tracking.unfinished_runs("e", "key", "k") == []
+    left = mlflow.search_runs([experiment])
+    assert set(left["status"]) == {"FINISHED"}
 
 
 def test_store_folder_is_below_the_current_one_unless_told(tmp_path, monkeypatch):
