@@ -23,6 +23,7 @@ def test_reliability_figure_holds_bins_intervals_and_counts(tmp_path, sheets):
     figure = sheets[0]
     assert texts(figure)[:2] == ["Reliability of the predicted grade", "n = 10 patients"]
     upper, lower = figure.axes
+    np.testing.assert_array_equal(upper.get_lines()[0].get_xydata(), [[0, 0], [1, 1]])
     right = np.array([1 / 4, 5 / 6])
     low, high = np.array([proportion_confint(k, n, method="wilson") for k, n in ((1, 4), (5, 6))]).T
     for place, container in enumerate(upper.containers):
@@ -89,6 +90,8 @@ def test_decision_and_coverage_curves(tmp_path, sheets):
     (axes,) = sheets[1].axes
     np.testing.assert_allclose(axes.get_lines()[0].get_xydata(), [[0.5, 0.1], [1.0, 0.4]])
     assert axes.get_xlim() == (0, 1.01)
+    assert axes.get_xlabel() == "Coverage: share of patients graded"
+    assert axes.get_ylabel() == "Error rate among them"
     assert axes.get_ylim() == pytest.approx((-0.008, 0.46))
     assert legend(axes) == ["model"]
     for bad, message in (

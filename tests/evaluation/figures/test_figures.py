@@ -102,6 +102,7 @@ def test_roc_figure_draws_the_curve_of_every_grade_and_their_mean(tmp_path, shee
     roc_figure(labels, scores, tmp_path / "roc.png", unit="frames", patient_ids=labels // 2)
     (axes,) = sheets[0].axes
     assert texts(sheets[0])[1] == "n = 2 patients, 60 frames"
+    assert sheets[0].get_size_inches().tolist() == pytest.approx([5.3, 6.5])
     chance, *curves, mean = axes.get_lines()
     np.testing.assert_array_equal(chance.get_xydata(), [[0, 0], [1, 1]])
     areas, heights = [], []
