@@ -15,6 +15,7 @@ import numpy as np
 
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.answer import REASONS, FrameAnswer, Kind, PatientAnswer
+from steatosis_tf.model.novelty import Novelty
 from steatosis_tf.model.rules import CumulativeLink, FatRule
 
 #: Name of the part that reads the backbone's features.
@@ -78,35 +79,6 @@ class Calibration:
     set_threshold: float
     set_coverage: float
     operating_points: tuple[OperatingPoint, ...]
-
-
-@dataclass(frozen=True)
-class Novelty:
-    """How far a frame's network features lie from those of the training patients.
-
-    The distance is what the main directions of the training patients leave of the standardised
-    features, root mean square, in units of a left-out training patient.
-
-    Attributes:
-        centre, scale: `(width,)` of the features.
-        basis: `(width, k)`, orthonormal columns: the main directions.
-        rest: root mean square of what they leave of left-out training patients.
-        score_limit: largest distance at which a grade is given.
-        unable_limit: largest distance at which a score is given.
-    """
-
-    centre: np.ndarray
-    scale: np.ndarray
-    basis: np.ndarray
-    rest: float
-    score_limit: float
-    unable_limit: float
-
-    def distance(self, features: np.ndarray) -> np.ndarray:
-        """Distance `(n,)` of features `(n, width)`."""
-        values = (np.asarray(features, float) - self.centre) / self.scale
-        over = np.square(values).sum(axis=1) - np.square(values @ self.basis).sum(axis=1)
-        return np.asarray(np.sqrt(np.maximum(over, 0.0) / values.shape[1]) / self.rest)
 
 
 @dataclass(frozen=True)

@@ -26,20 +26,14 @@ from steatosis_tf.model.joint import (
     DecisionRule,
     JointModel,
     JointPart,
-    Novelty,
     OperatingPoint,
     decide,
 )
+from steatosis_tf.model.novelty import fit_novelty, patient_means
 from steatosis_tf.model.rules import fit_cumulative_link, fit_linear_rule
 
 #: Stated coverage of intervals and prediction sets.
 COVERAGE = 0.9
-_MIN_PATIENTS = 10
-# Main directions of the features, and parts into which patients are split to calibrate distance.
-_NUM_DIRECTIONS, _NOVELTY_FOLDS = 8, 10
-# Scores end at this many times the distance at which grades end.
-_UNABLE = 2.0
-_TINY_SCALE = 1e-9
 # So heavy that shares sum to 1 to six digits.
 _SUM_WEIGHT = 1e3
 # In this order where training patients see no difference.
@@ -130,12 +124,6 @@ def fit_joint(
     )
 
 
-def patient_means(numbers: np.ndarray, patient_ids: np.ndarray) -> np.ndarray:
-    """Mean over each patient's frames that show a number, patients sorted; NaN where none does."""
-    table = pd.DataFrame(np.asarray(numbers, float))
-    return np.asarray(table.groupby(np.asarray(patient_ids)).mean())
-
-
 def choose_shares(left_out: np.ndarray, target: np.ndarray) -> np.ndarray:
     """How much each part counts `(num_parts,)`: all alike, or fitted shares where these are better.
 
@@ -157,43 +145,6 @@ def choose_shares(left_out: np.ndarray, target: np.ndarray) -> np.ndarray:
     ]
     errors = [np.square(one - target).mean() for one in (equal @ left_out, np.array(stacked))]
     return equal if errors[0] <= errors[1] else _fitted_shares(left_out, target)
-
-
-def fit_novelty(features: np.ndarray, patient_ids: Sequence[str]) -> Novelty:
-    """Fit the distance of network features from those of training patients, with its limits.
-
-    Grades end at the largest distance of a frame whose patient the fit had not seen; scores end at
-    twice that. No picture of anything else is needed.
-
-    Args:
-        features: `(num_frames, width)`.
-        patient_ids: of each frame.
-
-    Raises:
-        ValueError: if there are fewer than 10 patients.
-    """
-    ids, features = np.asarray(patient_ids), np.asarray(features, float)
-    patients = np.unique(ids)
-    if len(patients) < _MIN_PATIENTS:
-        raise ValueError(
-            f"Expected frames of at least {_MIN_PATIENTS} patients. Received: {len(patients)}."
-        )
-    rest = np.empty(len(ids))
-    for fold in range(_NOVELTY_FOLDS):
-        seen = ~np.isin(ids, patients[fold::_NOVELTY_FOLDS])
-        fitted = Novelty(*_directions(patient_means(features[seen], ids[seen])), 1.0, 1.0, 1.0)
-        rest[~seen] = fitted.distance(features[~seen])
-    unit = float(np.sqrt(np.square(rest).mean()))
-    limit = float(rest.max()) / unit
-    centre, scale, basis = _directions(patient_means(features, ids))
-    return Novelty(centre, scale, basis, unit, limit, _UNABLE * limit)
-
-
-def _directions(means: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    centre, scale = means.mean(axis=0), means.std(axis=0)
-    scale = np.where(scale > _TINY_SCALE, scale, 1.0)
-    _, _, right = np.linalg.svd((means - centre) / scale, full_matrices=False)
-    return centre, scale, np.ascontiguousarray(right[:_NUM_DIRECTIONS].T)
 
 
 def _fitted_shares(left_out: np.ndarray, target: np.ndarray) -> np.ndarray:
