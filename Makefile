@@ -57,7 +57,7 @@ browser:
 	touch $@
 
 .venv/.dev: .venv/.core
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,dicom,fast,sweep,table1,dask]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,fast,sweep,table1,dask]'
 	touch $@
 
 clean:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from steatosis_tf.cohort.manifest import build_manifest
-from steatosis_tf.deploy.predict import predict_frames, write_predictions
+from steatosis_tf.deploy.predict import predict
 from steatosis_tf.evaluation.report.evaluate import metrics_text
 from steatosis_tf.pipeline import run
 from steatosis_tf.recipes import RECIPES
@@ -37,23 +37,21 @@ def run_demo(output_dir: str | Path, *, num_patients: int = 60) -> DemoSummary:
     manifest_path = output_dir / "manifest.csv"
     build_manifest(frames_dir / "labels.csv", manifest_path)
     summary = run(EXPERIMENT, manifest_path, RECIPES["demo"].config)
-    model_path = Path(summary.run_dir) / "model.onnx"
-    predictions = predict_frames(model_path, [frames_dir / "images"])
-    write_predictions(predictions, output_dir / "predictions.csv")
-    num_graded = int((predictions["grade"] != "").sum())
+    predicted = predict(
+        [frames_dir / "labels.csv"], model=summary.run_dir, output_dir=output_dir / "predictions"
+    )
     values = {
         "run_dir": summary.run_dir,
         "metrics": summary.metrics,
-        "num_frames": len(predictions),
-        "num_graded": num_graded,
+        "predicted": predicted.counts,
         "simulated": True,
     }
     text = (
         "SIMULATED phantoms, random backbone: shows that the line runs, says nothing about "
         f"patients.\n\n{metrics_text([summary.metrics])}\n\n"
         f"run:          {summary.run_dir}\n"
-        f"model.onnx:   graded {num_graded} of {len(predictions)} of the demo's own frames: "
-        f"{output_dir / 'predictions.csv'}\n"
+        f"its model:    graded {predicted.counts['graded']} of {predicted.counts['patients']} of "
+        f"the demo's own patients: {output_dir / 'predictions'}\n"
         "MLflow UI:    make ui\n"
         f"compare runs: steatosis compare {EXPERIMENT}"
     )

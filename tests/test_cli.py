@@ -38,7 +38,9 @@ def test_cheap_calls_import_nothing_heavy(words: str) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("words", [["no-such-verb"], ["manifest"], ["predict", "m.onnx"]])
+@pytest.mark.parametrize(
+    "words", [["no-such-verb"], ["manifest"], ["predict", "--model", "m.onnx"]]
+)
 def test_bad_calls_exit_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(words)

@@ -126,9 +126,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def predict(witness: Witness, model: Path, phantom_manifest: Path, hold_s: int = 0) -> None:
     frames = next((phantom_manifest.parent / "phantoms" / "images").iterdir())
-    output = witness.home / "predictions.csv"
-    witness.steatosis("predict", model, frames, "--output", output, hold_s=hold_s)
-    assert output.is_file()
+    output = witness.home / "predictions"
+    witness.steatosis("predict", frames, "--model", model, "--output", output, hold_s=hold_s)
+    assert (output / "predictions.json").is_file()
 
 
 def test_the_libraries_alone_are_heard(witness: Witness) -> None:

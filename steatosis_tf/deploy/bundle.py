@@ -28,6 +28,7 @@ from steatosis_tf.files import SUMS_NAME, open_regular, replacing, write_json, w
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.answer import PatientAnswer, plain_answer
 from steatosis_tf.model.joint import NETWORK, JointModel, grade_patient
+from steatosis_tf.quantitative.display import Display
 from steatosis_tf.roi.views import input_shape
 
 if TYPE_CHECKING:
@@ -75,6 +76,25 @@ class Bundle:
         """Name and version, for a person."""
         return f"{self.about['name']} {self.about['version']}"
 
+    @property
+    def points(self) -> tuple[str, ...]:
+        """Names of the operating points."""
+        return tuple(point.name for point in self.joint.calibration.operating_points)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of what adds to a score: the network, and each measured feature."""
+        return tuple(name for part in self.joint.parts for name in part.columns or (part.name,))
+
+    @property
+    def num_training(self) -> int:
+        """Patients that it was trained on."""
+        return int(self.about["training"]["num_patients"])
+
+    def look(self, name: str, frame: np.ndarray, display: Display | None = None) -> Look:
+        """`frames.look_at` with the view that the network sees."""
+        return look_at(name, frame, self.roi.view, display)
+
     def run(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
         """What the network says of pictures `(n, depth, beams)` uint8: output name -> array."""
         parts = [
@@ -90,7 +110,7 @@ class Bundle:
 
         Args:
             patient: pseudonymous id, study UID or folder.
-            looks: one per frame, by `frames.look_at` with the view of `roi`.
+            looks: one per frame, by `look`.
             date: of the study.
             maps: also give what each place of each frame adds.
         """

@@ -14,7 +14,7 @@ from steatosis_tf.quantitative.measure import FAT_SIGNS, measure_regions
 from steatosis_tf.roi.anatomy.kidney import find_kidney_cortex
 from steatosis_tf.roi.anatomy.liver import liver_mask
 from steatosis_tf.roi.anatomy.overlays import find_overlays
-from steatosis_tf.roi.sector import Sector, find_sector
+from steatosis_tf.roi.sector import Fan, Sector, find_sector
 from steatosis_tf.roi.views import model_input
 
 # Seen in 88 frames of byra2018 and 294 of aul, all of which show a liver: at least 17 and 6 % of
@@ -32,10 +32,12 @@ class Look:
     Attributes:
         answer: begun: "unable" with its reason, or "graded" with measured features and regions.
         picture: what the network sees, uint8 grey; None where the answer is "unable".
+        fan: of the sector, where the frame can be graded.
     """
 
     answer: FrameAnswer
     picture: np.ndarray | None = None
+    fan: Fan | None = None
 
 
 def look_at(name: str, frame: np.ndarray, view: str, display: Display | None = None) -> Look:
@@ -72,7 +74,8 @@ def look_at(name: str, frame: np.ndarray, view: str, display: Display | None = N
         liver=outlines[1],
         boxes=boxes,
     )
-    return Look(answer, model_input(frame, sector.fan, view=view, overlay_mask=marks))
+    picture = model_input(frame, sector.fan, view=view, overlay_mask=marks)
+    return Look(answer, picture, sector.fan)
 
 
 def unable(

@@ -1,65 +1,307 @@
-"""Grades for frames, by onnxruntime alone: this file and what it imports need no TensorFlow."""
+"""Answers for patients, by onnxruntime alone: this file and what it imports need no TensorFlow."""
 
+import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
-import pandas as pd
 from tqdm import tqdm
 
 from steatosis_tf.config import RoiConfig
+from steatosis_tf.deploy.bundle import ABOUT_NAME, SHIPPED, is_bundle, open_bundle
+from steatosis_tf.deploy.frames import Look, unable
+from steatosis_tf.deploy.inputs import Group, open_inputs
 from steatosis_tf.deploy.onnx_weights import WEIGHTS_KEY, weights_sha256
-from steatosis_tf.files import replacing
-from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER, SCORE_COLUMNS
-from steatosis_tf.roi.propose import propose_roi
+from steatosis_tf.deploy.tables import AnswerTables, patient_text
+from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
+from steatosis_tf.model.answer import REASONS, FrameAnswer, PatientAnswer
+from steatosis_tf.quantitative.display import Display
 from steatosis_tf.roi.views import input_shape, model_input
-from steatosis_tf.sources.images import IMAGE_SUFFIXES, read_frame
 
 #: How far the sum of a frame's probabilities may lie from 1: rounding, also of an int8 model.
 MAX_SUM_DIFFERENCE = 1e-3
 
 _BATCH = 32
-_BOX_COLUMNS = ("roi_top", "roi_left", "roi_height", "roi_width")
-_COLUMNS = ("path", "grade", *SCORE_COLUMNS, *_BOX_COLUMNS, "reason", "notice")
+# Names of files passed over that are printed.
+_SHOWN = 5
+_ALONE = "Each picture was answered for itself; --patient folder joins the pictures of a folder."
 
 
-def predict_frames(model_path: str | Path, paths: Iterable[str | Path]) -> pd.DataFrame:
-    """Grade image files.
+class Grader(Protocol):
+    """What answers: a bundle, or a bare network."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def points(self) -> tuple[str, ...]: ...
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    @property
+    def num_training(self) -> int: ...
+
+    def look(self, name: str, frame: np.ndarray, display: Display | None = None) -> Look: ...
+
+    def answer(
+        self, patient: str, looks: Sequence[Look], date: str = "", *, maps: bool = False
+    ) -> PatientAnswer: ...
+
+
+@dataclass(frozen=True)
+class BareNetwork:
+    """A network without a grading rule: a patient's probabilities are the mean of the frames'.
+
+    Attributes:
+        name: of its file.
+        sha256: of its file.
+        session: the network.
+        roi: how frames were cut for it.
+    """
+
+    name: str
+    sha256: str
+    session: onnxruntime.InferenceSession
+    roi: RoiConfig
+    points: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    num_training: int = 0
+
+    def look(self, name: str, frame: np.ndarray, display: Display | None = None) -> Look:
+        """A frame's ROI, or why it has none."""
+        from steatosis_tf.roi.propose import propose_roi
+
+        try:
+            roi = propose_roi(frame, self.roi)
+        except ValueError as error:
+            return unable(name, "no_sector" if "sector" in str(error) else "no_liver", str(error))
+        fan, box = roi.sector.fan, roi.rectangle
+        answer = FrameAnswer(
+            name, "graded", boxes={"roi": (box.top, box.left, box.height, box.width)}
+        )
+        return Look(answer, model_input(frame, fan, box, self.roi.view, roi.overlay_mask), fan)
+
+    def answer(
+        self, patient: str, looks: Sequence[Look], date: str = "", *, maps: bool = False
+    ) -> PatientAnswer:
+        """Mean of the frames' probabilities, the most probable grade.
+
+        Raises:
+            RuntimeError: if a frame's are no probabilities: do not use the model.
+        """
+        frames = tuple(look.answer for look in looks)
+        pictures = [look.picture for look in looks if look.picture is not None]
+        if not pictures:
+            code = frames[0].reason_code if frames else "no_frames"
+            return PatientAnswer(patient, "unable", code, REASONS[code], num_frames=len(frames),
+                                 frames=frames, date=date)  # fmt: skip
+        scores = np.concatenate(
+            [
+                self.session.run(
+                    [OUTPUT_LAYER], {"roi": np.stack(pictures[at : at + _BATCH])[..., None]}
+                )[0]
+                for at in range(0, len(pictures), _BATCH)
+            ]
+        )
+        if not are_probabilities(scores).all():
+            worst = scores[~are_probabilities(scores)][0]
+            raise RuntimeError(
+                "Expected probabilities within 0 to 1 that sum to 1. Received: "
+                f"{', '.join(f'{score:.4g}' for score in worst)} from {self.name!r}. The model is "
+                "at fault: do not use its other grades either. Export or copy it again."
+            )
+        mean = scores.mean(axis=0, dtype=float)
+        return PatientAnswer(
+            patient, "graded", grade=GRADES[int(mean.argmax())], frames=frames, date=date,
+            probabilities=dict(zip(GRADES, mean.tolist(), strict=True)),
+            num_frames=len(frames), num_used=len(pictures),
+        )  # fmt: skip
+
+
+def open_model(path: str | Path | None = None) -> Grader:
+    """Open what grades.
 
     Args:
-        model_path: ONNX file made by `steatosis export` or an experiment.
-        paths: frames, or folders of frames (searched through, in sorted order).
-
-    Returns:
-        one row per frame: `path, grade, p_normal, p_mild, p_moderate, p_severe, roi_top,
-        roi_left, roi_height, roi_width, reason, notice`. A frame that cannot be graded has an
-        empty grade and its reason. If the model is at fault, it has its ROI all the same.
+        path: a bundle (folder or zip), an ONNX file, or a run directory, of which the bundle is
+            taken, else `model.onnx`. None is the model that comes with the package.
 
     Raises:
-        ValueError: if the model is not one of ours, or there is no frame at the paths.
+        ValueError: if it is none of these, damaged, or not of our making.
     """
-    session = load_model(model_path)
-    roi_config = _roi_config(_texts(session))
-    files = list(_frame_files(paths))
-    rows: list[dict] = []
-    with tqdm(total=len(files), desc="predict", unit="frame") as bar:
-        remaining = iter(files)
-        while batch := list(islice(remaining, _BATCH)):
-            rows += _predict_batch(session, roi_config, batch)
-            bar.update(len(batch))
-    table = pd.DataFrame(rows, columns=list(_COLUMNS))
-    # Whole px also where a refused frame has none.
-    return table.astype(dict.fromkeys(_BOX_COLUMNS, "Int64"))
+    if path is None:
+        return open_bundle(SHIPPED)
+    path = Path(path)
+    if is_bundle(path) or path.suffix.lower() == ".zip":
+        return open_bundle(path)
+    if path.is_dir():
+        if (path / "bundle" / ABOUT_NAME).is_file():
+            return open_bundle(path / "bundle")
+        path = path / "model.onnx"
+    session = load_model(path)
+    return BareNetwork(
+        path.name,
+        hashlib.sha256(path.read_bytes()).hexdigest(),
+        session,
+        _roi_config(session.get_modelmeta().custom_metadata_map),
+    )
 
 
-def write_predictions(predictions: pd.DataFrame, output_path: str | Path) -> None:
-    """Write `predictions.csv` whole or not at all."""
-    with replacing(output_path) as temporary:
-        predictions.to_csv(temporary, index=False, lineterminator="\n")
+@dataclass(frozen=True)
+class Predicted:
+    """What `predict` found.
+
+    Attributes:
+        model, sha256: name of what graded, and its hash.
+        is_shipped: whether it is the model that comes with the package.
+        counts: patients, frames, patients by kind of answer, files passed over.
+        passed_over: (name, reason) of what is no frame.
+        texts: three lines for each patient.
+        output_dir: where the tables are.
+        advice: what the caller may not have meant.
+    """
+
+    model: str
+    sha256: str
+    is_shipped: bool
+    counts: dict[str, int]
+    passed_over: tuple[tuple[str, str], ...]
+    texts: tuple[str, ...]
+    output_dir: str | None
+    advice: str
+
+    def text(self) -> str:
+        """For a person."""
+        comes = " (comes with the package; --model takes another)" if self.is_shipped else ""
+        counted = ", ".join(
+            f"{many} {name.replace('_', ' ')}" for name, many in self.counts.items()
+        )
+        lines = [*self.texts, "", f"model: {self.model}{comes}", counted]
+        lines += [f"  passed over: {name}: {why}" for name, why in self.passed_over[:_SHOWN]]
+        if len(self.passed_over) > _SHOWN:
+            lines.append(f"  and {len(self.passed_over) - _SHOWN} more, all in predictions.json")
+        if self.output_dir:
+            lines.append(f"tables: {self.output_dir}")
+        return "\n".join([*lines, *([self.advice] if self.advice else []), NOTICE])
+
+    def values(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "model": {"name": self.model, "sha256": self.sha256, "is_shipped": self.is_shipped},
+            "counts": self.counts,
+            "passed_over": [{"file": name, "reason": why} for name, why in self.passed_over],
+            "output": self.output_dir,
+            "notice": NOTICE,
+        }
+
+
+def predict(
+    paths: Sequence[str | Path],
+    *,
+    model: str | Path | None = None,
+    output_dir: str | Path | None = None,
+    by_folder: bool = False,
+    figures: bool = False,
+) -> Predicted:
+    """Answer the patients of paths.
+
+    Args:
+        paths: as of `inputs.open_inputs`.
+        model: as of `open_model`.
+        output_dir: gets `patients.csv`, `frames.csv` as patients are answered, and
+            `predictions.json` at the end.
+        by_folder: pictures of one folder are one patient's.
+        figures: also draw every frame into `output_dir`.
+
+    Raises:
+        ValueError: if a path is a model, there is no frame, the model cannot be used, or an output
+            would destroy something.
+        RuntimeError: if the model is at fault.
+    """
+    refuse_models(paths)
+    if figures and output_dir is None:
+        raise ValueError("Expected --output DIR with --figures. Received: no folder to draw into.")
+    grader = open_model(model)
+    given = [str(path) for path in paths]
+    texts: list[str] = []
+    kinds: Counter[str] = Counter()
+    num_frames = 0
+    with ExitStack() as stack:
+        inputs = stack.enter_context(open_inputs(paths, by_folder=by_folder))
+        tables = None
+        if output_dir is not None:
+            tables = stack.enter_context(AnswerTables(output_dir, grader, given).opened())
+        for group in tqdm(inputs.groups, "predict", unit="patient", disable=None):
+            answer, drawn = _answer(grader, group, output_dir if figures else None, len(texts) + 1)
+            if tables:
+                tables.add(answer, drawn)
+            texts.append(patient_text(answer, grader.num_training))
+            kinds[answer.kind] += 1
+            num_frames += answer.num_frames
+        counts = {"patients": len(texts), "frames": num_frames}
+        counts |= {kind: kinds[kind] for kind in ("graded", "score_only", "unable")}
+        counts["passed_over"] = len(inputs.passed_over)
+        if tables:
+            tables.finish(inputs.passed_over, counts)
+        alone = inputs.are_single_pictures and len(texts) > 1
+    return Predicted(
+        grader.name, grader.sha256, model is None, counts, tuple(inputs.passed_over), tuple(texts),
+        None if output_dir is None else str(output_dir), _ALONE if alone else "",
+    )  # fmt: skip
+
+
+def _answer(
+    grader: Grader, group: Group, figures_dir: str | Path | None, number: int
+) -> tuple[PatientAnswer, list[str]]:
+    """Answer a patient; with a folder, also draw the frames, and name the files."""
+    looks, frames = [], []
+    for shot in group.shots():
+        if shot.frame is None:
+            looks.append(unable(shot.name, shot.code, shot.reason))
+        else:
+            looks.append(grader.look(shot.name, shot.frame, shot.display))
+        frames.append(shot.frame if figures_dir else None)
+    answer = grader.answer(group.patient, looks, group.date, maps=figures_dir is not None)
+    if figures_dir is None:
+        return answer, []
+    from steatosis_tf.deploy.figures import draw_frame
+
+    names = []
+    for place, (found, look, frame) in enumerate(zip(answer.frames, looks, frames, strict=True)):
+        # By number: a patient's or a file's name may be a person's.
+        names.append("" if frame is None else f"figures/{number:04}_{place + 1:02}.png")
+        if frame is not None:
+            draw_frame(answer, found, look, frame, Path(figures_dir) / names[-1])
+    return answer, names
+
+
+def refuse_models(paths: Iterable[str | Path]) -> None:
+    """Refuse a model among the frames: it would not be the one that grades.
+
+    Raises:
+        ValueError: in one line, with the command as it should be.
+    """
+    given = [Path(path) for path in paths]
+    for path in given:
+        is_run = (path / "config.json").is_file() and any(
+            (path / name).is_file() for name in ("model.onnx", "model.keras")
+        )
+        if path.suffix.lower() in (".onnx", ".keras") or is_bundle(path) or is_run:
+            rest = " ".join(str(one) for one in given if one != path) or "PATH"
+            raise ValueError(
+                f"Expected frames to answer. Received: {path.name!r}, which is a model. Write "
+                f"`steatosis predict {rest} --model {path}`."
+            )
 
 
 def are_probabilities(scores: np.ndarray) -> np.ndarray:
@@ -136,63 +378,3 @@ def _check_weights(path: Path, expected: str | None) -> None:
 def _roi_config(texts: Mapping[str, str]) -> RoiConfig:
     """How frames were cut for a model, from the texts of its file."""
     return RoiConfig(**json.loads(texts.get("steatosis.roi", "{}")))
-
-
-def _texts(session: onnxruntime.InferenceSession) -> dict[str, str]:
-    return dict(session.get_modelmeta().custom_metadata_map)
-
-
-def _frame_files(paths: Iterable[str | Path]) -> Iterator[Path]:
-    found = False
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            found = found or bool(inside)
-            yield from inside
-        else:
-            found = True
-            yield path  # a missing file becomes a row with its reason
-    if not found:
-        raise ValueError(
-            f"Expected frames ({', '.join(IMAGE_SUFFIXES)}) or folders of them. Received: none."
-        )
-
-
-def _predict_batch(
-    session: onnxruntime.InferenceSession, roi_config: RoiConfig, files: list[Path]
-) -> list[dict]:
-    rows, rois = [], []
-    for path in files:
-        row = {"path": path.as_posix(), "grade": "", **dict.fromkeys(SCORE_COLUMNS, np.nan)}
-        try:
-            frame = read_frame(path)
-            roi = propose_roi(frame, roi_config)
-            rois.append(
-                model_input(frame, roi.sector.fan, roi.rectangle, roi_config.view, roi.overlay_mask)
-            )
-            box = roi.rectangle
-            edges = (box.top, box.left, box.height, box.width)
-            row |= {**dict(zip(_BOX_COLUMNS, edges, strict=True)), "reason": ""}
-        except ValueError as error:
-            row |= {"reason": str(error)}
-        rows.append(row | {"notice": NOTICE})
-    if rois:
-        scores = session.run([OUTPUT_LAYER], {"roi": np.stack(rois)[..., np.newaxis]})[0]
-        with_roi = [row for row in rows if not row["reason"]]
-        for row, values, sound in zip(with_roi, scores, are_probabilities(scores), strict=True):
-            row |= _graded(values) if sound else {"reason": _no_probabilities(values)}
-    return rows
-
-
-def _graded(scores: np.ndarray) -> dict:
-    return {
-        "grade": GRADES[int(scores.argmax())],
-        **dict(zip(SCORE_COLUMNS, scores.tolist(), strict=True)),
-    }
-
-
-def _no_probabilities(scores: np.ndarray) -> str:
-    return (
-        "the model is at fault: expected probabilities within 0 to 1 that sum to 1. "
-        f"Received: {', '.join(f'{score:.4g}' for score in scores)}. Export or copy it again"
-    )

@@ -16,6 +16,7 @@ Kind = Literal["graded", "score_only", "unable"]
 #: Code of a reason -> its sentence, for frames and patients that are not graded.
 REASONS = {
     "unreadable": "The picture could not be read.",
+    "not_b_mode": "The picture is no plain B-mode image.",
     "no_sector": "No ultrasound sector was found in the picture.",
     "no_liver": "No liver is in view.",
     "too_shallow": "Too little of the depth is in view.",

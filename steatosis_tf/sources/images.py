@@ -42,6 +42,18 @@ def read_frame(path: str | Path) -> np.ndarray:
             data = file.read()
     except OSError as error:
         raise ValueError(f"missing or unreadable file ({error.strerror})") from error
+    return decode_frame(data)
+
+
+def decode_frame(data: bytes) -> np.ndarray:
+    """`read_frame` of a file's bytes.
+
+    Args:
+        data: all bytes of a PNG, JPEG, BMP or TIFF file.
+
+    Raises:
+        ValueError: as `read_frame`.
+    """
     if not data:
         raise ValueError("empty file (0 bytes)")
     if data.startswith(b"\xff\xd8"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from steatosis_tf.files import renewing_sums
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.verbs.common import Result
-from steatosis_tf.verbs.outputs import OutputCsv, OutputOnnx, OutputPicture
+from steatosis_tf.verbs.outputs import OutputDir, OutputOnnx, OutputPicture
 
 
 def evaluate(args: Namespace) -> Result:
@@ -33,44 +33,38 @@ def _export_arguments(parser: ArgumentParser) -> None:
 
 
 def predict(args: Namespace) -> Result:
-    """Grade frames with an ONNX model; needs no TensorFlow."""
-    from steatosis_tf.deploy.predict import predict_frames, write_predictions
+    """Answer patients: frames, folders, zips, DICOM; needs no TensorFlow."""
+    from steatosis_tf.deploy.predict import predict as answer
 
-    predictions = predict_frames(args.model, args.paths)
-    if args.output:
-        write_predictions(predictions, args.output)
-    refused = predictions.loc[predictions["grade"] == ""]
-    # A ROI without a grade: the frame is sound, the model is not.
-    faulty = refused.loc[refused["roi_height"].notna()]
-    if len(faulty):
-        raise RuntimeError(
-            f"Expected probabilities for every ROI. Received: none for {len(faulty)} of "
-            f"{len(predictions)} frames, first reason: {faulty['reason'].iloc[0]}. Do not use the "
-            "other grades of this model either."
-        )
-    counts = predictions.loc[predictions["grade"] != "", "grade"].value_counts()
-    values = {
-        "num_frames": len(predictions),
-        "num_refused": len(refused),
-        "grades": {str(k): int(v) for k, v in counts.items()},
-        "output": args.output,
-        "notice": NOTICE,
-    }
-    if len(refused) == len(predictions):
-        raise ValueError(
-            f"Expected at least one gradable frame. Received: {len(refused)} that are not, "
-            f"first reason: {refused['reason'].iloc[0]}."
-        )
-    lines = [f"{count:6} {grade}" for grade, count in values["grades"].items()]
-    if len(refused):
-        lines.append(f"{len(refused):6} refused, see the column reason")
-    return Result(values, "\n".join([*lines, NOTICE]))
+    found = answer(
+        args.paths,
+        model=args.model,
+        output_dir=args.output,
+        by_folder=args.patient == "folder",
+        figures=args.figures,
+    )
+    return Result(found.values(), found.text())
 
 
 def _predict_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL_ONNX")
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="frames or folders of frames")
-    parser.add_argument("--output", required=True, type=OutputCsv, metavar="PREDICTIONS_CSV")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH",
+        help="frames, DICOM files, folders or zips of both, tables with path and patient_id",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", metavar="BUNDLE|MODEL_ONNX|RUN_DIR",
+        help="what grades; the model that comes with the package if left out",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=OutputDir, metavar="DIR",
+        help="patients.csv, frames.csv and predictions.json; only text is printed if left out",
+    )  # fmt: skip
+    parser.add_argument(
+        "--patient", choices=["folder"], help="pictures of one folder are one patient's"
+    )
+    parser.add_argument(
+        "--figures", action="store_true", help="also draw what was found in each frame"
+    )
 
 
 def compare(args: Namespace) -> Result:

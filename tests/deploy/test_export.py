@@ -16,7 +16,7 @@ from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.config import Config, RoiConfig, save_config
 from steatosis_tf.deploy.export import export_onnx, export_run
 from steatosis_tf.deploy.onnx_weights import weights_sha256
-from steatosis_tf.deploy.predict import predict_frames
+from steatosis_tf.deploy.predict import predict
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.records.examples import cut_roi
 from steatosis_tf.records.pipeline import read_records
@@ -122,14 +122,16 @@ def test_same_numbers_and_grades_on_real_frames(exported, random_grader, real_da
     assert np.ptp(expected, axis=0).max() > 1e-3
 
 
-def test_predictions_are_those_of_keras_on_the_same_roi(exported, random_grader, phantom_manifest):
+def test_predictions_are_those_of_keras_on_the_same_roi(
+    exported, random_grader, phantom_manifest, tmp_path
+):
     table = read_manifest(phantom_manifest).sort_values("path")
     rois = np.stack([cut_roi(row, phantom_manifest) for row in table.to_dict("records")])
     expected = random_grader.predict(rois[..., np.newaxis], verbose=0)
-    received = predict_frames(exported[0], [phantom_manifest.parent / "phantoms" / "images"])
-    assert [path.split("/")[-1] for path in received["path"]] == [
-        path.split("/")[-1] for path in table["path"]
-    ]
+    images = phantom_manifest.parent / "phantoms" / "images"
+    predict([images], model=exported[0], output_dir=tmp_path)
+    received = pd.read_csv(tmp_path / "patients.csv")  # each picture for itself
+    assert list(received["patient"]) == [path.split("/")[-1] for path in table["path"]]
     np.testing.assert_allclose(received[_SCORES], expected, atol=1e-4)
     names = np.array(["Normal", "Mild", "Moderate", "Severe"])
     assert list(received["grade"]) == list(names[expected.argmax(axis=1)])

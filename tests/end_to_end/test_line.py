@@ -80,13 +80,13 @@ def test_experiment_leaves_the_manifest_alone(study: Path) -> None:
 def test_onnx_file_gives_the_scores_of_the_run(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = study / "predictions.csv"
+    output = study / "predictions"
     model = run_dir(study) / "model.onnx"
-    assert call("predict", model, study / "phantoms" / "images", "--output", output) == 0
+    images = study / "phantoms" / "images"
+    assert call("predict", images, "--model", model, "--output", output) == 0
     assert "not a medical device" in capsys.readouterr().out
-    predicted = pd.read_csv(output)
+    predicted = pd.read_csv(output / "patients.csv").rename(columns={"patient": "path"})
     assert len(predicted) == 24
-    predicted["path"] = predicted["path"].map(lambda path: Path(path).name)
     manifest = pd.read_csv(run_dir(study) / "manifest.csv")
     manifest["path"] = manifest["path"].map(lambda path: Path(path).name)
     scores = pd.read_csv(run_dir(study) / "frame_scores.csv").merge(

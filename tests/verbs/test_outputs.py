@@ -135,9 +135,9 @@ def test_a_model_a_frame_of_a_folder_and_a_file_of_a_run_stay(tmp_path, capsys):
         path.write_text("{}")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for words in (
-        ["predict", model, frames, "--output", model],
-        ["predict", model, frames, "--output", frames / "a.png"],
-        ["predict", model, frames, "--output", tmp_path / "p.csv", "--report", frames / "a.png"],
+        ["predict", frames, "--model", model, "--output", model],
+        ["predict", frames, "--model", model, "--output", frames / "a.png"],
+        ["predict", frames, "--model", model, "--report", frames / "a.png"],
         ["export", run, "--output", run / "model.keras"],
         ["evaluate", run, "--report", run / "config.json"],
     ):

@@ -297,7 +297,7 @@ def write_clip(
     return ClipResult(
         tuple(frames),
         tuple(rejected),
-        "sector" if _says_nothing(region, layout) else "region",
+        "sector" if says_nothing(region, layout) else "region",
         tuple(
             int(number) for number in (rows[0], columns[0], np.ptp(rows) + 1, np.ptp(columns) + 1)
         ),
@@ -306,7 +306,7 @@ def write_clip(
 
 
 def _kept_pixels(reader: FrameReader, layout: Layout, region: Region | None) -> np.ndarray:
-    if region is not None and not _says_nothing(region, layout):
+    if region is not None and not says_nothing(region, layout):
         return region_mask(region, layout.rows, layout.columns)
     # One mask for the clip, from frames all over it: what never moves is no echo. It does not
     # depend on the frames chosen, or every:2 and every:3 would blank one frame differently.
@@ -323,7 +323,7 @@ def _kept_pixels(reader: FrameReader, layout: Layout, region: Region | None) -> 
     return mask if region is None else mask & region_mask(region, layout.rows, layout.columns)
 
 
-def _says_nothing(region: Region | None, layout: Layout) -> bool:
+def says_nothing(region: Region | None, layout: Layout) -> bool:
     """Whether the banner with the patient's name would stay inside the stated region."""
     if region is None:
         return True

@@ -1,0 +1,201 @@
+"""Answers as tables, as text for a person, and as JSON."""
+
+import contextlib
+import csv
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from steatosis_tf import __version__
+from steatosis_tf.files import check_output, sync_folder, write_json
+from steatosis_tf.grades import GRADES, NOTICE, SCORE_COLUMNS
+from steatosis_tf.model.answer import PatientAnswer, plain_answer
+
+if TYPE_CHECKING:
+    from steatosis_tf.deploy.predict import Grader
+
+TABLES = ("patients.csv", "frames.csv")
+SUMMARY = "predictions.json"
+
+_FIRST_COLUMN = "patient"
+# What a spreadsheet would run as a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+class AnswerTables:
+    """Writes `patients.csv` and `frames.csv` row by row, `predictions.json` at the end.
+
+    Boxes are name, top, left, height, width in px of the frame. What a killed call leaves is right
+    as far as it goes, and `predictions.json` is not there.
+
+    Args:
+        folder: to write into.
+        grader: what answers.
+        inputs: paths that are read.
+
+    Raises:
+        ValueError: if a file there is an input, or a table of another making.
+    """
+
+    def __init__(self, folder: str | Path, grader: "Grader", inputs: Sequence[str]) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._grader = grader
+        self._answers: list[dict[str, Any]] = []
+        self._start = time.monotonic()
+        for name in (*TABLES, SUMMARY):
+            check_output(self.folder / name, inputs)
+            _refuse_other_makers(self.folder / name)
+        (self.folder / SUMMARY).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator["AnswerTables"]:
+        """While it is open, `add` writes."""
+        with contextlib.ExitStack() as stack:
+            self._tables = [
+                stack.enter_context((self.folder / name).open("w", encoding="utf-8", newline=""))
+                for name in TABLES
+            ]
+            for table, columns in zip(self._tables, self._columns(), strict=True):
+                csv.writer(table, lineterminator="\n").writerow(columns)
+            yield self
+        sync_folder(self.folder)
+
+    def add(self, answer: PatientAnswer, figures: Sequence[str] = ()) -> None:
+        """Write a patient and its frames.
+
+        Args:
+            answer: of the patient.
+            figures: file name of each frame's figure, or "".
+        """
+        patients, frames = self._tables
+        _append(patients, [self._patient_row(answer)])
+        _append(frames, self._frame_rows(answer, figures))
+        values = plain_answer(answer)
+        for frame in values["frames"]:
+            del frame["sector"], frame["liver"]
+        self._answers.append(values)
+
+    def finish(self, passed_over: Sequence[tuple[str, str]], counts: dict[str, int]) -> None:
+        """Write `predictions.json`."""
+        summary = {
+            "steatosis_tf": __version__,
+            "notice": NOTICE,
+            "model": {"name": self._grader.name, "sha256": self._grader.sha256},
+            "counts": counts,
+            "seconds": round(time.monotonic() - self._start, 3),
+            "passed_over": [{"file": name, "reason": why} for name, why in passed_over],
+            "patients": self._answers,
+        }
+        write_json(summary, self.folder / SUMMARY)
+
+    def _columns(self) -> tuple[list[str], list[str]]:
+        numbers = self._grader.columns
+        patient = [
+            _FIRST_COLUMN, "date", "kind", "grade", "fat_percent", "fat_low", "fat_high",
+            *SCORE_COLUMNS, "prediction_set", *self._grader.points,
+            *(f"adds {name}" for name in numbers), *(f"measured {name}" for name in numbers),
+            "novelty", "training_rank", "num_frames", "num_used", "reason", "notice",
+        ]  # fmt: skip
+        frame = [
+            _FIRST_COLUMN, "frame", "kind", "reason_code", "reason", "fat_score", "novelty",
+            *(f"measured {name}" for name in numbers), "boxes", "figure", "notice",
+        ]  # fmt: skip
+        return patient, frame
+
+    def _patient_row(self, answer: PatientAnswer) -> list[Any]:
+        numbers = self._grader.columns
+        points = (answer.operating_points.get(name) for name in self._grader.points)
+        return [
+            answer.patient, answer.date, answer.kind, answer.grade, answer.fat_percent,
+            *answer.fat_interval, *(answer.probabilities.get(grade) for grade in GRADES),
+            " or ".join(answer.prediction_set),
+            *("" if is_over is None else ("yes" if is_over else "no") for is_over in points),
+            *(answer.contributions.get(name) for name in numbers),
+            *(answer.features.get(name) for name in numbers),
+            answer.novelty, answer.training_rank, answer.num_frames, answer.num_used,
+            answer.reason, NOTICE,
+        ]  # fmt: skip
+
+    def _frame_rows(self, answer: PatientAnswer, figures: Sequence[str]) -> list[list[Any]]:
+        numbers = self._grader.columns
+        drawn = list(figures) or [""] * len(answer.frames)
+        return [
+            [
+                answer.patient, frame.name, frame.kind, frame.reason_code, frame.reason,
+                frame.fat_score, frame.novelty, *(frame.features.get(name) for name in numbers),
+                "; ".join(f"{name} {' '.join(map(str, box))}" for name, box in frame.boxes.items()),
+                figure, NOTICE,
+            ]
+            for frame, figure in zip(answer.frames, drawn, strict=True)
+        ]  # fmt: skip
+
+
+def patient_text(answer: PatientAnswer, num_training: int) -> str:
+    """Three lines for a person.
+
+    Args:
+        answer: of a patient.
+        num_training: patients that the model was trained on; 0 if it does not say.
+    """
+    name = f"{answer.patient}{f' ({answer.date})' if answer.date else ''}"
+    used = f"{answer.num_used} of {answer.num_frames} frames used"
+    if answer.kind == "unable":
+        return f"{name}: unable to assess\n  {_reason(answer)}\n  {used}"
+    fat = _fat_text(answer)
+    if answer.kind == "score_only":
+        rank = f", above {answer.training_rank:.0%} of the {num_training} training patients"
+        return f"{name}: score only{fat}{rank}\n  {answer.reason}\n  {used}{_adds_text(answer)}"
+    chances = ", ".join(f"{grade} {p:.2f}" for grade, p in answer.probabilities.items())
+    kept = f"; not ruled out: {', '.join(answer.prediction_set)}" if answer.prediction_set else ""
+    return f"{name}: {answer.grade}{fat}\n  {chances}{kept}\n  {used}{_adds_text(answer)}"
+
+
+def _reason(answer: PatientAnswer) -> str:
+    """The patient's reason, or the closer one of its only frame."""
+    return answer.frames[0].reason if len(answer.frames) == 1 else answer.reason
+
+
+def _fat_text(answer: PatientAnswer) -> str:
+    if math.isnan(answer.fat_percent):
+        return ""
+    low, high = answer.fat_interval
+    return f", fat {answer.fat_percent:.0f} % ({low:.0f} to {high:.0f} %)"
+
+
+def _adds_text(answer: PatientAnswer) -> str:
+    largest = list(answer.contributions.items())[:3]
+    if not largest:
+        return ""
+    parts = ", ".join(f"{name.replace('_', ' ')} {add:+.1f}" for name, add in largest)
+    return f"; adds to the root of fat: {parts}"
+
+
+def _append(table: IO[str], rows: list[list[Any]]) -> None:
+    csv.writer(table, lineterminator="\n").writerows(
+        [_cell(value) for value in row] for row in rows
+    )
+    table.flush()
+
+
+def _cell(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    # A patient or file may be called =1+1; a quote before it, and no spreadsheet computes.
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def _refuse_other_makers(path: Path) -> None:
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        start = file.read(200)
+    if not start.startswith((f"{_FIRST_COLUMN},", '{\n  "steatosis_tf"')):
+        raise ValueError(
+            f"Expected to replace answers of an earlier call, or no file. Received: {path.name!r}, "
+            "which is none. Give --output another folder."
+        )

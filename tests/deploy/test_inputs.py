@@ -1,0 +1,135 @@
+"""Hospital files as predict finds them: studies, dates, a reason for all that is passed over."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from steatosis_tf.deploy.inputs import CLIP_FRAMES, open_inputs
+from steatosis_tf.deploy.predict import predict
+from steatosis_tf.sources.phantom.study import simulate_patient
+
+made_dicom = pytest.importorskip("tests.sources.dicom.made_dicom", reason="pydicom is missing")
+made_dataset, region, UID_ROOT = made_dicom.made_dataset, made_dicom.region, made_dicom.UID_ROOT
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """Twelve frames of a phantom."""
+    return simulate_patient(
+        60.0, num_frames=12, generator=np.random.default_rng(4), size_px=(240, 320)
+    )[0]
+
+
+def _save(path, frames=None, **changes):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made_dataset(frames, **changes).save_as(path, enforce_file_format=True)
+    return path
+
+
+def _plain(study: int, **changes):
+    """Header changes of a study whose file states no region."""
+    return {
+        "StudyInstanceUID": f"{UID_ROOT}.1.{study}",
+        "SequenceOfUltrasoundRegions": None,
+    } | changes
+
+
+def test_a_study_is_a_patient_and_visits_come_by_date(tmp_path, clip, phantom_bundle):
+    later, earlier = _plain(1, StudyDate="20240501"), _plain(2, StudyDate="20210131")
+    _save(tmp_path / "in" / "a", clip[0], number=1, **later)
+    _save(tmp_path / "in" / "b", clip[1], number=2, **later)
+    _save(tmp_path / "in" / "c", clip[2], number=3, **earlier)
+    _save(tmp_path / "in" / "d", clip[3], number=4, **_plain(3, PatientID="OTHER"))
+    predict([tmp_path / "in"], model=phantom_bundle, output_dir=tmp_path / "out")
+    text = (tmp_path / "out" / "predictions.json").read_text()
+    patients = json.loads(text)["patients"]
+    assert [(one["date"], one["num_frames"]) for one in patients[:2]] == [
+        ("2021-01-31", 1), ("2024-05-01", 2),
+    ]  # fmt: skip
+    assert [one["patient"] for one in patients] == [f"{UID_ROOT}.1.{n}" for n in (2, 1, 3)]
+    for personal in ("DOE", "JOHN", "OTHER", "Elsewhere"):
+        assert personal not in text
+
+
+def test_of_a_clip_frames_spread_over_it_are_answered(tmp_path, clip, phantom_bundle):
+    path = _save(tmp_path / "clip.dcm", clip, **_plain(1))
+    found = predict([path], model=phantom_bundle, output_dir=tmp_path / "out")
+    assert found.counts["frames"] == CLIP_FRAMES
+    assert found.passed_over == (
+        ("clip.dcm", "2 frames of the clip; 10 spread over it are answered"),
+    )
+    first = (tmp_path / "out" / "frames.csv").read_text().splitlines()[1]
+    assert first.split(",")[1] == "clip.dcm#1"
+
+
+def test_pixels_outside_of_the_stated_region_are_not_seen(tmp_path, clip):
+    written = clip[0].copy()
+    cv2.putText(written, "SEVERE", (4, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.6, 255, 2)
+    box = region((10, 30, 309, 229))
+    path = _save(tmp_path / "one.dcm", written, SequenceOfUltrasoundRegions=[box])
+    with open_inputs([path]) as inputs:
+        (shot,) = inputs.groups[0].shots()
+    assert not shot.frame[:30].any()
+    assert shot.frame[30:230, 10:310].any()
+    assert shot.display.px_per_cm == pytest.approx(1 / 0.03)
+
+
+def test_what_is_no_frame_is_named_with_its_reason(tmp_path, clip):
+    folder = tmp_path / "in"
+    _save(folder / "good", clip[0], number=1, **_plain(1))
+    _save(folder / "doppler", clip[0], number=2, SequenceOfUltrasoundRegions=[region(kind=2)])
+    _save(folder / "m_mode", clip[0], number=3, SequenceOfUltrasoundRegions=[region(spatial=2)])
+    _save(folder / "ct", clip[0], number=4, Modality="CT",
+          SOPClassUID="1.2.840.10008.5.1.4.1.1.2")  # fmt: skip
+    _save(folder / "report", clip[0], number=5, Rows=None, Columns=None,
+          PhotometricInterpretation=None)  # fmt: skip
+    (folder / "random").write_bytes(np.random.default_rng(0).bytes(8192))
+    (folder / "notes.txt").write_text("no frame")
+    (folder / ".hidden").write_text("")
+    (folder / "loop").symlink_to(folder)
+    with open_inputs([folder]) as inputs:
+        assert len(inputs.groups) == 1
+        reasons = dict(inputs.passed_over)
+    assert reasons["doppler"] == "colour Doppler region"
+    assert reasons["m_mode"] == "M-mode region"
+    assert reasons["ct"].startswith("not an ultrasound image")
+    assert reasons["report"].startswith("ultrasound object without an image")
+    assert "looks encrypted" in reasons["random"]
+    assert reasons["notes.txt"] == "no frame (.txt)"
+    assert reasons[".hidden"] == "no frame (hidden)"
+    assert reasons["loop"].startswith("a link to a folder")
+
+
+def test_one_study_of_two_patients_is_not_mixed(tmp_path, clip):
+    _save(tmp_path / "in" / "a", clip[0], number=1, **_plain(1))
+    _save(tmp_path / "in" / "b", clip[1], number=2, **_plain(1, PatientID="SOMEBODY"))
+    with open_inputs([tmp_path / "in"]) as inputs:
+        (group,) = inputs.groups
+        assert [shot.name for shot in group.shots()] == ["a"]
+        assert inputs.passed_over == [("b", "one study with the files of two patients: nobody can "
+                                            "tell whose answer it would be")]  # fmt: skip
+
+
+def test_a_cut_file_is_a_frame_that_cannot_be_read(tmp_path, clip, phantom_bundle):
+    path = _save(tmp_path / "cut.dcm", clip[0], **_plain(1))
+    path.write_bytes(path.read_bytes()[:-30000])
+    predict([path], model=phantom_bundle, output_dir=tmp_path / "out")
+    (patient,) = json.loads((tmp_path / "out" / "predictions.json").read_text())["patients"]
+    assert (patient["kind"], patient["reason_code"]) == ("unable", "unreadable")
+    assert patient["frames"][0]["reason"].startswith("truncated")
+
+
+def test_a_study_without_a_uid_is_not_named_after_its_patient(tmp_path, clip):
+    path = _save(tmp_path / "one.dcm", clip[0], StudyInstanceUID=None)
+    with open_inputs([path]) as inputs:
+        assert inputs.groups[0].patient.startswith("study ")
+        assert "DOE" not in inputs.groups[0].patient
+
+
+def test_nothing_to_answer_says_what_was_there(tmp_path):
+    (tmp_path / "notes.txt").write_text("no frame")
+    nothing = r"none, 1 files passed over; notes\.txt: no frame"
+    with pytest.raises(ValueError, match=nothing), open_inputs([tmp_path]):
+        pass
