@@ -116,10 +116,10 @@ class Inputs:
             source = stack.enter_context(Source(path))
             for file in source.files:
                 name = file.name.decode("utf-8", "backslashreplace").replace("\0", " ")
-                self._add(name, lambda file=file: source.read(file), path.resolve())  # type: ignore[misc]
+                self.add(name, lambda file=file: source.read(file), path.resolve())  # type: ignore[misc]
         else:
             folder = path.resolve().parent
-            self._add(path.name, lambda: _bytes_of(path), folder, named=True)
+            self.add(path.name, lambda: _bytes_of(path), folder, named=True)
 
     def _add_manifest(self, path: Path) -> None:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -139,10 +139,15 @@ class Inputs:
                 read = self._image(name, lambda place=place: _bytes_of(place))  # type: ignore[misc]
                 self._group((str(path.resolve()), patient), patient)._files.append(read)
 
-    def _add(
-        self, name: str, load: Callable[[], bytes], root: Path, *, named: bool = False
-    ) -> None:
-        """One file: an image by its suffix, else DICOM, else passed over."""
+    def add(self, name: str, load: Callable[[], bytes], root: Path, *, named: bool = False) -> None:
+        """Take one file: an image by its suffix, else DICOM, else passed over.
+
+        Args:
+            name: its path inside `root`.
+            load: gives its bytes; called again for every look at it.
+            root: of the images that belong together.
+            named: a person has named this file, so it is no stray one.
+        """
         suffix = PurePosixPath(name).suffix.lower()
         if suffix in IMAGE_SUFFIXES or (named and not _looks_like_dicom(load)):
             folder = PurePosixPath(name).parent.as_posix()

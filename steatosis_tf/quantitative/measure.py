@@ -44,6 +44,20 @@ UNITS = {
     "diaphragm_db": "dB",
 }
 
+#: What a person calls each number.
+NAMES = {
+    "hepatorenal_db": "Hepatorenal index",
+    "hepatorenal_ratio": "Hepatorenal ratio",
+    "attenuation_grey_per_px": "Attenuation, in grey",
+    "attenuation_db_per_depth": "Attenuation",
+    "attenuation_db_per_cm": "Attenuation per cm",
+    "speckle_snr": "Speckle signal-to-noise",
+    "nakagami_m": "Nakagami shape",
+    "vessel_percent": "Visible vessels",
+    "vessel_contrast_db": "Vessel contrast",
+    "diaphragm_db": "Diaphragm",
+}
+
 #: Which way each number goes with fat, by its source: a rule may use it in that direction only.
 #: Droplets add scatterers, which brings speckle nearer to fully developed (Ho et al. 2013,
 #: doi 10.1371/journal.pone.0063543).
@@ -108,15 +122,6 @@ def measure_frame(frame: np.ndarray, display: Display | None = None) -> Physics:
 
     Raises:
         ValueError: if there is no sector.
-
-    Example:
-        >>> from steatosis_tf.sources.phantom.study import simulate_patient
-        >>> (frame,), _ = simulate_patient(
-        ...     20.0, num_frames=1, generator=np.random.default_rng(0)
-        ... )
-        >>> numbers = measure_frame(frame)
-        >>> numbers.attenuation_db_per_depth > 0
-        True
     """
     sector = find_sector(frame)
     liver = liver_mask(frame, sector)

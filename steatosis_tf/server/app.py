@@ -6,12 +6,14 @@ routes and its files, and has all that is here.
 """
 
 import contextlib
+import html
 import secrets
 import socket
 import threading
 import webbrowser
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import uvicorn
@@ -21,7 +23,9 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 _STATIC = Path(__file__).parent / "static"
-_HOST = "127.0.0.1"
+#: Pages are served to this machine alone where nobody asks for more.
+LOOPBACK = "127.0.0.1"
+_OWN_HOSTS = (LOOPBACK, "localhost")
 _READING = ("GET", "HEAD")
 _MAX_BODY_BYTES = 1 << 16  # a decision has under a kilobyte
 _SHUTDOWN_S = 5
@@ -39,7 +43,14 @@ _HEADERS = {
 }
 
 
-def make_app(page: str, *, at_end: Callable[[], None] = lambda: None) -> FastAPI:
+def make_app(
+    page: str,
+    *,
+    host: str = LOOPBACK,
+    max_body_bytes: int = _MAX_BODY_BYTES,
+    texts: Mapping[str, str] = MappingProxyType({}),
+    at_end: Callable[[], None] = lambda: None,
+) -> FastAPI:
     """An application with one page at `/`; routes are added to it.
 
     A ValueError of a route becomes a 422 with its message, an OSError a 503. Every call that may
@@ -47,6 +58,10 @@ def make_app(page: str, *, at_end: Callable[[], None] = lambda: None) -> FastAPI
 
     Args:
         page: name of a file `static/<page>.html`; its `{{token}}` is filled in.
+        host: name or address in the browser's address bar. Where it is not this machine's own,
+            the page itself opens with the token only, which `serve` prints.
+        max_body_bytes: of one request.
+        texts: what else is filled in, name -> plain text.
         at_end: called when the server ends, by Ctrl+C or by SIGTERM.
 
     Example:
@@ -71,19 +86,22 @@ def make_app(page: str, *, at_end: Callable[[], None] = lambda: None) -> FastAPI
         telemetry={"auto_configure": False},  # nothing is sent anywhere
     )
     token = secrets.token_urlsafe(32)
-    html = (_STATIC / f"{page}.html").read_text(encoding="utf-8").replace("{{token}}", token)
+    app.state.token = token
+    page_html = (_STATIC / f"{page}.html").read_text(encoding="utf-8")
+    for name, text in {**texts, "token": token}.items():
+        page_html = page_html.replace(f"{{{{{name}}}}}", html.escape(text))
 
     @app.middleware("http")
     async def guard(
         request: Request, call_next: Callable[[Request], Awaitable[Response]]
     ) -> Response:
-        response = _refusal(request, token) or await call_next(request)
+        response = _refusal(request, token, host, max_body_bytes) or await call_next(request)
         response.headers.update(_HEADERS)
         return response
 
     @app.get("/")
     def index() -> HTMLResponse:
-        return HTMLResponse(html)
+        return HTMLResponse(page_html)
 
     app.mount("/static", StaticFiles(directory=_STATIC))
     app.add_exception_handler(RequestValidationError, _not_understood)
@@ -92,24 +110,33 @@ def make_app(page: str, *, at_end: Callable[[], None] = lambda: None) -> FastAPI
     return app
 
 
-def _refusal(request: Request, token: str) -> Response | None:
+def _refusal(request: Request, token: str, host: str, max_body_bytes: int) -> Response | None:
     """Answer to a call that does not come from the page itself; None if it does."""
     headers = request.headers
-    host = headers.get("host", "")
-    if host.rpartition(":")[0] not in (_HOST, "localhost") and host not in (_HOST, "localhost"):
+    named = headers.get("host", "")
+    known = {host, *_OWN_HOSTS}
+    if named.rpartition(":")[0] not in known and named not in known:
         # A web site may have its own name point to this machine.
-        return _said(400, f"Expected the host {_HOST}. Received another.")
-    if headers.get("origin", f"http://{host}") != f"http://{host}":
+        return _said(400, f"Expected the host {host}. Received another.")
+    if headers.get("origin", f"http://{named}") != f"http://{named}":
         return _said(403, "Expected a call from the page itself. Received one from elsewhere.")
     if request.method in _READING:
-        return None
-    if not secrets.compare_digest(headers.get("x-token", "").encode(), token.encode()):
+        given = headers.get("x-token") or request.query_params.get("token", "")
+        is_open = host in _OWN_HOSTS or request.url.path.startswith("/static/")
+        if is_open or _same(given, token):
+            return None
+        return _said(403, "Expected the address with the token that the server has printed.")
+    if not _same(headers.get("x-token", ""), token):
         text = "The server was started anew since this page was opened: load the page again."
         return _said(403, text)
     length = headers.get("content-length", "")
-    if not length.isdecimal() or int(length[:12]) > _MAX_BODY_BYTES:
-        return _said(413, f"Expected at most {_MAX_BODY_BYTES} bytes. Received more, or no length.")
+    if not length.isdecimal() or int(length[:12]) > max_body_bytes:
+        return _said(413, f"Expected at most {max_body_bytes} bytes. Received more, or no length.")
     return None
+
+
+def _same(given: str, token: str) -> bool:
+    return secrets.compare_digest(given.encode(), token.encode())
 
 
 def _said(status: int, text: str) -> JSONResponse:
@@ -132,29 +159,33 @@ def _not_now(request: Request, error: Exception) -> JSONResponse:  # TimeoutErro
 
 
 @contextlib.contextmanager
-def bound_socket(port: int) -> Iterator[socket.socket]:
-    """A socket of 127.0.0.1 that nobody else can take from here on.
+def bound_socket(port: int, host: str = LOOPBACK) -> Iterator[socket.socket]:
+    """A socket that nobody else can take from here on.
 
     Args:
         port: 0 leaves the choice to the system.
+        host: name or IPv4 address of this machine.
 
     Raises:
-        ValueError: if the port is taken or is none.
+        ValueError: if the port is taken or is none, or the host is not this machine.
     """
     with socket.socket() as made:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            made.bind((_HOST, port))
+            made.bind((host, port))
             made.listen()
         except (OSError, OverflowError) as error:
             raise ValueError(
                 f"Expected a free port from 1 to 65535, or 0 for any. Received: port={port}, which "
                 "cannot be used. Does another page run? Choose another with --port."
+                + (f" Is {host!r} this machine?" if host not in _OWN_HOSTS else "")
             ) from error
         yield made
 
 
-def serve(app: FastAPI, bound: socket.socket, *, title: str, open_browser: bool) -> None:
+def serve(
+    app: FastAPI, bound: socket.socket, *, title: str, open_browser: bool, host: str = LOOPBACK
+) -> None:
     """Serve until interrupted. Says the address, with the real port, in one line.
 
     Args:
@@ -162,8 +193,11 @@ def serve(app: FastAPI, bound: socket.socket, *, title: str, open_browser: bool)
         bound: of `bound_socket`.
         title: what is served, for that line.
         open_browser: whether to open the page in the default browser.
+        host: as given to `make_app` and `bound_socket`.
     """
-    url = f"http://{_HOST}:{bound.getsockname()[1]}"
+    url = f"http://{host}:{bound.getsockname()[1]}"
+    if host not in _OWN_HOSTS:
+        url += f"/?token={app.state.token}"
     print(f"{title}: {url} (Ctrl+C ends)", flush=True)
     if open_browser:  # a call before the server is ready waits in the socket
         threading.Thread(target=webbrowser.open, args=[url], daemon=True).start()

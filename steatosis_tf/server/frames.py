@@ -126,7 +126,19 @@ def _decoded(path: Path, version: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=24)
 def _shown_frame(path: Path, version: int) -> ShownFrame:
-    frame = _decoded(path, version)
+    return encoded(_decoded(path, version))
+
+
+def encoded(frame: np.ndarray) -> ShownFrame:
+    """Encode a frame for the browser.
+
+    Args:
+        frame: `(height, width)` or `(height, width, 3)` RGB, uint8.
+
+    Example:
+        >>> encoded(np.zeros((40, 50), np.uint8)).png[1:4]
+        b'PNG'
+    """
     height, width = frame.shape[:2]
     scale = min(1.0, _MAX_SHOWN_PX / max(height, width))
     notice = ""

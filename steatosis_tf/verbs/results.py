@@ -1,4 +1,4 @@
-"""Verbs on runs and models: evaluate, export, predict, compare."""
+"""Verbs on runs and models: evaluate, export, predict, page, compare."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -67,6 +67,30 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def page(args: Namespace) -> Result:
+    """Open the page that reads one patient: frames, DICOM clips or a study; nothing is stored."""
+    from steatosis_tf.server.page import page as serve
+
+    serve(args.model, port=args.port, host=args.host, open_browser=not args.no_browser)
+    return Result({"stored": 0}, "The reading page has ended; nothing was stored.")
+
+
+def _page_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", metavar="BUNDLE|RUN_DIR",
+        help="what grades; the model that comes with the package if left out",
+    )  # fmt: skip
+    parser.add_argument(
+        "--port", type=int, default=8742, metavar="N",
+        help="of this machine; 0 takes any that is free",
+    )  # fmt: skip
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="NAME",
+        help="let others open it under this name of the machine, with the token that is printed",
+    )  # fmt: skip
+    parser.add_argument("--no-browser", action="store_true", help="only serve the page")
+
+
 def compare(args: Namespace) -> Result:
     """Show runs side by side: intervals, paired difference to a baseline, cost."""
     from steatosis_tf import tracking
@@ -118,5 +142,6 @@ VERBS = (
     ("evaluate", evaluate, _run_dir),
     ("export", export, _export_arguments),
     ("predict", predict, _predict_arguments),
+    ("page", page, _page_arguments),
     ("compare", compare, _compare_arguments),
 )

@@ -2,20 +2,17 @@
 
 import json
 import re
-import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from running import PATIENCE_MS, Running
 
 from steatosis_tf import cli
 from steatosis_tf.cohort.manifest import (
@@ -42,7 +39,6 @@ BAD_FRAMES = {
     "f/missing.png": "missing or unreadable file",
 }
 NUM_FRAMES = 16
-PATIENCE_MS = 30_000  # the machine may be busy with other tests
 HEADER = (
     "frame_id,path,patient_id,grade,fat_percent,pixels_sha256,"
     "roi_top,roi_left,roi_height,roi_width,roi_source,roi_quality,roi_reason"
@@ -81,53 +77,12 @@ def add_bad_frames(folder: Path) -> None:
     cv2.imwrite(str(folder / "f/wide.png"), cv2.resize(drawn_frame(0), (8000, 300)))
 
 
-class Server:
+class Server(Running):
     """`steatosis review` in a process of its own, on a port that it says."""
 
     def __init__(self, manifest: Path, reviewer: str = "AB", *words: object, port: int = 0) -> None:
         self.manifest = manifest
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "steatosis_tf.cli", "review", manifest, "--reviewer", reviewer,
-             "--port", str(port), "--no-browser", *map(str, words)],
-            stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        said = self.process.stdout.readline()
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", said)
-        assert found, said + self.process.communicate()[1]
-        self.url, self.port = found[0], int(found[1])
-        self.token = ""
-        self.token = re.search(r'name="token" content="(.+?)"', self.call("/")[1])[1]
-
-    def call(self, path: str, body: str | None = None, **headers: str) -> tuple[int, str]:
-        """Status and text of an answer; a call with a body is a POST with the page's token."""
-        headers = {name.replace("_", "-"): value for name, value in headers.items()}
-        if body is not None:
-            headers = {"Content-Type": "application/json", "X-Token": self.token} | headers
-        request = urllib.request.Request(
-            self.url + path, headers=headers, data=None if body is None else body.encode()
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                self.headers = answer.headers
-                return answer.status, answer.read().decode(errors="replace")
-        except urllib.error.HTTPError as error:
-            self.headers = error.headers
-            return error.code, error.read().decode()
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def stop(self) -> str:
-        """End it as Ctrl+C does; returns what it wrote from its address on."""
-        self.process.send_signal(signal.SIGINT)
-        try:
-            said, complaints = self.process.communicate(timeout=PATIENCE_MS / 1000)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
-        assert self.process.returncode == 0
-        return said + complaints
+        super().__init__("review", manifest, "--reviewer", reviewer, "--port", port, *words)
 
 
 def eventually(condition: Callable[[], object], seconds: float = PATIENCE_MS / 1000) -> None:
@@ -149,21 +104,6 @@ def state(manifest: Path, number: int) -> str:
 def box(manifest: Path, number: int) -> tuple:
     cells = row(manifest, number)
     return tuple(cells[f"roi_{side}"] for side in ("top", "left", "height", "width"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    """Debian's Chromium without a window."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not found:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(
-            executable_path=found,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

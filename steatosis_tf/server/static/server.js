@@ -6,10 +6,10 @@ const KEPT_FRAMES = 10;
 const TOKEN = document.querySelector("meta[name=token]").content;
 
 /** Answer of the server; throws an Error whose message a person can read. */
-async function request(path, options = {}) {
+async function request(path, options = {}, patience = PATIENCE_MS) {
   let response;
   try {
-    response = await fetch(path, { ...options, signal: AbortSignal.timeout(PATIENCE_MS) });
+    response = await fetch(path, { ...options, signal: AbortSignal.timeout(patience) });
   } catch {
     throw new Error("The server does not answer. Is `steatosis` still running?");
   }
@@ -19,8 +19,9 @@ async function request(path, options = {}) {
 }
 
 /** What a path holds, as JSON; `query` is put behind it. */
-export const get = async (path, query = {}) =>
-  (await request(`${path}?${new URLSearchParams(query)}`)).json();
+export const get = async (path, query = {}) => (await request(
+  `${path}?${new URLSearchParams(query)}`, { headers: { "X-Token": TOKEN } },
+)).json();
 
 /** Ask for a change. */
 export const post = async (path, wanted) => (await request(path, {
@@ -28,6 +29,19 @@ export const post = async (path, wanted) => (await request(path, {
   headers: { "Content-Type": "application/json", "X-Token": TOKEN },
   body: JSON.stringify(wanted),
 })).json();
+
+/** Send files; answers `{head, blob(place)}`. Both ways: a line of JSON, then the bytes it names. */
+export async function sendFiles(path, files, patience) {
+  const list = files.map((file) => [file.name, file.size]);
+  const body = new Blob([`${JSON.stringify(list)}\n`, ...files]);
+  const headers = { "Content-Type": "application/octet-stream", "X-Token": TOKEN };
+  const response = await request(path, { method: "POST", headers, body }, patience);
+  const bytes = new Uint8Array(await response.arrayBuffer());
+  const end = bytes.indexOf(10);
+  const head = JSON.parse(new TextDecoder().decode(bytes.subarray(0, end)));
+  const starts = head.blobs.reduce((ends, size) => [...ends, ends.at(-1) + size], [end + 1]);
+  return { head, blob: (place) => bytes.subarray(starts[place], starts[place + 1]) };
+}
 
 async function load(path) {
   const response = await request(`${path}/picture.png`);

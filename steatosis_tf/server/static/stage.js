@@ -129,8 +129,8 @@ export class Stage {
 
   fit() {
     this.fitted = true;
-    if (!this.frame) return;
     const { clientWidth, clientHeight } = this.root;
+    if (!this.frame || !clientWidth) return; // on paper the stage is not shown
     const room = Math.min((clientWidth - 2 * MARGIN_PX) / this.frame.width,
       (clientHeight - 2 * MARGIN_PX - FOOT_PX) / this.frame.height);
     this.#look(Math.min(room, 3));

@@ -1,0 +1,403 @@
+"""The reading page in a real browser, and what a hostile upload can do to its server."""
+
+import io
+import json
+import os
+import struct
+import threading
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+from fastapi.testclient import TestClient
+from running import PATIENCE_MS, Running
+
+from steatosis_tf.grades import NOTICE
+from steatosis_tf.server.app import make_app
+from steatosis_tf.server.page import MAX_FILES, MAX_UPLOAD_BYTES, page
+from steatosis_tf.sources.phantom.study import simulate_patient
+from tests.sources.dicom.made_dicom import file_bytes, made_dataset
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="browser tests need playwright (extra `dev`)"
+)
+
+IMAGE = "<img src=x onerror=alert(1)>"
+SCRIPT = f"{IMAGE}<script>alert(2)</script>"
+SIZE_PX = (240, 320)
+NUM_CLIENTS, REQUESTS_EACH = 5, 4
+MAX_GROWTH_BYTES = 300 << 20
+
+
+def png(frame: np.ndarray) -> bytes:
+    return cv2.imencode(".png", frame)[1].tobytes()
+
+
+def patient(fat: float, num_frames: int = 4) -> list[np.ndarray]:
+    generator = np.random.default_rng(int(fat))
+    frames, _ = simulate_patient(fat, num_frames=num_frames, generator=generator, size_px=SIZE_PX)
+    return list(frames)
+
+
+def upload(*files: tuple[str, bytes]) -> bytes:
+    """What the page sends."""
+    head = json.dumps([[name, len(data)] for name, data in files]).encode()
+    return b"\n".join([head, b"".join(data for _, data in files)])
+
+
+def buffers(*files: tuple[str, bytes]) -> list[dict[str, Any]]:
+    """Files as a person would choose them in the browser."""
+    kind = "application/octet-stream"
+    return [{"name": name, "mimeType": kind, "buffer": data} for name, data in files]
+
+
+def images(frames: list[np.ndarray]) -> list[tuple[str, bytes]]:
+    return [(f"{place}.png", png(frame)) for place, frame in enumerate(frames)]
+
+
+def study(date: str, frames: list[np.ndarray], number: int, **changes: Any) -> bytes:
+    """A DICOM clip of a whole screen, which states no region."""
+    changes = {"SequenceOfUltrasoundRegions": None, "StudyDate": date} | changes
+    changes.setdefault("StudyInstanceUID", f"1.2.3.{number}")
+    return file_bytes(made_dataset(np.stack(frames), number=number, **changes))
+
+
+@pytest.fixture(scope="module")
+def server(phantom_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The page with the simulated model; it must leave no file where it could write."""
+    here, temporary = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("temporary")
+    environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": os.getcwd()}
+    running = Running("page", "--model", phantom_bundle, "--port", 0, cwd=here, env=environment)
+    yield running
+    assert list(here.iterdir()) == []
+    assert list(temporary.iterdir()) == []
+    said = running.stop().splitlines()
+    assert said[0] == "The reading page has ended; nothing was stored."
+    assert all(line.startswith("libpng") for line in said[1:]), said
+
+
+@pytest.fixture
+def open_page(browser: Any, server: Running) -> Iterator[Callable[..., Any]]:
+    """Open the page in a tab; no script may fail, no policy be broken, no dialog open."""
+    contexts, faults = [], []
+
+    def opened(width: int = 1280, height: int = 720) -> Any:
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}))
+        tab = contexts[-1].new_page()
+        tab.on("pageerror", lambda error: faults.append(str(error)))
+        tab.on("console", lambda line: line.type == "error" and faults.append(line.text))
+        tab.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
+        tab.set_default_timeout(PATIENCE_MS)
+        tab.goto(server.url)
+        tab.wait_for_selector("body[data-ready]")
+        return tab
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert faults == []
+
+
+def give(tab: Any, *files: tuple[str, bytes]) -> None:
+    tab.set_input_files("#files", buffers(*files))
+    tab.wait_for_selector("body[aria-busy=false]")
+    tab.wait_for_selector("#stage[data-frame], #trouble:not([hidden]), #trend:not([hidden])")
+
+
+def notice_is_in_view(tab: Any) -> bool:
+    """Whether the notice stands on the screen and nothing lies over it."""
+    return tab.evaluate(
+        """() => {
+          const notice = document.querySelector("#notice");
+          const { left, top, width, height } = notice.getBoundingClientRect();
+          const hit = document.elementFromPoint(left + width / 2, top + height / 2);
+          return top + height <= innerHeight && height > 10 && hit === notice;
+        }"""
+    )
+
+
+def text_of(tab: Any, selector: str) -> str:
+    return tab.locator(selector).inner_text()
+
+
+def test_a_graded_patient(server: Running, open_page: Callable[..., Any]) -> None:
+    tab = open_page()
+    assert notice_is_in_view(tab)
+    give(tab, *images(patient(40)))
+    assert text_of(tab, "#kind") == "Graded · 4 of 4 frames used"
+    assert text_of(tab, "#grade") in ("Mild", "Moderate")
+    assert "90 % interval" in text_of(tab, "#fatText")
+    shares = tab.locator("#bars .number").all_inner_texts()
+    assert sum(int(share.split()[0]) for share in shares) in (99, 100, 101)
+    for outline in ("sector", "liver"):
+        assert tab.locator(f"#outlines path.{outline}").get_attribute("d").startswith("M")
+    assert tab.locator("#featureTable tbody tr").count() == 4
+    assert tab.locator("#strip button").count() == 4
+    assert tab.locator("#strip button.odd").count() == 1
+    assert notice_is_in_view(tab)
+
+
+def test_keys_walk_the_frames_and_switch_layers(open_page: Callable[..., Any]) -> None:
+    tab = open_page()
+    give(tab, *images(patient(40)))
+    for key, shown in (("ArrowRight", "1"), ("n", "2"), ("ArrowLeft", "1"), ("p", "0")):
+        tab.keyboard.press(key)
+        assert tab.locator("#stage").get_attribute("data-frame") == shown
+    tab.keyboard.press("l")
+    assert tab.locator("#outlines path.liver").get_attribute("d") == ""
+    grey = "() => document.querySelector('#picture').getContext('2d').getImageData(0, 0, 320, 240)"
+    coloured = f"{grey}.data.some((value, at, all) => at % 4 === 0 && value !== all[at + 2])"
+    assert not tab.evaluate(coloured)
+    tab.keyboard.press("m")
+    assert tab.evaluate(coloured)
+    tab.keyboard.press("?")
+    assert notice_is_in_view(tab) or tab.locator("#helpSheet").is_visible()
+    tab.keyboard.press("Escape")
+    tab.keyboard.press("x")
+    assert tab.locator("#drop").is_visible()
+    assert tab.locator("#answer").is_hidden()
+
+
+def test_what_is_saved_is_the_answer_and_comes_back_as_an_earlier_visit(
+    open_page: Callable[..., Any], tmp_path: Path
+) -> None:
+    tab = open_page()
+    give(tab, *images(patient(5)))
+    tab.fill("#date", "2020-02-03")
+    with tab.expect_download() as waited:
+        tab.keyboard.press("Escape")
+        tab.click("#json")
+    saved = tmp_path / waited.value.suggested_filename
+    waited.value.save_as(saved)
+    content = json.loads(saved.read_text())
+    assert saved.name == "steatosis_2020-02-03.json"
+    assert content["notice"] == NOTICE
+    assert content["answer"]["grade"] == text_of(tab, "#grade")
+    assert len(content["answer"]["frames"]) == 4
+    tab.click("#clear")
+    give(tab, ("now.dcm", study("20210304", patient(70), 5)), (saved.name, saved.read_bytes()))
+    dates = tab.locator("#trendTable tbody td:first-child").all_inner_texts()
+    assert dates == ["2020-02-03", "2021-03-04"]
+    assert "repeatability limit" in text_of(tab, "#trend")
+
+
+def test_a_score_without_a_grade_names_none(open_page: Callable[..., Any]) -> None:
+    tab = open_page()
+    give(tab, *images([cv2.GaussianBlur(frame, (0, 0), 2.5) for frame in patient(40, 2)]))
+    assert text_of(tab, "#kind").startswith("Score only")
+    assert "unlike the training data" in text_of(tab, "#reason")
+    assert tab.locator("#chances").is_hidden()
+    assert "Moderate" not in text_of(tab, "#panel")
+    assert tab.locator("#fat").is_visible()
+    assert notice_is_in_view(tab)
+
+
+def test_unable_says_why(open_page: Callable[..., Any]) -> None:
+    tab = open_page()
+    give(tab, ("black.png", png(np.zeros((200, 300), np.uint8))))
+    assert text_of(tab, "#kind").startswith("Unable to assess")
+    assert "No ultrasound sector was found" in text_of(tab, "#reason")
+    assert tab.locator("#fat").is_hidden()
+    assert notice_is_in_view(tab)
+
+
+def test_two_studies_are_visits_by_date(open_page: Callable[..., Any]) -> None:
+    tab = open_page()
+    late, early = study("20210301", patient(70, 2), 1), study("20200301", patient(5, 2), 2)
+    give(tab, ("late.dcm", late), ("early.dcm", early))
+    buttons = tab.locator("#visits button").all_inner_texts()
+    assert buttons == ["2020-03-01", "2021-03-01"]
+    assert text_of(tab, "#visitDate") == "2021-03-01"
+    assert tab.locator("#trendPlot circle").count() == 2
+    tab.keyboard.press("v")
+    assert text_of(tab, "#visitDate") == "2020-03-01"
+    assert "Doe" not in tab.content()
+    assert "0012345" not in tab.content()
+
+
+def test_real_frames_have_an_answer(open_page: Callable[..., Any], real_data_dir: Path) -> None:
+    tab = open_page()
+    frames = sorted((real_data_dir / "byra2018" / "images").glob("P15_*.png"))[:3]
+    give(tab, *((path.name, path.read_bytes()) for path in frames))
+    assert text_of(tab, "#grade")
+    assert tab.locator("#outlines path.liver").get_attribute("d").startswith("M")
+
+
+def test_a_phone_shows_all_and_prints_on_one_page(open_page: Callable[..., Any]) -> None:
+    tab = open_page(390, 844)
+    give(tab, *images(patient(40)))
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert notice_is_in_view(tab)
+    assert tab.locator("#grade").is_visible()
+    tab.keyboard.press("m")
+    printed = tab.pdf(prefer_css_page_size=True)
+    assert printed.count(b"/Type /Page\n") == 1
+    tab.emulate_media(media="print")
+    assert tab.locator("#notice").is_visible()
+    assert tab.locator("#printed canvas").is_visible()
+
+
+def test_names_never_run_as_script(open_page: Callable[..., Any]) -> None:
+    tab = open_page()
+    (frame,) = patient(40, 1)
+    named = study("20200301", [frame], 1, PatientID=SCRIPT, PatientName=SCRIPT)
+    give(tab, (f"{IMAGE}.dcm", named))
+    assert text_of(tab, "#frameNumber") == f"1 of 1: {IMAGE}.dcm"
+    give(tab, (f"{SCRIPT}.png", png(frame)), (f"{SCRIPT}.txt", b"x"))
+    answer = {"patient": SCRIPT, "kind": SCRIPT, "grade": SCRIPT, "date": "2019-01-01",
+              "fat_percent": 5, "fat_interval": [1, 9]}  # fmt: skip
+    earlier = {"notice": SCRIPT, "model": {"sha256": SCRIPT}, "answer": answer}
+    give(tab, ("earlier.json", json.dumps(earlier).encode()))
+    assert SCRIPT in text_of(tab, "#trendTable")
+    assert tab.locator("img").count() == 0
+
+
+def _png_claiming(width: int, height: int) -> bytes:
+    """A small PNG whose header claims any size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    pixels = chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + pixels + chunk(b"IEND", b"")
+
+
+def _archive(name: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, bytes(10 << 20))
+    return stream.getvalue()
+
+
+def _hostile() -> dict[str, bytes]:
+    """Bodies of uploads by what is wrong with them."""
+    (frame,) = patient(40, 1)
+    good, clip = png(frame), study("20200301", [frame, frame], 1)
+    deep = np.full((100, 100), 40000, np.uint16)
+    bomb = cv2.imencode(".png", np.zeros((8000, 8000), np.uint8))[1].tobytes()
+    html = b"<html><script>alert(1)</script></html>"
+    jpeg = cv2.imencode(".jpg", frame)[1].tobytes()
+    files = {
+        "decompression bomb": ("a.png", bomb),
+        "huge stated size": ("a.png", _png_claiming(2**31 - 1, 2**31 - 1)),
+        "zero size": ("a.png", _png_claiming(0, 0)),
+        "stated size without pixels": ("a.png", _png_claiming(8000, 8000)),
+        "one pixel high": ("a.png", png(frame[:1])),
+        "16 bit": ("a.png", png(deep)),
+        "empty": ("a.png", b""),
+        "truncated png": ("a.png", good[: len(good) // 2]),
+        "truncated jpeg": ("a.jpg", jpeg[: len(jpeg) // 2]),
+        "png with html behind": ("a.png", good + html),
+        "html as png": ("a.png", html),
+        "svg": ("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"),
+        "html": ("a.html", html),
+        "zip bomb": ("a.zip", _archive("a.png")),
+        "zip as png": ("a.png", _archive("../../a.png")),
+        "path traversal": ("../../../../tmp/evil.png", good),
+        "windows path": ("C:\\evil\\..\\a.png", good),
+        "absolute path": ("/etc/cron.d/evil.png", good),
+        "null byte in name": ("a\0.png", good),
+        "right-to-left name": ("a\u202egnp.exe.png", good),
+        "very long name": ("a" * 5000 + ".png", good),
+        "script in name": (f"{SCRIPT}.png", good),
+        "truncated dicom": ("a.dcm", clip[: len(clip) // 2]),
+        "dicom header alone": ("a.dcm", clip[:400]),
+        "dicom that claims many frames": (
+            "a.dcm", study("20200301", [frame], 1, NumberOfFrames=99999)
+        ),
+        "dicom that claims a huge frame": (
+            "a.dcm", study("20200301", [frame], 1, Rows=65535, Columns=65535)
+        ),
+        "dicom with script as patient": ("a.dcm", study("20200301", [frame], 1, PatientID=SCRIPT)),
+        "dicom and html polyglot": ("a.dcm", html.ljust(128, b" ") + clip[128:]),
+        "noise": ("a.dcm", np.random.default_rng(0).bytes(5000)),
+    }  # fmt: skip
+    bodies = {name: upload(file) for name, file in files.items()}
+    bodies["two patients"] = upload(
+        ("a.dcm", clip), ("b.dcm", study("20200301", [frame], 2, PatientID="9", PatientName="X"))
+    )
+    bodies["too many files"] = upload(*[("a.png", good)] * (MAX_FILES + 1))
+    bodies["sizes that lie"] = b'[["a.png", 99999999]]\n' + good
+    bodies["negative size"] = b'[["a.png", -5], ["b.png", 5]]\n' + good
+    bodies["no list"] = good
+    bodies["nested list"] = b"[" * 50000 + b"\n"
+    bodies["nothing"] = upload()
+    return bodies
+
+
+HOSTILE = _hostile()
+assert len(HOSTILE) >= 30
+
+
+@pytest.mark.parametrize("fault", HOSTILE)
+def test_a_hostile_upload_is_answered_and_does_no_harm(server: Running, fault: str) -> None:
+    status, said = server.call("/page/answers", HOSTILE[fault])
+    assert status in (200, 422), said[:300]
+    assert "Traceback" not in said
+    assert "/etc/" not in said
+    assert "evil\\" not in said
+    if status == 200:
+        head = json.loads(said.partition("\n")[0])
+        for visit in head["visits"]:
+            assert visit["answer"]["kind"] in ("graded", "score_only", "unable")
+    assert server.process.poll() is None
+    assert server.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+def test_only_the_page_itself_may_ask(server: Running) -> None:
+    body = HOSTILE["nothing"]
+    assert server.call("/page/answers", body, X_Token="wrong")[0] == 403
+    assert server.call("/page/answers", body, Origin="http://evil.example")[0] == 403
+    assert server.call("/page/session", Host="evil.example")[0] == 400
+    too_long = {"Content-Length": str(MAX_UPLOAD_BYTES + 1)}
+    assert server.call("/page/answers", body, **too_long)[0] == 413
+
+
+def test_another_host_opens_with_the_token_alone() -> None:
+    app = make_app("page", host="reading-room", texts={"notice": NOTICE})
+    client = TestClient(app, base_url="http://reading-room")
+    assert client.get("/").status_code == 403
+    assert client.get("/?token=wrong").status_code == 403
+    opened = client.get("/", params={"token": app.state.token})
+    assert opened.status_code == 200
+    assert NOTICE in opened.text
+    assert TestClient(app, base_url="http://elsewhere").get("/").status_code == 400
+
+
+def test_a_bare_network_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Expected"):
+        page(tmp_path / "none.onnx", port=0, open_browser=False)
+
+
+def test_some_clients_at_once_are_all_answered_in_bounded_memory(server: Running) -> None:
+    body = upload(*images(patient(40, 1)))
+    process = psutil.Process(server.process.pid)
+    server.call("/page/answers", body)  # the networks are loaded
+    before = process.memory_info().rss
+    statuses: list[int] = []
+    seconds: list[float] = []
+
+    def client() -> None:
+        for _ in range(REQUESTS_EACH):
+            start = time.monotonic()
+            statuses.append(server.call("/page/answers", body)[0])
+            seconds.append(time.monotonic() - start)
+
+    threads = [threading.Thread(target=client) for _ in range(NUM_CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(f"p95 {np.quantile(seconds, 0.95):.2f} s of {len(seconds)} requests")
+    assert statuses == [200] * NUM_CLIENTS * REQUESTS_EACH
+    assert process.memory_info().rss - before < MAX_GROWTH_BYTES
