@@ -32,8 +32,8 @@ from steatosis_tf.cohort.near_duplicates import HASH_BYTES, perceptual_hash
 from steatosis_tf.config import ModelConfig, RoiConfig
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import BATCH, choose_engine
-from steatosis_tf.records.examples import example_of
-from steatosis_tf.records.shards import record_features
+from steatosis_tf.records.builder import example_of, record_features
+from steatosis_tf.roi.columns import cut_roi
 from steatosis_tf.roi.propose import propose_roi
 from steatosis_tf.roi.sector.cell import sector_cell
 from steatosis_tf.sources.dicom.ingest import ingest_dicom
@@ -87,7 +87,8 @@ def _stages(folder: Path, engine_name: str) -> tuple[dict[str, tuple[float, bool
     features = record_features()
 
     def record(row: dict[str, Any]) -> bytes:
-        return features.serialize_example(example_of(folder / "manifest.csv", row))
+        roi = cut_roi(row, folder / "manifest.csv")
+        return features.serialize_example(example_of(row, roi))
 
     costs = {
         "DICOM ingest": (_ingest(folder, frames), False),
@@ -101,7 +102,7 @@ def _stages(folder: Path, engine_name: str) -> tuple[dict[str, tuple[float, bool
         "record": (_cost(record, rows), False),
     }
     backbone = build_backbone(ModelConfig(weights="random"))
-    rois = np.stack([example_of(folder / "manifest.csv", row)["roi"] for row in rows[:BATCH]])
+    rois = np.stack([cut_roi(row, folder / "manifest.csv")[..., None] for row in rows[:BATCH]])
     engine = choose_engine(engine_name, backbone, rois, folder)
     batches = [rois] * 3
     cost = _cost(lambda batch: list(engine.forward([batch])), batches) / BATCH

@@ -24,7 +24,7 @@ from steatosis_tf.deploy.predict import are_probabilities
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
 from steatosis_tf.records.builder import usable_rows
-from steatosis_tf.records.examples import cut_roi
+from steatosis_tf.roi.columns import cut_roi
 
 #: How far an exported probability may lie from the Keras one.
 MAX_DIFFERENCE = 1e-4

@@ -1,4 +1,4 @@
-"""The ROI columns of a manifest: the automatic proposal of every frame, a person's box kept."""
+"""The ROI columns of a manifest: proposed for every frame, a person's kept, cut from a row."""
 
 import dataclasses
 import hashlib
@@ -45,6 +45,7 @@ from steatosis_tf.roi.views import (
     Rectangle,
     crop_roi,
     depth_px_per_cm,
+    model_input,
 )
 from steatosis_tf.sources.images import read_frame
 
@@ -149,6 +150,28 @@ def write_automatic_boxes(manifest_path: str | Path, new_table: pd.DataFrame) ->
     """
     with manifest_lock(manifest_path):
         write_manifest(keep_persons_boxes(read_manifest(manifest_path), new_table), manifest_path)
+
+
+def cut_roi(row: dict[str, Any], manifest_path: str | Path) -> np.ndarray:
+    """The ROI of a manifest row as the model sees it, uint8, 0 outside the sector.
+
+    `(224, 224)` for a rectangle; for beam space the size that the cell `roi_view` says.
+
+    Raises:
+        ValueError: if the frame is gone or changed, has no sector, or does not hold the
+            rectangle. The text names the frame.
+    """
+    path = frame_path(manifest_path, row["path"])
+    try:
+        frame = read_frame(path)
+        digest = pixels_sha256(frame)
+        if digest != row["pixels_sha256"]:
+            raise ValueError("the pixels are not those the manifest was made from")
+        rectangle = Rectangle(*(int(row[name]) for name in ROI_COLUMNS))
+        fan = sector_fan(frame, digest, row.get(SECTOR_COLUMN, ""))
+        return model_input(frame, fan, rectangle, row.get(VIEW_COLUMN, ""))
+    except ValueError as error:
+        raise ValueError(f"{path.name} (frame_id={row['frame_id']}): {error}") from error
 
 
 def with_roi_columns(frame_table: pd.DataFrame) -> pd.DataFrame:

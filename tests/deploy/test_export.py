@@ -18,8 +18,8 @@ from steatosis_tf.deploy.export import export_onnx, export_run
 from steatosis_tf.deploy.onnx_weights import weights_sha256
 from steatosis_tf.deploy.predict import predict
 from steatosis_tf.grades import NOTICE
-from steatosis_tf.records.examples import cut_roi
 from steatosis_tf.records.pipeline import read_records
+from steatosis_tf.roi.columns import cut_roi
 from steatosis_tf.roi.propose import propose_roi
 from steatosis_tf.roi.views import crop_roi
 from steatosis_tf.sources.images import read_frame

@@ -11,7 +11,7 @@ import pytest
 
 from steatosis_tf.cohort.manifest import read_manifest, write_manifest
 from steatosis_tf.parallel import beam_options
-from steatosis_tf.records import shards
+from steatosis_tf.records import builder
 from steatosis_tf.records.builder import records_location, write_records
 
 pytest.importorskip("apache_beam", reason="the extra beam is not installed")
@@ -34,7 +34,7 @@ def contents(records_dir: Path) -> dict[str, bytes]:
 @pytest.fixture
 def expected(phantom_manifest, tmp_path, monkeypatch) -> dict[str, bytes]:
     """What one process writes, in shards of at most three frames."""
-    monkeypatch.setattr(shards, "SHARD_FRAMES", 3)
+    monkeypatch.setattr(builder, "SHARD_FRAMES", 3)
     write_records(phantom_manifest, tmp_path / "one")
     return contents(tmp_path / "one")
 
@@ -96,15 +96,15 @@ def test_a_killed_run_goes_on_from_its_shards(phantom_manifest, tmp_path, monkey
     assert _start(tmp_path / "manifest.csv", records_dir).wait() == 0
     kept = {path.stat().st_ino for path in records_location(records_dir).glob("*.tfrecord-*")}
     assert set(finished) <= kept  # moved, not written again
-    monkeypatch.setattr(shards, "SHARD_FRAMES", 10)
+    monkeypatch.setattr(builder, "SHARD_FRAMES", 10)
     write_records(tmp_path / "manifest.csv", tmp_path / "undisturbed")
     assert contents(records_dir) == contents(tmp_path / "undisturbed")
 
 
 def _start(manifest_path: Path, records_dir: Path) -> subprocess.Popen:
     code = (
-        "import sys; from steatosis_tf import cli; from steatosis_tf.records import shards;"
-        "shards.SHARD_FRAMES = 10; sys.exit(cli.main(sys.argv[1:]))"
+        "import sys; from steatosis_tf import cli; from steatosis_tf.records import builder;"
+        "builder.SHARD_FRAMES = 10; sys.exit(cli.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "records", str(manifest_path)]
     return subprocess.Popen(

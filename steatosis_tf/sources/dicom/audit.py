@@ -358,7 +358,11 @@ def record_texts(path: Path) -> Iterator[tuple[str, bytes | float]]:
 
 
 def _records(path: Path) -> Iterator[bytes]:
-    """Payloads by the TFRecord framing: length, its checksum, payload, its checksum."""
+    """Payloads by the TFRecord framing: length, its checksum, payload, its checksum.
+
+    Own code, because `tf.data.TFRecordDataset` stops at the first wrong checksum: what follows it
+    would not be searched.
+    """
     with path.open("rb") as stream:
         is_packed = stream.read(2) == _GZIP_MARK
     with cast(BinaryIO, gzip.open(path)) if is_packed else path.open("rb") as stream:
