@@ -1,10 +1,23 @@
 """Grading of hepatic steatosis from B-mode ultrasound. Decision support, not a diagnosis."""
 
+import importlib
 import os
 import sys
 import warnings
+from typing import Any
 
 __version__ = "0.1.0"
+__all__ = ["find_sector", "measure", "predict", "propose_roi", "read_frame", "train"]
+
+# Public name -> where it is, imported when it is asked for: importing the package imports nothing.
+_PUBLIC = {
+    "find_sector": "steatosis_tf.roi.sector:find_sector",
+    "measure": "steatosis_tf.quantitative.measure:measure_frame",
+    "predict": "steatosis_tf.deploy.predict:predict",
+    "propose_roi": "steatosis_tf.roi.propose:propose_roi",
+    "read_frame": "steatosis_tf.sources.images:read_frame",
+    "train": "steatosis_tf.pipeline:train",
+}
 
 # Nothing is sent anywhere. These libraries report their use to their makers unless told not to, and
 # onnxruntime asks once, when it is imported: so it is told here, before any of our modules.
@@ -23,3 +36,10 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 # TensorFlow's messages about graphs and missing GPUs would bury what our commands have to say. What
 # goes wrong still arrives, as a Python exception.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PUBLIC[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -7,6 +7,7 @@ records, features. Scripts that train many heads take the same first steps by `p
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from steatosis_tf.cohort.flow import count_flow, write_flow
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.rejected import read_rejected
 from steatosis_tf.cohort.splits import Partition, make_partitions, split_table, test_column
-from steatosis_tf.config import Config, flatten, save_config
+from steatosis_tf.config import Config, flatten, override, save_config
 from steatosis_tf.deploy.export import export_onnx, milliseconds_per_frame, run_metadata
 from steatosis_tf.deploy.run_bundle import write_run_bundle
 from steatosis_tf.environment import describe_environment
@@ -34,6 +35,7 @@ from steatosis_tf.grades import GRADES
 from steatosis_tf.model.joint import JointModel
 from steatosis_tf.model.train import make_repeatable
 from steatosis_tf.quantitative.measure import measured_features
+from steatosis_tf.recipes import RECIPES
 from steatosis_tf.records.builder import records_fingerprint, usable_rows, write_records
 from steatosis_tf.records.pipeline import read_records
 from steatosis_tf.roi.columns import add_roi_columns
@@ -76,6 +78,59 @@ class Preparation:
     def hashes_path(self) -> Path:
         """File that keeps the data-leakage check's hashes, which the ROI step takes along."""
         return self.runs_dir / "cache" / "perceptual_hashes.csv"
+
+
+def train(
+    manifest_path: str | Path,
+    recipe: str = next(iter(RECIPES)),
+    settings: Sequence[str] = (),
+    runs_dir: str | Path = "runs",
+    *,
+    options: "PipelineOptions | None" = None,
+) -> list[RunSummary]:
+    """Train, evaluate, track and export by a recipe: `steatosis train` from Python.
+
+    Args:
+        manifest_path: manifest of graded frames.
+        recipe: name out of `recipes.RECIPES`.
+        settings: `stage.name=value`, what differs from the recipe.
+        runs_dir: folder of runs.
+        options: as of `run`.
+
+    Returns:
+        one summary per round of a repeated k-fold, else one.
+
+    Raises:
+        ValueError, RuntimeError: as of `run` and `config.override`.
+
+    Example:
+        >>> from steatosis_tf.cohort.manifest import build_manifest
+        >>> from steatosis_tf.sources.phantom.study import write_phantoms
+        >>> labels = write_phantoms("phantoms", num_patients=40, frames_per_patient=1, seed=0)
+        >>> summary = build_manifest(labels, "manifest.csv")
+        >>> settings = ["split.folds=2", "roi.depth_px=64", "roi.num_beams=64"]
+        >>> (run,) = train("manifest.csv", "linear", settings)
+        >>> run.metrics["patient"]["n"]
+        40
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"Expected a recipe out of {', '.join(RECIPES)}. Received: {recipe!r}.")
+    config = override(RECIPES[recipe].config, list(settings))
+    return run_rounds(recipe, manifest_path, config, runs_dir, options)
+
+
+def run_rounds(
+    experiment: str,
+    manifest_path: str | Path,
+    config: Config,
+    runs_dir: str | Path,
+    options: "PipelineOptions | None" = None,
+) -> list[RunSummary]:
+    """`run` once, or once for each round of a repeated k-fold."""
+    return [
+        run(experiment, manifest_path, config, runs_dir, repeat=repeat, options=options)
+        for repeat in range(config.split.repeats)
+    ]
 
 
 def run(

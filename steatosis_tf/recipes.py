@@ -39,21 +39,18 @@ def _solved(head: HeadKind) -> Config:
 
 #: Name -> recipe. The first is what `train` takes where none is named.
 RECIPES = {
+    "joint": Recipe(
+        "EfficientNet-Lite0 with the ImageNet weights of the package on beam space, joined with "
+        "measured features (hepatorenal index, attenuation, diaphragm), solved in closed form; 5 "
+        "folds; exports a bundle",
+        _solved("joint"),
+    ),
     "paper": Recipe(
         "frozen ResNet-50 with a dense head on the best rectangle of liver, as the paper has it: "
         "80/10/10 by patient, flips, rotations, zoom, AdamW 1e-4, batch 32, 100 epochs",
         Config(),
     ),
-    "joint": Recipe(
-        "as linear, joined with the measured features (hepatorenal index, attenuation, diaphragm); "
-        "exports a bundle",
-        _solved("joint"),
-    ),
-    "linear": Recipe(
-        "EfficientNet-Lite0 with the ImageNet weights of the package on beam space, pooled by "
-        "bands of depth, solved in closed form in seconds; 5 folds",
-        _solved("linear"),
-    ),
+    "linear": Recipe("as joint, without the measured features", _solved("linear")),
     "demo": Recipe(
         "what `make demo` trains on simulated phantoms: random weights, 5 folds, few epochs",
         Config(

@@ -227,6 +227,15 @@ def predict(
         ValueError: if a path is a model, there is no frame, the model cannot be used, or an output
             would destroy something.
         RuntimeError: if the model is at fault.
+
+    Example:
+        Simulated frames are no livers, and the model that comes with the package says so.
+
+        >>> from steatosis_tf.sources.phantom.study import write_phantoms
+        >>> labels = write_phantoms("phantoms", num_patients=4, frames_per_patient=1, seed=0)
+        >>> counts = predict([labels]).counts
+        >>> counts["patients"], counts["graded"]
+        (4, 0)
     """
     refuse_models(paths)
     if figures and output_dir is None:

@@ -122,6 +122,15 @@ def measure_frame(frame: np.ndarray, display: Display | None = None) -> Physics:
 
     Raises:
         ValueError: if there is no sector.
+
+    Example:
+        >>> from steatosis_tf.sources.phantom.study import simulate_patient
+        >>> (frame,), _ = simulate_patient(
+        ...     20.0, num_frames=1, generator=np.random.default_rng(0)
+        ... )
+        >>> numbers = measure_frame(frame)
+        >>> numbers.attenuation_db_per_depth > 0
+        True
     """
     sector = find_sector(frame)
     liver = liver_mask(frame, sector)

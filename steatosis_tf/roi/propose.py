@@ -46,6 +46,15 @@ def propose_roi(frame: np.ndarray, config: RoiConfig, fan: Fan | None = None) ->
 
     Raises:
         ValueError: if no ROI can be proposed; the text is the reason.
+
+    Example:
+        >>> from steatosis_tf.sources.phantom.study import simulate_patient
+        >>> (frame,), _ = simulate_patient(
+        ...     20.0, num_frames=1, generator=np.random.default_rng(0)
+        ... )
+        >>> roi = propose_roi(frame, RoiConfig(method="sector"))
+        >>> roi.rectangle.height > 100
+        True
     """
     sector = find_sector(frame) if fan is None else Sector.of_fan(fan, frame.shape)
     overlays = find_overlays(frame, sector.mask)

@@ -36,6 +36,13 @@ def read_frame(path: str | Path) -> np.ndarray:
             damaged, not 8-bit, or of a size no ultrasound frame has, which its header says before
             anything is decoded. The text is the reason alone; naming the frame is the caller's,
             because a folder can be named after a patient.
+
+    Example:
+        >>> from steatosis_tf.sources.phantom.study import write_phantoms
+        >>> labels = write_phantoms("phantoms", num_patients=4, frames_per_patient=1, seed=0)
+        >>> frame = read_frame(sorted((labels.parent / "images").iterdir())[0])
+        >>> frame.shape, frame.dtype.name
+        ((434, 636), 'uint8')
     """
     try:
         with open_regular(path) as file:

@@ -53,12 +53,9 @@ def _run(experiment: str, config: Config, args: argparse.Namespace) -> Result:
     config = override(config, given_settings(args))  # refused before TensorFlow is imported
     options = runner_options(args)
     from steatosis_tf.evaluation.report.evaluate import metrics_text
-    from steatosis_tf.pipeline import run
+    from steatosis_tf.pipeline import run_rounds
 
-    summaries = [
-        run(experiment, args.manifest, config, args.runs_dir, repeat=repeat, options=options)
-        for repeat in range(config.split.repeats)
-    ]
+    summaries = run_rounds(experiment, args.manifest, config, args.runs_dir, options)
     lines = [metrics_text([summary.metrics for summary in summaries]), ""]
     lines += [f"run: {summary.run_dir}" for summary in summaries]
     lines += [f"compare: steatosis compare {experiment}, or make ui"]

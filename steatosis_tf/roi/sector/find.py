@@ -84,6 +84,15 @@ def find_sector(frame: np.ndarray) -> Sector:
 
     Raises:
         ValueError: if the frame holds no sector; the text says what was seen instead.
+
+    Example:
+        >>> from steatosis_tf.sources.phantom.study import simulate_patient
+        >>> (frame,), _ = simulate_patient(
+        ...     20.0, num_frames=1, generator=np.random.default_rng(0)
+        ... )
+        >>> sector = find_sector(frame)
+        >>> sector.mask.shape == frame.shape[:2], sector.fan.kind
+        (True, 'convex')
     """
     frames = _as_frames(frame)
     shape = frames[0].shape[:2]

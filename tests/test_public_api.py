@@ -1,0 +1,48 @@
+"""The names that the package itself offers: lazy, and each with an example that runs."""
+
+import doctest
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import steatosis_tf
+
+QUICK = sorted(set(steatosis_tf.__all__) - {"train", "predict"})
+
+
+def _run_example(name: str) -> doctest.TestResults:
+    function = getattr(steatosis_tf, name)
+    module = importlib.import_module(function.__module__)
+    (test,) = doctest.DocTestFinder(recurse=False).find(
+        function, f"steatosis_tf.{name}", globs=dict(vars(module))
+    )
+    assert test.examples, f"{name} has no example"
+    return doctest.DocTestRunner().run(test)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _run_example(name).failed == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["predict", "train"])
+def test_long_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STEATOSIS_MLRUNS", str(tmp_path / "mlruns"))
+    assert _run_example(name).failed == 0
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = "import steatosis_tf, sys; print({'numpy', 'tensorflow', 'cv2'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'grade'"):
+        _ = steatosis_tf.grade  # type: ignore[attr-defined]
