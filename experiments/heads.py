@@ -15,7 +15,7 @@ learns too; it costs far more than all others, so it runs only if named:
 Epochs and rate were set for their cost, a fifth of the paper's epochs at five times its rate;
 nothing is tuned. Finished variants of a round lie in runs/heads/ and are not
 computed again; the same command goes on.
-Time and result: docs/heads.md.
+Time and result: docs/research/heads.md.
 """
 
 import argparse
