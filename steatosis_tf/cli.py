@@ -7,6 +7,7 @@ Results go to stdout (text, or JSON with --json), progress and errors to stderr.
 
 import argparse
 import difflib
+import inspect
 import io
 import json
 import os
@@ -18,8 +19,7 @@ from typing import Any
 from steatosis_tf import __version__
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.verbs import VERBS
-from steatosis_tf.verbs.common import Result
-from steatosis_tf.verbs.outputs import OutputReport, check_outputs
+from steatosis_tf.verbs.common import Result, add_call_arguments, check_outputs
 
 # Old name of a verb -> its name.
 _RENAMED = {"physics": "measure"}
@@ -60,9 +60,16 @@ def run_verb(verb: Callable[[argparse.Namespace], Result], args: argparse.Namesp
     try:
         check_outputs(args)
         result = verb(args)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        _write_report(args, {"error": str(error)}, 1, start)
+    except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
+        text = str(error)
+        if isinstance(error, ModuleNotFoundError):
+            package = (error.name or "").split(".")[0].replace("_", "-")
+            text = (
+                f"Expected the package {package} for `steatosis {args.verb_name}`. Received: none. "
+                f"Install it: pip install {package}"
+            )
+        print(f"error: {text}", file=sys.stderr)
+        _write_report(args, {"error": text}, 1, start)
         return 1
     try:
         print(json.dumps(result.values, indent=2) if args.json else result.text, flush=True)
@@ -107,19 +114,28 @@ def _write_report(
     write_json(summary, args.report)
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help that states every default which says something, and keeps the example as it is."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        is_silent = action.default in (None, False, argparse.SUPPRESS) or action.default == []
+        return text if is_silent else f"{text} (default: %(default)s)"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="steatosis", description=f"Grade fatty liver. {NOTICE}")
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(required=True, metavar="VERB")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print JSON instead of text")
-    common.add_argument(
-        "--report", type=OutputReport, metavar="JSON", help="also write a summary of the call"
-    )
     for name, verb, add_arguments in VERBS:
-        summary = (verb.__doc__ or "").strip().split("\n")[0]
-        sub = subparsers.add_parser(name, help=summary, description=summary, parents=[common])
+        summary, _, example = inspect.cleandoc(verb.__doc__ or "").partition("\n\nExample:\n")
+        summary = summary.split("\n")[0]
+        sub = subparsers.add_parser(
+            name, help=summary, description=summary, formatter_class=_Help,
+            epilog=f"example:\n{example}" if example else None,
+        )  # fmt: skip
         add_arguments(sub)
+        add_call_arguments(sub)
         sub.set_defaults(verb=verb, verb_name=name)
     return parser
 

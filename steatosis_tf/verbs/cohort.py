@@ -1,39 +1,23 @@
-"""Verbs from frames to records: phantom, manifest, split, records."""
+"""Verbs on labels and patients: consensus, manifest, split, leaks."""
 
 import dataclasses
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
 
-from steatosis_tf.verbs.common import Result, add_runner_arguments, runner_options
-from steatosis_tf.verbs.outputs import OutputCsv, OutputDir
-
-
-def phantom(args: Namespace) -> Result:
-    """Write simulated frames with labels, for trying the line without data."""
-    from steatosis_tf.sources.phantom.study import write_phantoms
-
-    labels_path = write_phantoms(
-        args.output_dir,
-        num_patients=args.patients,
-        frames_per_patient=args.frames,
-        seed=args.seed,
-    )
-    values = {"labels": str(labels_path), "num_patients": args.patients, "simulated": True}
-    return Result(
-        values,
-        f"{args.patients} SIMULATED patients, {args.frames} frames each: {labels_path}\n"
-        f"next: steatosis manifest {labels_path} --output {args.output_dir}/manifest.csv",
-    )
-
-
-def _phantom_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("output_dir", type=OutputDir, metavar="OUTPUT_DIR")
-    parser.add_argument("--patients", type=int, default=60, metavar="N")
-    parser.add_argument("--frames", type=int, default=2, metavar="N", help="per patient")
-    parser.add_argument("--seed", type=int, default=0)
+from steatosis_tf.verbs.common import (
+    OutputCsv,
+    Result,
+    plain,
+)
 
 
 def manifest(args: Namespace) -> Result:
-    """Check a label table and write the manifest; faulty rows go to rejected.csv."""
+    """Check a label table and write the manifest; faulty rows go to rejected.csv.
+
+    Example:
+        steatosis manifest labels.csv --output manifest.csv
+    """
     from steatosis_tf.cohort.manifest import build_manifest
 
     summary = build_manifest(args.labels, args.output, strict=args.strict)
@@ -52,13 +36,21 @@ def manifest(args: Namespace) -> Result:
 
 
 def _manifest_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("labels", metavar="LABELS_CSV")
-    parser.add_argument("--output", required=True, type=OutputCsv, metavar="MANIFEST_CSV")
+    parser.add_argument(
+        "labels", metavar="LABELS_CSV", help="path, patient_id, grade of each frame"
+    )
+    parser.add_argument(
+        "--output", required=True, type=OutputCsv, metavar="MANIFEST_CSV", help="file to write"
+    )
     parser.add_argument("--strict", action="store_true", help="refuse if any row has a fault")
 
 
 def split(args: Namespace) -> Result:
-    """Divide the patients of a manifest, stratified by grade, and write its split column."""
+    """Divide the patients of a manifest, stratified by grade, and write its split column.
+
+    Example:
+        steatosis split manifest.csv --set split.kind=kfold split.folds=5
+    """
     from steatosis_tf.cohort.decisions import manifest_lock
     from steatosis_tf.cohort.manifest import read_manifest, write_manifest
     from steatosis_tf.cohort.splits import import_split, make_partitions, test_column
@@ -89,7 +81,7 @@ def split(args: Namespace) -> Result:
 
 
 def _split_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("manifest", metavar="MANIFEST_CSV")
+    parser.add_argument("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], dest="settings",
         metavar="split.NAME=VALUE", help="for example split.kind=kfold split.folds=5",
@@ -99,23 +91,117 @@ def _split_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--replace", action="store_true", help="replace a different split")
 
 
-def records(args: Namespace) -> Result:
-    """Write the TFRecords of a manifest that has split and ROI."""
-    from steatosis_tf.records.builder import write_records
+def consensus(args: Namespace) -> Result:
+    """Turn the grades of several readers into one; report how far they agree.
 
-    location = write_records(args.manifest, args.output, options=runner_options(args))
-    return Result({"records": str(location)}, f"records: {location}")
+    Example:
+        steatosis consensus readings.csv --rule median --output labels.csv
+    """
+    from steatosis_tf import tracking
+    from steatosis_tf.cohort.consensus import build_consensus
+
+    summary = build_consensus(args.labels, args.output, args.rule)
+    with tracking.start_run("reader_consensus", args.rule, {"rule": args.rule}):
+        tracking.log_metrics(summary.metrics())
+    fleiss = summary.fleiss_kappa
+    shown = "not defined" if fleiss is None else f"{fleiss:.3f}"
+    lines = [
+        f"{summary.num_by_rule} of {summary.num_patients} patients graded by {args.rule}, "
+        f"{summary.num_adjudicated} by adjudication, {summary.num_unread} unread: {args.output}",
+        f"Fleiss' kappa {shown} over {summary.fleiss_num_patients} patients",
+    ]
+    lines += [f"quadratic kappa {pair}: {kappa}" for pair, kappa in summary.pairwise_kappa.items()]
+    if summary.num_pending:
+        lines.append(
+            f"{summary.num_pending} patients wait in {summary.adjudicate_path}: fill its column "
+            "adjudicated and run this again. Until then they are not used."
+        )
+    return Result(plain(summary), "\n".join(lines))
 
 
-def _records_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("manifest", metavar="MANIFEST_CSV")
-    parser.add_argument("--output", required=True, type=OutputDir, metavar="RECORDS_DIR")
-    add_runner_arguments(parser)
+def _consensus_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("labels", metavar="LABELS_CSV", help="with a row per reader")
+    parser.add_argument(
+        "--output", required=True, type=OutputCsv, metavar="LABELS_CSV", help="file to write"
+    )
+    parser.add_argument(
+        "--rule", default="majority", choices=("majority", "median", "unanimous"),
+        help="when the readers agree",
+    )  # fmt: skip
+
+
+def leaks(args: Namespace) -> Result:
+    """Run the data-leakage check on a split manifest; repair it when asked to.
+
+    Example:
+        steatosis leaks manifest.csv --drop-copies
+    """
+    from steatosis_tf.cohort.decisions import manifest_lock
+
+    if not (args.merge_patients or args.drop_copies):
+        return _leaks_of(args)
+    with manifest_lock(args.manifest):  # a review may be rewriting it
+        return _leaks_of(args)
+
+
+def _leaks_of(args: Namespace) -> Result:
+    from steatosis_tf.cohort.leakage import (
+        check_leaks,
+        drop_copies,
+        leak_report,
+        marked_frames,
+        marks_warning,
+        merge_patients,
+    )
+    from steatosis_tf.cohort.manifest import (
+        check_decisions_kept,
+        read_manifest,
+        write_manifest,
+    )
+    from steatosis_tf.cohort.rejected import add_rejected
+    from steatosis_tf.cohort.splits import partitions_of_column
+
+    table = read_manifest(args.manifest)
+    if "split" not in table.columns:
+        raise ValueError(
+            "Expected a manifest with a split. Received: one without. Run `steatosis split` first."
+        )
+    findings = check_leaks(table, partitions_of_column(table), args.manifest)
+    values: dict[str, Any] = {"findings": [plain(finding) for finding in findings]}
+    values["frames_with_marks"] = marked_frames(table)
+    if not findings:
+        text = "\n".join(filter(None, [f"{args.manifest}: no leak found", marks_warning(table)]))
+        return Result(values, text)
+    if not (args.merge_patients or args.drop_copies):
+        text = "\n".join(filter(None, [leak_report(findings), marks_warning(table)]))
+        return Result(values, text, 1)
+    done: list[str] = []
+    if args.merge_patients:
+        table, lines = merge_patients(table, findings)
+        done += lines
+    if args.drop_copies:
+        table, dropped = drop_copies(table, findings)
+        done += [f"dropped {row.path} of patient_id={row.patient_id}: {row.reason}"
+                 for row in dropped.itertuples()]  # fmt: skip
+    check_decisions_kept(table, args.manifest)
+    if args.drop_copies:
+        add_rejected(dropped, Path(args.manifest).with_name("rejected.csv"))
+    write_manifest(table, args.manifest)
+    text = "\n".join([*done, "The manifest is repaired and has no split now: split it again."])
+    return Result(values | {"repaired": done}, text)
+
+
+def _leaks_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
+    parser.add_argument("--merge-patients", action="store_true",
+                        help="give the frames of one person one patient_id")  # fmt: skip
+    parser.add_argument("--drop-copies", action="store_true",
+                        help="take out frames that are copies of another patient's")  # fmt: skip
 
 
 VERBS = (
-    ("phantom", phantom, _phantom_arguments),
+    ("consensus", consensus, _consensus_arguments),
     ("manifest", manifest, _manifest_arguments),
     ("split", split, _split_arguments),
-    ("records", records, _records_arguments),
+    ("leaks", leaks, _leaks_arguments),
 )

@@ -1,4 +1,4 @@
-"""Verbs about the program and its files: info, verify, demo."""
+"""Verbs about the program and its files: info, demo, verify."""
 
 import argparse
 from argparse import Namespace
@@ -7,12 +7,15 @@ from pathlib import Path
 from steatosis_tf import __version__
 from steatosis_tf.files import find_changed
 from steatosis_tf.grades import GRADES, NOTICE
-from steatosis_tf.verbs.common import Result
-from steatosis_tf.verbs.outputs import OutputDir
+from steatosis_tf.verbs.common import OutputDir, Result
 
 
 def info(args: Namespace) -> Result:
-    """Say what is installed here, at once."""
+    """Say what is installed here, at once.
+
+    Example:
+        steatosis info
+    """
     from steatosis_tf.environment import NETWORK, describe_environment
 
     values = {
@@ -35,7 +38,11 @@ def info(args: Namespace) -> Result:
 
 
 def verify(args: Namespace) -> Result:
-    """Check every hash of a run, a manifest's frames or a bundle; exit 1 if one differs."""
+    """Check every hash of a run, a manifest's frames or a bundle; exit 1 if one differs.
+
+    Example:
+        steatosis verify runs/joint/RUN_ID
+    """
     from steatosis_tf.deploy.bundle import find_faults, is_bundle, open_bundle
 
     path = Path(args.path)
@@ -61,7 +68,11 @@ def verify(args: Namespace) -> Result:
 
 
 def demo(args: Namespace) -> Result:
-    """Run the whole line on simulated phantoms: no data and no network needed."""
+    """Run the whole line on simulated phantoms: no data and no network needed.
+
+    Example:
+        steatosis demo --output demo
+    """
     from steatosis_tf.demo import run_demo
 
     summary = run_demo(args.output, num_patients=args.patients)
@@ -69,16 +80,18 @@ def demo(args: Namespace) -> Result:
 
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=OutputDir, default="demo", metavar="DIR")
-    parser.add_argument("--patients", type=int, default=60, metavar="N")
+    parser.add_argument(
+        "--output", type=OutputDir, default="demo", metavar="DIR", help="folder to write into"
+    )
+    parser.add_argument("--patients", type=int, default=60, metavar="N", help="to simulate")
+
+
+def _verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="RUN_DIR|MANIFEST|BUNDLE", help="what to check")
 
 
 VERBS = (
     ("info", info, lambda parser: None),
-    (
-        "verify",
-        verify,
-        lambda parser: parser.add_argument("path", metavar="RUN_DIR|MANIFEST|BUNDLE"),
-    ),
     ("demo", demo, _demo_arguments),
+    ("verify", verify, _verify_arguments),
 )

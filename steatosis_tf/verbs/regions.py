@@ -1,14 +1,27 @@
-"""Verbs on regions of interest: roi, review, import-boxes, export-boxes."""
+"""Verbs on what frames show: roi, review, import-boxes, export-boxes, records, measure."""
 
 import dataclasses
+import math
 from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
 
-from steatosis_tf.verbs.common import Result, add_runner_arguments, runner_options
-from steatosis_tf.verbs.outputs import OutputBoxes, OutputDir, OutputPicture
+from steatosis_tf.grades import NOTICE
+from steatosis_tf.verbs.common import (
+    OutputBoxes,
+    OutputDir,
+    OutputPicture,
+    Result,
+    add_runner_arguments,
+    runner_options,
+)
 
 
 def roi(args: Namespace) -> Result:
-    """Propose a region of interest for every frame that has none; a person's box is kept."""
+    """Propose a region of interest for every frame that has none; a person's box is kept.
+
+    Example:
+        steatosis roi manifest.csv --sheet worst.png
+    """
     from steatosis_tf.cohort.manifest import frame_path, read_manifest
     from steatosis_tf.config import Config, override
     from steatosis_tf.files import check_output
@@ -39,7 +52,7 @@ def roi(args: Namespace) -> Result:
 
 
 def _roi_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("manifest", metavar="MANIFEST_CSV")
+    parser.add_argument("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], dest="settings",
         metavar="roi.NAME=VALUE", help="for example roi.method=sector",
@@ -55,7 +68,11 @@ def _roi_arguments(parser: ArgumentParser) -> None:
 
 
 def review(args: Namespace) -> Result:
-    """Open the page on which a person accepts, corrects or rejects the proposals."""
+    """Open the page on which a person accepts, corrects or rejects the proposals.
+
+    Example:
+        steatosis review manifest.csv --reviewer AB
+    """
     from steatosis_tf.server.review import review as serve
 
     serve(
@@ -69,7 +86,7 @@ def review(args: Namespace) -> Result:
 
 
 def _review_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("manifest", metavar="MANIFEST_CSV")
+    parser.add_argument("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
     parser.add_argument("--reviewer", required=True, help="initials, kept in the manifest")
     parser.add_argument(
         "--port",
@@ -86,7 +103,11 @@ def _review_arguments(parser: ArgumentParser) -> None:
 
 
 def export_boxes(args: Namespace) -> Result:
-    """Write the boxes of a manifest as COCO or Label Studio JSON, or all decisions as CSV."""
+    """Write the boxes of a manifest as COCO or Label Studio JSON, or all decisions as CSV.
+
+    Example:
+        steatosis export-boxes manifest.csv --output boxes.json
+    """
     from steatosis_tf.roi.review.exchange import export_annotations
 
     count = export_annotations(
@@ -98,14 +119,23 @@ def export_boxes(args: Namespace) -> Result:
 
 
 def _export_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("manifest", metavar="MANIFEST_CSV")
-    parser.add_argument("--output", required=True, type=OutputBoxes, metavar="JSON_OR_CSV")
-    parser.add_argument("--format", default="coco", choices=("coco", "label_studio", "csv"))
+    parser.add_argument("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
+    parser.add_argument(
+        "--output", required=True, type=OutputBoxes, metavar="JSON_OR_CSV", help="file to write"
+    )
+    parser.add_argument(
+        "--format", default="coco", choices=("coco", "label_studio", "csv"),
+        help="csv: all decisions instead of boxes",
+    )  # fmt: skip
     parser.add_argument("--masks", metavar="DIR", help="outlines from the masks of `steatosis roi`")
 
 
 def import_boxes(args: Namespace) -> Result:
-    """Take a team's boxes (COCO or Label Studio JSON) into a manifest as a person's."""
+    """Take a team's boxes (COCO or Label Studio JSON) into a manifest as a person's.
+
+    Example:
+        steatosis import-boxes boxes.json manifest.csv --reviewer AB
+    """
     from steatosis_tf.roi.review.exchange import import_annotations
 
     summary = import_annotations(
@@ -120,8 +150,8 @@ def import_boxes(args: Namespace) -> Result:
 
 
 def _import_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("annotations", metavar="JSON")
-    parser.add_argument("manifest", metavar="MANIFEST_CSV")
+    parser.add_argument("annotations", metavar="JSON", help="COCO or Label Studio")
+    parser.add_argument("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
     parser.add_argument("--reviewer", required=True, help="initials, kept in the manifest")
     parser.add_argument("--label", default="roi", help="label of the boxes that are the ROI")
     parser.add_argument(
@@ -129,9 +159,74 @@ def _import_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def records(args: Namespace) -> Result:
+    """Write the TFRecords of a manifest that has split and ROI.
+
+    Example:
+        steatosis records manifest.csv --output records
+    """
+    from steatosis_tf.records.builder import write_records
+
+    location = write_records(args.manifest, args.output, options=runner_options(args))
+    return Result({"records": str(location)}, f"records: {location}")
+
+
+def _records_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=OutputDir,
+        metavar="RECORDS_DIR",
+        help="folder to write into",
+    )
+    add_runner_arguments(parser)
+
+
+def measure(args: Namespace) -> Result:
+    """Measure one patient's frames: hepatorenal index, attenuation, speckle, landmarks.
+
+    Example:
+        steatosis measure frame_1.png frame_2.png
+    """
+    from steatosis_tf.quantitative.display import Display
+    from steatosis_tf.quantitative.measure import measure_patient
+
+    display = Display(args.dynamic_range_db, args.px_per_cm)
+    of_frames, mean = measure_patient(args.frames, display)
+    values = {
+        "frames": [
+            {"path": path} | _without_nan(asdict(numbers))
+            for path, numbers in zip(args.frames, of_frames, strict=True)
+        ],
+        "mean": _without_nan(asdict(mean)),
+        "notice": NOTICE,
+    }
+    text = [f"mean over {len(of_frames)} frame(s), taken as one patient's", mean.reading()]
+    return Result(values, "\n".join([*text, "", NOTICE]))
+
+
+def _without_nan(numbers: dict) -> dict:
+    """NaN is no JSON: what was not measured is null."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in numbers.items()
+    }
+
+
+def _measure_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("frames", nargs="+", metavar="FRAME", help="images of one patient")
+    parser.add_argument(
+        "--dynamic-range-db", type=float, metavar="DB", help="dB between black and white, if known"
+    )
+    parser.add_argument("--px-per-cm", type=float, metavar="PX", help="of the image, if known")
+
+
 VERBS = (
     ("roi", roi, _roi_arguments),
     ("review", review, _review_arguments),
     ("import-boxes", import_boxes, _import_arguments),
     ("export-boxes", export_boxes, _export_arguments),
+    ("records", records, _records_arguments),
+    ("measure", measure, _measure_arguments),
 )

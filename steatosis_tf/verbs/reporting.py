@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def report(args: Namespace) -> Result:
-    """Write report.html, report.md, the model card and the checklists of a run."""
+    """Write report.html, report.md, the model card and the checklists of a run.
+
+    Example:
+        steatosis report runs/joint/RUN_ID
+    """
     from steatosis_tf.evaluation.report.report import write_report
     from steatosis_tf.evaluation.report.run import STUDY_KEYS, init_study
 
@@ -32,8 +36,10 @@ def report(args: Namespace) -> Result:
 
 
 def _run_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN_DIR")
-    parser.add_argument("--resamples", type=int, default=2000, metavar="N")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of the run")
+    parser.add_argument(
+        "--resamples", type=int, default=2000, metavar="N", help="of patients, for the intervals"
+    )
 
 
 def _report_arguments(parser: ArgumentParser) -> None:
@@ -48,7 +54,11 @@ def _report_arguments(parser: ArgumentParser) -> None:
 
 
 def robustness(args: Namespace) -> Result:
-    """Grade the test frames of a hold-out run again, disturbed; the report shows the curves."""
+    """Grade the test frames of a hold-out run again, disturbed; the report shows the curves.
+
+    Example:
+        steatosis robustness runs/paper/RUN_ID
+    """
     from steatosis_tf.deploy.predict import are_probabilities, load_model
     from steatosis_tf.evaluation.clinical.robustness import write_robustness
 
@@ -69,7 +79,11 @@ def robustness(args: Namespace) -> Result:
 
 
 def check_tables(args: Namespace) -> Result:
-    """Say whether published tables agree with their own confusion matrix; exit 1 if not."""
+    """Say whether published tables agree with their own confusion matrix; exit 1 if not.
+
+    Example:
+        steatosis check-tables tables.json
+    """
     from steatosis_tf.evaluation.published import check_tables as check
 
     path = Path(args.file)
@@ -88,12 +102,12 @@ def check_tables(args: Namespace) -> Result:
     return Result(values, "\n".join(lines + [f"  {finding}" for finding in findings]), exit_code=1)
 
 
+def _tables_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("file", metavar="TABLES_JSON", help="numbers of a publication")
+
+
 VERBS = (
     ("report", report, _report_arguments),
     ("robustness", robustness, _run_arguments),
-    (
-        "check-tables",
-        check_tables,
-        lambda parser: parser.add_argument("file", metavar="TABLES_JSON"),
-    ),
+    ("check-tables", check_tables, _tables_arguments),
 )

@@ -1,16 +1,19 @@
-"""Verbs on runs and models: evaluate, export, predict, page, compare."""
+"""Verbs on runs and models: evaluate, compare, export, predict, page."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from steatosis_tf.files import renewing_sums
 from steatosis_tf.grades import NOTICE
-from steatosis_tf.verbs.common import Result
-from steatosis_tf.verbs.outputs import OutputDir, OutputOnnx, OutputPicture
+from steatosis_tf.verbs.common import OutputDir, OutputOnnx, OutputPicture, Result
 
 
 def evaluate(args: Namespace) -> Result:
-    """Compute patient scores, metrics and figures of a run from its frame scores."""
+    """Compute patient scores, metrics and figures of a run from its frame scores.
+
+    Example:
+        steatosis evaluate runs/joint/RUN_ID
+    """
     from steatosis_tf.evaluation.report.evaluate import evaluate_run, metrics_text
 
     with renewing_sums(args.run_dir):
@@ -19,7 +22,11 @@ def evaluate(args: Namespace) -> Result:
 
 
 def export(args: Namespace) -> Result:
-    """Write a run's model as ONNX, checked against Keras on the run's own frames."""
+    """Write a run's model as ONNX, checked against Keras on the run's own frames.
+
+    Example:
+        steatosis export runs/paper/RUN_ID --output model.onnx
+    """
     from steatosis_tf.deploy.export import export_run
 
     difference = export_run(args.run_dir, args.output)
@@ -28,12 +35,18 @@ def export(args: Namespace) -> Result:
 
 
 def _export_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN_DIR")
-    parser.add_argument("--output", required=True, type=OutputOnnx, metavar="MODEL_ONNX")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of the run")
+    parser.add_argument(
+        "--output", required=True, type=OutputOnnx, metavar="MODEL_ONNX", help="file to write"
+    )
 
 
 def predict(args: Namespace) -> Result:
-    """Answer patients: frames, folders, zips, DICOM; needs no TensorFlow."""
+    """Answer patients: frames, folders, zips, DICOM; needs no TensorFlow.
+
+    Example:
+        steatosis predict study.zip --output answers
+    """
     from steatosis_tf.deploy.predict import predict as answer
 
     found = answer(
@@ -68,7 +81,11 @@ def _predict_arguments(parser: ArgumentParser) -> None:
 
 
 def page(args: Namespace) -> Result:
-    """Open the page that reads one patient: frames, DICOM clips or a study; nothing is stored."""
+    """Open the page that reads one patient: frames, DICOM clips or a study; nothing is stored.
+
+    Example:
+        steatosis page
+    """
     from steatosis_tf.server.page import page as serve
 
     serve(args.model, port=args.port, host=args.host, open_browser=not args.no_browser)
@@ -92,7 +109,11 @@ def _page_arguments(parser: ArgumentParser) -> None:
 
 
 def compare(args: Namespace) -> Result:
-    """Show runs side by side: intervals, paired difference to a baseline, cost."""
+    """Show runs side by side: intervals, paired difference to a baseline, cost.
+
+    Example:
+        steatosis compare joint paper --figure compared.png
+    """
     from steatosis_tf import tracking
     from steatosis_tf.evaluation.figures.results import comparison_figure
     from steatosis_tf.evaluation.metrics.comparison import (
@@ -123,25 +144,27 @@ def compare(args: Namespace) -> Result:
 
 
 def _compare_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT")
+    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="name of a recipe")
     parser.add_argument("--baseline", metavar="RUN_ID", help="the oldest run if left out")
     parser.add_argument(
         "--figure", type=OutputPicture, metavar="PNG", help="also draw the comparison"
     )
-    parser.add_argument("--resamples", type=int, default=2000, metavar="N")
+    parser.add_argument(
+        "--resamples", type=int, default=2000, metavar="N", help="of patients, for the intervals"
+    )
 
 
 _COST = ("train_minutes", "file_mb", "ms_per_frame")
 
 
-def _run_dir(parser: ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path)
+def _evaluate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="folder of the run")
 
 
 VERBS = (
-    ("evaluate", evaluate, _run_dir),
+    ("evaluate", evaluate, _evaluate_arguments),
+    ("compare", compare, _compare_arguments),
     ("export", export, _export_arguments),
     ("predict", predict, _predict_arguments),
     ("page", page, _page_arguments),
-    ("compare", compare, _compare_arguments),
 )

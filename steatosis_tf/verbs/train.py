@@ -9,16 +9,20 @@ from steatosis_tf.grades import NOTICE
 from steatosis_tf.recipes import RECIPES
 from steatosis_tf.verbs.common import (
     Result,
+    add_call_arguments,
     add_config_arguments,
     add_runner_arguments,
     given_settings,
     runner_options,
 )
-from steatosis_tf.verbs.outputs import OutputReport
 
 
 def train(args: argparse.Namespace) -> Result:
-    """Train, evaluate, track and export a model by a recipe; does what is missing before it."""
+    """Train, evaluate, track and export a model by a recipe; does what is missing before it.
+
+    Example:
+        steatosis train manifest.csv --recipe joint
+    """
     return _run(args.recipe, RECIPES[args.recipe].config, args)
 
 
@@ -39,11 +43,11 @@ def script(doc: str, experiment: str, config: Config, argv: Sequence[str] | None
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--manifest", required=True, metavar="MANIFEST_CSV")
+    parser.add_argument(
+        "--manifest", required=True, metavar="MANIFEST_CSV", help="from `steatosis manifest`"
+    )
     _add_run_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    parser.add_argument("--report", type=OutputReport, metavar="FILE",
-                        help="also write a JSON summary of the call")  # fmt: skip
+    add_call_arguments(parser)
     args = parser.parse_args(argv)
     args.verb_name = experiment
     return run_verb(lambda given: _run(experiment, config, given), args)
@@ -65,9 +69,7 @@ def _run(experiment: str, config: Config, args: argparse.Namespace) -> Result:
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
-    parser.add_argument(
-        "--runs-dir", default="runs", metavar="DIR", help="folder of runs (default: %(default)s)"
-    )
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of runs")
     add_runner_arguments(parser)
 
 
@@ -76,7 +78,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     told = "; ".join(f"{name}: {recipe.summary}" for name, recipe in RECIPES.items())
     parser.add_argument(
         "--recipe", choices=RECIPES, default=next(iter(RECIPES)),
-        help=f"named config (default: %(default)s). {told}",
+        help=f"named config. {told}",
     )  # fmt: skip
     _add_run_arguments(parser)
 

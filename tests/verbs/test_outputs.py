@@ -14,7 +14,7 @@ import pytest
 from steatosis_tf import cli
 from steatosis_tf.files import check_output, replacing
 from steatosis_tf.verbs import VERBS
-from steatosis_tf.verbs.outputs import OutputDir, OutputFile
+from steatosis_tf.verbs.common import OutputDir, OutputFile
 
 #: What verbs write: an option of one of these names has to be declared as an output.
 _NAMES_OF_OUTPUTS = ("--output", "--report", "--figure", "--sheet")
