@@ -419,8 +419,10 @@ def _reference_answers(
         ]
         for kind, grader in zip(found, (bundle, blind), strict=True):
             answer = plain_answer(grader.answer(f"phantom {patient}", looks))
-            for frame in answer["frames"]:  # a point of an outline more or less is no other answer
-                del frame["sector"], frame["liver"]
+            # A point of an outline more or less, or a sentence told better, is no other answer.
+            del answer["reason"]
+            for frame in answer["frames"]:
+                del frame["sector"], frame["liver"], frame["reason"]
             found[kind].append(answer)
     return found
 

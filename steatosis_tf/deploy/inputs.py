@@ -21,8 +21,10 @@ from steatosis_tf.quantitative.display import Display
 from steatosis_tf.sources.images import IMAGE_SUFFIXES, decode_frame
 
 if TYPE_CHECKING:
+    from pydicom.dataset import FileDataset
+
     from steatosis_tf.sources.dicom.pixels import Layout
-    from steatosis_tf.sources.dicom.read import Region
+    from steatosis_tf.sources.dicom.read import Header, Region
 
 #: So many frames of a clip are looked at, spread evenly; neighbours are almost one picture.
 CLIP_FRAMES = 10
@@ -189,13 +191,12 @@ class Inputs:
             find_region,
             quiet_pydicom,
             read_dataset,
-            read_header,
         )
 
         try:
             with quiet_pydicom():
                 dataset = read_dataset(io.BytesIO(load()), with_pixels=False)
-                header = read_header(dataset)
+                header = _header_of(dataset)
                 layout = read_layout(dataset)
                 region = find_region(dataset, layout.rows, layout.columns)
         except ValueError as rejection:  # a Rejection; its text holds nothing personal
@@ -245,6 +246,24 @@ def open_inputs(paths: Iterable[str | Path], *, by_folder: bool = False) -> Iter
                 f"them. Received: none, {len(inputs.passed_over)} files passed over{passed}."
             )
         yield inputs
+
+
+def _header_of(dataset: "FileDataset") -> "Header":
+    """Whose picture it is; of a study that names nobody, the study stands for the person.
+
+    Raises:
+        Rejection: as `read_header`.
+    """
+    from steatosis_tf.sources.dicom.read import read_header, text_of
+    from steatosis_tf.sources.rejection import Rejection
+
+    try:
+        return read_header(dataset)
+    except Rejection as rejection:
+        if rejection.code != "no_patient":
+            raise
+        dataset.PatientID = text_of(dataset, "StudyInstanceUID")
+        return read_header(dataset)
 
 
 def _dicom_shots(

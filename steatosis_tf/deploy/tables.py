@@ -3,10 +3,15 @@
 import contextlib
 import csv
 import math
+import platform
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import onnxruntime
 
 from steatosis_tf import __version__
 from steatosis_tf.files import check_output, sync_folder, write_json
@@ -84,6 +89,12 @@ class AnswerTables:
             "steatosis_tf": __version__,
             "notice": NOTICE,
             "model": {"name": self._grader.name, "sha256": self._grader.sha256},
+            "versions": {
+                "python": platform.python_version(),
+                "numpy": np.__version__,
+                "onnxruntime": onnxruntime.__version__,
+                "opencv": cv2.__version__,
+            },
             "counts": counts,
             "seconds": round(time.monotonic() - self._start, 3),
             "passed_over": [{"file": name, "reason": why} for name, why in passed_over],

@@ -21,7 +21,8 @@ REASONS = {
     "no_liver": "No liver is in view.",
     "too_shallow": "Too little of the depth is in view.",
     "marks_over_liver": "Text, calipers or marks lie over the liver.",
-    "not_liver_ultrasound": "The picture does not look like an ultrasound of a liver.",
+    "not_liver_ultrasound": "The picture is too unlike the training data for a score: no "
+    "ultrasound of a liver, or quite another scanner, setting or view.",
     "unlike_training": "Scanner, setting or view are unlike the training data: the score is shown "
     "without a grade. Recalibrate with 20 local patients.",
     "no_frames": "No frame was given.",

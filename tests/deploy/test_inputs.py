@@ -128,6 +128,16 @@ def test_a_study_without_a_uid_is_not_named_after_its_patient(tmp_path, clip):
         assert "DOE" not in inputs.groups[0].patient
 
 
+def test_a_study_that_names_nobody_is_answered(tmp_path, clip):
+    nobody = dict.fromkeys(("PatientID", "PatientName", "PatientBirthDate"))
+    _save(tmp_path / "in" / "a", clip[0], number=1, **_plain(1, **nobody))
+    _save(tmp_path / "in" / "b", clip[1], number=2, **_plain(1, **nobody))
+    with open_inputs([tmp_path / "in"]) as inputs:
+        (group,) = inputs.groups
+        assert [shot.name for shot in group.shots()] == ["a", "b"]
+        assert not inputs.passed_over
+
+
 def test_nothing_to_answer_says_what_was_there(tmp_path):
     (tmp_path / "notes.txt").write_text("no frame")
     nothing = r"none, 1 files passed over; notes\.txt: no frame"
