@@ -199,6 +199,15 @@ def test_a_score_without_a_grade_names_none(open_page: Callable[..., Any]) -> No
     assert notice_is_in_view(tab)
 
 
+def test_a_score_in_the_band_of_another_grade_is_explained(open_page: Callable[..., Any]) -> None:
+    tab = open_page()
+    give(tab, *images(patient(5)))
+    score = float(text_of(tab, "#fatText").split()[2])
+    band = ("Normal", "Mild", "Moderate", "Severe")[sum(score >= cut for cut in (5, 33, 66))]
+    explained = f"lies in the band of {band}" in text_of(tab, "#fatText")
+    assert explained == (band != text_of(tab, "#grade"))
+
+
 def test_unable_says_why(open_page: Callable[..., Any]) -> None:
     tab = open_page()
     give(tab, ("black.png", png(np.zeros((200, 300), np.uint8))))

@@ -64,7 +64,9 @@ function inWords({ kind, grade, prediction_set: kept }, { set_coverage: coverage
 // As the square root, in which the score is made: else all grades but one crowd at the left.
 const along = (fat) => LEFT + WIDTH * Math.sqrt(Math.min(Math.max(fat, 0), 100) / 100);
 
-function showFat({ fat_percent: fat, fat_interval: [low, high], kind, prediction_set: kept, training_rank: rank }, session) {
+function showFat(answer, session) {
+  const { fat_percent: fat, fat_interval: [low, high], kind, grade: given } = answer;
+  const { prediction_set: kept, training_rank: rank } = answer;
   at("fat").hidden = fat === null;
   if (fat === null) return;
   const edges = [0, ...session.fat_cuts_percent, 100];
@@ -87,7 +89,9 @@ function showFat({ fat_percent: fat, fat_interval: [low, high], kind, prediction
   at("scaleOfFat").replaceChildren(...parts);
   const words = `Fat score ${percent(fat)}, 90 % interval ${interval([low, high])}`;
   at("scaleOfFat").setAttribute("aria-label", words);
-  at("fatText").textContent = `${words}. More than in ${number(100 * rank, 0)} % of the training patients.`;
+  const band = session.grades[session.fat_cuts_percent.filter((cut, place) => (place ? fat > cut : fat >= cut)).length];
+  at("fatText").textContent = `${words}. More than in ${number(100 * rank, 0)} % of the training patients.`
+    + (given && band !== given ? ` The score lies in the band of ${band}; the grade is read from the probabilities.` : "");
 }
 
 function showChances({ probabilities, operating_points: points }, { grades }) {
