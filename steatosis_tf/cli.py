@@ -9,17 +9,13 @@ import argparse
 import difflib
 import inspect
 import io
-import json
-import os
 import sys
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from steatosis_tf import __version__
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.verbs import VERBS
-from steatosis_tf.verbs.common import Result, add_call_arguments, check_outputs
+from steatosis_tf.verbs.common import add_call_arguments, run_verb
 
 # Old name of a verb -> its name.
 _RENAMED = {"physics": "measure"}
@@ -46,39 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def run_verb(verb: Callable[[argparse.Namespace], Result], args: argparse.Namespace) -> int:
-    """Call a verb and print what it gives back.
-
-    Args:
-        verb: takes the arguments.
-        args: with `verb_name`, `json` and `report` among them.
-
-    Returns:
-        exit code, as of `main`.
-    """
-    start = time.monotonic()
-    try:
-        check_outputs(args)
-        result = verb(args)
-    except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
-        text = str(error)
-        if isinstance(error, ModuleNotFoundError):
-            package = (error.name or "").split(".")[0].replace("_", "-")
-            text = (
-                f"Expected the package {package} for `steatosis {args.verb_name}`. Received: none. "
-                f"Install it: pip install {package}"
-            )
-        print(f"error: {text}", file=sys.stderr)
-        _write_report(args, {"error": text}, 1, start)
-        return 1
-    try:
-        print(json.dumps(result.values, indent=2) if args.json else result.text, flush=True)
-    except BrokenPipeError:  # `| head` has seen enough; Python must not try again when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    _write_report(args, result.values, result.exit_code, start)
-    return result.exit_code
-
-
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments of one call; argparse exits with 2 if they are not those of any verb."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -94,24 +57,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         hint = f"Did you mean {near[0]}? " if near else ""
         parser.error(f"there is no verb {words[0]}. {hint}`steatosis --help` lists all.")
     return parser.parse_args(words)
-
-
-def _write_report(
-    args: argparse.Namespace, values: dict[str, Any], exit_code: int, start: float
-) -> None:
-    if not args.report:
-        return
-    from steatosis_tf.files import write_json
-
-    summary = {
-        "steatosis_tf": __version__,
-        "verb": args.verb_name,
-        "exit_code": exit_code,
-        "seconds": round(time.monotonic() - start, 3),
-        "notice": NOTICE,
-        "result": values,
-    }
-    write_json(summary, args.report)
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -8,14 +8,18 @@ to.
 import dataclasses
 import json
 import os
+import sys
+import time
 import typing
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from steatosis_tf import __version__
 from steatosis_tf.config import ModelConfig
-from steatosis_tf.files import check_output
+from steatosis_tf.files import check_output, write_json
+from steatosis_tf.grades import NOTICE
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -30,6 +34,53 @@ class Result(NamedTuple):
     values: dict[str, Any]
     text: str
     exit_code: int = 0
+
+
+def run_verb(verb: Callable[[Namespace], Result], args: Namespace) -> int:
+    """Call a verb and print what it gives back.
+
+    Args:
+        verb: takes the arguments.
+        args: with `verb_name`, `json` and `report` among them.
+
+    Returns:
+        exit code, as of `cli.main`.
+    """
+    start = time.monotonic()
+    try:
+        check_outputs(args)
+        result = verb(args)
+    except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
+        text = str(error)
+        if isinstance(error, ModuleNotFoundError):
+            package = (error.name or "").split(".")[0].replace("_", "-")
+            text = (
+                f"Expected the package {package} for `steatosis {args.verb_name}`. Received: none. "
+                f"Install it: pip install {package}"
+            )
+        print(f"error: {text}", file=sys.stderr)
+        _write_report(args, {"error": text}, 1, start)
+        return 1
+    try:
+        print(json.dumps(result.values, indent=2) if args.json else result.text, flush=True)
+    except BrokenPipeError:  # `| head` has seen enough; Python must not try again when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _write_report(args, result.values, result.exit_code, start)
+    return result.exit_code
+
+
+def _write_report(args: Namespace, values: dict[str, Any], exit_code: int, start: float) -> None:
+    if not args.report:
+        return
+    summary = {
+        "steatosis_tf": __version__,
+        "verb": args.verb_name,
+        "exit_code": exit_code,
+        "seconds": round(time.monotonic() - start, 3),
+        "notice": NOTICE,
+        "result": values,
+    }
+    write_json(summary, args.report)
 
 
 def add_config_arguments(parser: ArgumentParser) -> None:

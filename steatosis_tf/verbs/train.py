@@ -13,6 +13,7 @@ from steatosis_tf.verbs.common import (
     add_config_arguments,
     add_runner_arguments,
     given_settings,
+    run_verb,
     runner_options,
 )
 
@@ -38,8 +39,6 @@ def script(doc: str, experiment: str, config: Config, argv: Sequence[str] | None
     Returns:
         exit code: 0, or 1 with the reason on stderr.
     """
-    from steatosis_tf.cli import run_verb
-
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,0 +1,180 @@
+"""The plan of the house: which room may import which, and how large rooms, files and functions are.
+
+`docs/architecture.md` tells it in words. A new arrow, a fuller room or a longer file is a line here
+that someone has to defend.
+"""
+
+import ast
+import subprocess
+import sys
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "steatosis_tf"
+
+#: Room or file of the package -> what it may import, in the order of the pipeline: only from above.
+ROOMS = {
+    "grades": "",
+    "files": "",
+    "config": "files",
+    "environment": "",
+    "tracking": "grades files",
+    "parallel": "files",
+    "sources": "grades files",
+    "cohort": "grades files config parallel sources",
+    "roi": "files config parallel sources cohort",
+    "quantitative": "files parallel sources cohort roi",
+    "records": "grades files config parallel cohort roi",
+    "model": "grades files config parallel roi records",
+    "evaluation": "grades files config parallel sources cohort roi quantitative model",
+    "deploy": "grades files config sources cohort roi quantitative records model",
+    "training": "grades files config tracking cohort quantitative records model evaluation deploy",
+    "recipes": "config",
+    "pipeline": "grades files config environment tracking cohort roi quantitative records model "
+    "evaluation deploy training recipes",
+    "demo": "sources cohort evaluation deploy recipes pipeline",
+    "server": "grades sources roi quantitative model deploy",
+    "verbs": "grades files config environment tracking parallel sources cohort roi quantitative "
+    "records evaluation deploy recipes pipeline demo server",
+    "cli": "grades files verbs",
+}
+
+#: Arrows that go down all the same, module by module, each with its reason.
+EXCEPTIONS = {
+    # A frame leaves the hospital's export only with what lies outside its sector blanked.
+    ("sources.dicom.deidentify", "roi.sector"),
+    # Readers agree by the same weighted kappa as models.
+    ("cohort.consensus", "evaluation.metrics.weighted"),
+    # Threshold, prediction set and weights are fitted with the model, on training patients.
+    ("model.joint_fit", "evaluation.clinical.prediction_sets"),
+    ("model.joint_fit", "evaluation.clinical.thresholds"),
+    ("model.joint_fit", "evaluation.metrics.weighted"),
+}
+
+#: Public functions that answer, measure, bring in, propose, review and verify: no TensorFlow.
+WITHOUT_TENSORFLOW = (
+    "deploy.predict", "deploy.bundle", "quantitative.measure", "sources.dicom.ingest",
+    "roi.columns", "roi.propose", "roi.sheet", "roi.review.exchange",
+    "server.review", "server.page",
+)  # fmt: skip
+# Imported when a bundle is written, by a run that has TensorFlow loaded.
+WRITES_BUNDLES = "deploy.bundle_network"
+
+MAX_FILES, MAX_LINES, MAX_FUNCTION = 12, 500, 60
+# What is larger today, with its size: it may shrink and not grow.
+LARGER_ROOMS = {"model": 14}
+LONGER_FILES = {"evaluation/published.py": 558}
+LONGER_FUNCTIONS = {
+    "deploy/bundle.py write_bundle": 66, "deploy/predict.py predict": 62,
+    "model/joint_fit.py fit_joint": 65, "model/train.py fit": 69, "pipeline.py run": 62,
+    "server/app.py make_app": 65,
+}  # fmt: skip
+
+
+@cache
+def files() -> dict[str, Path]:
+    """Module, without the package's name -> its file; the package itself is ""."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """What a module imports of the package and of others, inside functions too."""
+    found = set()
+    for node in runs(ast.parse(files()[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            own = node.module.removeprefix("steatosis_tf").removeprefix(".")
+            if node.module.partition(".")[0] != "steatosis_tf":
+                found.add(node.module)
+                continue
+            for alias in node.names:
+                whole = f"{own}.{alias.name}".lstrip(".")
+                found.add(whole if whole in files() else own)
+    return frozenset(found)
+
+
+def runs(tree: ast.AST):
+    """Every node but those for the type checker alone."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from runs(node)
+
+
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_its_row_allows(room: str) -> None:
+    strangers = {
+        (module, other)
+        for module in files()
+        if room_of(module) == room
+        for other in imports(module)
+        if other and other in files() and room_of(other) not in (room, *ROOMS[room].split())
+    }
+    assert strangers <= EXCEPTIONS
+
+
+def test_the_table_has_every_room_and_points_only_up() -> None:
+    assert {room_of(module) for module in files()} - {""} == set(ROOMS)
+    order = list(ROOMS)
+    for room, allowed in ROOMS.items():
+        assert all(order.index(other) < order.index(room) for other in allowed.split()), room
+
+
+def test_every_exception_is_needed() -> None:
+    assert all(other in imports(module) for module, other in EXCEPTIONS)
+
+
+@pytest.mark.parametrize("door", WITHOUT_TENSORFLOW)
+def test_no_tensorflow_can_be_reached(door: str) -> None:
+    seen, waiting = set(), [door]
+    while waiting:
+        module = waiting.pop()
+        if module in seen or module not in files() or module == WRITES_BUNDLES:
+            continue
+        seen.add(module)
+        names = imports(module)
+        foreign = {name.partition(".")[0] for name in names - files().keys()}
+        assert not foreign & {"tensorflow", "keras", "mlflow", "tensorflow_datasets"}, module
+        waiting += names
+        waiting += [module.rpartition(".")[0]] if "." in module else []
+    assert len(seen) > 3
+
+
+def test_importing_those_doors_loads_no_tensorflow() -> None:
+    code = "".join(f"import steatosis_tf.{door}\n" for door in WITHOUT_TENSORFLOW)
+    code += "import sys\nprint({'tensorflow', 'keras', 'mlflow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_rooms_files_and_functions_stay_small() -> None:
+    rooms: Counter[str] = Counter()
+    too_long: dict[str, int] = {}
+    for path in files().values():
+        name = path.relative_to(PACKAGE).as_posix()
+        text = path.read_text(encoding="utf-8")
+        rooms[name.rpartition("/")[0]] += path.name != "__init__.py"
+        if (lines := len(text.splitlines())) > MAX_LINES:
+            too_long[name] = lines
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > MAX_FUNCTION:
+                    too_long[f"{name} {node.name}"] = lines
+    limits = LONGER_FILES | LONGER_FUNCTIONS
+    assert {name: n for name, n in too_long.items() if n > limits.get(name, 0)} == {}
+    larger = {room: n for room, n in rooms.items() if n > LARGER_ROOMS.get(room, MAX_FILES)}
+    assert larger == {}
