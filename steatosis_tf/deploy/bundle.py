@@ -88,8 +88,8 @@ class Bundle:
 
     @property
     def num_training(self) -> int:
-        """Patients that it was trained on."""
-        return int(self.about["training"]["num_patients"])
+        """Patients among whom a score has its rank: those it was trained or recalibrated on."""
+        return len(self.joint.calibration.left_out)
 
     def look(self, name: str, frame: np.ndarray, display: Display | None = None) -> Look:
         """`frames.look_at` with the view that the network sees."""
@@ -211,6 +211,7 @@ def write_bundle(
     card: dict[str, Any],
     licences: dict[str, str],
     versions: dict[str, str],
+    recalibration: dict[str, Any] | None = None,
 ) -> Path:
     """Write a bundle as a folder, and as a zip beside it; grade its own reference frames by it.
 
@@ -225,6 +226,7 @@ def write_bundle(
         card: texts of the model card, see `templates/card.md.j2`.
         licences: what -> licence and attribution, of code, weights and data.
         versions: package -> version it was made with.
+        recalibration: of `recalibrate.recalibrate`, where local patients changed the rule.
 
     Returns:
         the zip.
@@ -251,6 +253,8 @@ def write_bundle(
         "roi": asdict(roi), "grading": json.loads(joint.to_json()), "training": training,
         "card": card, "licences": licences, "versions": {"steatosis_tf": __version__, **versions},
     }  # fmt: skip
+    if recalibration:
+        about["recalibration"] = recalibration
     _write(folder / NETWORK_NAME, network)
     for template in ("card.md", "instructions.md"):
         _write(folder / template, _filled(f"{template}.j2", about).encode())

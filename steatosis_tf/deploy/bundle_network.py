@@ -139,6 +139,21 @@ def join_rule(taps: onnx.ModelProto, model: JointModel, texts: dict[str, str]) -
     return proto
 
 
+def taps_of(network: bytes) -> onnx.ModelProto:
+    """The taps inside a network file of `join_rule`, to which another rule can be joined."""
+    proto = onnx.load_from_string(network)
+    graph = proto.graph
+    values = {
+        value.name: value for value in onnx.shape_inference.infer_shapes(proto).graph.value_info
+    }
+    for kept in (graph.node, graph.initializer):
+        for one in [one for one in kept if one.name.startswith("rule_") or one.name in OUTPUTS]:
+            kept.remove(one)
+    del graph.output[:]
+    graph.output.extend(values[name] for name in ("near", "far"))
+    return proto
+
+
 class _Graph:
     """Adds operators to a graph and names what they give."""
 

@@ -109,7 +109,7 @@ def fit_joint(
     left_out = np.array([predicted for _, predicted in fits])
     shares = choose_shares(left_out, target)
     joined = shares @ left_out
-    rule, calibration = _calibrate(patients, joined, target, labels)
+    rule, calibration = calibrate(patients, joined, target, labels)
     return JointModel(
         parts=tuple(
             JointPart(part.name, part.columns, float(share), fitted)
@@ -147,16 +147,17 @@ def choose_shares(left_out: np.ndarray, target: np.ndarray) -> np.ndarray:
     return equal if errors[0] <= errors[1] else _fitted_shares(left_out, target)
 
 
-def _fitted_shares(left_out: np.ndarray, target: np.ndarray) -> np.ndarray:
-    matrix = np.vstack([left_out.T, np.full(len(left_out), _SUM_WEIGHT)])
-    shares, _ = optimize.nnls(matrix, np.append(target, _SUM_WEIGHT))
-    return np.asarray(shares / shares.sum())
-
-
-def _calibrate(
+def calibrate(
     patients: np.ndarray, joined: np.ndarray, target: np.ndarray, labels: np.ndarray
 ) -> tuple[DecisionRule, Calibration]:
-    """Decision rule and thresholds; each patient is read by a link fitted to the others."""
+    """Decision rule and thresholds; each patient is read by a link fitted to the others.
+
+    Args:
+        patients: their ids.
+        joined: scores by a rule that had not seen the patient.
+        target: what the scores should be.
+        labels: grades, 0 to 3.
+    """
     chances = np.empty((len(labels), len(GRADES)))
     for patient in range(len(labels)):
         others = np.arange(len(labels)) != patient
@@ -180,6 +181,12 @@ def _calibrate(
         set_coverage=COVERAGE,
         operating_points=_points(table),
     )
+
+
+def _fitted_shares(left_out: np.ndarray, target: np.ndarray) -> np.ndarray:
+    matrix = np.vstack([left_out.T, np.full(len(left_out), _SUM_WEIGHT)])
+    shares, _ = optimize.nnls(matrix, np.append(target, _SUM_WEIGHT))
+    return np.asarray(shares / shares.sum())
 
 
 def _points(table: pd.DataFrame) -> tuple[OperatingPoint, ...]:

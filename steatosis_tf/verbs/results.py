@@ -1,10 +1,11 @@
-"""Verbs on runs and models: evaluate, compare, export, predict, page."""
+"""Verbs on runs and models: evaluate, compare, export, predict, page, recalibrate."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
 from steatosis_tf.files import renewing_sums
-from steatosis_tf.grades import NOTICE
+from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.verbs.common import OutputDir, OutputOnnx, OutputPicture, Result
 
 
@@ -108,6 +109,54 @@ def _page_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--no-browser", action="store_true", help="only serve the page")
 
 
+def recalibrate(args: Namespace) -> Result:
+    """Fit a bundle to the scanner at hand by 20 or more local patients.
+
+    Example:
+        steatosis recalibrate runs/ship/bundle local/manifest.csv --output local_model
+    """
+    from steatosis_tf.deploy.recalibrate import ENOUGH_PATIENTS
+    from steatosis_tf.deploy.recalibrate import recalibrate as fit_locally
+
+    says = fit_locally(args.model, args.manifest, args.output)
+    text = f"{_recalibration_text(says, ENOUGH_PATIENTS)}\nmodel: {args.output}"
+    return Result(says | {"model": args.output, "notice": NOTICE}, text)
+
+
+def _recalibration_text(says: dict[str, Any], enough: int) -> str:
+    """What `recalibrate` gives, for a person."""
+    line, few = says["score"], ""
+    if says["is_few"]:
+        few = f" (few: take {enough} or more before relying on it)"
+    lines = [f"{says['from']} fitted to {says['num_patients']} patients{few}, "
+             f"{says['num_frames']} frames, {says['num_left_out']} patients left out"]  # fmt: skip
+    if line is None:
+        lines.append("score: as it was, since not every patient has a fat percent")
+    for name, one in (line or {}).items():
+        lines.append(f"score, {name}: {one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})")
+    for grade, cut in zip(GRADES[1:], says["cut_offs"], strict=True):
+        after = f"{cut['value']:.2f} ({cut['low']:.2f} to {cut['high']:.2f})"
+        lines.append(f"{grade} or worse from old score {cut['before']:.2f} before, {after} after")
+    for name in ("accuracy", "quadratic_kappa", "score_error"):
+        if name in says:
+            before, after = says[name]
+            lines.append(f"{name.replace('_', ' ')}: {before:.2f} before, {after:.2f} after, "
+                         "left-out patients")  # fmt: skip
+    kinds = ", ".join(f"{many} {kind}" for kind, many in says["answers_before"].items())
+    return "\n".join([*lines, f"answers before: {kinds}", NOTICE])
+
+
+def _recalibrate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a bundle, folder or zip")
+    parser.add_argument(
+        "manifest", metavar="MANIFEST_CSV", help="local patients with grade, best with fat_percent"
+    )
+    parser.add_argument(
+        "--output", required=True, type=OutputDir, metavar="MODEL",
+        help="folder of the new bundle; a zip is written beside it",
+    )  # fmt: skip
+
+
 def compare(args: Namespace) -> Result:
     """Show runs side by side: intervals, paired difference to a baseline, cost.
 
@@ -167,4 +216,5 @@ VERBS = (
     ("export", export, _export_arguments),
     ("predict", predict, _predict_arguments),
     ("page", page, _page_arguments),
+    ("recalibrate", recalibrate, _recalibrate_arguments),
 )

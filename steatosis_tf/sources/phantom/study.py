@@ -172,6 +172,8 @@ def simulate_patient(
     generator: np.random.Generator,
     size_px: tuple[int, int] = (434, 636),
     gain_offset_db: float = 0.0,
+    tgc_offset_db_per_cm: float = 0.0,
+    dynamic_range_factor: float = 1.0,
 ) -> tuple[np.ndarray, PhantomTruth]:
     """Simulate the frames of one patient.
 
@@ -184,6 +186,8 @@ def simulate_patient(
         generator: source of all randomness; it is advanced.
         size_px: `(height, width)` of a frame.
         gain_offset_db: added to the gain; everything else stays as it is.
+        tgc_offset_db_per_cm: added to the time gain compensation: another slope over depth.
+        dynamic_range_factor: the display spans so many times the dB.
 
     Returns:
         Frames `(num_frames, height, width)` uint8, 0 to 255, black outside the sector but for
@@ -194,6 +198,11 @@ def simulate_patient(
     """
     _check_request(fat_percent, num_frames, size_px)
     scanner = draw_scanner(generator, size_px)
+    scanner = replace(
+        scanner,
+        tgc_db_per_cm=scanner.tgc_db_per_cm + tgc_offset_db_per_cm,
+        dynamic_range_db=scanner.dynamic_range_db * dynamic_range_factor,
+    )
     tissue = draw_tissue(generator, fat_percent, scanner)
     scene = draw_scene(generator, tissue, scanner)
     looks = _looks(generator, scene, scanner)

@@ -1,0 +1,148 @@
+"""A bundle meets another scanner: refused before, fitted by 20 local patients, right afterwards."""
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+from PIL import Image
+
+from steatosis_tf import cli
+from steatosis_tf.cohort.manifest import build_manifest
+from steatosis_tf.deploy.bundle import find_faults, open_bundle
+from steatosis_tf.deploy.bundle_network import join_rule, taps_of
+from steatosis_tf.deploy.recalibrate import recalibrate
+from steatosis_tf.sources.phantom.study import simulate_patient
+
+# Louder, steeper over depth, and harder in contrast than any scanner of the training phantoms.
+OTHER = {"gain_offset_db": 12.0, "tgc_offset_db_per_cm": 1.5, "dynamic_range_factor": 0.5}
+
+
+def _frames(fat: float, seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return simulate_patient(fat, num_frames=2, generator=generator, size_px=(240, 320), **OTHER)[0]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Manifest of 20 patients of the other scanner, fat percent known."""
+    folder = tmp_path_factory.mktemp("other_scanner")
+    rows = []
+    for number, fat in enumerate(np.linspace(0, 92, 20).round(1)):
+        for place, frame in enumerate(_frames(fat, 100 + number)):
+            name = f"P{number:02}_{place}.png"
+            Image.fromarray(frame).save(folder / name)
+            rows.append({"path": name, "patient_id": f"P{number:02}", "fat_percent": fat})
+    pd.DataFrame(rows).to_csv(folder / "labels.csv", index=False)
+    build_manifest(folder / "labels.csv", folder / "manifest.csv")
+    return folder / "manifest.csv"
+
+
+@pytest.fixture(scope="module")
+def local(phantom_bundle, study, tmp_path_factory):
+    """The recalibrated bundle and what was said of it."""
+    folder = tmp_path_factory.mktemp("local") / "model"
+    return folder, recalibrate(phantom_bundle, study, folder)
+
+
+def _few(study, tmp_path, num: int, **columns):
+    """Manifest of the first patients."""
+    table = pd.read_csv(study, dtype=str, keep_default_na=False)
+    table = table.loc[table["patient_id"] < f"P{num:02}"].assign(**columns)
+    table["path"] = [str(study.parent / path) for path in table["path"]]
+    table.to_csv(tmp_path / "manifest.csv", index=False)
+    return tmp_path / "manifest.csv"
+
+
+def test_new_patients_of_the_other_scanner_are_graded_and_closer(phantom_bundle, local):
+    fat = np.linspace(3, 90, 10)
+    graded, errors = {}, {}
+    for folder in (phantom_bundle, local[0]):
+        bundle, found = open_bundle(folder), []
+        for number, percent in enumerate(fat):
+            frames = enumerate(_frames(percent, 900 + number))
+            looks = [bundle.look(f"{at}", frame) for at, frame in frames]
+            found.append(bundle.answer(f"N{number}", looks))
+        blind = [abs(one.fat_percent - percent) for one, percent in zip(found, fat, strict=True)]
+        graded[bundle.name] = sum(one.kind == "graded" for one in found)
+        errors[bundle.name] = np.nanmean(blind)
+    assert graded["phantoms 1"] <= 3
+    assert graded["phantoms-local 1"] >= 8
+    assert errors["phantoms-local 1"] < errors["phantoms 1"]
+
+
+def test_ranks_stay_and_the_bundle_says_from_what_and_by_how_many(phantom_bundle, local):
+    folder, says = local
+    old, new = open_bundle(phantom_bundle), open_bundle(folder)
+    assert not find_faults(new)
+    line = {name: one["value"] for name, one in says["score"].items()}
+    pictures = old.vectors["pictures"]
+    np.testing.assert_allclose(
+        new.run(pictures)["score"],
+        old.run(pictures)["score"] * line["slope"] + line["offset"],
+        atol=1e-4,
+    )
+    assert line["slope"] > 0
+    said = new.about["recalibration"]
+    assert (said["from_sha256"], said["num_patients"]) == (old.sha256, 20)
+    assert said["score"]["slope"]["low"] <= line["slope"] <= said["score"]["slope"]["high"]
+    assert said["score_error"][1] < said["score_error"][0]
+    card = (folder / "card.md").read_text()
+    assert f"(SHA-256 {old.sha256}) by 20\nlocal patients" in card
+    assert new.num_training == 20
+
+
+def test_the_network_is_taken_apart_and_joined_again_byte_for_byte(phantom_bundle):
+    bundle = open_bundle(phantom_bundle)
+    network = bundle.files["model.onnx"]
+    texts = {name: onnx_texts(network)[f"steatosis.{name}"] for name in ("name", "version", "roi")}
+    again = join_rule(taps_of(network), bundle.joint, texts)
+    assert again.SerializeToString() == network
+
+
+def onnx_texts(network: bytes) -> dict[str, str]:
+    return {one.key: one.value for one in onnx.load_from_string(network).metadata_props}
+
+
+def test_grades_alone_move_cut_offs_and_leave_the_score(phantom_bundle, study, tmp_path):
+    manifest = _few(study, tmp_path, 12, fat_percent="")
+    says = recalibrate(phantom_bundle, manifest, tmp_path / "local")
+    assert (says["score"], says["is_few"]) == (None, True)
+    old, new = open_bundle(phantom_bundle), open_bundle(tmp_path / "local")
+    assert new.joint.parts[0].rule.intercept == old.joint.parts[0].rule.intercept
+    assert new.joint.link != old.joint.link
+
+
+@pytest.mark.parametrize(
+    ("num", "columns", "expected"),
+    [
+        (9, {}, "at least 10 local patients"),
+        (10, {"grade": "Mild", "fat_percent": ""}, "at least two grades"),
+    ],
+)
+def test_too_little_is_refused_in_one_line(
+    phantom_bundle, study, tmp_path, capsys, num, columns, expected
+):
+    manifest = _few(study, tmp_path, num, **columns)
+    call = ["recalibrate", str(phantom_bundle), str(manifest), "--output", str(tmp_path / "new")]
+    assert cli.main(call) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert expected in error
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_score_that_falls_with_fat_is_refused(phantom_bundle, study, tmp_path):
+    table = pd.read_csv(study, dtype=str, keep_default_na=False)
+    turned = (100 - table["fat_percent"].astype(float)).astype(str)
+    manifest = _few(study, tmp_path, 20, fat_percent=turned)
+    with pytest.raises(ValueError, match="rises with the local patients' fat"):
+        recalibrate(phantom_bundle, manifest, tmp_path / "new")
+
+
+def test_a_recalibrated_bundle_is_not_recalibrated_again(local, study, tmp_path):
+    copy = shutil.copytree(local[0], tmp_path / "copy")
+    with pytest.raises(ValueError, match="Start from phantoms 1"):
+        recalibrate(copy, study, tmp_path / "new")
+    assert json.loads((copy / "bundle.json").read_text())["name"] == "phantoms-local"
