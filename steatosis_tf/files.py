@@ -303,3 +303,23 @@ def flat(nested: Any, prefix: str = "") -> dict[str, Any]:
     else:
         return {prefix: nested}
     return {name: value for key, part in parts.items() for name, value in flat(part, key).items()}
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+def as_cell(value: Any) -> Any:
+    """A cell of a table as no spreadsheet runs it: what begins like a formula gets a quote.
+
+    Example:
+        >>> as_cell("=2+3"), as_cell("-3.5"), from_cell(as_cell("'@x"))
+        ("'=2+3", '-3.5', "'@x")
+    """
+    is_formula = isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value)
+    return f"'{value}" if is_formula else value
+
+
+def from_cell(text: str) -> str:
+    """What a cell said before `as_cell`."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text

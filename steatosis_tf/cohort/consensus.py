@@ -13,9 +13,15 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.labels import read_spreadsheet, read_table
+from steatosis_tf.cohort.labels import (
+    read_grade_map,
+    read_grades,
+    read_spreadsheet,
+    read_table,
+    write_spreadsheet,
+)
 from steatosis_tf.evaluation.metrics.weighted import kappas
-from steatosis_tf.files import check_output, replacing
+from steatosis_tf.files import check_output
 from steatosis_tf.grades import GRADES
 
 Rule = Literal["majority", "median", "unanimous"]
@@ -73,7 +79,10 @@ class ConsensusSummary:
 
 
 def build_consensus(
-    labels_path: str | Path, output_path: str | Path, rule: Rule = "majority"
+    labels_path: str | Path,
+    output_path: str | Path,
+    rule: Rule = "majority",
+    grade_map_path: str | Path | None = None,
 ) -> ConsensusSummary:
     """Turn readers' grades into one grade per patient.
 
@@ -87,6 +96,7 @@ def build_consensus(
         rule: "majority" the grade most readers gave; "median" the middle one; "unanimous" only
             where all agree. Ties, spreads over one grade, and patients whom one reader alone has
             graded, are left to adjudication under every rule.
+        grade_map_path: what other words for grades mean, see `labels.read_grade_map`.
 
     Raises:
         ValueError: for an unknown rule, fewer than two reader columns, an unknown grade, or
@@ -99,8 +109,9 @@ def build_consensus(
     _check_places(labels_path, output_path, adjudicate_path)
     table = read_table(labels_path)
     readers = _readers(labels_path.name, table)
-    readings, doubts = _readings(table, readers)
-    settled = read_settled(adjudicate_path)
+    grade_map = read_grade_map(grade_map_path) if grade_map_path else {}
+    readings, doubts = _readings(table, readers, grade_map)
+    settled = read_settled(adjudicate_path, grade_map)
 
     outcomes: dict[str, tuple[str, str]] = {}
     contested: list[dict[str, str]] = []
@@ -117,8 +128,7 @@ def build_consensus(
     contested += [row for patient, row in settled.items() if patient not in readings]
 
     table["grade"] = table["patient_id"].map({p: grade for p, (grade, _) in outcomes.items()})
-    with replacing(output_path) as temporary:
-        table.drop(columns=["row", "fault", "fat_percent"]).to_csv(temporary, index=False)
+    write_spreadsheet(table.drop(columns=["row", "fault", "fat_percent"]), output_path)
     write_contested(adjudicate_path, readers, contested)
     matrix = np.array(list(readings.values()), dtype=int).reshape(len(readings), len(readers))
     return _summary(rule, readers, list(outcomes.values()), matrix, adjudicate_path)
@@ -151,17 +161,18 @@ def _readers(name: str, table: pd.DataFrame) -> list[str]:
 
 
 def _readings(
-    table: pd.DataFrame, readers: list[str]
+    table: pd.DataFrame, readers: list[str], grade_map: dict[str, str]
 ) -> tuple[dict[str, list[int]], dict[str, str]]:
     """Label of each patient by each reader, and who contradicted themselves."""
-    numbers = {grade.lower(): number for number, grade in enumerate(GRADES)} | {"": UNREAD}
     faults = [f"row {row}: {fault}" for row, fault in zip(table["row"], table["fault"], strict=True)
               if fault]  # fmt: skip
     faults += [
         f"row {row}: empty patient_id" for row in table.loc[table["patient_id"] == "", "row"]
     ]
+    known = read_grades("readers", pd.concat([table[reader] for reader in readers]), grade_map)
+    numbers = {cell: GRADES.index(grade) if grade else UNREAD for cell, grade in known.items()}
     for reader in readers:
-        unknown = table.loc[~table[reader].str.lower().isin(list(numbers))]
+        unknown = table.loc[table[reader].map(known.get).isna()]
         faults += [f"row {row}: {reader} has {cell!r}"
                    for row, cell in zip(unknown["row"], unknown[reader], strict=True)]  # fmt: skip
     if faults:
@@ -172,7 +183,7 @@ def _readings(
     readings: dict[str, list[int]] = {}
     doubts: dict[str, str] = {}
     for patient, group in table.groupby("patient_id", sort=False):
-        found = [set(group[reader].str.lower().map(numbers)) - {UNREAD} for reader in readers]
+        found = [set(group[reader].map(numbers)) - {UNREAD} for reader in readers]
         twice = [reader for reader, labels in zip(readers, found, strict=True) if len(labels) > 1]
         readings[str(patient)] = [labels.pop() if len(labels) == 1 else UNREAD for labels in found]
         if twice:
@@ -232,7 +243,7 @@ def _summary(
     )
 
 
-def read_settled(adjudicate_path: Path) -> dict[str, dict[str, str]]:
+def read_settled(adjudicate_path: Path, grade_map: dict[str, str]) -> dict[str, dict[str, str]]:
     """What the team has settled so far.
 
     Returns:
@@ -250,14 +261,14 @@ def read_settled(adjudicate_path: Path) -> dict[str, dict[str, str]]:
             f"{adjudicate_path.name}: expected the columns patient_id and adjudicated. "
             f"Received: {', '.join(table.columns.drop(['row', 'fault']))}."
         )
-    names = {grade.lower(): grade for grade in GRADES} | {"": ""}
-    unknown = table.loc[~table["adjudicated"].str.lower().isin(list(names))]
+    names = read_grades(adjudicate_path.name, table["adjudicated"], grade_map)
+    unknown = table.loc[table["adjudicated"].map(names).isna()]
     if len(unknown):
         raise ValueError(
             f"{adjudicate_path.name}: expected adjudicated empty or one of {', '.join(GRADES)}. "
             f"Received: {unknown['adjudicated'].iloc[0]!r} at row {unknown['row'].iloc[0]}."
         )
-    table["adjudicated"] = table["adjudicated"].str.lower().map(names)
+    table["adjudicated"] = table["adjudicated"].map(names)
     decided = table.loc[table["adjudicated"] != ""].drop(columns=["row", "fault"])
     faulty = table.loc[table["fault"] != ""]
     sides = decided.groupby("patient_id")["adjudicated"].nunique()
@@ -298,8 +309,7 @@ def contested_row(
 def write_contested(adjudicate_path: Path, readers: list[str], rows: list[dict[str, str]]) -> None:
     """Write `adjudicate.csv`, an empty table if nothing is contested."""
     columns = ["patient_id", *readers, "reason", "adjudicated"]
-    with replacing(adjudicate_path) as temporary:
-        pd.DataFrame(rows, columns=columns).to_csv(temporary, index=False)
+    write_spreadsheet(pd.DataFrame(rows, columns=columns), adjudicate_path)
 
 
 def fleiss_kappa(labels: np.ndarray) -> float | None:

@@ -13,10 +13,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from steatosis_tf.cohort.rejected import CODES, kinds_of
+from steatosis_tf.cohort.rejected import kinds_of
 from steatosis_tf.cohort.splits import SPLITS, Partition
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE
+from steatosis_tf.sources.rejection import KINDS
 
 _INK, _FAINT, _LINE, _FILL, _ASIDE = "#222222", "#6b6b6b", "#5b6b7b", "#eef3f8", "#fbf3e6"
 _WIDTH_IN = 9.0
@@ -101,7 +102,7 @@ def _reasons_to_leave_aside(frame_table: pd.DataFrame, partitions: list[Partitio
     used = frozenset[str]().union(*(getattr(p, split) for p in partitions for split in SPLITS))
     reasons[~frame_table["patient_id"].isin(used)] = "in no part of the split"
     if "roi_height" in frame_table.columns:
-        reasons[frame_table["roi_height"].isna()] = CODES["no_roi"]
+        reasons[frame_table["roi_height"].isna()] = KINDS["no_roi"]
     reasons[frame_table["grade"] == ""] = "no grade"
     return reasons
 

@@ -1,27 +1,92 @@
-"""Reading and checking a label table as teams have it: any spreadsheet's CSV."""
+"""Reading and checking labels as teams have them: any spreadsheet's CSV, or folders by grade."""
 
 import csv
 import io
 import posixpath
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.rejected import Fault
-from steatosis_tf.files import open_regular
+from steatosis_tf.cohort.decision_store import DECISION_COLUMNS
+from steatosis_tf.files import as_cell, from_cell, open_regular, replacing
 from steatosis_tf.grades import GRADES, grade_from_fat_percent
+from steatosis_tf.sources.pseudonym import normal_patient_id, pseudonym, read_key
+from steatosis_tf.sources.rejection import Rejection
 
-#: Names the manifest gives; a label table that brings them would be overwritten unseen.
-RESERVED = ("frame_id", "pixels_sha256", "row", "fault", "split")
+ROI_COLUMNS = ("roi_top", "roi_left", "roi_height", "roi_width")
+#: Names that the manifest gives, and what only our own steps and a person's review may say.
+RESERVED = (
+    "frame_id", "pixels_sha256", "row", "fault", "split",
+    "roi_quality", "roi_marks", "roi_px_per_cm", *DECISION_COLUMNS[len(ROI_COLUMNS) :],
+)  # fmt: skip
+
+_WORDS = {
+    "normal": 0, "none": 0, "no steatosis": 0, "no fatty liver": 0, "absent": 0,
+    "mild": 1, "moderate": 2, "severe": 3,
+}  # fmt: skip
+_NUMBERED = re.compile(r"(grade |stage |g ?|s ?)?(\d)(?:[.,]0+)?")
+_PERCENT = re.compile(r"\d+(?:[.,]\d+)?(?:e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+#: Columns by which a table of grades can name a frame, a study or a patient.
+_JOINS = ("path", "study_id", "patient_id", "original_study_uid", "original_patient_id")
+_ID_OF = {"original_study_uid": "study_id", "original_patient_id": "patient_id"}
+
+
+def parse_grade(text: str) -> str:
+    """The grade that a person has written, or "" if it cannot be told.
+
+    Example:
+        >>> [parse_grade(text) for text in ("S2", "grade 1", "Moderate steatosis", "3,0", "bad")]
+        ['Moderate', 'Mild', 'Moderate', 'Severe', '']
+    """
+    plain = " ".join(re.split(r"[\s_-]+", text.casefold())).strip()
+    if (found := _NUMBERED.fullmatch(plain)) and int(found[2]) < len(GRADES):
+        return GRADES[int(found[2])]
+    short = re.sub(r" (hepatic )?(steatosis|fatty liver)$", "", plain)
+    label = _WORDS.get(plain, _WORDS.get(short))
+    return "" if label is None else GRADES[label]
+
+
+def read_grade_map(path: str | Path) -> dict[str, str]:
+    """What a team's own words for grades mean.
+
+    Args:
+        path: CSV with the columns `value` and `grade`; an empty grade says that there is none.
+
+    Returns:
+        value, in lower case -> grade or "".
+
+    Raises:
+        ValueError: if it is no such table, has a value twice, or a grade that is none of ours.
+    """
+    path = Path(path)
+    table, _ = read_spreadsheet(path)
+    if not {"value", "grade"} <= set(table.columns) or table.empty:
+        raise ValueError(
+            f"{path.name}: expected rows with the columns value and grade. Received: columns "
+            f"{', '.join(table.columns.drop([*ADDED]))}; {len(table)} rows."
+        )
+    values = table["value"].str.casefold()
+    wrong = (table["fault"] != "") | values.duplicated() | ~table["grade"].isin(("", *GRADES))
+    if wrong.any():
+        row = table.loc[wrong].iloc[0]
+        raise ValueError(
+            f"{path.name}: expected each value once, with a grade out of {', '.join(GRADES)} or "
+            f"none. Received: value={row['value']!r} grade={row['grade']!r} at row {row['row']}."
+        )
+    return dict(zip(values, table["grade"], strict=True))
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """Read a CSV with every cell as stripped text and its line number in column `row`.
+    """Read labels with every cell as stripped text and its line number in column `row`.
 
-    Comma, semicolon and tab, byte order mark, Windows and Unix line ends are all accepted; with
-    semicolons also the decimal comma that comes with them.
+    Args:
+        path: CSV (comma, semicolon or tab, byte order mark, Windows and Unix line ends), or a
+            folder of frames, laid out as `<grade>/<patient_id>/<frame>`.
 
     Returns:
         the table, `row` counted as a spreadsheet counts (header = 1), `fault` "" or what is wrong
@@ -29,19 +94,17 @@ def read_table(path: str | Path) -> pd.DataFrame:
         `fat_percent` (str) added where absent.
 
     Raises:
-        ValueError: if `read_spreadsheet` cannot read it, or if it lacks `path` or `patient_id`
-            or has one of the reserved names.
+        ValueError: if `read_spreadsheet` cannot read it, if it lacks `path` or `patient_id`
+            or has one of the reserved names, or if a folder is laid out in another way.
     """
     path = Path(path)
-    table, separator = read_spreadsheet(path)
-    _check_columns(path.name, list(table.columns.drop(["row", "fault"])))
+    table = _table_of_folder(path) if path.is_dir() else read_spreadsheet(path)[0]
+    _check_columns(path.name, list(table.columns.drop([*ADDED])))
     if table.empty:
         raise ValueError(f"{path.name}: expected one row per frame. Received: a header only.")
     for name in ("grade", "fat_percent"):
         if name not in table.columns:
             table[name] = ""
-    if separator == ";":
-        table["fat_percent"] = table["fat_percent"].str.replace(",", ".")
     # A table written on Windows names its frames with backslashes, others begin with "./": one
     # spelling per file, or a copy of a row would pass as another frame.
     table["path"] = [
@@ -50,41 +113,181 @@ def read_table(path: str | Path) -> pd.DataFrame:
     return table
 
 
-def check_labels(table: pd.DataFrame) -> dict[int, list[Fault]]:
+def _table_of_folder(folder: Path) -> pd.DataFrame:
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    rows = sorted(
+        path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts)
+    )
+    other = [path for path in rows if path.count("/") < 2]
+    if other or not rows:
+        raise ValueError(
+            f"{folder.name}: expected frames as <grade>/<patient_id>/<frame>. Received: "
+            f"{len(other)} of {len(rows)} files elsewhere. Without a patient a split could leak: "
+            "make a folder for each patient, or write a label table."
+        )
+    table = pd.DataFrame({"path": rows, "fault": ""}, dtype=str)
+    table["grade"], table["patient_id"] = (table["path"].str.split("/").str[i] for i in (0, 1))
+    table.insert(0, "row", np.arange(1, len(rows) + 1))
+    return table
+
+
+def join_grades(
+    table: pd.DataFrame, grades_path: str | Path, key_path: str | Path | None = None
+) -> int:
+    """Put the columns of a table of grades into a label table, in place.
+
+    Args:
+        table: of `read_table`, such as the `labels.csv` of an ingest.
+        grades_path: CSV with `grade` or `fat_percent`, any other columns, and one to join by:
+            `path`, `study_id` or `patient_id`; or the hospital's own `original_study_uid` or
+            `original_patient_id`, whose pseudonyms are made with the key.
+        key_path: the key of the ingest, for the hospital's own ids.
+
+    Returns:
+        number of rows of the table of grades that fit no frame.
+
+    Raises:
+        ValueError: if there is nothing to join by, no row fits, a row has a fault, two rows for
+            the same say different things, or the label table has such a column with other cells.
+    """
+    name = Path(grades_path).name
+    found, _ = read_spreadsheet(grades_path)
+    by = next((column for column in _JOINS if column in found.columns), "")
+    brought = [column for column in found.columns if column not in (*ADDED, *_JOINS)]
+    if not by or not {"grade", "fat_percent"} & set(brought) or set(brought) & set(RESERVED):
+        raise ValueError(
+            f"{name}: expected a column out of {', '.join(_JOINS)}, and grade or fat_percent, but "
+            f"none out of {', '.join(RESERVED)}. Received: {', '.join(found.columns)}."
+        )
+    if by in _ID_OF:
+        found[_ID_OF[by]] = _pseudonyms(name, found[by], by, key_path)
+        by = _ID_OF[by]
+    cells = found.groupby(by)[brought].transform("nunique").gt(1).any(axis=1)
+    wrong = found.loc[(found["fault"] != "") | (found[by] == "") | cells, "row"]
+    if len(wrong):
+        raise ValueError(
+            f"{name}: expected one answer for each {by}. Received: {len(wrong)} rows that are "
+            f"empty, broken or at odds with another, first row {wrong.iloc[0]}."
+        )
+    if by not in table.columns or not (fits := found[by].isin(table[by])).any():
+        raise ValueError(
+            f"{name}: expected the {by} of some frame. Received: none that is in the label table."
+        )
+    answers = found.drop_duplicates(by).set_index(by)
+    for column in brought:
+        values = table[by].map(answers[column]).fillna("")
+        before = table[column] if column in table.columns else pd.Series("", table.index)
+        if ((before != "") & (values != "") & (before != values)).any():
+            raise ValueError(
+                f"{name}: expected no {column} where the label table has another. Remove one."
+            )
+        table[column] = before.where(before != "", values)
+    return int((~fits).sum())
+
+
+def _pseudonyms(name: str, ids: pd.Series, by: str, key_path: str | Path | None) -> list[str]:
+    if key_path is None:
+        raise ValueError(
+            f"{name}: expected the key of the ingest to make pseudonyms of {by}. Give --key FILE."
+        )
+    key = read_key(key_path)
+    if by == "original_study_uid":
+        return [pseudonym(key, "study", uid) if uid else "" for uid in ids]
+    return [pseudonym(key, "patient", "id", normal_patient_id(id_)) if id_ else "" for id_ in ids]
+
+
+def check_labels(
+    table: pd.DataFrame, name: str = "labels", grade_map: Mapping[str, str] | None = None
+) -> tuple[dict[int, list[Rejection]], str]:
     """Check all rows, and fill `grade` and `fat_percent` (float) in place where they are valid.
 
     Args:
         table: as `read_table` returns it.
+        name: of the table, for the error.
+        grade_map: as `read_grade_map` returns it.
 
     Returns:
-        row number -> reasons, for the rows at fault.
+        row number -> reasons, for the rows at fault; and a text on grades that are not known, ""
+        if all are.
+
+    Raises:
+        ValueError: if grades are numbers without a 0, which may count from 1.
     """
-    reasons = {
-        row: [Fault("damaged_row", fault)]
-        for row, fault in zip(table["row"], table["fault"], strict=True)
-        if fault
-    }
+    grade_map = grade_map or {}
+    reasons: dict[int, list[Rejection]] = {}
 
-    def fault(row: int, reason: Fault) -> None:
-        reasons.setdefault(row, []).append(reason)
+    def fault(row: int, code: str, **inserts: object) -> None:
+        reasons.setdefault(row, []).append(Rejection(code, **inserts))
 
+    for row in table.loc[table["fault"] != "", "row"]:
+        fault(row, "damaged_row")
+    known = read_grades(name, table["grade"], grade_map)
+    unknown: Counter[str] = Counter()
     grades, fats = [], []
     for row, path, patient_id, grade, fat in table[
         ["row", "path", "patient_id", "grade", "fat_percent"]
     ].itertuples(index=False):
         if not path:
-            fault(row, Fault("empty_path"))
+            fault(row, "empty_path")
         if not patient_id:
-            fault(row, Fault("empty_patient"))
-        known_grade, known_fat, why = _grade_and_fat(grade, fat)
-        for reason in why:
-            fault(row, reason)
+            fault(row, "empty_patient")
+        if grade and known[grade] is None:
+            fault(row, "unknown_grade", grade=grade)
+            unknown[grade] += 1
+        known_grade, known_fat = _with_fat(known[grade] or "", fat, partial(fault, row))
         grades.append(known_grade)
         fats.append(known_fat)
     table["grade"], table["fat_percent"] = grades, np.array(fats, dtype=float)
+    _check_boxes(table, fault)
     _check_duplicates(table, fault)
-    _check_one_grade_per_patient(table, fault)
-    return reasons
+    _check_one_per_patient(table, fault)
+    return reasons, _map_to_write(unknown) if unknown else ""
+
+
+def read_grades(
+    name: str, cells: Iterable[str], grade_map: Mapping[str, str] | None = None
+) -> dict[str, str | None]:
+    """What each different cell of a column of grades means.
+
+    Returns:
+        cell -> grade, "" where there is none, None where it is not known.
+
+    Raises:
+        ValueError: if bare numbers, or numbers to 4, come without a 0: who counts from 1 would
+            have every grade shifted.
+    """
+    grade_map = grade_map or {}
+    counts = Counter(cells)
+    known: dict[str, str | None] = {"": ""}
+    numbers: dict[str, str] = {}
+    for cell in counts:
+        if cell.casefold() in grade_map:
+            known[cell] = grade_map[cell.casefold()]
+            continue
+        known.setdefault(cell, parse_grade(cell) or None)
+        plain = " ".join(re.split(r"[\s_-]+", cell.casefold())).strip()
+        if found := _NUMBERED.fullmatch(plain):
+            numbers[cell] = (found[1] or "") + found[2]
+    digits = {number[-1] for number in numbers.values()}
+    is_bare = any(number.isdigit() for number in numbers.values())
+    if "0" not in digits and digits <= set("1234") and (is_bare or "4" in digits) and digits:
+        seen = Counter({cell: counts[cell] for cell in numbers})
+        raise ValueError(
+            f"{name}: expected grades from 0 (Normal) to 3 (Severe). Received: numbers without a "
+            f"0, which may count from 1. {_map_to_write(seen)}"
+        )
+    return known
+
+
+def _map_to_write(seen: Counter[str]) -> str:
+    """The values seen, and the file that says what they mean."""
+    counts = ", ".join(f"{value!r} in {count} rows" for value, count in seen.most_common())
+    lines = "\n".join(f"{value}," for value in sorted(seen))
+    return (
+        f"Say what these grades mean: {counts}. Write a file such as grades_map.csv, with "
+        f"{', '.join(GRADES)} or nothing behind each comma, and give it as --grade-map:\n"
+        f"value,grade\n{lines}"
+    )
 
 
 def _check_columns(name: str, columns: list[str]) -> None:
@@ -102,48 +305,52 @@ def _check_columns(name: str, columns: list[str]) -> None:
         )
 
 
-def _grade_and_fat(grade: str, fat: str) -> tuple[str, float, list[Fault]]:
-    known = {name.lower(): name for name in GRADES}.get(grade.lower(), "")
-    why: list[Fault] = []
-    if grade and not known:
-        text = f"unknown grade {grade!r}, expected one of {', '.join(GRADES)}"
-        why.append(Fault("unknown_grade", text))
+def _with_fat(known: str, fat: str, fault: Callable[..., None]) -> tuple[str, float]:
     if not fat:
-        return known, np.nan, why
-    try:
-        percent = float(fat)
-        from_fat = grade_from_fat_percent(percent)
-    except ValueError:
-        text = f"fat_percent {fat!r} is not a number from 0 to 100"
-        return known, np.nan, [*why, Fault("fat_percent", text)]
+        return known, np.nan
+    percent = float(fat.replace(",", ".")) if _PERCENT.fullmatch(fat) else np.nan
+    if not 0 <= percent <= 100:
+        fault("fat_percent", fat=fat)
+        return known, np.nan
+    from_fat = grade_from_fat_percent(percent)
     if known and known != from_fat:
-        text = f"grade {known} does not agree with fat_percent {fat}, which is {from_fat}"
-        why.append(Fault("grade_and_fat", text))
-    return known or from_fat, percent, why
+        fault("grade_and_fat", grade=known, fat=fat, other=from_fat)
+    return known or from_fat, percent
 
 
-def _check_duplicates(table: pd.DataFrame, fault: Callable[[int, Fault], None]) -> None:
+def _check_boxes(table: pd.DataFrame, fault: Callable[..., None]) -> None:
+    """A box of a label table is a person's, so it must be one."""
+    if not set(ROI_COLUMNS) & set(table.columns):
+        return
+    for row, *box in table.reindex(columns=["row", *ROI_COLUMNS], fill_value="").itertuples(
+        index=False
+    ):
+        is_whole = all(re.fullmatch(r"[0-9]{1,5}", side) for side in box)
+        if any(box) and not (is_whole and int(box[2]) and int(box[3])):
+            fault(row, "bad_box", box=", ".join(side or "nothing" for side in box))
+
+
+def _check_duplicates(table: pd.DataFrame, fault: Callable[..., None]) -> None:
     copies = table.loc[(table["path"] != "") & table["path"].duplicated(keep=False)]
     for _, group in copies.groupby("path", sort=False):
-        first = int(group["row"].iloc[0])
+        count = group["patient_id"].nunique()
         # Under two patients nobody can tell which row is right, so none is used.
-        contested = group["patient_id"].nunique() > 1
-        for row in group["row"] if contested else group["row"].iloc[1:]:
-            under = f"duplicate path under {group['patient_id'].nunique()} patients"
-            once = f"duplicate path, first at row {first}"
-            fault(
-                row,
-                Fault("contested_path", under) if contested else Fault("duplicate_path", once),
-            )
+        for row in group["row"] if count > 1 else group["row"].iloc[1:]:
+            if count > 1:
+                fault(row, "contested_path", count=count)
+            else:
+                fault(row, "duplicate_path", first=group["row"].iloc[0])
 
 
-def _check_one_grade_per_patient(table: pd.DataFrame, fault: Callable[[int, Fault], None]) -> None:
-    graded = table.loc[(table["grade"] != "") & (table["patient_id"] != "")]
-    contested = graded.groupby("patient_id")["grade"].transform("nunique") > 1
-    for _, group in graded.loc[contested].groupby("patient_id", sort=False):
-        found = [grade for grade in GRADES if (group["grade"] == grade).any()]
-        for row in group["row"]:
-            fault(row, Fault("two_grades", f"one patient with two grades: {' and '.join(found)}"))
+def _check_one_per_patient(table: pd.DataFrame, fault: Callable[..., None]) -> None:
+    for column, code in (("grade", "two_grades"), ("fat_percent", "two_fats")):
+        known = table.loc[table[column].replace("", np.nan).notna() & (table["patient_id"] != "")]
+        contested = known.groupby("patient_id")[column].transform("nunique") > 1
+        for _, group in known.loc[contested].groupby("patient_id", sort=False):
+            found = group[column].unique()
+            names = sorted(found, key=GRADES.index) if column == "grade" else sorted(found)
+            for row in group["row"]:
+                fault(row, code, both=" and ".join(map(str, names)))
 
 
 #: Columns that the reader adds, so that a message can name the row.
@@ -174,6 +381,24 @@ def read_spreadsheet(path: str | Path) -> tuple[pd.DataFrame, str]:
     return table.loc[~blank].reset_index(drop=True), separator
 
 
+def write_spreadsheet(table: pd.DataFrame, path: str | Path) -> None:
+    """Write a CSV whole or not at all, of which no spreadsheet runs a cell as a formula."""
+    texts = table.select_dtypes("object").columns
+    with replacing(path) as temporary:
+        table.assign(**{name: table[name].map(as_cell) for name in texts}).to_csv(
+            temporary, index=False, lineterminator="\n"
+        )
+
+
+def plain_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of texts as it was before `write_spreadsheet`."""
+    for name in table.columns:
+        quoted = table[name].str.startswith("'")
+        if quoted.any():
+            table.loc[quoted, name] = table.loc[quoted, name].map(from_cell)
+    return table
+
+
 def _decoded(path: Path) -> str:
     try:
         with open_regular(path) as file:
@@ -198,7 +423,7 @@ def _records(name: str, text: str, separator: str) -> list[list[str]]:
     # warning.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
-        return [[cell.strip() for cell in record] for record in reader]
+        return [[from_cell(cell.strip()) for cell in record] for record in reader]
     except csv.Error as error:
         raise ValueError(
             f"{name}: expected a CSV. Received: {error} near line {reader.line_num}. Close the "

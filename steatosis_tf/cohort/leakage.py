@@ -16,8 +16,8 @@ import pandas as pd
 
 from steatosis_tf.cohort.manifest import MARKS_COLUMN
 from steatosis_tf.cohort.near_duplicates import HASH_NAME, NEAR_DISTANCE, hash_frames, near_pairs
-from steatosis_tf.cohort.rejected import Fault
 from steatosis_tf.cohort.splits import SPLITS, Partition, days_of
+from steatosis_tf.sources.rejection import Rejection
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -234,7 +234,7 @@ def _patients_under_two_spellings(frame_table: pd.DataFrame, sides: _Sides) -> l
     for _, group in patients.groupby(patients.map(spelling_key)):
         for one, other in combinations(group, 2):
             if where := sides.apart(one, other):
-                text = f"patient_id={one!r} and {other!r} in {where}"
+                text = f"patient_id={one!a} and {other!a} in {where}"
                 findings.append(Finding("patient_under_two_spellings", text, (one, other)))
     return findings
 
@@ -402,20 +402,20 @@ def drop_copies(
         the repaired manifest without its `split` column; the dropped rows, `path, patient_id,
         reason, code`, for rejected.csv.
     """
-    reasons: dict[str, Fault] = {}
+    reasons: dict[str, Rejection] = {}
     for finding in findings:
         if finding.kind == "two_grades":
             for frame in (frame for pair in finding.frame_pairs for frame in pair):
-                reasons[frame] = Fault("contested_copy")
+                reasons[frame] = Rejection("contested_copy")
     for finding in findings:
         if finding.kind in COPIES:
             for kept, copy in finding.frame_pairs:
                 # A frame that is gone itself cannot be the reason to drop its copies.
                 if kept not in reasons:
-                    reasons.setdefault(copy, Fault("copy", f"copy of frame_id={kept}"))
+                    reasons.setdefault(copy, Rejection("copied_frame", kept=kept))
     is_dropped = frame_table["frame_id"].isin(list(reasons))
     dropped = frame_table.loc[is_dropped, ["path", "patient_id"]].assign(
-        reason=frame_table["frame_id"].map(reasons),
+        reason=frame_table["frame_id"].map({frame: str(why) for frame, why in reasons.items()}),
         code=frame_table["frame_id"].map({frame: why.code for frame, why in reasons.items()}),
     )
     table = frame_table.loc[~is_dropped].drop(columns="split", errors="ignore")
@@ -430,9 +430,26 @@ def _and(words: list[str]) -> str:
     return " and ".join(words)
 
 
+# Letters that look like a Latin one, in lower case and of any of its cases: Cyrillic, then Greek.
+_LOOK_ALIKES = str.maketrans(
+    "авекмнорстухіјѕһԁԛԝαβεηικμνορτυχζ",
+    "abekmhopctyxijshdqwabehikmnoptyxz",
+)
+
+
 def spelling_key(patient_id: str) -> str:
-    """What two spellings of one patient share: `P-07`, `p 7` and `P７` all give `p7`."""
-    text = unicodedata.normalize("NFKC", patient_id).casefold().strip()
+    """What two spellings of one patient share: `P-07`, `p 7` and `P７` all give `p7`.
+
+    So do ids that differ by accents, by letters of another alphabet that look the same, by
+    characters that are not seen (zero width, soft hyphen), and `7` and `7.0` of a spreadsheet.
+
+    Example:
+        >>> spelling_key("Р\u00ad-07"), spelling_key("7.0"), spelling_key("Ása 1")
+        ('p7', '7', 'asa1')
+    """
+    text = unicodedata.normalize("NFKD", patient_id).casefold()
+    text = "".join(c for c in text if unicodedata.category(c) not in ("Mn", "Me", "Cf", "Cc"))
+    text = re.sub(r"^(\d+)[.,]0+$", r"\1", text.translate(_LOOK_ALIKES).strip())
     text = re.sub(r"[\s_.\-]+", "-", text)
     # Between two numbers the sign counts: 1-11 is not 11-1.
     text = re.sub(r"(?<=[^\W\d])-(?=\d)|(?<=\d)-(?=[^\W\d])", "", text)

@@ -27,16 +27,24 @@ from steatosis_tf.cohort.decisions import (
     match,
     reviewed_rows,
 )
-from steatosis_tf.cohort.labels import check_labels, read_table
-from steatosis_tf.cohort.rejected import Fault, read_rejected
-from steatosis_tf.files import check_output, replacing
+from steatosis_tf.cohort.labels import (
+    ROI_COLUMNS,
+    check_labels,
+    join_grades,
+    plain_cells,
+    read_grade_map,
+    read_table,
+    write_spreadsheet,
+)
+from steatosis_tf.cohort.rejected import read_rejected
+from steatosis_tf.files import check_output
 from steatosis_tf.grades import GRADES
 from steatosis_tf.sources.images import read_frame
 from steatosis_tf.sources.pseudonym import OUTPUT_MARK
+from steatosis_tf.sources.rejection import Rejection
 
 #: First columns of every manifest, in this order; covariates follow.
 MANIFEST_COLUMNS = ("frame_id", "path", "patient_id", "grade", "fat_percent", "pixels_sha256")
-ROI_COLUMNS = ("roi_top", "roi_left", "roi_height", "roi_width")
 #: Share of the sector, 0 to 1, that text, calipers and other marks cover; empty if not looked for.
 MARKS_COLUMN = "roi_marks"
 #: Rows of beam space that are one cm of depth; empty where not known.
@@ -47,7 +55,13 @@ _ROWS_AT_A_TIME = 4096
 
 @dataclass(frozen=True)
 class ManifestSummary:
-    """What became of the rows of a label table; `num_rejected_before` are rows of the ingest."""
+    """What became of the rows of a label table.
+
+    Attributes:
+        num_rejected_before: rows of the ingest.
+        num_grades_unused: rows of a joined table of grades that fit no frame.
+        unknown_grades: the values that are no grade, with their counts and the map to write; "".
+    """
 
     num_rows: int
     num_accepted: int
@@ -55,62 +69,94 @@ class ManifestSummary:
     num_rejected_before: int
     num_ungraded: int
     num_patients: int
+    num_grades_unused: int
     patients_per_grade: dict[str, int]
     rejected_path: str
+    unknown_grades: str
 
 
 def build_manifest(
-    labels_path: str | Path, output_path: str | Path, *, strict: bool = False
+    labels_path: str | Path,
+    output_path: str | Path,
+    *,
+    strict: bool = False,
+    grade_map_path: str | Path | None = None,
+    grades_path: str | Path | None = None,
+    key_path: str | Path | None = None,
 ) -> ManifestSummary:
     """Check every row of a label table and write `manifest.csv` and `rejected.csv`.
 
     Args:
         labels_path: CSV with `path` (relative to the CSV's folder, or absolute) and
-            `patient_id`, and `grade` or `fat_percent` where known. Comma, semicolon or tab,
-            UTF-8 with or without byte order mark.
+            `patient_id`, and `grade` or `fat_percent` where known; or a folder of frames as
+            `<grade>/<patient_id>/<frame>`. See `labels.read_table`.
         output_path: where the manifest goes. `rejected.csv` goes beside it: the rows at fault,
             then what an ingest rejected, if one of the two folders is its output.
         strict: refuse instead of setting faulty rows aside; then nothing is written.
+        grade_map_path: what other words for grades mean, see `labels.read_grade_map`.
+        grades_path: table of grades to join to the rows, see `labels.join_grades`.
+        key_path: the key of the ingest, where that table has the hospital's own ids.
 
     What people have decided about these frames, in the store of the output's folder or in a
     manifest that is replaced, goes into the new one.
 
     Raises:
-        ValueError: if the table cannot be read or lacks a column, if no row is left, if a decision
-            would be lost, or, with `strict`, if any row has a fault. The text lists every fault
-            with its row.
+        ValueError: if a table cannot be read or lacks a column, if grades may count from 1, if no
+            row is left, if a decision would be lost, or, with `strict`, if any row has a fault.
+            The text lists every fault with its row.
     """
     labels_path, output_path = Path(labels_path), Path(output_path)
     rejected_path = output_path.parent / "rejected.csv"
+    tables = [path for path in (labels_path, grade_map_path, grades_path, key_path) if path]
     for written in (output_path, rejected_path):
-        check_output(written, [labels_path])
+        check_output(written, tables)
+    folder = labels_path if labels_path.is_dir() else labels_path.parent
     table = read_table(labels_path)
-    reasons = check_labels(table)
-    table["pixels_sha256"] = _hash_frames(table, labels_path.parent, reasons)
+    num_unused = join_grades(table, grades_path, key_path) if grades_path else 0
+    grade_map = read_grade_map(grade_map_path) if grade_map_path else {}
+    reasons, unknown_grades = check_labels(table, labels_path.name, grade_map)
+    table["pixels_sha256"] = _hash_frames(table, folder, reasons)
 
     faulty = table["row"].isin(list(reasons))
     rejected = table.loc[faulty, ["row", "path", "patient_id"]].copy()
-    rejected["reason"] = ["; ".join(reasons[row]) for row in rejected["row"]]
+    rejected["reason"] = ["; ".join(map(str, reasons[row])) for row in rejected["row"]]
     rejected["code"] = [reasons[row][0].code for row in rejected["row"]]
+    report = _fault_report(labels_path.name, rejected, unknown_grades)
     if strict and faulty.any():
-        raise ValueError(_fault_report(labels_path.name, rejected))
+        raise ValueError(report)
 
-    accepted = table.loc[~faulty].drop(columns=["row", "fault"])
-    before = _rejected_by_ingest({labels_path.parent.resolve(), output_path.parent.resolve()})
-    accepted["frame_id"] = [frame_id_of(path) for path in accepted["path"]]
-    accepted["path"] = _moved(accepted["path"], labels_path.parent, output_path.parent)
-    covariates = [name for name in accepted.columns if name not in MANIFEST_COLUMNS]
-    accepted = accepted[[*MANIFEST_COLUMNS, *covariates]]
+    before = _rejected_by_ingest({folder.resolve(), output_path.parent.resolve()})
+    accepted = _named(table.loc[~faulty], folder, output_path.parent)
     output_path.parent.mkdir(parents=True, exist_ok=True)
     with manifest_lock(output_path):
         if not accepted.empty:
             accepted = _with_earlier_decisions(accepted, output_path)
-        with replacing(rejected_path) as temporary:
-            pd.concat([rejected.astype(str), before]).to_csv(temporary, index=False)
+        write_spreadsheet(pd.concat([rejected.astype(str), before]), rejected_path)
         if accepted.empty:
-            raise ValueError(_fault_report(labels_path.name, rejected) + "\nNo row is left.")
+            raise ValueError(f"{report}\nNo row is left.")
         write_manifest(accepted, output_path)
-    return _summary(accepted, rejected, len(before), rejected_path)
+    graded = accepted.loc[accepted["grade"] != ""].drop_duplicates("patient_id")
+    return ManifestSummary(
+        num_rows=len(accepted) + len(rejected),
+        num_accepted=len(accepted),
+        num_rejected=len(rejected),
+        num_rejected_before=len(before),
+        num_ungraded=int((accepted["grade"] == "").sum()),
+        num_patients=accepted["patient_id"].nunique(),
+        num_grades_unused=num_unused,
+        patients_per_grade={str(k): int(v) for k, v in graded["grade"].value_counts().items()},
+        rejected_path=str(rejected_path),
+        unknown_grades=unknown_grades,
+    )
+
+
+def _named(accepted: pd.DataFrame, source: Path, target: Path) -> pd.DataFrame:
+    """Rows in the order of a manifest's columns, with their frame_id and paths from its folder."""
+    accepted = accepted.drop(columns=["row", "fault"])
+    accepted["frame_id"] = [frame_id_of(path) for path in accepted["path"]]
+    accepted["path"] = _moved(accepted["path"], source, target)
+    covariates = [name for name in accepted.columns if name not in MANIFEST_COLUMNS]
+    return accepted[[*MANIFEST_COLUMNS, *covariates]]
 
 
 def read_manifest(path: str | Path, *, for_review: bool = False) -> pd.DataFrame:
@@ -143,7 +189,7 @@ def _parsed(path: Path) -> pd.DataFrame:
     try:
         # In parts, or the text of a large study is held twice while it is read.
         parts = pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=_ROWS_AT_A_TIME)
-        table = pd.concat(parts, ignore_index=True)
+        table = plain_cells(pd.concat(parts, ignore_index=True))
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise ValueError(
             f"Expected a manifest. Received: {path.name}, which is not a CSV table ({error}). "
@@ -183,8 +229,7 @@ def write_manifest(frame_table: pd.DataFrame, path: str | Path) -> None:
         ValueError: if frames that a person has decided about would be left out.
     """
     check_decisions_kept(frame_table, path)
-    with replacing(path) as temporary:
-        frame_table.to_csv(temporary, index=False, lineterminator="\n")
+    write_spreadsheet(frame_table, path)
 
 
 def check_decisions_kept(frame_table: pd.DataFrame, path: str | Path) -> None:
@@ -209,14 +254,12 @@ def find_changed_frames(manifest_path: str | Path) -> dict[str, str]:
         ValueError: if it is not a manifest.
     """
     table = read_manifest(manifest_path)
-    reasons: dict[int, list[Fault]] = {}
+    reasons: dict[int, list[Rejection]] = {}
     rows = table.assign(row=table.index)
     found = pd.Series(_hash_frames(rows, Path(manifest_path).parent, reasons), table.index)
     for row in table.index[found != table["pixels_sha256"]]:
-        reasons.setdefault(
-            row, [Fault("unreadable", "other pixels than when the manifest was made")]
-        )
-    return {str(table.loc[row, "frame_id"]): why[0] for row, why in sorted(reasons.items())}
+        reasons.setdefault(row, [Rejection("other_pixels")])
+    return {str(table.loc[row, "frame_id"]): str(why[0]) for row, why in sorted(reasons.items())}
 
 
 def frame_path(manifest_path: str | Path, row_path: str) -> Path:
@@ -318,26 +361,28 @@ def _numbers(file_name: str, table: pd.DataFrame, column: str) -> pd.Series:
     return numbers.astype("Int64")
 
 
-def _hash_frames(table: pd.DataFrame, folder: Path, reasons: dict[int, list[Fault]]) -> list[str]:
+def _hash_frames(
+    table: pd.DataFrame, folder: Path, reasons: dict[int, list[Rejection]]
+) -> list[str]:
     """Hash of every frame; unreadable ones get a reason. OpenCV decodes outside Python's lock."""
 
-    def work(path: str) -> tuple[str, str]:
+    def work(path: str) -> str | Rejection:
         if not path:
-            return "", ""  # the label check has named this row already
+            return ""  # the label check has named this row already
         try:
-            return pixels_sha256(read_frame(folder / path)), ""
-        except ValueError as error:
-            return "", str(error)
+            return pixels_sha256(read_frame(folder / path))
+        except Rejection as reason:
+            return reason
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        results: Iterable[tuple[str, str]] = tqdm(
+        results: Iterable[str | Rejection] = tqdm(
             pool.map(work, table["path"]), total=len(table), desc="frames", unit="frame"
         )
         hashes = []
-        for row, (digest, reason) in zip(table["row"], results, strict=True):
-            hashes.append(digest)
-            if reason:
-                reasons.setdefault(row, []).append(Fault("unreadable", reason))
+        for row, result in zip(table["row"], results, strict=True):
+            hashes.append("" if isinstance(result, Rejection) else result)
+            if isinstance(result, Rejection):
+                reasons.setdefault(row, []).append(result)
     return hashes
 
 
@@ -370,23 +415,7 @@ def _relative(path: Path, folder: Path) -> str:
         return path.resolve().as_posix()
 
 
-def _fault_report(name: str, rejected: pd.DataFrame) -> str:
+def _fault_report(name: str, rejected: pd.DataFrame, unknown_grades: str) -> str:
     lines = [f"{name}: {len(rejected)} rows with faults. Correct them, or leave out --strict."]
     lines += [f"  row {row.row}, {row.path}: {row.reason}" for row in rejected.itertuples()]
-    return "\n".join(lines)
-
-
-def _summary(
-    accepted: pd.DataFrame, rejected: pd.DataFrame, num_rejected_before: int, rejected_path: Path
-) -> ManifestSummary:
-    graded = accepted.loc[accepted["grade"] != ""].drop_duplicates("patient_id")
-    return ManifestSummary(
-        num_rows=len(accepted) + len(rejected),
-        num_accepted=len(accepted),
-        num_rejected=len(rejected),
-        num_rejected_before=num_rejected_before,
-        num_ungraded=int((accepted["grade"] == "").sum()),
-        num_patients=accepted["patient_id"].nunique(),
-        patients_per_grade={str(k): int(v) for k, v in graded["grade"].value_counts().items()},
-        rejected_path=str(rejected_path),
-    )
+    return "\n".join([*lines, *filter(None, [unknown_grades])])

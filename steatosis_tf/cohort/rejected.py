@@ -8,47 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from steatosis_tf.files import replacing
-
-#: Code of a fault of a label table, a frame or a study -> what the flow of patients calls it.
-#: An ingest's reasons are fixed texts of their own (`sources.rejection.REASONS`).
-CODES = {
-    "damaged_row": "damaged row of the label table",
-    "empty_path": "empty path",
-    "empty_patient": "empty patient_id",
-    "unknown_grade": "unknown grade",
-    "fat_percent": "fat_percent is not a number from 0 to 100",
-    "grade_and_fat": "grade does not agree with fat_percent",
-    "duplicate_path": "duplicate path",
-    "contested_path": "duplicate path under several patients",
-    "two_grades": "one patient with two grades",
-    "unreadable": "frame missing, unreadable or damaged",
-    "copy": "copy of another patient's frame",
-    "contested_copy": "the same pixels with two grades",
-    "no_roi": "no region of interest",
-}
+from steatosis_tf.cohort.labels import plain_cells, write_spreadsheet
+from steatosis_tf.sources.rejection import KINDS
 
 _COLUMNS = ["path", "patient_id", "reason", "code"]
-
-
-class Fault(str):
-    """A reason in words that carries its code.
-
-    Args:
-        code: key of `CODES`.
-        text: the words, with the particulars of the row; those of `CODES` if left out.
-
-    Example:
-        >>> Fault("unknown_grade", "unknown grade 'Grave'").code
-        'unknown_grade'
-    """
-
-    code: str
-
-    def __new__(cls, code: str, text: str = "") -> "Fault":
-        fault = super().__new__(cls, text or CODES[code])
-        fault.code = code
-        return fault
 
 
 def kinds_of(rejected: pd.DataFrame) -> pd.Series:
@@ -58,7 +21,7 @@ def kinds_of(rejected: pd.DataFrame) -> pd.Series:
         rejected: of `read_rejected`.
     """
     codes = rejected.get("code", pd.Series("", index=rejected.index))
-    return codes.map(CODES).fillna(rejected["reason"])
+    return codes.map(KINDS).fillna(rejected["reason"])
 
 
 def read_rejected(path: str | Path) -> pd.DataFrame:
@@ -77,7 +40,7 @@ def read_rejected(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         return pd.DataFrame(columns=_COLUMNS)
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = plain_cells(pd.read_csv(path, dtype=str, keep_default_na=False))
     missing = [name for name in ("patient_id", "reason") if name not in table.columns]
     if missing:
         raise ValueError(
@@ -93,6 +56,4 @@ def add_rejected(rows: pd.DataFrame, path: str | Path) -> None:
     Raises:
         ValueError: as `read_rejected`.
     """
-    table = pd.concat([read_rejected(path), rows])
-    with replacing(path) as temporary:
-        table.to_csv(temporary, index=False)
+    write_spreadsheet(pd.concat([read_rejected(path), rows]), path)

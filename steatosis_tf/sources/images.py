@@ -9,6 +9,7 @@ import simplejpeg
 from PIL import Image
 
 from steatosis_tf.files import open_regular, replacing
+from steatosis_tf.sources.rejection import Rejection
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
@@ -32,7 +33,7 @@ def read_frame(path: str | Path) -> np.ndarray:
         `(height, width)` or `(height, width, 3)` RGB, uint8, 0 to 255, as stored in the file.
 
     Raises:
-        ValueError: if the file is missing, no regular file, empty, not an image, truncated,
+        Rejection: if the file is missing, no regular file, empty, not an image, truncated,
             damaged, not 8-bit, or of a size no ultrasound frame has, which its header says before
             anything is decoded. The text is the reason alone; naming the frame is the caller's,
             because a folder can be named after a patient.
@@ -48,7 +49,7 @@ def read_frame(path: str | Path) -> np.ndarray:
         with open_regular(path) as file:
             data = file.read()
     except OSError as error:
-        raise ValueError(f"missing or unreadable file ({error.strerror})") from error
+        raise Rejection("unreadable_frame", why=error.strerror) from error
     return decode_frame(data)
 
 
@@ -59,22 +60,22 @@ def decode_frame(data: bytes) -> np.ndarray:
         data: all bytes of a PNG, JPEG, BMP or TIFF file.
 
     Raises:
-        ValueError: as `read_frame`.
+        Rejection: as `read_frame`.
     """
     if not data:
-        raise ValueError("empty file (0 bytes)")
+        raise Rejection("empty_frame_file")
     if data.startswith(b"\xff\xd8"):
         return decode_jpeg(data)
     # Searched for everywhere: archives add bytes behind the end, and viewers do not mind.
     if data.startswith(b"\x89PNG") and b"IEND\xaeB`\x82" not in data:
-        raise ValueError("truncated PNG: the closing IEND chunk is missing; copy the file again")
-    _check_sides(*_stated_size(data))
+        raise Rejection("cut_png")
+    check_sides(*_stated_size(data))
     try:
         frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
-        raise ValueError(f"not a readable image ({error.err or 'decoder error'})") from error
+        raise Rejection("no_picture") from error
     if frame is None:
-        raise ValueError("not a readable image: damaged, or no PNG, JPEG, BMP or TIFF")
+        raise Rejection("no_picture")
     return _as_rgb(frame)
 
 
@@ -92,20 +93,19 @@ def decode_jpeg(data: bytes) -> np.ndarray:
         `(height, width)` or `(height, width, 3)` RGB, uint8, 0 to 255.
 
     Raises:
-        ValueError: if it is damaged, truncated, not 8-bit, or of a size no frame has.
+        Rejection: if it is damaged, truncated, not 8-bit, or of a size no frame has.
     """
-    advice = "copy the file again"
     if _has_hole(data):
-        raise ValueError(f"damaged or truncated JPEG: a hole of zero bytes; {advice}")
+        raise Rejection("damaged_jpeg", why="a hole of zero bytes")
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
-        raise ValueError(f"damaged or truncated JPEG: {error}; {advice}") from error
-    _check_sides(height, width)
+        raise Rejection("damaged_jpeg", why=error) from error
+    check_sides(height, width)
     try:
         frame = simplejpeg.decode_jpeg(data, "GRAY" if colours == "Gray" else "RGB", strict=True)
     except ValueError as error:
-        raise ValueError(f"damaged or truncated JPEG: {error}; {advice}") from error
+        raise Rejection("damaged_jpeg", why=error) from error
     return frame[:, :, 0] if frame.shape[2] == 1 else frame
 
 
@@ -146,35 +146,34 @@ def _stated_size(data: bytes) -> tuple[int, int]:
         with Image.open(io.BytesIO(data), formats=("PNG", "BMP", "TIFF")) as image:
             return image.height, image.width
     except Image.DecompressionBombError as error:
-        raise ValueError(
-            f"expected sides from {MIN_SIDE_PX} to {MAX_SIDE_PX} px. Received: far more"
-        ) from error
+        raise _wrong_size("far more") from error
     except (OSError, ValueError, SyntaxError, OverflowError, KeyError) as error:
-        raise ValueError("not a readable image: expected PNG, JPEG, BMP or TIFF") from error
+        raise Rejection("no_picture") from error
 
 
-def _check_sides(height: int, width: int) -> None:
+def check_sides(height: int, width: int) -> None:
+    """Raises:
+    Rejection: if no ultrasound frame has these sides, in px.
+    """
     if min(height, width) < MIN_SIDE_PX or max(height, width) > MAX_SIDE_PX:
-        raise ValueError(
-            f"expected sides from {MIN_SIDE_PX} to {MAX_SIDE_PX} px. "
-            f"Received: height={height} width={width}"
-        )
+        raise _wrong_size(f"height={height} width={width}")
+
+
+def _wrong_size(size: str) -> Rejection:
+    return Rejection("image_size", low=MIN_SIDE_PX, high=MAX_SIDE_PX, size=size)
 
 
 def _as_rgb(frame: np.ndarray) -> np.ndarray:
     if frame.dtype != np.uint8:
-        raise ValueError(
-            f"expected 8-bit pixels. Received: {frame.dtype}. Convert with the window your "
-            "radiologists read with, or ingest the DICOM original"
-        )
-    _check_sides(*frame.shape[:2])
+        raise Rejection("not_8_bit", received=frame.dtype)
+    check_sides(*frame.shape[:2])
     if frame.ndim == 2:
         return frame
     if frame.shape[2] == 4:
         return cv2.cvtColor(frame, cv2.COLOR_BGRA2RGB)
     if frame.shape[2] == 3:
         return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-    raise ValueError(f"expected 1, 3 or 4 channels. Received: channels={frame.shape[2]}")
+    raise Rejection("channels", count=frame.shape[2])
 
 
 def to_grey(frame: np.ndarray) -> np.ndarray:

@@ -11,6 +11,8 @@ from steatosis_tf.verbs.common import (
     plain,
 )
 
+_GRADE_MAP_HELP = "CSV with value, grade: what other words for grades mean"
+
 
 def manifest(args: Namespace) -> Result:
     """Check a label table and write the manifest; faulty rows go to rejected.csv.
@@ -20,7 +22,14 @@ def manifest(args: Namespace) -> Result:
     """
     from steatosis_tf.cohort.manifest import build_manifest
 
-    summary = build_manifest(args.labels, args.output, strict=args.strict)
+    summary = build_manifest(
+        args.labels,
+        args.output,
+        strict=args.strict,
+        grade_map_path=args.grade_map,
+        grades_path=args.grades,
+        key_path=args.key,
+    )
     grades = ", ".join(f"{grade} {n}" for grade, n in summary.patients_per_grade.items())
     text = (
         f"{summary.num_accepted} of {summary.num_rows} frames, {summary.num_patients} patients "
@@ -28,6 +37,10 @@ def manifest(args: Namespace) -> Result:
     )
     if summary.num_rejected:
         text += f"\n{summary.num_rejected} rows rejected, reasons in {summary.rejected_path}"
+    if summary.unknown_grades:
+        text += f"\n{summary.unknown_grades}"
+    if summary.num_grades_unused:
+        text += f"\n{summary.num_grades_unused} rows of {args.grades} fit no frame"
     if summary.num_rejected_before:
         text += (
             f"\n{summary.num_rejected_before} files or frames rejected by ingest, listed there too"
@@ -37,12 +50,17 @@ def manifest(args: Namespace) -> Result:
 
 def _manifest_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "labels", metavar="LABELS_CSV", help="path, patient_id, grade of each frame"
-    )
+        "labels", metavar="LABELS_CSV|FOLDER",
+        help="path, patient_id, grade of each frame; or frames as <grade>/<patient_id>/<frame>",
+    )  # fmt: skip
     parser.add_argument(
         "--output", required=True, type=OutputCsv, metavar="MANIFEST_CSV", help="file to write"
     )
     parser.add_argument("--strict", action="store_true", help="refuse if any row has a fault")
+    parser.add_argument("--grade-map", metavar="FILE", help=_GRADE_MAP_HELP)
+    parser.add_argument("--grades", metavar="CSV",
+                        help="grades to join, by path, study_id, patient_id or such")  # fmt: skip
+    parser.add_argument("--key", metavar="FILE", help="of the ingest, for original ids")
 
 
 def split(args: Namespace) -> Result:
@@ -100,7 +118,7 @@ def consensus(args: Namespace) -> Result:
     from steatosis_tf import tracking
     from steatosis_tf.cohort.consensus import build_consensus
 
-    summary = build_consensus(args.labels, args.output, args.rule)
+    summary = build_consensus(args.labels, args.output, args.rule, args.grade_map)
     with tracking.start_run("reader_consensus", args.rule, {"rule": args.rule}):
         tracking.log_metrics(summary.metrics())
     fleiss = summary.fleiss_kappa
@@ -128,6 +146,7 @@ def _consensus_arguments(parser: ArgumentParser) -> None:
         "--rule", default="majority", choices=("majority", "median", "unanimous"),
         help="when the readers agree",
     )  # fmt: skip
+    parser.add_argument("--grade-map", metavar="FILE", help=_GRADE_MAP_HELP)
 
 
 def leaks(args: Namespace) -> Result:

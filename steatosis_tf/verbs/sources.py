@@ -34,6 +34,8 @@ def ingest(args: Namespace) -> Result:
         key_path=args.key,
         frame_choice=args.frames,
         allow_burned_in=args.allow_burned_in,
+        keep_region=args.keep_region,
+        with_sheets=args.sheet,
     )
     lines = [
         f"{summary.num_files_used} of {summary.num_files} files used: {summary.num_frames} frames, "
@@ -42,11 +44,19 @@ def ingest(args: Namespace) -> Result:
     lines += [f"{count:6} rejected: {reason}" for reason, count in summary.reasons.items()]
     if summary.num_findings:
         lines.append(f"{summary.num_findings} patients to look at in patient_findings.csv")
+    if summary.num_sheets:
+        lines.append(f"{summary.num_sheets} contact sheets of every kept frame in sheets/")
+    if summary.marked:
+        more = f" and {len(summary.marked) - 10} more" if len(summary.marked) > 10 else ""
+        lines.append(
+            f"warning: text or other marks remain in {len(summary.marked)} frames; look at them "
+            f"before they leave: {', '.join(summary.marked[:10])}{more}"
+        )
     return Result(plain(summary), "\n".join(lines))
 
 
 def _ingest_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="folder or zip of DICOM files")
+    parser.add_argument("source", metavar="SOURCE", help="folder, zip or file of DICOM")
     parser.add_argument(
         "--output", required=True, type=OutputDir, metavar="DIR", help="folder to write into"
     )
@@ -56,6 +66,10 @@ def _ingest_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--allow-burned-in", action="store_true",
                         help="also take files marked as having burned-in annotation")  # fmt: skip
+    parser.add_argument("--keep-region", action="store_true",
+                        help="keep all of a stated region, not only its sector")  # fmt: skip
+    parser.add_argument("--sheet", action="store_true",
+                        help="write contact sheets of every kept frame")  # fmt: skip
 
 
 def download(args: Namespace) -> Result:
@@ -82,19 +96,26 @@ def _download_arguments(parser: ArgumentParser) -> None:
 
 
 def audit_phi(args: Namespace) -> Result:
-    """Prove that no personal value of a DICOM export stands in a folder made from it.
+    """Look for personal values of a DICOM export in a folder made from it; never a proof.
 
     Example:
         steatosis audit-phi study --source export
     """
+    from steatosis_tf.sources.dicom.audit import UNREAD
     from steatosis_tf.sources.dicom.audit import audit_phi as audit
 
     findings = audit(args.directory, args.source)
     values = {"clean": not findings, "findings": [plain(finding) for finding in findings]}
     if not findings:
-        return Result(values, f"{args.directory}: no personal value of the source found")
-    lines = [f"{args.directory}: {len(findings)} personal values found"]
-    return Result(values, "\n".join([*lines, *(f"  {finding}" for finding in findings)]), 1)
+        text = "no personal value of the source found; pixels were not looked at"
+        return Result(values, f"{args.directory}: {text}")
+    num_unread = sum(finding.kind == UNREAD for finding in findings)
+    lines = [
+        f"{args.directory}: {len(findings) - num_unread} personal values found, {num_unread} files "
+        "or parts not looked into"
+    ]
+    lines += [f"  {one.file}, {one.place}: {one.kind} {one.tag}".rstrip() for one in findings]
+    return Result(values, "\n".join(lines), 1)
 
 
 def _audit_arguments(parser: ArgumentParser) -> None:

@@ -138,7 +138,7 @@ def test_the_result_is_a_label_table_for_the_manifest(study, tmp_path):
     ("header", "row", "message"),
     [
         ("path,patient_id,reader_1", "a.png,P1,Mild", "at least two columns reader_1.*reader_1"),
-        ("path,patient_id,reader_1,reader_2", "a.png,P1,Mild,S2", r"row 2: reader_2 has 'S2'"),
+        ("path,patient_id,reader_1,reader_2", "a.png,P1,Mild,X2", r"row 2: reader_2 has 'X2'"),
         ("path,patient_id,reader_1,reader_2", "a.png,,Mild,Mild", r"row 2: empty patient_id"),
         ("path,patient_id,reader_1,reader_2,grade", "a.png,P1,Mild,Mild,Mild",
          "filled column grade. Rename it, for example to biopsy_grade"),
@@ -166,7 +166,7 @@ def test_bad_calls_are_refused(consensus, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("patient_id,adjudicated\nP1,S2\n", "adjudicated empty or one of.*'S2' at row 2"),
+        ("patient_id,adjudicated\nP1,X2\n", "adjudicated empty or one of.*'X2' at row 2"),
         ("patient,decision\nP1,Mild\n", "columns patient_id and adjudicated"),
         ("patient_id,adjudicated\nP1,Mild\nP1,Normal\n", "two decisions for patient_id=P1"),
         ("patient_id,adjudicated\nP1,Mild,x\n", "row 2: more cells"),

@@ -37,7 +37,7 @@ def test_counts_by_hand(flow_of_a_study):
     flow = flow_of_a_study
     assert flow.found == Count("Found", 7, 9)
     assert flow.rejected == (
-        Count("frame missing, unreadable or damaged", 2, 2),
+        Count("missing or unreadable file", 2, 2),
         Count("unknown grade", 1, 1),
     )
     assert flow.in_manifest == Count("In the manifest", 5, 6)
@@ -64,7 +64,7 @@ def test_frames_add_up(flow_of_a_study):
 
 
 def test_rows_are_counted_by_code_whatever_their_words(study, tmp_path):
-    """Two grades of other names, two paths missing for other causes: one line each."""
+    """Two grades of other names are one line, a missing and a broken file two."""
     rows = ["a.png,P1,Grave", "b.png,P2,Bad", "c.png,P3,Mild", "d.png,P4,Mild", "e.png,P5,Mild",
             "e.png,P6,Mild", "f.png,P7,Mild"]  # fmt: skip
     labels = study(
@@ -75,7 +75,7 @@ def test_rows_are_counted_by_code_whatever_their_words(study, tmp_path):
     rejected = read_rejected(tmp_path / "rejected.csv")
     assert rejected["reason"].nunique() > 4
     assert kinds_of(rejected).value_counts().to_dict() == {
-        "unknown grade": 2, "frame missing, unreadable or damaged": 2,
+        "unknown grade": 2, "missing or unreadable file": 1, "not a readable image": 1,
         "duplicate path under several patients": 2,
     }  # fmt: skip
 
@@ -104,7 +104,7 @@ def test_the_picture_holds_every_number_and_the_notice(flow_of_a_study, tmp_path
     words = " ".join(ElementTree.fromstring(svg.read_text()).itertext())
     for text in (
         "7 patients, 9 frames", "Rejected: 3 frames",
-        "frame missing, unreadable or damaged: 2 patients, 2",
+        "missing or unreadable file: 2 patients, 2",
         "5 patients, 6 frames", "Left aside: 3 frames", "no grade: 1 patient, 1 frame",
         "3 patients, 3 frames", "Validation", "Severe: 1 patient, 1 frame", NOTICE,
     ):  # fmt: skip

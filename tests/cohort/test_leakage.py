@@ -175,7 +175,9 @@ def test_a_patient_under_two_spellings_is_found(gated):
     [
         ("P7", "p07", True), ("P 7", "P_7", True), ("MÜLLER-3", "mu\u0308ller 3", True),
         ("Ｐ７", "P7", True), ("1-11", "11-1", False), ("P1", "P11", False), ("A-B", "AB", False),
-        ("P10", "P1", False), ("0", "00", True),
+        ("P10", "P1", False), ("0", "00", True), ("P\u200b7", "P7", True), ("P\u00ad7", "P7", True),
+        ("\u0420\u0410-7", "PA7", True), ("\u0391\u03927", "AB7", True), ("7", "7.0", True),
+        ("7", "7,00", True), ("7", "70", False), ("\u00c1sa", "asa", True), ("1.2", "12", False),
     ],
 )  # fmt: skip
 def test_spellings(one, other, same):
@@ -277,10 +279,10 @@ def test_dropping_copies_repairs_and_says_what_it_did(gated):
     findings = check_leaks(table, partitions, path)
     repaired, dropped = drop_copies(table, findings)
     assert [Path(name).name for name in repaired["path"]] == ["a.png", "d.png"]
-    assert list(dropped.columns) == ["path", "patient_id", "reason"]
+    assert list(dropped.columns) == ["path", "patient_id", "reason", "code"]
     assert list(dropped["path"]) == ["b.png", "c.jpg", "e.png", "f.png", "g.png"]
     keeper = table["frame_id"][0]
-    assert list(dropped.iloc[0]) == ["b.png", "P1", f"copy of frame_id={keeper}", "copy"]
+    assert list(dropped.iloc[0]) == ["b.png", "P1", f"copy of frame_id={keeper}", "copied_frame"]
     assert sum(dropped["reason"] == "the same pixels with two grades") == 2
     assert check_leaks(repaired, partitions, path) == []
 

@@ -1,0 +1,197 @@
+"""Labels as people write them: words, maps, folders, joined tables, cells that nobody may run."""
+
+import shutil
+
+import pandas as pd
+import pytest
+
+from steatosis_tf.cli import main
+from steatosis_tf.cohort.labels import parse_grade, read_spreadsheet
+from steatosis_tf.cohort.manifest import build_manifest, read_manifest
+from steatosis_tf.sources.pseudonym import create_key, normal_patient_id, pseudonym, read_key
+
+FOUR = ["a.png", "b.png", "c.png", "d.png"]
+
+
+def table_of(grades: list[str]) -> str:
+    lines = [f'{name},P{name[0]},"{grade}"' for name, grade in zip(FOUR, grades, strict=False)]
+    return "path,patient_id,grade\n" + "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("texts", "grade"),
+    [
+        (["normal", "NORMAL", "0", "S0", "grade 0", "G0", "none", "no steatosis"], "Normal"),
+        (["Mild", "1", "s1", "Grade 1", "g-1", "mild steatosis", "1.0", "1,0"], "Mild"),
+        (["2", "S2", "grade_2", "G2", "Moderate hepatic steatosis", "stage 2"], "Moderate"),
+        (["3", "S3", "severe fatty liver", "3.00"], "Severe"),
+        (["", "4", "S4", "grade", "S", "mildly", "1.5", "12", "no", "not mild", "S 1 to 2"], ""),
+    ],
+)
+def test_grades_as_people_write_them(texts, grade):
+    assert [parse_grade(text) for text in texts] == [grade] * len(texts)
+
+
+def test_a_table_in_the_words_of_a_team(study, tmp_path):
+    labels = study(table_of(["0", "S2", "moderate steatosis", "3,0"]), FOUR)
+    build_manifest(labels, tmp_path / "manifest.csv")
+    grades = read_manifest(tmp_path / "manifest.csv")["grade"]
+    assert list(grades) == ["Normal", "Moderate", "Moderate", "Severe"]
+
+
+@pytest.mark.parametrize("grades", [["1", "2", "3", "4"], ["1", "2", "3", "3"], ["S1", "S2", "S4"]])
+def test_numbers_without_a_0_are_asked_back(study, tmp_path, grades):
+    labels = study(table_of(grades), FOUR)
+    with pytest.raises(ValueError, match=r"numbers without a 0, which may count from 1") as found:
+        build_manifest(labels, tmp_path / "manifest.csv")
+    map_path = tmp_path / "map.csv"
+    lines = str(found.value).splitlines()
+    lines = lines[lines.index("value,grade") :]
+    assert lines == ["value,grade", *(f"{grade}," for grade in sorted(set(grades)))]
+    names = dict(zip(sorted(set(grades)), ("Normal", "Mild", "Moderate", "Severe"), strict=False))
+    map_path.write_text("\n".join([lines[0], *(f"{v},{g}" for v, g in names.items())]))
+    build_manifest(labels, tmp_path / "manifest.csv", grade_map_path=map_path)
+    found_grades = read_manifest(tmp_path / "manifest.csv")["grade"]
+    assert list(found_grades) == [names[grade] for grade in grades]
+
+
+def test_numbers_that_say_what_they_count_are_taken_without_a_0(study, tmp_path):
+    build_manifest(study(table_of(["S1", "grade 2"]), FOUR[:2]), tmp_path / "manifest.csv")
+    assert list(read_manifest(tmp_path / "manifest.csv")["grade"]) == ["Mild", "Moderate"]
+
+
+def test_an_unknown_grade_shows_the_counts_and_the_map_to_write(study, tmp_path, capsys):
+    labels = study(table_of(["fatty++", "fatty++", "=2b", "Mild"]), FOUR)
+    output = tmp_path / "manifest.csv"
+    assert main(["manifest", str(labels), "--output", str(output)]) == 0
+    shown = capsys.readouterr().out
+    assert "'fatty++' in 2 rows, '=2b' in 1 rows" in shown
+    assert "--grade-map:\nvalue,grade\n=2b,\nfatty++,\n" in shown
+    with pytest.raises(ValueError, match=r"(?s)row 2, a\.png: unknown grade.*value,grade\n=2b,"):
+        build_manifest(labels, output, strict=True)
+    (tmp_path / "map.csv").write_text("value;grade\nFATTY++;Severe\n=2b;\n")
+    verb = ["manifest", labels, "--output", output, "--grade-map", tmp_path / "map.csv"]
+    assert main([str(word) for word in verb]) == 0
+    assert list(read_manifest(output)["grade"]) == ["Severe", "Severe", "", "Mild"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("value,name\nx,Mild\n", "columns value and grade"),
+        ("value,grade\nx,Grave\n", "'x' grade='Grave' at row 2"),
+        ("value,grade\nx,Mild\nX,Severe\n", "'X' grade='Severe' at row 3"),
+    ],
+)
+def test_an_unusable_map_is_refused(study, tmp_path, text, message):
+    (tmp_path / "map.csv").write_text(text)
+    labels = study(table_of(["Mild"]), FOUR[:1])
+    with pytest.raises(ValueError, match=message):
+        build_manifest(labels, tmp_path / "m.csv", grade_map_path=tmp_path / "map.csv")
+
+
+def test_grades_from_folder_names(study, tmp_path):
+    folder = study("", ["S0/P1/a.png", "S0/P1/b.png", "severe/P2/a.png"]).parent
+    (folder / "labels.csv").unlink()
+    (folder / "S0" / ".DS_Store").write_bytes(b"x")
+    build_manifest(folder, tmp_path / "manifest.csv")
+    table = read_manifest(tmp_path / "manifest.csv")
+    assert list(table["grade"]) == ["Normal", "Normal", "Severe"]
+    assert list(table["patient_id"]) == ["P1", "P1", "P2"]
+    (folder / "S0").rename(folder / "1")
+    (folder / "severe").rename(folder / "4")
+    with pytest.raises(ValueError, match="numbers without a 0"):
+        build_manifest(folder, tmp_path / "manifest.csv")
+    shutil.move(folder / "1" / "P1" / "a.png", folder / "1" / "a.png")
+    with pytest.raises(ValueError, match=r"1 of 3 files elsewhere\. Without a patient"):
+        build_manifest(folder, tmp_path / "manifest.csv")
+
+
+def test_grades_are_joined_by_patient(study, tmp_path):
+    labels = study("path,patient_id,site\na.png,P1,x\nb.png,P1,x\nc.png,P2,y\n", FOUR[:3])
+    (tmp_path / "grades.csv").write_text("patient_id,grade,bmi\nP1,S1,31\nP9,S3,20\n")
+    summary = build_manifest(labels, tmp_path / "manifest.csv", grades_path=tmp_path / "grades.csv")
+    table = read_manifest(tmp_path / "manifest.csv")
+    assert list(table["grade"]) == ["Mild", "Mild", ""]
+    assert list(table["bmi"]) == ["31", "31", ""]
+    assert summary.num_grades_unused == 1
+
+
+def test_grades_are_joined_by_the_hospitals_own_id_and_the_key(study, tmp_path):
+    key = create_key(tmp_path / "study.key")
+    one = pseudonym(read_key(key), "patient", "id", normal_patient_id("77 A"))
+    labels = study(f"path,patient_id\na.png,{one}\nb.png,other\n", FOUR[:2])
+    (tmp_path / "grades.csv").write_text("original_patient_id,fat_percent\n77a,40\n")
+    with pytest.raises(ValueError, match="Give --key FILE"):
+        build_manifest(labels, tmp_path / "m.csv", grades_path=tmp_path / "grades.csv")
+    build_manifest(labels, tmp_path / "m.csv", grades_path=tmp_path / "grades.csv", key_path=key)
+    assert list(read_manifest(tmp_path / "m.csv")["grade"]) == ["Moderate", ""]
+    assert "77a" not in (tmp_path / "m.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("patient_id,bmi\nP1,20\n", "and grade or fat_percent"),
+        ("who,grade\nP1,Mild\n", "expected a column out of path, study_id"),
+        ("patient_id,grade,roi_source\nP1,Mild,person\n", "but none out of"),
+        ("patient_id,grade\nP1,Mild\nP1,Severe\n", "2 rows that are empty, broken or at odds"),
+        ("patient_id,grade\n,Mild\n", "1 rows that are empty"),
+        ("patient_id,grade\nP7,Mild\n", "none that is in the label table"),
+        ("patient_id,grade\nP1,Severe\n", "no grade where the label table has another"),
+    ],
+)
+def test_a_table_of_grades_that_cannot_be_joined(study, tmp_path, text, message):
+    labels = study("path,patient_id,grade\na.png,P1,Mild\n", FOUR[:1])
+    (tmp_path / "grades.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        build_manifest(labels, tmp_path / "m.csv", grades_path=tmp_path / "grades.csv")
+
+
+@pytest.mark.parametrize("column", ["roi_source", "roi_state", "roi_reviewer", "roi_marks"])
+def test_a_label_table_cannot_bring_what_only_a_review_says(study, tmp_path, column):
+    labels = study(f"path,patient_id,{column}\na.png,P1,person\n", FOUR[:1])
+    with pytest.raises(ValueError, match=f"Received: {column}"):
+        build_manifest(labels, tmp_path / "manifest.csv")
+
+
+@pytest.mark.parametrize("box", ["1,2,3,", "1,2,0,5", "1,2,-3,5", "1,2,3.5,5", "1,2,1_0,5", "a,,,"])
+def test_a_box_of_a_label_table_is_checked(study, tmp_path, box):
+    head = "path,patient_id,roi_top,roi_left,roi_height,roi_width"
+    labels = study(f"{head}\na.png,P1,{box}\nb.png,P2,1,2,30,40\nc.png,P3,,,,\n", FOUR[:3])
+    build_manifest(labels, tmp_path / "manifest.csv")
+    rejected = pd.read_csv(tmp_path / "rejected.csv", dtype=str)
+    assert list(rejected["code"]) == ["bad_box"]
+    assert list(read_manifest(tmp_path / "manifest.csv")["patient_id"]) == ["P2", "P3"]
+
+
+@pytest.mark.parametrize("fat", ["1_0", "0x1", "١٢", "12,5,1", "1e", "+5", "inf"])
+def test_what_is_no_number_is_no_fat(study, tmp_path, fat):
+    labels = study(f'path,patient_id,fat_percent\na.png,P1,"{fat}"\nb.png,P2,"12,5"\n', FOUR[:2])
+    build_manifest(labels, tmp_path / "manifest.csv")
+    assert list(read_manifest(tmp_path / "manifest.csv")["fat_percent"]) == [12.5]
+    assert list(pd.read_csv(tmp_path / "rejected.csv")["code"]) == ["fat_percent"]
+
+
+def test_two_fat_values_of_one_patient_are_a_conflict(study, tmp_path):
+    text = "path,patient_id,fat_percent\na.png,P1,40\nb.png,P1,41\nc.png,P2,7\nd.png,P2,7.0\n"
+    build_manifest(study(text, FOUR), tmp_path / "manifest.csv")
+    assert list(read_manifest(tmp_path / "manifest.csv")["patient_id"]) == ["P2", "P2"]
+    reasons = pd.read_csv(tmp_path / "rejected.csv")["reason"]
+    assert set(reasons) == {"one patient with two fat percentages: 40.0 and 41.0"}
+
+
+def test_no_spreadsheet_runs_a_cell_and_no_cell_changes(study, tmp_path):
+    cells = ["=1+1", "@x", "+cmd", "-cmd", "-3.5", "+1e3", "'=1", "'quoted", "plain"]
+    rows = [f"{n}.png,P{n},{cell}" for n, cell in enumerate(cells)]
+    text = "path,patient_id,note\n" + "\n".join([*rows, "x.png,=bad,=note"])
+    labels = study(text, [f"{n}.png" for n in range(len(cells))])
+    build_manifest(labels, tmp_path / "manifest.csv")
+    raw = pd.read_csv(tmp_path / "manifest.csv", dtype=str)["note"]
+    assert list(raw) == [
+        "'=1+1", "'@x", "'+cmd", "'-cmd", "-3.5", "+1e3", "'=1", "'quoted", "plain",
+    ]  # fmt: skip
+    cells[6] = "=1"  # as a spreadsheet shows it
+    assert list(read_manifest(tmp_path / "manifest.csv")["note"]) == cells
+    assert list(pd.read_csv(tmp_path / "rejected.csv")["patient_id"]) == ["'=bad"]
+    assert list(read_spreadsheet(tmp_path / "manifest.csv")[0]["note"]) == cells
