@@ -1,26 +1,35 @@
 """Search a folder for personal values of the DICOM export it was made from."""
 
+import bz2
+import codecs
 import collections
 import csv
 import gzip
+import io
+import lzma
 import re
 import struct
+import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from tqdm import tqdm
 
+from steatosis_tf.files import open_regular
 from steatosis_tf.sources.dicom.files import Source
 from steatosis_tf.sources.dicom.personal import (
     Finder,
     PersonalValue,
     is_number,
+    is_part,
     own_names_removed,
     personal_values,
+    printable_stretches,
     runs_of,
     source_name_value,
 )
@@ -31,6 +40,10 @@ from steatosis_tf.sources.rejection import Rejection
 _TECHNICAL_COLUMNS = {"manufacturer": "Manufacturer", "model": "ManufacturerModelName"}
 
 
+#: Kind of what could not be searched, so that nobody takes it for clean.
+UNREAD = "not looked into"
+
+
 @dataclass(frozen=True)
 class Finding:
     """A personal value of the source in the output; holds none itself.
@@ -39,8 +52,8 @@ class Finding:
         file: path in the output, its name replaced by its place in the folder where the name
             itself is the finding.
         place: where in the file: "file name", "row 3, column site", "PNG chunk tEXt", ...
-        tag: DICOM keyword the value comes from, such as PatientName.
-        kind: "name", "id", "date", "text", "age" or "key".
+        tag: DICOM keyword the value comes from, such as PatientName; "" if not looked into.
+        kind: "name", "id", "date", "text", "age" or "key"; or `UNREAD`: this was not looked into.
     """
 
     file: str
@@ -54,15 +67,17 @@ def audit_phi(output_dir: str | Path, source_dir: str | Path) -> list[Finding]:
 
     Searched are file and folder names, CSV cells, all metadata of PNG files, every feature of
     TFRecords, and the text of any other file. Dates are looked for in the usual ways of writing
-    them, names word by word and joined. Not searched: pixels; codes, times and numbers of the
-    header; words under three letters, ids under three characters.
+    them, names word by word and joined; also as JSON, HTML and URLs write letters, in UTF-16, and
+    inside of packed files. Not searched: pixels; codes, times and numbers of the header; words
+    under three letters, ids under three characters. It finds; it never proves.
 
     Args:
         output_dir: output of `ingest_dicom`, or of any later step.
         source_dir: the export: a folder or zip archive.
 
     Returns:
-        The findings in the order of the files; an empty list is a clean output.
+        The findings in the order of the files. What was not looked into (unknown or broken
+        archives, links to folders, unreadable files) is among them.
 
     Raises:
         ValueError: if either is missing, or the source holds no readable DICOM file, so that an
@@ -74,15 +89,15 @@ def audit_phi(output_dir: str | Path, source_dir: str | Path) -> list[Finding]:
     values, technical = _source_values(source_dir)
     finder = Finder(values)
     findings: list[Finding] = []
-    paths = sorted(path for path in output_dir.rglob("*") if not path.is_dir())
+    paths = sorted(output_dir.rglob("*"))
     for number, path in enumerate(tqdm(paths, "audit", disable=None), start=1):
         name = path.relative_to(output_dir).as_posix()
         hidden = f"file {number} of {len(paths)} in sorted order ({path.suffix[:8]})"
         if in_name := search_name(finder, path.relative_to(output_dir), hidden):
             name = hidden
             findings += in_name
-        if path.is_file():
-            findings += search_file(finder, path, name, technical)
+        if path.is_symlink() or not path.is_dir():
+            findings += _Search(finder, name, technical).file(path)
     return list(dict.fromkeys(findings))
 
 
@@ -92,6 +107,7 @@ def _source_values(
     """All personal values, and the words of each technical field that several patients share."""
     values: set[PersonalValue] = set()
     patients: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
+    scanners: set[tuple[str, ...]] = set()
     num_read = 0
     with quiet_pydicom(), Source(source_dir) as source:
         for file in tqdm(source.files, "source", disable=None):
@@ -102,6 +118,9 @@ def _source_values(
                 continue  # ingest rejects it too, so nothing of it can have left
             num_read += 1
             values |= personal_values(dataset) | source_name_value(file.name)
+            scanners.add(
+                runs_of(" ".join(text_of(dataset, k) for k in _TECHNICAL_COLUMNS.values()))
+            )
             for column, keyword in _TECHNICAL_COLUMNS.items():
                 for word in runs_of(text_of(dataset, keyword)):
                     patients[column, word].add(text_of(dataset, "PatientID"))
@@ -110,6 +129,12 @@ def _source_values(
             "Expected the DICOM export that the output was made from. Received: a source without "
             "a readable DICOM file, against which nothing can be proved."
         )
+    # A header that is damaged may hold the name of its scanner where nobody can tell what it is.
+    values = {
+        value
+        for value in values
+        if value.tag != "PrivateTag" or not any(is_part(value.runs, whole) for whole in scanners)
+    }
     technical = {
         column: frozenset(
             word for (of, word), ids in patients.items() if of == column and len(ids) > 1
@@ -123,10 +148,29 @@ _PNG_MARK = b"\x89PNG\r\n\x1a\n"
 # The chunks a picture needs; what else a PNG holds is text, dates or unknown, and gets searched.
 _PICTURE_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"pHYs")
 _ZIP_MARK = b"PK\x03\x04"
+_PACKED: dict[bytes, Callable[[BinaryIO], object]] = {
+    b"\x1f\x8b": lambda stream: gzip.GzipFile(fileobj=stream), b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
+}  # fmt: skip
+# 7z, rar, zstd, PDF, Parquet, LZ4: their text is packed in a way that is not read here.
+_UNKNOWN_PACKED = (
+    b"7z\xbc\xaf",
+    b"Rar!",
+    b"\x28\xb5\x2f\xfd",
+    b"%PDF",
+    b"PAR1",
+    b"\x04\x22\x4d\x18",
+)
+_UNPACK_ERRORS = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, RuntimeError,
+    NotImplementedError, EOFError, OSError, ValueError,
+)  # fmt: skip
+_MAX_UNPACKED_BYTES, _MAX_DEPTH = 1 << 30, 5
 _BLOCK_BYTES = 4 << 20
 _OVERLAP_BYTES = 4096
 _MIN_IN_BINARY = 6
-_STRETCH = re.compile(r"[^\x00-\x1f\x7f-\x9f\ufffd]{6,}")
+# Letters of alphabets that names are written in: UTF-16 makes a Chinese sign of any two bytes.
+_WIDE_STRETCH = re.compile(r"[ -~\u00a0-\u024f\u0370-\u052f\u3040-\u30ff]{6,}")
 
 # Columns of counts and measurements (our own tables and the manifest), where a short id can occur
 # by chance. Every other column is searched for short ids too.
@@ -161,58 +205,151 @@ def _findings(file: str, place: str, hits: Iterable[PersonalValue]) -> list[Find
     return sorted(found, key=lambda finding: (finding.kind, finding.tag))
 
 
-def search_file(
-    finder: Finder, path: Path, name: str, technical: dict[str, frozenset[str]]
-) -> Iterator[Finding]:
-    """Search the content of a file by its kind.
+class _Search:
+    """Searches the content of one file, and of what is packed into it.
 
     Args:
         finder: of the source's values.
-        path: the file.
-        name: what the findings call it.
+        name: what the findings call the file.
         technical: table column -> words that are no finding in it.
     """
-    with path.open("rb") as stream:
-        head = stream.read(8)
-    if head == _PNG_MARK:
-        yield from _in_chunks(finder, path.read_bytes(), name)
-    elif path.suffix.lower() == ".csv":
-        yield from _in_table(finder, path, name, technical)
-    elif head.startswith(_ZIP_MARK):
-        yield from _in_archive(finder, path, name)
-    elif ".tfrecord" in path.name:
-        for place, content in record_texts(path):
+
+    def __init__(self, finder: Finder, name: str, technical: dict[str, frozenset[str]]):
+        self._finder, self._name, self._technical = finder, name, technical
+        self._left = _MAX_UNPACKED_BYTES
+
+    def file(self, path: Path) -> Iterator[Finding]:
+        """Search a file; what cannot be read is a finding, too."""
+        if path.is_dir():  # a link, or its own files would be here
+            yield self._unread("link to a folder")
+            return
+        try:
+            with open_regular(path) as stream:
+                yield from self._content(stream, "", path.name)
+        except OSError as error:
+            yield self._unread(f"content ({error.strerror or 'damaged'})")
+
+    def _unread(self, place: str) -> Finding:
+        return Finding(self._name, place, "", UNREAD)
+
+    def _content(self, stream: BinaryIO, place: str, file_name: str, depth: int = 0) -> Iterator:
+        """Search a stream by what its first bytes and its name say it is."""
+        head = stream.read(512)
+        stream.seek(0)
+        prefix = f"{place}, " if place else ""
+        if depth > _MAX_DEPTH:
+            yield self._unread(f"{prefix}packed more than {_MAX_DEPTH} times")
+        elif head.startswith(_PNG_MARK):
+            yield from _in_chunks(self._finder, stream.read(), self._name, prefix)
+        elif ".tfrecord" in file_name:
+            yield from self._records(stream, prefix)
+        elif head.startswith(_ZIP_MARK) or head[257:262] == b"ustar":
+            yield from self._archive(stream, head, prefix, depth)
+        elif opener := next((_PACKED[mark] for mark in _PACKED if head.startswith(mark)), None):
+            try:
+                inside = io.BytesIO(self._unpacked(cast(BinaryIO, opener(stream))))
+                yield from self._content(
+                    inside, f"{prefix}unpacked", Path(file_name).stem, depth + 1
+                )
+            except _UNPACK_ERRORS:
+                yield self._unread(f"{prefix}content")
+        elif file_name.lower().endswith(".csv"):
+            yield from self._table(stream, prefix)
+        else:
+            if head.startswith(_UNKNOWN_PACKED):
+                yield self._unread(f"{prefix}content")
+            yield from self._raw(stream, place or "content")
+
+    def _raw(self, stream: BinaryIO, place: str) -> Iterator[Finding]:
+        """Search block by block; a value across two blocks lies whole in their overlap."""
+        end = b""
+        while block := stream.read(_BLOCK_BYTES):
+            yield from _in_bytes(self._finder, end + block, self._name, place)
+            end = block[-_OVERLAP_BYTES:]
+
+    def _unpacked(self, stream: BinaryIO) -> bytes:
+        """All bytes of a packed stream, as far as one file may grow."""
+        content = stream.read(self._left + 1)
+        self._left -= len(content)
+        if self._left < 0:
+            raise ValueError("larger than is unpacked")
+        return content
+
+    def _archive(self, stream: BinaryIO, head: bytes, prefix: str, depth: int) -> Iterator[Finding]:
+        """Search the members of a zip archive, as which .keras and .npz are stored, or of a tar."""
+        number = 0
+        try:
+            for number, (member_name, opened) in enumerate(_members(stream, head), start=1):
+                place = f"{prefix}archive member {number}"
+                hits = self._finder.in_text(own_names_removed(member_name))
+                yield from _findings(self._name, f"{place} name", hits)
+                try:
+                    inside = io.BytesIO(self._unpacked(opened()))
+                except _UNPACK_ERRORS:
+                    yield self._unread(place)
+                    continue
+                yield from self._content(inside, place, member_name, depth + 1)
+        except _UNPACK_ERRORS:
+            yield self._unread(f"{prefix}archive after member {number}")
+            stream.seek(0)
+            yield from self._raw(stream, f"{prefix}content")
+
+    def _records(self, stream: BinaryIO, prefix: str) -> Iterator[Finding]:
+        for place, content in record_texts(stream):
             if isinstance(content, bytes):
-                yield from _in_bytes(finder, content, name, place)
+                yield from _in_bytes(self._finder, content, self._name, f"{prefix}{place}")
             else:  # a label or a counter, where a short id can occur by chance
-                hits = finder.in_number(str(content), is_measure=True)
-                yield from _findings(name, place, hits)
+                hits = self._finder.in_number(str(content), is_measure=True)
+                yield from _findings(self._name, f"{prefix}{place}", hits)
+
+    def _table(self, stream: BinaryIO, prefix: str) -> Iterator[Finding]:
+        encoding = _encoding_of(stream.read(_OVERLAP_BYTES))
+        stream.seek(0)
+        text = io.TextIOWrapper(stream, encoding, "replace", newline="")
+        delimiter = max(",;\t", key=text.readline().count)
+        text.seek(0)
+        try:
+            for row_number, row in enumerate(csv.reader(text, delimiter=delimiter)):
+                if row_number == 0:
+                    header = row
+                for column_number, cell in enumerate(row):
+                    column = header[column_number] if column_number < len(header) else ""
+                    place = f"{prefix}row {row_number}, column {column_number + 1}"
+                    known = self._technical.get(column, frozenset()) if row_number else frozenset()
+                    yield from _in_cell(self._finder, cell, self._name, place, column, known)
+        except csv.Error:
+            stream.seek(0)
+            yield from self._raw(stream, f"{prefix}content")
+        finally:
+            text.detach()
+
+
+def _members(stream: BinaryIO, head: bytes) -> Iterator[tuple[str, Callable[[], BinaryIO]]]:
+    """Name and opener of each member of an archive."""
+    if head.startswith(_ZIP_MARK):
+        with zipfile.ZipFile(stream) as archive:
+            for info in archive.infolist():
+                yield info.filename, cast(Callable[[], BinaryIO], partial(archive.open, info))
     else:
-        with path.open("rb") as stream:
-            yield from _in_stream(finder, stream, name, "content")
+        with tarfile.open(fileobj=stream) as tar:
+            for member in tar:
+                # A link has no content, but a name and a target.
+                opened = partial(tar.extractfile, member) if member.isreg() else io.BytesIO
+                yield f"{member.name} {member.linkname}", cast(Callable[[], BinaryIO], opened)
 
 
-def _in_stream(finder: Finder, stream: BinaryIO, name: str, place: str) -> Iterator[Finding]:
-    """Search a file block by block; a value across two blocks lies whole in their overlap."""
-    end = b""
-    while block := stream.read(_BLOCK_BYTES):
-        yield from _in_bytes(finder, end + block, name, place)
-        end = block[-_OVERLAP_BYTES:]
-
-
-def _in_archive(finder: Finder, path: Path, name: str) -> Iterator[Finding]:
-    """Search the members of a zip archive, as which .keras and .npz files are stored."""
+def _encoding_of(sample: bytes) -> str:
+    """The encoding of a table, told from its first bytes."""
+    for mark, encoding in ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
+        if sample.startswith(mark):
+            return encoding
+    if b"\0" in sample:
+        return "utf-16-le" if sample[1:2] == b"\0" else "utf-16-be"
     try:
-        with zipfile.ZipFile(path) as archive:
-            for number, member in enumerate(archive.infolist(), start=1):
-                place = f"archive member {number}"
-                hits = finder.in_text(own_names_removed(member.filename))
-                yield from _findings(name, f"{place} name", hits)
-                with archive.open(member) as stream:
-                    yield from _in_stream(finder, cast(BinaryIO, stream), name, place)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError):
-        with path.open("rb") as raw:
-            yield from _in_stream(finder, raw, name, "content")
+        sample[:-4].decode("utf-8")
+    except UnicodeDecodeError:
+        return "cp1252"
+    return "utf-8-sig"
 
 
 def _in_bytes(finder: Finder, content: bytes, name: str, place: str) -> Iterator[Finding]:
@@ -228,40 +365,20 @@ def _in_bytes(finder: Finder, content: bytes, name: str, place: str) -> Iterator
         # In binary data a short word occurs by chance.
         found = finder.in_text(printable_stretches(content))
         hits = {value for value in found if sum(map(len, value.runs)) >= _MIN_IN_BINARY}
+        if _is_plain(content):
+            hits |= finder.in_text(own_names_removed(content.decode("cp1252", "replace")))
+    if b"\0" in content:
+        for encoding in ("utf-16-le", "utf-16-be"):
+            text = content[: len(content) // 2 * 2].decode(encoding, "replace")
+            found = finder.in_text("\n".join(_WIDE_STRETCH.findall(text)))
+            hits |= {value for value in found if sum(map(len, value.runs)) >= _MIN_IN_BINARY}
     yield from _findings(name, place, hits)
 
 
-def printable_stretches(content: bytes) -> str:
-    """The stretches of six or more printable characters in binary data, one a line.
-
-    Read as UTF-8, and once more without its zero bytes, which is how UTF-16 stores plain letters.
-    """
-    readings = (content, content.replace(b"\0", b"")) if b"\0" in content else (content,)
-    return "\n".join(
-        stretch
-        for reading in readings
-        for stretch in _STRETCH.findall(reading.decode("utf-8", "replace"))
-    )
-
-
-def _in_table(
-    finder: Finder, path: Path, name: str, technical: dict[str, frozenset[str]]
-) -> Iterator[Finding]:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-        first_line = stream.readline()
-        delimiter = max(",;\t", key=first_line.count)
-        stream.seek(0)
-        try:
-            for row_number, row in enumerate(csv.reader(stream, delimiter=delimiter)):
-                if row_number == 0:
-                    header = row
-                for column_number, cell in enumerate(row):
-                    column = header[column_number] if column_number < len(header) else ""
-                    place = f"row {row_number}, column {column_number + 1}"
-                    known = technical.get(column, frozenset()) if row_number else frozenset()
-                    yield from _in_cell(finder, cell, name, place, column, known)
-        except csv.Error:
-            yield from _in_bytes(finder, path.read_bytes(), name, "content")
+def _is_plain(content: bytes) -> bool:
+    """Whether bytes are text of some 8-bit encoding: hardly any control characters."""
+    controls = sum(content.count(code) for code in (*range(9), *range(14, 32), 127))
+    return controls * 500 < len(content)
 
 
 def _in_cell(
@@ -318,14 +435,14 @@ _GZIP_MARK = b"\x1f\x8b"
 _MAX_RECORD_BYTES = 1 << 30
 
 
-def record_texts(path: Path) -> Iterator[tuple[str, bytes | float]]:
+def record_texts(stream: BinaryIO) -> Iterator[tuple[str, bytes | float]]:
     """Every feature value of every `tf.train.Example` in a TFRecord file.
 
     A record that is no Example is given as a whole, a damaged file as its raw bytes: what cannot
     be parsed is still searched.
 
     Args:
-        path: TFRecord file, plain or gzip.
+        stream: TFRecord file, plain or gzip.
 
     Yields:
         `("record 0, feature patient_id", value)`; bytes, integers or floats.
@@ -335,7 +452,7 @@ def record_texts(path: Path) -> Iterator[tuple[str, bytes | float]]:
 
     number = -1
     try:
-        for number, record in enumerate(_records(path)):
+        for number, record in enumerate(_records(stream)):
             example = example_pb2.Example()
             try:
                 example.ParseFromString(record)
@@ -354,25 +471,25 @@ def record_texts(path: Path) -> Iterator[tuple[str, bytes | float]]:
                 for figure in (*feature.int64_list.value, *feature.float_list.value):
                     yield place, figure
     except (OSError, EOFError, ValueError):
-        yield f"after record {number}", path.read_bytes()
+        stream.seek(0)
+        yield f"after record {number}", stream.read()
 
 
-def _records(path: Path) -> Iterator[bytes]:
+def _records(packed: BinaryIO) -> Iterator[bytes]:
     """Payloads by the TFRecord framing: length, its checksum, payload, its checksum.
 
-    Own code, because `tf.data.TFRecordDataset` stops at the first wrong checksum: what follows it
-    would not be searched.
+    Not `tf.data.TFRecordDataset`, which stops at a wrong checksum: what follows is searched too.
     """
-    with path.open("rb") as stream:
-        is_packed = stream.read(2) == _GZIP_MARK
-    with cast(BinaryIO, gzip.open(path)) if is_packed else path.open("rb") as stream:
-        while head := stream.read(12):
-            if len(head) < 12:
-                raise ValueError("truncated record head")
-            (length,) = struct.unpack("<Q", head[:8])
-            if length > _MAX_RECORD_BYTES:
-                raise ValueError("impossible record length")
-            payload = stream.read(length)
-            if len(payload) < length or len(stream.read(4)) < 4:
-                raise ValueError("truncated record")
-            yield payload
+    is_packed = packed.read(2) == _GZIP_MARK
+    packed.seek(0)
+    stream = cast(BinaryIO, gzip.GzipFile(fileobj=packed)) if is_packed else packed
+    while head := stream.read(12):
+        if len(head) < 12:
+            raise ValueError("truncated record head")
+        (length,) = struct.unpack("<Q", head[:8])
+        if length > _MAX_RECORD_BYTES:
+            raise ValueError("impossible record length")
+        payload = stream.read(length)
+        if len(payload) < length or len(stream.read(4)) < 4:
+            raise ValueError("truncated record")
+        yield payload

@@ -5,8 +5,10 @@ or dates counts as personal unless it is a technical term, so that the audit can
 allow-list that is too wide."""
 
 import datetime
+import html
 import re
 import unicodedata
+import urllib.parse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +22,9 @@ from steatosis_tf.sources.rejection import REASONS
 # Free text by value representation (PS3.5 6.2); codes (CS) and numbers cannot name a person.
 _TEXT_VRS = frozenset(("LO", "SH", "ST", "LT", "UT", "UC", "UR", "AE"))
 _PERSONAL_VRS = _TEXT_VRS | {"PN", "UI", "DA", "DT"}
+_BYTE_VRS = frozenset(("UN", "OB"))
+_MAX_PRIVATE_BYTES, _MAX_PRIVATE_TEXTS = 1 << 16, 500
+_WORDS_IN_BYTES = re.compile(r"[^\W\d_][\w^ .,-]{5,63}")
 _STANDARD_UID = "1.2.840.10008."
 _TECHNICAL = frozenset(
     (
@@ -84,16 +89,29 @@ def personal_values(dataset: pydicom.Dataset) -> set[PersonalValue]:
         tag = element.keyword or ("PrivateTag" if element.tag.is_private else "UnknownTag")
         try:
             parts = element.value if element.VM > 1 else [element.value]
+            if element.VR in _BYTE_VRS:
+                parts = _byte_texts(element.value)
             texts = [str(part).strip(" \0\t\r\n") for part in parts if part is not None]
         except DICOM_ERRORS:
             continue
         for text in filter(None, texts):
-            if tag not in _OFTEN_THE_SCANNER or not _is_part(runs_of(text), scanner):
+            if tag not in _OFTEN_THE_SCANNER or not is_part(runs_of(text), scanner):
                 values.update(_forms(tag, element.VR, text))
     return values
 
 
-def _is_part(runs: tuple[str, ...], whole: tuple[str, ...]) -> bool:
+def _byte_texts(value: bytes) -> list[str]:
+    """The words in a private value of unknown kind; a scanner may put any text there."""
+    if not isinstance(value, bytes):
+        return []
+    text = value[:_MAX_PRIVATE_BYTES].decode("utf-8", "replace").replace("\0", "\n")
+    if sum(letter.isprintable() for letter in text) > 0.9 * len(text):
+        return text.split("\\") if text.isprintable() else text.splitlines()
+    return _WORDS_IN_BYTES.findall(text)[:_MAX_PRIVATE_TEXTS]
+
+
+def is_part(runs: tuple[str, ...], whole: tuple[str, ...]) -> bool:
+    """Whether runs stand in a longer text one after the other."""
     return any(whole[start : start + len(runs)] == runs for start in range(len(whole)))
 
 
@@ -108,7 +126,7 @@ def _elements(dataset: pydicom.Dataset) -> Iterator[pydicom.DataElement]:
             for item in element.value or ():
                 yield from _elements(item)
         elif (
-            element.VR in _PERSONAL_VRS
+            (element.VR in _PERSONAL_VRS or (element.VR in _BYTE_VRS and element.tag.is_private))
             and element.keyword not in _TECHNICAL
             and not element.tag.is_private_creator
         ):
@@ -158,7 +176,9 @@ _HASH = re.compile(r"(?<![0-9a-zA-Z])[0-9a-f]{16,64}(?![0-9a-zA-Z])")
 _OWN_NAME = re.compile(
     r"(?<![0-9a-zA-Z])[0-9a-f]{16}_\d{5}(?=\.(?:png|part)(?![0-9a-zA-Z]))|-\d{5}-of-\d{5}(?!\d)"
 )
+_STRETCH = re.compile(r"[^\x00-\x1f\x7f-\x9f\ufffd]{6,}")
 _NUMBER = re.compile(r"[+-]?(\d+)(?:\.(\d+))?(?:[eE][+-]?\d+)?")
+_JSON_CODE = re.compile(r"\\u([0-9a-fA-F]{4})")
 _MIN_WORD, _MIN_PART_OF_WORD, _MIN_DIGITS = 3, 4, 5
 _MAX_WORD = 40
 
@@ -170,7 +190,8 @@ VOCABULARY = frozenset(
         "path patient_id study_id source_id frame_index manufacturer model sex age days_since",
         "first transducer_frequency_mhz pixel_height_width_mm file_number reason num_frames_chosen",
         "written fields_kept num_elements_dropped kept_by_top_left_percent_box burned_in",
-        "annotation finding patient_ids num_files what_to_do format key_id choice allow",
+        "annotation finding patient_ids num_files what_to_do format key_id choice allow code keep",
+        "frames_with_marks both sheets sheet",
         "train validation test images labels rejected deidentification patient findings manifest "
         "split auto person region sector yes no male female other nan none true false steatosis",
     )
@@ -224,6 +245,11 @@ class Finder:
             text: any text; 16 to 64 hexadecimal digits on their own count as one of our hashes.
             known_words: words that are no finding here.
         """
+        found = self._in_text(text, known_words)
+        plain = _unescaped(text)
+        return found if plain == text else found | self._in_text(plain, known_words)
+
+    def _in_text(self, text: str, known_words: frozenset[str]) -> set[PersonalValue]:
         whole = runs_of(text)
         rest = runs_of(_HASH.sub(" ", text))
         found = {value for run in rest for value in self._in_run(run, known_words)}
@@ -273,9 +299,32 @@ class Finder:
         return self._parts[run]
 
 
+def _unescaped(text: str) -> str:
+    """A text with the letters that JSON, HTML and URLs write as codes."""
+    if "\\u" in text:
+        units = _JSON_CODE.sub(lambda code: chr(int(code[1], 16)), text)
+        text = units.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if "&" in text:
+        text = html.unescape(text)
+    return urllib.parse.unquote(text) if "%" in text else text
+
+
 def is_number(text: str) -> bool:
     """Whether a cell is a plain decimal number."""
     return _NUMBER.fullmatch(text.strip()) is not None
+
+
+def printable_stretches(content: bytes) -> str:
+    """The stretches of six or more printable characters in binary data, one a line.
+
+    Read as UTF-8, and once more without its zero bytes, which is how UTF-16 stores plain letters.
+    """
+    readings = (content, content.replace(b"\0", b"")) if b"\0" in content else (content,)
+    return "\n".join(
+        stretch
+        for reading in readings
+        for stretch in _STRETCH.findall(reading.decode("utf-8", "replace"))
+    )
 
 
 def _ordinary(run: str) -> bool:

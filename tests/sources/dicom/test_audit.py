@@ -1,21 +1,28 @@
 """`audit_phi` finds what was planted and nothing in our own output."""
 
+import bz2
 import csv
 import gzip
+import io
+import json
+import lzma
+import os
 import re
 import shutil
 import struct
+import tarfile
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from made_dicom import UID_ROOT, made_frame, write_made
+from made_dicom import UID_ROOT, file_bytes, made_dataset, made_frame, write_made
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from steatosis_tf.sources.dicom.audit import Finding, audit_phi
+from steatosis_tf.sources.dicom import audit as audit_module
+from steatosis_tf.sources.dicom.audit import UNREAD, Finding, audit_phi
 from steatosis_tf.sources.dicom.ingest import ingest_dicom
 from steatosis_tf.sources.pseudonym import create_key
 
@@ -359,3 +366,126 @@ def test_a_source_that_proves_nothing_is_refused(export, tmp_path):
 def test_a_missing_output_is_refused(export, tmp_path):
     with pytest.raises(ValueError, match="Received: no such folder"):
         audit_phi(tmp_path / "absent", export[0])
+
+
+def zipped(content: bytes, name: str = "a.txt") -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    return stream.getvalue()
+
+
+def tarred(content: bytes, mode: str = "w:gz") -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode=mode) as archive:
+        member = tarfile.TarInfo("a.txt")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+NAME = "Agnieszka Wójcik".encode()
+
+
+@pytest.mark.parametrize(
+    ("file_name", "content"),
+    [
+        ("a.json", json.dumps({"who": "Wójcik"}).encode()),
+        ("a.html", b"<p>W&oacute;jcik</p>"),
+        ("b.html", b"<p>W&#243;jcik</p>"),
+        ("a.txt", b"?name=W%C3%B3jcik"),
+        ("a.csv", "id,who\n1,Wójcik\n".encode("utf-16")),
+        ("b.csv", "id,who\n1,Wójcik\n".encode("utf-16-be")),
+        ("c.csv", "id,who\n1,Wójcik\n".encode("cp1252")),
+        ("d.csv", b"id,who\n1,W\\u00f3jcik\n"),
+        ("b.txt", "Agnieszka Wójcik".encode("utf-16")),
+        ("c.txt", "Agnieszka Wójcik".encode("cp1252")),
+        ("a.gz", gzip.compress(NAME)),
+        ("a.csv.gz", gzip.compress(b"id\n204\n")),
+        ("a.bz2", bz2.compress(NAME)),
+        ("a.xz", lzma.compress(NAME)),
+        ("a.tar.gz", tarred(NAME)),
+        ("a.tar", tarred(NAME, "w")),
+        ("a.zip", zipped(zipped(gzip.compress(NAME), "b.gz"), "c.zip")),
+        ("b.zip", zipped(b"id,who\n204,x\n", "a.csv")),
+        ("c.zip", zipped(b"nothing", "Wojcik.txt")),
+    ],
+)
+def test_a_name_written_or_packed_in_another_way(export, out, file_name, content):
+    (out / file_name).write_bytes(content)
+    found = audit_phi(out, export[0])
+    assert {finding.file for finding in found} == {file_name}
+    assert UNREAD not in {finding.kind for finding in found}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"7z\xbc\xaf\x27\x1c" + bytes(50),
+        b"Rar!\x1a\x07" + bytes(50),
+        b"%PDF-1.7\n",
+        b"PAR1" + bytes(50),
+        b"\x28\xb5\x2f\xfd" + bytes(50),
+        gzip.compress(b"nothing" * 100)[:-12],
+        zipped(b"nothing" * 100)[:-30],
+        zipped(zipped(zipped(zipped(zipped(zipped(zipped(b"nothing"))))))),
+    ],
+    ids=["7z", "rar", "pdf", "parquet", "zstd", "cut gzip", "cut zip", "deep zip"],
+)
+def test_what_was_not_looked_into_is_named(export, out, content):
+    (out / "a.bin").write_bytes(content)
+    found = audit_phi(out, export[0])
+    assert ("a.bin", UNREAD) in {(finding.file, finding.kind) for finding in found}
+
+
+def test_a_bomb_is_not_unpacked(export, out, monkeypatch):
+    monkeypatch.setattr(audit_module, "_MAX_UNPACKED_BYTES", 1 << 20)
+    (out / "a.gz").write_bytes(gzip.compress(bytes(2 << 20)))
+    (out / "b.zip").write_bytes(zipped(bytes(2 << 20)))
+    found = audit_phi(out, export[0])
+    assert {(finding.file, finding.kind) for finding in found} == {
+        ("a.gz", UNREAD),
+        ("b.zip", UNREAD),
+    }
+
+
+def test_links_pipes_and_empty_folders(export, out, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.txt").write_bytes(NAME)
+    (out / "linked").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(out / "pipe")
+    (out / "Wojcik").mkdir()
+    found = audit_phi(out, export[0])
+    assert {(finding.file, finding.kind) for finding in found if finding.kind == UNREAD} == {
+        ("linked", UNREAD),
+        ("pipe", UNREAD),
+    }
+    assert [finding.place for finding in found if finding.kind == "name"] == ["file name"]
+
+
+@pytest.mark.parametrize("vr", ["UN", "OB"])
+@pytest.mark.parametrize("value", [b"Zoltan^Szabo\0", b"\1\2\xff\0" * 9 + b"Zoltan Szabo\0\3\xfe"])
+def test_a_name_in_a_private_value_of_unknown_kind(tmp_path, vr, value):
+    private = Dataset()
+    private.add_new(0x00110010, "LO", "VENDOR")
+    private.add_new(0x00111001, vr, value + bytes(len(value) % 2))
+    dataset = made_dataset()
+    dataset.update(private)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a").write_bytes(file_bytes(dataset))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.txt").write_text("for Szabo, see above")
+    assert audit_phi(tmp_path / "out", tmp_path / "source") == []  # one word of a text is none
+    (tmp_path / "out" / "a.txt").write_text("for Zoltan Szabo")
+    (finding,) = audit_phi(tmp_path / "out", tmp_path / "source")
+    assert finding.tag == "PrivateTag"
+
+
+def test_the_verb_names_what_it_did_not_read_and_exits_with_1(export, out, capsys):
+    from steatosis_tf.cli import main
+
+    assert main(["audit-phi", str(out), "--source", str(export[0])]) == 0
+    assert "pixels were not looked at" in capsys.readouterr().out
+    (out / "a.pdf").write_bytes(b"%PDF-1.7")
+    assert main(["audit-phi", str(out), "--source", str(export[0])]) == 1
+    assert "a.pdf, content: not looked into" in capsys.readouterr().out
