@@ -14,11 +14,12 @@ import numpy as np
 import pydicom
 
 from steatosis_tf.files import move_into_place
+from steatosis_tf.roi.anatomy.overlays import find_overlays
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.dicom.personal import Finder, personal_values
 from steatosis_tf.sources.dicom.pixels import FrameReader, Layout
 from steatosis_tf.sources.dicom.read import Header, Region, read_dataset, text_of
-from steatosis_tf.sources.images import to_grey
+from steatosis_tf.sources.images import read_frame, to_grey
 from steatosis_tf.sources.rejection import Rejection
 
 #: Columns of labels.csv that come from the header; nothing else of it leaves.
@@ -201,6 +202,8 @@ def _shows_sector(frames: np.ndarray) -> bool:
 _NUM_SECTOR_FRAMES = 8
 # Some systems state the whole screen, banner and all, as the region.
 _MAX_REGION_SHARE = 0.9
+SHEETS_DIR = "sheets"
+_SHEET_GRID, _THUMB_PX = (6, 8), (150, 200)  # (rows, columns), (height, width)
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 4]
 _CHOICE = re.compile(r"(every|evenly):([1-9]\d{0,5})")
 
@@ -211,17 +214,27 @@ class ClipResult:
 
     Attributes:
         frames: `(frame index, SHA-256 of its PNG file)` of every frame written.
-        rejected: `(frame index, reason)` of every other chosen frame; index -1 is the whole file.
-        kept_by: "region" (stated in the file), "sector" (found) or "" if nothing was kept.
+        rejected: `(frame index, code, reason)` of every other chosen frame; index -1 is the whole
+            file, and the first frame beyond the end of the pixel data stands for all of them.
+        kept_by: "region" (stated in the file), "sector" (found), "both" or "" if nothing was kept.
         kept_box: `(top, left, height, width)` px around the kept pixels, or empty.
-        kept_percent: share of the pixels kept.
+        kept_percent: proportion of the pixels kept.
+        marked: index of every frame written that has text or other marks among the kept pixels.
+        num_beyond: chosen frames beyond the end of the pixel data.
     """
 
     frames: tuple[tuple[int, str], ...]
-    rejected: tuple[tuple[int, str], ...]
+    rejected: tuple[tuple[int, str, str], ...]
     kept_by: str = ""
     kept_box: tuple[int, ...] = ()
     kept_percent: float = 0.0
+    marked: tuple[int, ...] = ()
+    num_beyond: int = 0
+
+    @classmethod
+    def of(cls, rejection: Rejection) -> "ClipResult":
+        """The result of a file that is left out as a whole."""
+        return cls((), ((-1, rejection.code, str(rejection)),))
 
 
 def check_frame_choice(choice: str) -> None:
@@ -265,6 +278,8 @@ def write_clip(
     chosen: Sequence[int],
     images_dir: Path,
     clip_id: str,
+    *,
+    keep_region: bool = False,
 ) -> ClipResult:
     """Decode, blank and write the chosen frames of a file.
 
@@ -275,60 +290,86 @@ def write_clip(
         chosen: frame indices.
         images_dir: where the PNG files go, each moved into place when it is whole.
         clip_id: first part of their names.
-
-    Returns:
-        Every chosen index is in `frames` or in `rejected`, or -1 is in `rejected`.
+        keep_region: keep all pixels of a stated region, also those outside of its sector.
     """
     try:
         dataset = read_dataset(io.BytesIO(data), with_pixels=True)
         reader = FrameReader(dataset, layout)
-        mask = _kept_pixels(reader, layout, region)
+        mask, kept_by = _kept_pixels(reader, layout, region, keep_region)
     except Rejection as rejection:
-        return ClipResult((), ((-1, str(rejection)),))
-    frames, rejected = [], []
-    for index in chosen:
+        return ClipResult.of(rejection)
+    frames, rejected, marked = [], [], []
+    inside = [index for index in chosen if index < reader.num_frames]
+    for index in inside:
         try:
             frame = blanked(reader.read(index), mask)
         except Rejection as rejection:
-            rejected.append((index, str(rejection)))
-        else:
-            frames.append((index, _write_png(images_dir / frame_name(clip_id, index), frame)))
+            rejected.append((index, rejection.code, str(rejection)))
+            continue
+        frames.append((index, _write_png(images_dir / frame_name(clip_id, index), frame)))
+        if find_overlays(frame, mask).any():
+            marked.append(index)
+    if num_beyond := len(chosen) - len(inside):
+        beyond = Rejection("missing_frame", count=num_beyond)
+        rejected.append((chosen[len(inside)], beyond.code, str(beyond)))
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box = (rows[0], columns[0], np.ptp(rows) + 1, np.ptp(columns) + 1)
     return ClipResult(
-        tuple(frames),
-        tuple(rejected),
-        "sector" if says_nothing(region, layout) else "region",
-        tuple(
-            int(number) for number in (rows[0], columns[0], np.ptp(rows) + 1, np.ptp(columns) + 1)
-        ),
-        round(100 * float(mask.mean()), 2),
+        frames=tuple(frames),
+        rejected=tuple(rejected),
+        kept_by=kept_by,
+        kept_box=tuple(int(number) for number in box),
+        kept_percent=round(100 * float(mask.mean()), 2),
+        marked=tuple(marked),
+        num_beyond=num_beyond,
     )
 
 
-def _kept_pixels(reader: FrameReader, layout: Layout, region: Region | None) -> np.ndarray:
-    if region is not None and not says_nothing(region, layout):
-        return region_mask(region, layout.rows, layout.columns)
+def _kept_pixels(
+    reader: FrameReader, layout: Layout, region: Region | None, keep_region: bool
+) -> tuple[np.ndarray, str]:
+    """Mask of the pixels that may leave, and what it was made by."""
+    stated = None if region is None else region_mask(region, layout.rows, layout.columns)
+    is_told = not says_nothing(region, layout)
+    if stated is not None and is_told and keep_region:
+        return stated, "region"
+    try:
+        frames = _spread_frames(reader)
+        if region is None or stated is None:
+            return sector_mask(frames), "sector"
+        if not is_told:
+            return sector_mask(frames) & stated, "sector"
+        rows = slice(region.top, region.top + region.height)
+        columns = slice(region.left, region.left + region.width)
+        mask = np.zeros_like(stated)
+        mask[rows, columns] = sector_mask(frames[:, rows, columns])
+        return mask, "both"
+    except Rejection:
+        if stated is not None and is_told:  # the file's own word, where the picture has no fan
+            return stated, "region"
+        raise
+
+
+def _spread_frames(reader: FrameReader) -> np.ndarray:
     # One mask for the clip, from frames all over it: what never moves is no echo. It does not
     # depend on the frames chosen, or every:2 and every:3 would blank one frame differently.
     frames: list[np.ndarray] = []
     first_rejection: Rejection | None = None
-    for index in chosen_frames(f"evenly:{_NUM_SECTOR_FRAMES}", layout.num_frames):
+    for index in chosen_frames(f"evenly:{_NUM_SECTOR_FRAMES}", reader.num_frames):
         try:
             frames.append(reader.read(index))
         except Rejection as rejection:
             first_rejection = first_rejection or rejection
     if first_rejection is not None and not frames:
         raise first_rejection
-    mask = sector_mask(np.stack(frames))
-    return mask if region is None else mask & region_mask(region, layout.rows, layout.columns)
+    return np.stack(frames)
 
 
 def says_nothing(region: Region | None, layout: Layout) -> bool:
     """Whether the banner with the patient's name would stay inside the stated region."""
     if region is None:
         return True
-    share = region.height * region.width / (layout.rows * layout.columns)
-    return share > _MAX_REGION_SHARE
+    return region.height * region.width > _MAX_REGION_SHARE * layout.rows * layout.columns
 
 
 def _write_png(path: Path, frame: np.ndarray) -> str:
@@ -339,3 +380,37 @@ def _write_png(path: Path, frame: np.ndarray) -> str:
     part.write_bytes(data)
     move_into_place(part, path)
     return hashlib.sha256(data).hexdigest()
+
+
+def write_sheets(folder: Path, paths: Sequence[str], marked: set[str]) -> int:
+    """Write contact sheets, `sheets/sheet_0001.png` and so on, so that a person sees what leaves.
+
+    Args:
+        folder: output of an ingest.
+        paths: of the frames in it, in the order in which they are shown.
+        marked: those that get the word MARKS beside their name.
+
+    Returns:
+        number of sheets.
+    """
+    (num_rows, num_columns), (height, width) = _SHEET_GRID, _THUMB_PX
+    (folder / SHEETS_DIR).mkdir(exist_ok=True)
+    for old in (folder / SHEETS_DIR).glob("sheet_*.png"):
+        old.unlink()
+    starts = range(0, len(paths), num_rows * num_columns)
+    for number, start in enumerate(starts, start=1):
+        sheet = np.zeros((num_rows * (height + 16), num_columns * (width + 4), 3), np.uint8)
+        for place, path in enumerate(paths[start : start + num_rows * num_columns]):
+            frame = to_grey(read_frame(folder / path))
+            scale = min(height / frame.shape[0], width / frame.shape[1])
+            thumb = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            top, left = (place // num_columns) * (height + 16), (place % num_columns) * (width + 4)
+            part = sheet[top : top + height, left : left + width]
+            part[: thumb.shape[0], : thumb.shape[1]] = thumb[:height, :width, None]
+            text, colour = Path(path).stem, (200, 200, 200)
+            if path in marked:
+                text, colour = f"{text} MARKS", (60, 160, 255)
+            at = (left + 2, top + height + 12)
+            cv2.putText(sheet, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.33, colour, 1, cv2.LINE_AA)
+        _write_png(folder / SHEETS_DIR / f"sheet_{number:04d}.png", sheet)
+    return len(starts)

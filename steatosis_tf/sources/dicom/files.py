@@ -1,4 +1,4 @@
-"""The files of a DICOM export: a folder or a zip archive, read without unpacking it to disk."""
+"""The files of a DICOM export: a folder, a zip archive (never unpacked to disk) or one file."""
 
 import contextlib
 import os
@@ -46,14 +46,14 @@ class SourceFile:
 
 
 class Source:
-    """An opened folder or archive; close it, or use it as a context manager.
+    """An opened folder, archive or file; close it, or use it as a context manager.
 
     Args:
-        source: folder, or zip archive.
+        source: folder, zip archive, or one DICOM file.
 
     Raises:
-        ValueError: if there is nothing there, it is neither a folder nor a zip archive, or the
-            archive is larger than a PACS export can be.
+        ValueError: if there is nothing there, it is none of these, or the archive is larger than a
+            PACS export can be.
     """
 
     def __init__(self, source: str | Path):
@@ -61,13 +61,16 @@ class Source:
         self.archive: zipfile.ZipFile | None = None
         if self.root.is_dir():
             self.files = _folder_files(self.root)
+        elif self.root.is_file() and is_dicom(self.root):
+            name = os.fsencode(self.root.name)
+            self.files = [_folder_file(self.root.parent, name, 1)]
         elif self.root.is_file():
             self.archive = _open_archive(self.root)
             self.files = _archive_files(self.archive)
         else:
             raise ValueError(
-                "Expected a folder or a zip archive of DICOM files. Received: a path where "
-                "neither is. Check the path."
+                "Expected a folder or a zip archive of DICOM files, or one DICOM file. Received: a "
+                "path where none is. Check the path."
             )
 
     def __enter__(self) -> "Source":
@@ -114,26 +117,36 @@ class Source:
         return cast(BinaryIO, self.archive.open(file.member))
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file has the mark of DICOM; False if it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
 def _folder_files(root: Path) -> list[SourceFile]:
     found = sorted(_walk(os.fsencode(root)))
-    files = []
-    for number, name in enumerate(found, start=1):
-        path = root / os.fsdecode(name)
-        stamp, refusal = "", ""
-        try:
-            status = path.stat()
-        except OSError:
-            refusal = "unreadable_file"
-        else:
-            stamp = f"{status.st_size} {status.st_mtime_ns}"
-            if stat.S_ISDIR(status.st_mode):
-                refusal = "link_to_folder"
-            elif not stat.S_ISREG(status.st_mode):
-                refusal = "not_a_regular_file"
-            elif status.st_size > MAX_FILE_BYTES:
-                refusal = "too_large"
-        files.append(SourceFile(name, number, stamp, refusal, path=path))
-    return files
+    return [_folder_file(root, name, number) for number, name in enumerate(found, start=1)]
+
+
+def _folder_file(root: Path, name: bytes, number: int) -> SourceFile:
+    path = root / os.fsdecode(name)
+    stamp, refusal = "", ""
+    try:
+        status = path.stat()
+    except OSError:
+        refusal = "unreadable_file"
+    else:
+        stamp = f"{status.st_size} {status.st_mtime_ns}"
+        if stat.S_ISDIR(status.st_mode):
+            refusal = "link_to_folder"
+        elif not stat.S_ISREG(status.st_mode):
+            refusal = "not_a_regular_file"
+        elif status.st_size > MAX_FILE_BYTES:
+            refusal = "too_large"
+    return SourceFile(name, number, stamp, refusal, path=path)
 
 
 def _walk(root: bytes) -> Iterator[bytes]:
@@ -158,8 +171,8 @@ def _open_archive(path: Path) -> zipfile.ZipFile:
         archive = zipfile.ZipFile(path)
     except (*_ZIP_ERRORS, ValueError) as error:
         raise ValueError(
-            "Expected a folder or a zip archive. Received: a file that is no zip archive, or a "
-            "truncated one. Copy the archive again, or give the folder that holds the files."
+            "Expected a folder, a zip archive or a DICOM file. Received: a file that is none, or a "
+            "truncated one. Copy it again, or give the folder that holds the files."
         ) from error
     members = archive.infolist()
     claimed = sum(member.file_size for member in members)

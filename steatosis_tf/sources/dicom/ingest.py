@@ -13,13 +13,14 @@ from pathlib import Path
 import filelock
 from tqdm import tqdm
 
-from steatosis_tf.files import move_into_place
+from steatosis_tf.files import as_cell, move_into_place
 from steatosis_tf.sources.dicom.deidentify import (
     ClipResult,
     check_frame_choice,
     chosen_frames,
     frame_name,
     write_clip,
+    write_sheets,
 )
 from steatosis_tf.sources.dicom.files import Source
 from steatosis_tf.sources.dicom.read import quiet_pydicom
@@ -32,6 +33,7 @@ from steatosis_tf.sources.dicom.scan import (
     REJECTED_COLUMNS,
     Scan,
     first_study_days,
+    frame_path,
     label_rows,
     log_row,
     patient_findings,
@@ -44,7 +46,7 @@ from steatosis_tf.sources.pseudonym import OUTPUT_MARK, pseudonym, read_key
 from steatosis_tf.sources.rejection import Rejection
 
 # Part of every journal entry: a new number makes all files be decoded again.
-_PIXEL_VERSION = "2"
+_PIXEL_VERSION = "3"
 _JOURNAL = "ingest_journal.jsonl"
 _LOCK = "ingest.lock"
 _FORMAT = 1
@@ -134,15 +136,11 @@ class Output:
         for line in text.splitlines():
             try:
                 entry = json.loads(line)
-                result = ClipResult(
-                    tuple((int(index), str(png)) for index, png in entry["frames"]),
-                    tuple((int(index), str(reason)) for index, reason in entry["rejected"]),
-                    str(entry["kept_by"]),
-                    tuple(entry["kept_box"]),
-                    float(entry["kept_percent"]),
-                )
-                done[str(entry["file"])] = result
-            except (ValueError, KeyError, TypeError):
+                name = str(entry.pop("file"))
+                for key in ("frames", "rejected", "kept_box", "marked"):
+                    entry[key] = tuple(tuple(x) if isinstance(x, list) else x for x in entry[key])
+                done[name] = ClipResult(**entry)
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # the line a kill cut short; its file is done again
         if text and not text.endswith("\n"):  # or the next line would be glued to the torn one
             whole = "".join(_journal_line(*item) for item in done.items())
@@ -164,6 +162,8 @@ class IngestSummary:
         num_frames, num_patients, num_studies: in `labels.csv`.
         reasons: rows of `rejected.csv` by reason.
         num_findings: rows of `patient_findings.csv`.
+        marked: `path` of every frame with text or other marks among the pixels it keeps.
+        num_sheets: contact sheets written.
         labels_path, rejected_path: the tables.
         private_path: table of original names and ids beside the key.
     """
@@ -175,6 +175,8 @@ class IngestSummary:
     num_studies: int
     reasons: dict[str, int]
     num_findings: int
+    marked: tuple[str, ...]
+    num_sheets: int
     labels_path: Path
     rejected_path: Path
     private_path: Path
@@ -187,21 +189,27 @@ def ingest_dicom(
     key_path: str | Path,
     frame_choice: str = "all",
     allow_burned_in: bool = False,
+    keep_region: bool = False,
+    with_sheets: bool = False,
 ) -> IngestSummary:
     """Turn a DICOM export into de-identified PNG frames and their tables.
 
-    Writes `images/*.png`, `labels.csv` (no grades: join them by patient_id or study_id),
-    `rejected.csv`, `deidentification.csv` and `patient_findings.csv`. Beside the key goes
-    `<key>.sources.csv`, the only place where file names and original ids stand next to the
-    pseudonyms. A killed run, started again, ends with the same bytes as an undisturbed one.
+    Writes `images/*.png`, `labels.csv` (no grades: `build_manifest` joins them; columns that
+    somebody has joined to the table are kept), `rejected.csv`, `deidentification.csv` and
+    `patient_findings.csv`. Beside the key goes `<key>.sources.csv`, the only place where file
+    names and original ids stand next to the pseudonyms. A killed run, started again, ends with
+    the same bytes as an undisturbed one.
 
     Args:
-        source: folder or zip archive; it is only read, and never unpacked to disk.
+        source: folder, zip archive or DICOM file; it is only read, and never unpacked to disk.
         output_dir: absent, empty, or the output of an earlier run with this key.
         key_path: file of `create_key`, outside both folders.
         frame_choice: `all`, `every:N` or `evenly:N` frames of each clip.
         allow_burned_in: also take files marked as having burned-in annotation. The mark does not
             say where: text inside the picture itself is not removed.
+        keep_region: keep all pixels of a region that a file states. Otherwise those outside of
+            the sector in it are blanked, too, where one is found.
+        with_sheets: also write `sheets/*.png` with every frame kept, small, for a person to look.
 
     Raises:
         ValueError: if the source, output, key or frame choice cannot be used; nothing is written
@@ -211,7 +219,11 @@ def ingest_dicom(
     check_frame_choice(frame_choice)
     key = read_key(key_path)
     check_places(source, output_dir, key_path)
-    settings = {"frame_choice": frame_choice, "allow_burned_in": allow_burned_in}
+    settings = {
+        "frame_choice": frame_choice,
+        "allow_burned_in": allow_burned_in,
+        "keep_region": keep_region,
+    }
     with (
         quiet_pydicom(),
         Source(source) as opened,
@@ -224,20 +236,33 @@ def ingest_dicom(
         scans = refuse_repeats(opened, scans)
         prints = {
             scan.source_id: pseudonym(
-                key, "file", scan.file.name, scan.file.stamp, frame_choice, _PIXEL_VERSION
+                key,
+                "file",
+                scan.file.name,
+                scan.file.stamp,
+                frame_choice,
+                str(keep_region),
+                _PIXEL_VERSION,
             )
             for scan in scans
         }
         results = {
-            scan.source_id: _frames_of(opened, scan, output, prints[scan.source_id], frame_choice)
+            scan.source_id: _frames_of(
+                opened, scan, output, prints[scan.source_id], frame_choice, keep_region
+            )
             for scan in tqdm(scans, "frames", disable=None)
-            if not scan.reason
+            if not scan.rejection
         }
-        return _write_tables(scans, results, output, prints, key_path)
+        return _write_tables(scans, results, output, prints, key_path, with_sheets)
 
 
 def _frames_of(
-    source: Source, scan: Scan, output: Output, fingerprint: str, frame_choice: str
+    source: Source,
+    scan: Scan,
+    output: Output,
+    fingerprint: str,
+    frame_choice: str,
+    keep_region: bool,
 ) -> ClipResult:
     result = output.earlier_result(fingerprint, scan.clip_id)
     if result is not None or scan.layout is None:
@@ -245,9 +270,17 @@ def _frames_of(
     try:
         data = source.read(scan.file)
     except Rejection as rejection:
-        return ClipResult((), ((-1, str(rejection)),))  # not journalled: the disk may recover
+        return ClipResult.of(rejection)  # not journalled: the disk may recover
     chosen = chosen_frames(frame_choice, scan.layout.num_frames)
-    result = write_clip(data, scan.layout, scan.region, chosen, output.images_dir, scan.clip_id)
+    result = write_clip(
+        data,
+        scan.layout,
+        scan.region,
+        chosen,
+        output.images_dir,
+        scan.clip_id,
+        keep_region=keep_region,
+    )
     output.note(fingerprint, result)
     return result
 
@@ -258,11 +291,15 @@ def _write_tables(
     output: Output,
     prints: dict[str, str],
     key_path: Path,
+    with_sheets: bool,
 ) -> IngestSummary:
     days = first_study_days(scans)
-    labels, log, rejected = [], [], []
+    labels, log, rejected, marked = [], [], [], []
     for scan in scans:
-        result = results.get(scan.source_id, ClipResult((), ((-1, scan.reason),)))
+        result = results.get(scan.source_id) or ClipResult.of(
+            scan.rejection or Rejection("damaged_header")
+        )
+        marked += [frame_path(scan.clip_id, index) for index in result.marked]
         labels += label_rows(scan, result, days)
         rejected += rejected_rows(scan, result)
         if result.frames:
@@ -271,6 +308,7 @@ def _write_tables(
     labels.sort(key=lambda row: row["path"])
     log.sort(key=lambda row: str(row["source_id"]))
     rejected.sort(key=lambda row: (str(row["source_id"]), str(row["frame_index"]).zfill(6)))
+    joined = _keep_joined(output.folder / "labels.csv", labels)
     findings = patient_findings(scans)
     private_path = key_path.with_name(key_path.name + ".sources.csv")
     update_private_table(private_path, output.folder, PRIVATE_COLUMNS, map(private_row, scans))
@@ -279,11 +317,13 @@ def _write_tables(
     write_table(output.folder / "rejected.csv", columns, [*rejected, *later])
     write_table(output.folder / "deidentification.csv", LOG_COLUMNS, log)
     write_table(output.folder / "patient_findings.csv", FINDING_COLUMNS, findings)
-    write_table(output.folder / "labels.csv", LABEL_COLUMNS, labels)
+    write_table(output.folder / "labels.csv", (*LABEL_COLUMNS, *joined), labels)
     output.finish(
         [prints[source_id] for source_id in results],
         [Path(row["path"]).name for row in labels],
     )
+    paths = [row["path"] for row in labels]
+    num_sheets = write_sheets(output.folder, paths, set(marked)) if with_sheets else 0
     return IngestSummary(
         num_files=len(scans),
         num_files_used=len(log),
@@ -292,10 +332,47 @@ def _write_tables(
         num_studies=len({row["study_id"] for row in labels}),
         reasons=dict(collections.Counter(str(row["reason"]) for row in rejected).most_common()),
         num_findings=len(findings),
+        marked=tuple(sorted(marked)),
+        num_sheets=num_sheets,
         labels_path=output.folder / "labels.csv",
         rejected_path=output.folder / "rejected.csv",
         private_path=private_path,
     )
+
+
+def _keep_joined(path: Path, labels: Sequence[dict[str, str]]) -> list[str]:
+    """Take along what was joined to the `labels.csv` of an earlier ingest; its columns.
+
+    Cells go to the same frame, grades also to new frames of a patient who has only one.
+
+    Raises:
+        ValueError: if a graded patient is no longer there: the grade would be lost.
+    """
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream)
+        before = list(reader)
+        joined = [name for name in reader.fieldnames or () if name not in LABEL_COLUMNS]
+    by_path = {row["path"]: row for row in before}
+    grades: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
+    for name in {"grade", "fat_percent"} & set(joined):
+        for row in before:
+            if row[name]:
+                grades[name, row["patient_id"]].add(row[name])
+    lost = {patient for _, patient in grades} - {row["patient_id"] for row in labels}
+    if lost:
+        raise ValueError(
+            f"Expected every graded patient of {path.name} in the export. Received: {len(lost)} "
+            f"who are not, first patient_id={min(lost)}. Give another output folder, or move "
+            f"{path.name} away."
+        )
+    for row in labels:
+        earlier = by_path.get(row["path"], {})
+        for name in joined:
+            one = grades.get((name, row["patient_id"]), set())
+            row[name] = earlier.get(name) or (next(iter(one)) if len(one) == 1 else "")
+    return joined
 
 
 def check_places(source: Path, output_dir: Path, key_path: Path) -> None:
@@ -391,5 +468,6 @@ def update_private_table(
             writer = csv.DictWriter(stream, all_columns, lineterminator="\n", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(kept)
-            writer.writerows({"output": here, **row} for row in rows)
+            for row in rows:
+                writer.writerow({"output": here, **{k: as_cell(v) for k, v in row.items()}})
         move_into_place(part, path)

@@ -17,7 +17,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel
 from pydicom.pixels.processing import convert_color_space
 
 from steatosis_tf.sources.dicom.read import DICOM_ERRORS, number_of, text_of
-from steatosis_tf.sources.images import MAX_SIDE_PX, MIN_SIDE_PX, decode_jpeg
+from steatosis_tf.sources.images import check_sides, decode_jpeg
 from steatosis_tf.sources.rejection import Rejection
 
 MAX_FRAMES = 100_000
@@ -66,8 +66,7 @@ def read_layout(dataset: Dataset) -> Layout:
     bits = _count(dataset, "BitsAllocated")
     if num_frames > MAX_FRAMES:
         raise Rejection("damaged_image_header")
-    if min(rows, columns) < MIN_SIDE_PX or max(rows, columns) > MAX_SIDE_PX:
-        raise Rejection("image_size", low=MIN_SIDE_PX, high=MAX_SIDE_PX, rows=rows, columns=columns)
+    check_sides(rows, columns)
     if bits not in (8, 16):
         raise Rejection("bit_depth", bits=bits)
     if not 0 < _count(dataset, "BitsStored", absent=bits) <= bits:
@@ -135,6 +134,11 @@ class FrameReader:
         if not self._frames:
             raise Rejection("truncated")
 
+    @property
+    def num_frames(self) -> int:
+        """Frames that are there, which may be fewer than the header states."""
+        return len(self._frames)
+
     def read(self, index: int) -> np.ndarray:
         """Decode one frame.
 
@@ -149,9 +153,9 @@ class FrameReader:
         Raises:
             Rejection: if this frame is missing or broken.
         """
-        if index >= len(self._frames):
-            raise Rejection("missing_frame")
         layout = self._layout
+        if index >= self.num_frames:
+            raise Rejection("missing_frame", count=layout.num_frames - self.num_frames)
         try:
             if self._syntax in _JPEG:
                 decode_jpeg(self._frames[index])  # Pillow fills up what was cut off

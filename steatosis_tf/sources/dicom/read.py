@@ -8,7 +8,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -16,6 +16,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import FileDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_partial
 from pydicom.uid import UID
 
 from steatosis_tf.sources.images import MIN_SIDE_PX
@@ -49,6 +50,7 @@ VOLUME_CLASS = "1.2.840.10008.5.1.4.1.1.6.2"
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 DEFLATED_SYNTAX = b"1.2.840.10008.1.2.1.99"
 
+_PIXEL_TAGS = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
 _MARKER_AT = 128
 _HEAD_BYTES = 65536
 _ARCHIVE_MARKS = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh")
@@ -114,15 +116,41 @@ def read_dataset(stream: BinaryIO, *, with_pixels: bool) -> FileDataset:
         raise Rejection(_what_else(head))
     if DEFLATED_SYNTAX in head[:1024]:  # inflating is unbounded, and no scanner writes it
         raise Rejection("deflated")
+    if not _goes_on_behind_meta(head):
+        raise Rejection("damaged_header")
     stream.seek(0)
     try:
-        dataset = pydicom.dcmread(stream, stop_before_pixels=not with_pixels)
+        dataset = read_partial(stream, _stop_at(_PIXEL_TAGS if not with_pixels else ()))
         syntax = dataset.file_meta.get("TransferSyntaxUID", "")
     except (*DICOM_ERRORS, RecursionError) as error:
         raise Rejection("damaged_header") from error
     if not syntax or not isinstance(syntax, str):  # damage can make a list of it
         raise Rejection("no_transfer_syntax")
     return dataset
+
+
+def _goes_on_behind_meta(head: bytes) -> bool:
+    """Whether a file begins with group 2, and no zeros follow: pydicom would read them all."""
+    start = at = _MARKER_AT + 4
+    while head[at : at + 2] == b"\x02\0" and at + 12 <= len(head):
+        if head[at + 4 : at + 6] in (b"OB", b"OW", b"UN", b"SQ", b"UT"):
+            at += 12 + int.from_bytes(head[at + 8 : at + 12], "little")
+        else:
+            at += 8 + int.from_bytes(head[at + 6 : at + 8], "little")
+    return at > start and head[at : at + 2] != b"\0\0"
+
+
+def _stop_at(tags: Container[int]) -> Callable[[int, str | None, int], bool]:
+    """Says where to stop reading; an element that repeats is no header but endless zeros."""
+    seen: set[int] = set()
+
+    def stops(tag: int, _vr: str | None, _length: int) -> bool:
+        if tag in seen:
+            raise ValueError("an element stands twice")
+        seen.add(tag)
+        return tag in tags
+
+    return stops
 
 
 def _what_else(data: bytes) -> str:
@@ -158,11 +186,12 @@ def _is_name(value: object) -> bool:
 
 def number_of(dataset: pydicom.Dataset, keyword: str) -> float | None:
     """One element as a finite number; None if it is absent, multiple or unreadable."""
+    text = text_of(dataset, keyword)
     try:
-        number = float(text_of(dataset, keyword))
+        number = float(text)
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return number if math.isfinite(number) and "_" not in text else None
 
 
 def read_header(dataset: pydicom.Dataset) -> Header:

@@ -1,7 +1,6 @@
 """One file of an export: what its header says, whether it is used, its rows in the tables."""
 
 import datetime
-import hashlib
 import io
 import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -22,7 +21,7 @@ class Scan:
     Attributes:
         file: where it is.
         source_id: keyed hash of its relative path.
-        reason: why it is left out, or "".
+        rejection: why it is left out, or None.
         header: None if the file is no ultrasound image of a known patient.
         layout: None if the file is left out.
         region: its 2-D region, or None.
@@ -33,7 +32,7 @@ class Scan:
 
     file: SourceFile
     source_id: str
-    reason: str
+    rejection: Rejection | None = None
     header: Header | None = None
     layout: Layout | None = None
     region: Region | None = None
@@ -46,7 +45,7 @@ class Scan:
 
 def scan_file(source: Source, file: SourceFile, key: bytes, allow_burned_in: bool) -> Scan:
     """Read the header of one file and decide whether it is used; never raises for its content."""
-    scan = Scan(file, pseudonym(key, "source", file.name), "")
+    scan = Scan(file, pseudonym(key, "source", file.name))
     try:
         with source.open(file) as stream:
             dataset = read_dataset(stream, with_pixels=False)
@@ -64,7 +63,7 @@ def scan_file(source: Source, file: SourceFile, key: bytes, allow_burned_in: boo
             raise Rejection("burned_in")
         fields = kept_fields(dataset, header, region)
     except Rejection as rejection:
-        return replace(scan, reason=str(rejection))
+        return replace(scan, rejection=rejection)
     return replace(
         scan,
         layout=layout,
@@ -98,43 +97,43 @@ def first_study_days(scans: Sequence[Scan]) -> dict[str, int]:
 def refuse_repeats(source: Source, scans: Sequence[Scan]) -> list[Scan]:
     """Leave out files that carry a SOPInstanceUID another file carries too.
 
-    Copies of one object (same patient, study and pixels) keep their first file; files that claim
-    one UID for different content are all refused, since nobody can tell which is right.
+    Copies of one object (same patient, study and pixels) keep their first file, a truncated copy
+    leaves the whole one; files that claim one UID for different content are all refused, since
+    nobody can tell which is right.
     """
     groups: dict[str, list[Scan]] = {}
     for scan in scans:
-        if not scan.reason and scan.header is not None and scan.header.instance_uid:
+        if not scan.rejection and scan.header is not None and scan.header.instance_uid:
             groups.setdefault(scan.clip_id, []).append(scan)
     refused: dict[str, Rejection] = {}
     for group in groups.values():
         if len(group) > 1:
             refused.update(_repeats(source, group))
     return [
-        replace(scan, reason=str(refused[scan.source_id])) if scan.source_id in refused else scan
+        replace(scan, rejection=refused[scan.source_id]) if scan.source_id in refused else scan
         for scan in scans
     ]
 
 
 def _repeats(source: Source, group: Sequence[Scan]) -> dict[str, Rejection]:
     refused: dict[str, Rejection] = {}
-    by_content: dict[tuple[str, ...], list[Scan]] = {}
+    found: list[tuple[Scan, bytes]] = []
     for scan in group:
         try:
-            pixels = _pixel_hash(source, scan.file)
+            dataset = read_dataset(io.BytesIO(source.read(scan.file)), with_pixels=True)
+            found.append((scan, pixel_bytes(dataset)))
         except Rejection as rejection:
             refused[scan.source_id] = rejection
-            continue
-        by_content.setdefault((scan.patient_id, scan.study_id, pixels), []).append(scan)
-    for scans in by_content.values():
-        for scan in scans if len(by_content) > 1 else scans[1:]:
-            code = "uid_conflict" if len(by_content) > 1 else "copy"
-            refused[scan.source_id] = Rejection(code)
+    found.sort(key=lambda pair: -len(pair[1]))  # stable: the first of equal copies stays first
+    for scan, pixels in found[1:]:
+        first, whole = found[0]
+        if not whole.startswith(pixels) or (scan.patient_id, scan.study_id) != (
+            first.patient_id,
+            first.study_id,
+        ):
+            return refused | {one.source_id: Rejection("uid_conflict") for one, _ in found}
+        refused[scan.source_id] = Rejection("copy" if len(pixels) == len(whole) else "cut_copy")
     return refused
-
-
-def _pixel_hash(source: Source, file: SourceFile) -> str:
-    dataset = read_dataset(io.BytesIO(source.read(file)), with_pixels=True)
-    return hashlib.sha256(pixel_bytes(dataset)).hexdigest()
 
 
 IMAGES_DIR = "images"
@@ -146,6 +145,7 @@ REJECTED_COLUMNS = (
     "patient_id",
     "study_id",
     "reason",
+    "code",
 )
 LOG_COLUMNS = (
     "source_id",
@@ -160,6 +160,7 @@ LOG_COLUMNS = (
     "kept_height",
     "kept_width",
     "kept_percent",
+    "frames_with_marks",
     "burned_in_annotation",
 )
 PRIVATE_COLUMNS = (
@@ -174,6 +175,11 @@ PRIVATE_COLUMNS = (
 )
 
 
+def frame_path(clip_id: str, index: int) -> str:
+    """`path` of a frame in `labels.csv`."""
+    return f"{IMAGES_DIR}/{frame_name(clip_id, index)}"
+
+
 def label_rows(scan: Scan, result: ClipResult, days: dict[str, int]) -> list[dict[str, str]]:
     """Rows of `labels.csv`: one per frame written."""
     day = days.get(scan.source_id)
@@ -181,7 +187,7 @@ def label_rows(scan: Scan, result: ClipResult, days: dict[str, int]) -> list[dic
         {
             **scan.fields,
             "days_since_first_study": "" if day is None else str(day),
-            "path": f"{IMAGES_DIR}/{frame_name(scan.clip_id, index)}",
+            "path": frame_path(scan.clip_id, index),
             "patient_id": scan.patient_id,
             "study_id": scan.study_id,
             "source_id": scan.source_id,
@@ -201,8 +207,9 @@ def rejected_rows(scan: Scan, result: ClipResult) -> list[dict[str, object]]:
             "patient_id": scan.patient_id,
             "study_id": scan.study_id,
             "reason": reason,
+            "code": code,
         }
-        for index, reason in result.rejected
+        for index, code, reason in result.rejected
     ]
 
 
@@ -216,12 +223,13 @@ def log_row(scan: Scan, result: ClipResult) -> dict[str, object]:
         **box,
         "source_id": scan.source_id,
         "num_frames": 0 if scan.layout is None else scan.layout.num_frames,
-        "num_chosen": len(result.frames) + len(result.rejected),
+        "num_chosen": len(result.frames) + len(result.rejected) + max(0, result.num_beyond - 1),
         "num_written": len(result.frames),
         "fields_kept": " ".join(kept),
         "num_elements_dropped": scan.num_elements_dropped,
         "kept_by": result.kept_by,
         "kept_percent": result.kept_percent,
+        "frames_with_marks": " ".join(map(str, result.marked)),
         "burned_in_annotation": "" if scan.header is None else scan.header.burned_in,
     }
 

@@ -8,6 +8,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import cv2
 import filelock
 import numpy as np
 import pandas as pd
@@ -16,8 +17,10 @@ from made_dicom import UID_ROOT, made_frame, region, table, write_made
 from pydicom.data import get_testdata_file
 from pydicom.sequence import Sequence
 
+from steatosis_tf.cli import main
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.grades import GRADES
+from steatosis_tf.sources.dicom.audit import audit_phi
 from steatosis_tf.sources.dicom.ingest import ingest_dicom
 from steatosis_tf.sources.pseudonym import create_key
 
@@ -32,7 +35,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_the_row_of_a_file(source, key, tmp_path):
     write_made(source / "DOE_JOHN.dcm")
-    ingest_dicom(source, tmp_path / "out", key_path=key)
+    ingest_dicom(source, tmp_path / "out", key_path=key, keep_region=True)
     (row,) = table(tmp_path / "out" / "labels.csv")
     assert (tmp_path / "out" / row["path"]).is_file()
     assert row["frame_index"] == "0"
@@ -366,3 +369,92 @@ def test_one_rejected_csv_holds_what_ingest_and_manifest_left_out(source, key, t
     before = contents(cohort)
     ingest_dicom(source, cohort, key_path=key)
     assert contents(cohort) == before
+
+
+def test_the_sector_is_kept_of_a_stated_region_unless_told(source, key, tmp_path):
+    frame = made_frame(1)
+    cv2.putText(frame, "DOE", (22, 36), cv2.FONT_HERSHEY_SIMPLEX, 0.4, 255, 1)  # beside the fan
+    write_made(source / "a", frame)
+    ingest_dicom(source, tmp_path / "sector", key_path=key)
+    ingest_dicom(source, tmp_path / "region", key_path=key, keep_region=True)
+    beside = {}
+    for name, kept_by in (("sector", "both"), ("region", "region")):
+        (row,) = table(tmp_path / name / "deidentification.csv")
+        assert row["kept_by"] == kept_by
+        (path,) = (tmp_path / name / "images").iterdir()
+        beside[name] = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)[26:38, 22:46].max()
+    assert beside == {"sector": 0, "region": 255}
+
+
+def test_frames_where_text_remains_are_named(source, key, tmp_path, capsys):
+    frame = cv2.resize(made_frame(1), None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+    clip = np.stack([frame, frame])
+    wide = Sequence([region((80, 96, 559, 447))])
+    cv2.putText(clip[1], "STEATOSIS", (250, 300), cv2.FONT_HERSHEY_SIMPLEX, 1.0, 255, 2)
+    write_made(source / "a", clip, SequenceOfUltrasoundRegions=wide)
+    summary = ingest_dicom(source, tmp_path / "out", key_path=key)
+    paths = [row["path"] for row in table(tmp_path / "out" / "labels.csv")]
+    assert summary.marked == (paths[1],)
+    assert table(tmp_path / "out" / "deidentification.csv")[0]["frames_with_marks"] == "1"
+    verb = ["ingest", source, "--output", tmp_path / "out", "--key", key, "--sheet"]
+    assert main([str(word) for word in verb]) == 0
+    shown = capsys.readouterr().out
+    assert "warning: text or other marks remain in 1 frames; look at them" in shown
+    assert paths[1] in shown
+    (sheet,) = (tmp_path / "out" / "sheets").iterdir()
+    picture = cv2.imread(str(sheet))
+    first, second, third = (picture[:150, 204 * n : 204 * n + 200] for n in range(3))
+    assert first.max() > 100 < second.max()
+    assert third.max() == 0
+    assert audit_phi(tmp_path / "out", source) == []
+
+
+def test_a_truncated_copy_leaves_the_whole_file(source, key, tmp_path):
+    clip = np.stack([made_frame(seed) for seed in range(3)])
+    whole = write_made(source / "b", clip).read_bytes()
+    (source / "a").write_bytes(whole[:-20_000])
+    (source / "c").write_bytes(whole)
+    summary = ingest_dicom(source, tmp_path / "out", key_path=key)
+    assert summary.num_frames == 3
+    codes = sorted(row["code"] for row in table(tmp_path / "out" / "rejected.csv"))
+    assert codes == ["copy", "cut_copy"]
+
+
+def test_one_file_is_a_source(source, key, tmp_path):
+    path = write_made(source / "a.dcm")
+    write_made(source / "b.dcm", number=2)
+    assert ingest_dicom(path, tmp_path / "out", key_path=key).num_files == 1
+    assert ingest_dicom(source, tmp_path / "all", key_path=key).num_files == 2
+    one, both = (table(tmp_path / name / "labels.csv") for name in ("out", "all"))
+    assert one[0] in both
+
+
+def test_a_second_ingest_keeps_joined_grades(source, key, tmp_path):
+    write_made(source / "a", number=1)
+    write_made(source / "b", number=2, PatientID="other")
+    out = tmp_path / "out"
+    ingest_dicom(source, out, key_path=key)
+    labels = pd.read_csv(out / "labels.csv", dtype=str)
+    labels["grade"], labels["site"] = ["Mild", "Severe"], ["A", "B"]
+    labels.to_csv(out / "labels.csv", index=False)
+    before = {row["path"]: row for row in table(out / "labels.csv")}
+    write_made(source / "c", np.stack([made_frame(7)] * 2), number=3)
+    ingest_dicom(source, out, key_path=key)
+    after = table(out / "labels.csv")
+    grades = {row["patient_id"]: row["grade"] for row in before.values()}
+    assert len(after) == 4
+    assert [row["grade"] for row in after] == [grades[row["patient_id"]] for row in after]
+    assert [row["site"] for row in after if row["path"] in before] == [
+        before[row["path"]]["site"] for row in after if row["path"] in before
+    ]
+    (source / "b").unlink()
+    with pytest.raises(ValueError, match=r"every graded patient of labels\.csv in the export"):
+        ingest_dicom(source, out, key_path=key)
+    assert table(out / "labels.csv") == after
+
+
+def test_cells_that_a_spreadsheet_would_run(source, key, tmp_path):
+    write_made(source / "=cmd", PatientID="@SUM(1)")
+    summary = ingest_dicom(source, tmp_path / "out", key_path=key)
+    (row,) = table(summary.private_path)
+    assert (row["file"], row["original_patient_id"]) == ("'=cmd", "'@SUM(1)")

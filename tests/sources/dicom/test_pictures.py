@@ -38,6 +38,7 @@ def pictures(tmp_path):
         source.mkdir()
         (source / "a.dcm").write_bytes(file_bytes(dataset))
         key = create_key(tmp_path / "study.key")
+        options = {"keep_region": True, **options}
         summary = ingest_dicom(source, tmp_path / "out", key_path=key, **options)
         assert not summary.reasons, summary.reasons
         paths = sorted((tmp_path / "out" / "images").iterdir())
