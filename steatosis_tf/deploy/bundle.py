@@ -255,10 +255,17 @@ def write_bundle(
     }  # fmt: skip
     if recalibration:
         about["recalibration"] = recalibration
+    return _seal(folder, about, network, joint, roi)
+
+
+def _seal(
+    folder: Path, about: dict[str, Any], network: bytes, joint: JointModel, roi: RoiConfig
+) -> Path:
+    """Write all files, the hashes last, and grade the reference frames by what was written."""
     _write(folder / NETWORK_NAME, network)
     for template in ("card.md", "instructions.md"):
         _write(folder / template, _filled(f"{template}.j2", about).encode())
-    session = _open_network(network, (depth, beams), folder.name)
+    session = _open_network(network, input_shape(roi.view), folder.name)
     draft = Bundle(about, joint, roi, "", session, {})
     _write_reference(folder, draft)
     others = [one for one in _FILES if one != ABOUT_NAME]
