@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo byra test test-slow bench table1 ui install lint clean
+.PHONY: demo byra test test-slow bench table1 ui install browser orthanc lint clean
 
 demo: .venv/.core
 	$(BIN)/steatosis demo
@@ -12,6 +12,7 @@ test: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy steatosis_tf experiments/segmentation experiments/table1
 	@command -v chromium >/dev/null || $(MAKE) --no-print-directory browser
+	@test -x .venv/orthanc/usr/sbin/Orthanc || $(MAKE) --no-print-directory orthanc
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/.dev
@@ -48,6 +49,15 @@ install: .venv/.core
 browser:
 	-apt-get update -qq && apt-get install -y -qq chromium
 
+# A PACS for the tests, unpacked from Debian's packages: no service is installed or started. The
+# tests that need it skip, and say so, where this cannot be done.
+orthanc: | .venv/bin/python
+	-apt-get update -qq
+	-mkdir -p .venv/orthanc/debs/partial && apt-get install -qq -y --download-only \
+		--no-install-recommends -o Debug::NoLocking=1 \
+		-o Dir::Cache::archives="$(CURDIR)/.venv/orthanc/debs" orthanc orthanc-dicomweb dcmtk \
+		&& for deb in .venv/orthanc/debs/*.deb; do dpkg -x "$$deb" .venv/orthanc; done
+
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv .venv
@@ -57,7 +67,7 @@ browser:
 	touch $@
 
 .venv/.dev: .venv/.core
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,fast,sweep,table1,dask]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,pacs,fast,sweep,table1,dask]'
 	touch $@
 
 clean:

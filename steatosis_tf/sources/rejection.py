@@ -31,6 +31,8 @@ _TEXTS = {
     "not_ultrasound": "not an ultrasound image| (neither modality US nor an ultrasound class)",
     "volume": "3-D ultrasound volume|; only 2-D frames and clips are read",
     "no_image": "ultrasound object without an image| (report, measurements or header only)",
+    "own_answer": "an answer that steatosis_tf made|, not an image",
+    "no_uid": "no valid UID of class, instance, series or study|: an answer could not refer to it",
     "no_patient": "neither PatientID nor name and birth date|: patient unknown, splits could leak",
     "damaged_image_header": "rows, columns, frames or bits are missing or impossible",
     "bit_depth": "expected 8 or 16 bits per sample|. Received: bits_allocated={bits}",

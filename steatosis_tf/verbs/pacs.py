@@ -1,0 +1,86 @@
+"""Verbs that answer a PACS: sr, node."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from steatosis_tf.grades import NOTICE
+from steatosis_tf.verbs.common import Result
+from steatosis_tf.verbs.outputs import OutputDir
+
+
+def sr(args: Namespace) -> Result:
+    """Write the structured report and key image of one DICOM study."""
+    _check_installed()
+    from steatosis_tf.deploy.bundle import open_bundle
+    from steatosis_tf.deploy.key_image import answer_lines
+    from steatosis_tf.deploy.sr import answer_study, write_answer
+    from steatosis_tf.deploy.study import read_study
+
+    earlier = sorted(Path(args.output).glob("steatosis-sr-*.dcm"))
+    study = read_study(args.study, earlier)
+    answer, made = answer_study(study, open_bundle(args.model))
+    paths = [str(path) for path in write_answer(made, args.output)]
+    values = {
+        "files": paths,
+        "kind": answer.kind,
+        "reason": answer.reason,
+        "grade": answer.grade,
+        "num_images": len(study.images),
+        "passed_over": study.passed_over,
+        "notice": NOTICE,
+    }
+    passed = [f"passed over: {number} x {why}" for why, number in study.passed_over.items()]
+    return Result(values, "\n".join([*answer_lines(answer), *passed, *paths, NOTICE]))
+
+
+def _sr_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("study", metavar="STUDY_DIR", help="folder or zip with one DICOM study")
+    parser.add_argument("--output", required=True, type=OutputDir, metavar="DIR")
+    _model_argument(parser)
+
+
+def node(args: Namespace) -> Result:
+    """Answer every study that arrives at an Orthanc, until it is ended."""
+    _check_installed()
+    from steatosis_tf.deploy.bundle import open_bundle
+    from steatosis_tf.deploy.node import Orthanc, Worker
+    from steatosis_tf.deploy.sr import ModelName, PacsAnswer, answer_study, is_answered
+    from steatosis_tf.deploy.study import read_study
+
+    orthanc, bundle = Orthanc(args.orthanc), open_bundle(args.model)
+
+    def answer(folder: Path) -> PacsAnswer | None:
+        study = read_study(folder)
+        if is_answered(study, ModelName(bundle.name, bundle.sha256)):
+            return None
+        return answer_study(study, bundle)[1]
+
+    Worker(orthanc, args.state, answer).run()
+    return Result({}, "")
+
+
+def _node_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--orthanc", required=True, metavar="URL", help="http://127.0.0.1:8042")
+    parser.add_argument(
+        "--state", default="steatosis-node", type=OutputDir, metavar="DIR",
+        help="folder of this worker alone: its place, and what failed with its reason",
+    )  # fmt: skip
+    _model_argument(parser)
+
+
+def _model_argument(parser: ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="BUNDLE", help="the shipped one if left out")
+
+
+def _check_installed() -> None:
+    try:
+        import highdicom  # noqa: F401
+        import requests  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "Expected the packages that speak DICOM to a PACS. Received: "
+            f"{error.name} is not installed. Run `pip install 'steatosis_tf[pacs]'`."
+        ) from error
+
+
+VERBS = (("sr", sr, _sr_arguments), ("node", node, _node_arguments))
