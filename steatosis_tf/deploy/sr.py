@@ -24,7 +24,8 @@ from pydicom.sr.coding import Code
 
 from steatosis_tf import __version__
 from steatosis_tf.deploy.key_image import answer_lines, draw_key_image, key_frame, used_frames
-from steatosis_tf.deploy.study import MANUFACTURER, Study, StudyImage
+from steatosis_tf.deploy.predict import Grader
+from steatosis_tf.deploy.study import MANUFACTURER, Study, StudyImage, grade_study
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.answer import FrameAnswer, PatientAnswer
@@ -95,6 +96,12 @@ class PacsAnswer:
 
     key_image: Dataset
     report: Dataset
+
+
+def answer_study(study: Study, grader: Grader) -> tuple[PatientAnswer, PacsAnswer]:
+    """Grade a study as `predict` does, and build what goes back."""
+    answer = grade_study(study, grader)
+    return answer, pacs_answer(study, answer, ModelName(grader.name, grader.sha256))
 
 
 def pacs_answer(study: Study, answer: PatientAnswer, model: ModelName) -> PacsAnswer:

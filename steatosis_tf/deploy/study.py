@@ -11,12 +11,16 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import UID
 
+from steatosis_tf.deploy.inputs import Group
+from steatosis_tf.deploy.predict import Grader, answer_group
+from steatosis_tf.model.answer import PatientAnswer
 from steatosis_tf.sources.dicom.files import Source, SourceFile
 from steatosis_tf.sources.dicom.pixels import FrameReader, Layout, pixel_bytes, read_layout
 from steatosis_tf.sources.dicom.read import (
@@ -108,17 +112,9 @@ class Study:
         """
         uid, _, number = name.partition("#")
         image = next(image for image in self.images if image.uid == uid)
-        return self.reader(image).read(int(number or 1) - 1)
-
-    def reader(self, image: StudyImage) -> FrameReader:
-        """Decoder of an image's frames.
-
-        Raises:
-            Rejection: if its pixel data cannot be read.
-        """
         with quiet_pydicom(), Source(self.path) as source:
             dataset = read_dataset(io.BytesIO(source.read(image.file)), with_pixels=True)
-            return FrameReader(dataset, image.layout)
+            return FrameReader(dataset, image.layout).read(int(number or 1) - 1)
 
 
 def read_study(path: str | Path, answers: Iterable[str | Path] = ()) -> Study:
@@ -162,7 +158,8 @@ def read_study(path: str | Path, answers: Iterable[str | Path] = ()) -> Study:
             "Expected a DICOM study with a 2-D ultrasound image. "
             f"Received: {sum(reasons.values())} files ({seen or 'none'})."
         )
-    identity = _identity(found[0].header)
+    with quiet_pydicom():
+        identity = _identity(found[0].header)
     earlier = {
         text_of(answer, "SOPInstanceUID"): answer
         for answer in own
@@ -171,6 +168,22 @@ def read_study(path: str | Path, answers: Iterable[str | Path] = ()) -> Study:
     }
     date, time = max(_moment(image.header) for image in found)
     return Study(path, found, tuple(earlier.values()), dict(reasons), identity, date, time)
+
+
+def grade_study(study: Study, grader: Grader) -> PatientAnswer:
+    """Grade a study as `predict` does; each frame is named by its image's UID.
+
+    Args:
+        study: as `read_study` read it.
+        grader: as `predict.open_model` opened it.
+    """
+    day = day_of(str(study.identity.StudyDate))
+    with Source(study.path) as source:
+        group = Group(study.uid, day.isoformat() if day else "")
+        for image in study.images:
+            load = partial(source.read, image.file)
+            group.add_dicom(image.uid, load, image.layout, image.region, [])
+        return answer_group(grader, group)[0]
 
 
 def _image(header: FileDataset, file: SourceFile) -> StudyImage:

@@ -11,14 +11,14 @@ from steatosis_tf.verbs.outputs import OutputDir
 def sr(args: Namespace) -> Result:
     """Write the structured report and key image of one DICOM study."""
     _check_installed()
-    from steatosis_tf.deploy.bundle import open_bundle
     from steatosis_tf.deploy.key_image import answer_lines
+    from steatosis_tf.deploy.predict import open_model
     from steatosis_tf.deploy.sr import answer_study, write_answer
     from steatosis_tf.deploy.study import read_study
 
     earlier = sorted(Path(args.output).glob("steatosis-sr-*.dcm"))
     study = read_study(args.study, earlier)
-    answer, made = answer_study(study, open_bundle(args.model))
+    answer, made = answer_study(study, open_model(args.model))
     paths = [str(path) for path in write_answer(made, args.output)]
     values = {
         "files": paths,
@@ -42,18 +42,18 @@ def _sr_arguments(parser: ArgumentParser) -> None:
 def node(args: Namespace) -> Result:
     """Answer every study that arrives at an Orthanc, until it is ended."""
     _check_installed()
-    from steatosis_tf.deploy.bundle import open_bundle
     from steatosis_tf.deploy.node import Orthanc, Worker
+    from steatosis_tf.deploy.predict import open_model
     from steatosis_tf.deploy.sr import ModelName, PacsAnswer, answer_study, is_answered
     from steatosis_tf.deploy.study import read_study
 
-    orthanc, bundle = Orthanc(args.orthanc), open_bundle(args.model)
+    orthanc, grader = Orthanc(args.orthanc), open_model(args.model)
 
     def answer(folder: Path) -> PacsAnswer | None:
         study = read_study(folder)
-        if is_answered(study, ModelName(bundle.name, bundle.sha256)):
+        if is_answered(study, ModelName(grader.name, grader.sha256)):
             return None
-        return answer_study(study, bundle)[1]
+        return answer_study(study, grader)[1]
 
     Worker(orthanc, args.state, answer).run()
     return Result({}, "")

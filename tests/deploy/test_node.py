@@ -22,8 +22,9 @@ from steatosis_tf.deploy.node import Orthanc, OrthancAway, Worker, resubmit_fail
 from steatosis_tf.deploy.sr import ModelName, PacsAnswer, pacs_answer
 from steatosis_tf.deploy.study import read_study
 from steatosis_tf.model.answer import REASONS, PatientAnswer
+from steatosis_tf.sources.phantom.study import simulate_patient
 from tests.deploy.real_orthanc import RealOrthanc, free_port, until
-from tests.sources.dicom.made_dicom import UID_ROOT, file_bytes, made_dataset, made_frame
+from tests.sources.dicom.made_dicom import UID_ROOT, file_bytes, made_dataset
 
 MODEL = ModelName("phantom 1", "ab" * 32)
 
@@ -74,7 +75,7 @@ class StandInPacs:
     """
 
     def __init__(self, port: int):
-        self.status, self.received, self.refused = 0x0000, [], 0
+        self.port, self.status, self.received, self.refused = port, 0x0000, [], 0
         ae = AE("PACS")
         ae.supported_contexts = AllStoragePresentationContexts
         self._server = ae.start_server(
@@ -95,11 +96,11 @@ class StandInPacs:
 class Node:
     """`steatosis node` as a process of its own."""
 
-    def __init__(self, orthanc: RealOrthanc, folder: Path):
+    def __init__(self, orthanc: RealOrthanc, folder: Path, model: Path):
         self._folder = folder
         self._args = [
             sys.executable, "-m", "steatosis_tf.cli", "node",
-            "--orthanc", orthanc.url, "--state", str(folder / "state"),
+            "--orthanc", orthanc.url, "--state", str(folder / "state"), "--model", str(model),
         ]  # fmt: skip
         self._process: subprocess.Popen | None = None
 
@@ -126,8 +127,7 @@ class Node:
 
 @pytest.fixture
 def pacs():
-    server = StandInPacs(free_port_of_pacs := free_port())
-    server.port = free_port_of_pacs
+    server = StandInPacs(free_port())
     yield server
     server.close()
 
@@ -140,8 +140,8 @@ def orthanc(tmp_path, pacs):
 
 
 @pytest.fixture
-def node(tmp_path, orthanc):
-    worker = Node(orthanc, tmp_path / "node")
+def node(tmp_path, orthanc, phantom_bundle):
+    worker = Node(orthanc, tmp_path / "node", phantom_bundle)
     yield worker
     worker.stop(signal.SIGKILL)
 
@@ -189,9 +189,12 @@ def reports(orthanc: RealOrthanc, study: int = 1) -> list:
 
 
 def test_a_study_sent_by_c_store_gets_an_answer_and_late_images_a_second_one(orthanc, node, pacs):
-    clip = image(1)
-    frames = np.stack([made_frame(1), made_frame(2)])
-    clip = made_dataset(frames, number=101, PatientID="MRN 1")
+    frames, _ = simulate_patient(
+        60.0, num_frames=2, generator=np.random.default_rng(5), size_px=(240, 320)
+    )
+    clip = made_dataset(
+        np.stack(frames), number=101, PatientID="MRN 1", SequenceOfUltrasoundRegions=None
+    )
     node.start()
     c_store(orthanc, clip, image(2))
     (first,) = until(lambda: orthanc.answers(study_uid(), "SR"))
@@ -202,6 +205,7 @@ def test_a_study_sent_by_c_store_gets_an_answer_and_late_images_a_second_one(ort
     c_store(orthanc, image(3))
     until(lambda: len(orthanc.answers(study_uid(), "SR")) == 2)
     one, other = sorted(reports(orthanc), key=lambda report: len(predecessors(report)))
+    assert "Severity" in str(one)  # graded by the clip; the still shows no liver
     assert predecessors(one) == []
     assert predecessors(other) == [one.SOPInstanceUID]
     # Its own answers made the study stable once more: nothing more comes of that.
@@ -334,13 +338,15 @@ def test_an_orthanc_that_does_not_take_an_answer_is_no_success(tmp_path, pacs):
         orthanc.stop()
 
 
-def test_an_orthanc_that_refuses_ends_the_worker_with_a_sentence(tmp_path, node, monkeypatch):
+def test_an_orthanc_that_refuses_ends_the_worker_with_a_sentence(
+    tmp_path, phantom_bundle, monkeypatch
+):
     orthanc = RealOrthanc(
         tmp_path / "closed", AuthenticationEnabled=True, RegisteredUsers={"a": "b"}
     )
     try:
         monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-        told = _run_node(orthanc.url, tmp_path)
+        told = _run_node(orthanc.url, tmp_path, phantom_bundle)
         assert told.returncode == 1
         assert "error: Expected Orthanc to let the worker in" in told.stderr
         (tmp_path / "netrc").write_text("machine 127.0.0.1 login a password b\n")
@@ -349,10 +355,10 @@ def test_an_orthanc_that_refuses_ends_the_worker_with_a_sentence(tmp_path, node,
         orthanc.stop()
 
 
-def _run_node(url: str, folder: Path) -> subprocess.CompletedProcess:
+def _run_node(url: str, folder: Path, model: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "steatosis_tf.cli", "node", "--orthanc", url, "--state",
-         str(folder / "other")],
+         str(folder / "other"), "--model", str(model)],
         capture_output=True, text=True, timeout=120,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip

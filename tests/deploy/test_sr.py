@@ -1,5 +1,6 @@
 """Structured report and key image: valid for every answer, of one study, the same each time."""
 
+import json
 import shutil
 import subprocess
 import sysconfig
@@ -13,6 +14,8 @@ from pydicom.dataset import Dataset
 
 pytest.importorskip("highdicom", reason="needs the extra pacs")
 
+from steatosis_tf import cli
+from steatosis_tf.deploy.predict import predict
 from steatosis_tf.deploy.sr import (
     SEVERITIES,
     ModelName,
@@ -24,7 +27,8 @@ from steatosis_tf.deploy.sr import (
 from steatosis_tf.deploy.study import MANUFACTURER, NothingToGrade, read_study
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.answer import REASONS, FrameAnswer, PatientAnswer
-from tests.sources.dicom.made_dicom import UID_ROOT, made_frame, region, write_made
+from steatosis_tf.sources.phantom.study import simulate_patient
+from tests.sources.dicom.made_dicom import UID_ROOT, made_frame, region, table, write_made
 
 MODEL = ModelName("phantom 1", "ab" * 32)
 VALIDATOR = Path(sysconfig.get_path("scripts")) / "dciodvfy"
@@ -387,3 +391,54 @@ def test_an_answer_that_is_not_of_the_study_is_refused(study_dir):
     answer = replace(graded(), frames=(replace(frames()[0], name="1.2.3#1"),))
     with pytest.raises(ValueError, match="named by the SOPInstanceUID"):
         pacs_answer(read_study(study_dir), answer, MODEL)
+
+
+@pytest.fixture(scope="module")
+def phantom_study(tmp_path_factory) -> Path:
+    """A simulated patient of 60 % fat as a clip of three frames and a still."""
+    folder = tmp_path_factory.mktemp("phantom") / "study"
+    shown, _ = simulate_patient(
+        60.0, num_frames=4, generator=np.random.default_rng(5), size_px=(240, 320)
+    )
+    changes = {"SequenceOfUltrasoundRegions": None}
+    write_made(folder / "clip.dcm", np.stack(shown[:3]), number=1, **changes)
+    write_made(folder / "still.dcm", shown[3], number=2, **changes)
+    return folder
+
+
+def test_the_verb_writes_what_predict_answers(phantom_study, phantom_bundle, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in phantom_study.iterdir()}
+    call = ["sr", str(phantom_study), "--output", str(tmp_path / "out")]
+    call += ["--model", str(phantom_bundle), "--json"]
+    assert cli.main(call) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["kind"] == "graded"
+    assert said["notice"] == NOTICE
+    assert "Doe" not in str(said)
+    for path in said["files"]:
+        validate(Path(path))
+    report = pydicom.dcmread(said["files"][1])
+    predict([phantom_study], model=phantom_bundle, output_dir=tmp_path / "predicted")
+    (row,) = table(tmp_path / "predicted" / "patients.csv")
+    assert codes(report, "Severity") == [SEVERITIES[row["grade"]].value]
+    (score,) = items(report, "Fat score, percent of hepatocytes")
+    told = float(score.MeasuredValueSequence[0].NumericValue)
+    assert told == pytest.approx(float(row["fat_percent"]), abs=0.1)
+    assert len(items(report, "Image Region")) >= 2
+    assert {path: path.read_bytes() for path in phantom_study.iterdir()} == before
+
+    assert cli.main(call) == 0  # the same files again, not a second answer
+    assert json.loads(capsys.readouterr().out)["files"] == said["files"]
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_a_full_disk_leaves_no_half_of_an_answer(study_dir, tmp_path, monkeypatch):
+    made = pacs_answer(read_study(study_dir), graded(), MODEL)
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_answer(made, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
