@@ -74,6 +74,19 @@ class Group:
     person: str = ""
     _files: list[_Read] = field(default_factory=list)
 
+    def add_dicom(
+        self,
+        name: str,
+        load: Callable[[], bytes],
+        layout: "Layout",
+        region: "Region | None",
+        passed_over: list[tuple[str, str]],
+    ) -> None:
+        """Add a DICOM still or clip, whose header was looked at."""
+        spacing = region.pixel_height_mm if region else None
+        display = Display(px_per_cm=10 / spacing) if spacing else None
+        self._files.append(lambda: _dicom_shots(name, load, layout, region, display, passed_over))
+
     def shots(self) -> Iterator[Shot]:
         """The frames, one at a time."""
         for read in self._files:
@@ -211,13 +224,7 @@ class Inputs:
         if group.person != person:
             self.passed_over.append((name, _MIXED_STUDY))
             return
-        spacing = region.pixel_height_mm if region else None
-        display = Display(px_per_cm=10 / spacing) if spacing else None
-
-        def read() -> Iterator[Shot]:
-            yield from _dicom_shots(name, load, layout, region, display, self.passed_over)
-
-        group._files.append(read)
+        group.add_dicom(name, load, layout, region, self.passed_over)
 
 
 @contextlib.contextmanager

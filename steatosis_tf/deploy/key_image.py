@@ -5,10 +5,13 @@ Nothing outside the sector is shown, so a banner with a patient's name never get
 
 import math
 import textwrap
+from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
 
+from steatosis_tf.deploy.tables import patient_text
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.answer import FrameAnswer, PatientAnswer
 
@@ -41,41 +44,26 @@ def used_frames(answer: PatientAnswer) -> list[FrameAnswer]:
     return [frame for frame in answer.frames if frame.kind in kinds]
 
 
-def answer_lines(answer: PatientAnswer) -> list[str]:
+def answer_lines(answer: PatientAnswer, num_training: int = 0) -> list[str]:
     """An answer in words, without a name: what a person reads first.
 
     Example:
         >>> answer_lines(PatientAnswer("p1", "unable", "no_liver", "No liver is in view."))
-        ['Unable to assess. No liver is in view.']
+        ['Liver fat: unable to assess', 'No liver is in view.', '0 of 0 frames used']
     """
-    if answer.kind == "unable":
-        return [f"Unable to assess. {answer.reason}"]
-    low, high = answer.fat_interval
-    fat = f"Fat score {answer.fat_percent:.0f} % (90 % interval {low:.0f} to {high:.0f} %)"
-    if math.isnan(answer.fat_percent):
-        fat = "No fat percentage from this model"
-    frames = f"{answer.num_used} of {answer.num_frames} frames used"
-    if answer.kind == "score_only":
-        return [f"Score only, no grade. {answer.reason}", f"{fat}, {frames}"]
-    chances = ", ".join(f"{grade} {value:.2f}" for grade, value in answer.probabilities.items())
-    others = ", ".join(grade for grade in answer.prediction_set if grade != answer.grade)
-    return [
-        f"Steatosis: {answer.grade}. Not ruled out: {others or 'no other grade'}",
-        f"Probabilities: {chances}",
-        f"{fat}, {frames}",
-    ]
+    text = patient_text(replace(answer, patient="Liver fat", date=""), num_training)
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def draw_key_image(
-    answer: PatientAnswer, shown: FrameAnswer | None, frame: np.ndarray | None, model: str
+    lines: Sequence[str], shown: FrameAnswer | None, frame: np.ndarray | None
 ) -> np.ndarray:
     """Draw the picture.
 
     Args:
-        answer: of the patient.
+        lines: said below it, before the notice.
         shown: the answer of the frame that is drawn, or None.
         frame: `(height, width)` or `(height, width, 3)` uint8, or None for words alone.
-        model: name of the model and first letters of its hash.
 
     Returns:
         `(height, width, 3)` uint8 RGB.
@@ -86,7 +74,7 @@ def draw_key_image(
     width = picture.shape[1]
     wrapped = [
         line
-        for text in (*answer_lines(answer), model, NOTICE)
+        for text in (*lines, NOTICE)
         for line in textwrap.wrap(text, int((width - 2 * _MARGIN_PX) * _LETTERS_PER_PX))
     ]
     return np.ascontiguousarray(

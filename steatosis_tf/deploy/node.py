@@ -2,7 +2,7 @@
 
 Orthanc is the DICOM end (AE titles, queue, stable studies, forwarding). The worker follows its
 change log and keeps its place on disk. A killed worker begins its study once more; the answer is
-the same bytes under the same UIDs, so nothing is lost and nothing doubled.
+the same bytes under the same UIDs: nothing is lost or doubled.
 """
 
 import errno
@@ -27,9 +27,7 @@ POLL_S, JOBS_S = 2.0, 60.0
 #: Seconds to wait before the second and the third attempt at a study.
 RETRY_S = (5.0, 30.0)
 
-_TIMEOUT_S = 60.0
-_NUM_KNOWN = 10_000
-_AWAY = (502, 503, 504)
+_TIMEOUT_S, _NUM_KNOWN = 60.0, 10_000
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -46,9 +44,6 @@ class Orthanc:
 
     Args:
         url: as `http://127.0.0.1:8042`. User and password are read from the user's netrc file.
-
-    Raises:
-        ValueError: if the URL is none of http or https, or holds a password.
     """
 
     def __init__(self, url: str):
@@ -69,44 +64,31 @@ class Orthanc:
         return None if response is None else response.json()
 
     def store(self, data: bytes) -> None:
-        """Store a file.
-
-        Raises:
-            ValueError: if Orthanc did not take it.
-        """
+        """Store a file, or raise ValueError if Orthanc does not take it."""
         response = self.ask("POST", "/instances", data=data)
         status = "not found" if response is None else response.json().get("Status")
         if status not in ("Success", "AlreadyStored"):
             raise ValueError(
-                f"Expected Orthanc to store an answer. Received: status={status!r}. "
-                "Look at its filters and its disk."
+                f"Expected Orthanc to store an answer. Received: status={status!r}. See its log."
             )
 
     def ask(self, method: str, path: str, **values: Any) -> requests.Response | None:
-        """Its response; None if there is nothing at the path.
-
-        Raises:
-            OrthancAway, OrthancRefuses: if nothing else can be asked either.
-            ValueError: if it answers with an error.
-        """
+        """Its response; None if there is nothing at the path. An error is a ValueError."""
         try:
             response = self._session.request(
                 method, self._url + path, timeout=_TIMEOUT_S, allow_redirects=False, **values
             )
         except requests.RequestException as error:
-            raise OrthancAway("does not answer") from error
+            raise OrthancAway("Orthanc does not answer") from error
         code = response.status_code
-        if code in _AWAY:
-            raise OrthancAway(f"answers {code}")
+        if code in (502, 503, 504):
+            raise OrthancAway(f"Orthanc answers {code}")
         if code in (401, 403):
-            raise OrthancRefuses(
-                f"Expected Orthanc to let the worker in. Received: HTTP {code}. Write user and "
-                "password into ~/.netrc."
-            )
+            told = f"Expected Orthanc to let the worker in. Received: HTTP {code}. See ~/.netrc."
+            raise OrthancRefuses(told)
         if code not in (200, 404):
             raise ValueError(
-                f"Expected HTTP 200 of Orthanc. Received: {code} for {path.split('/')[1]}. "
-                "Look into its log."
+                f"Expected HTTP 200 of Orthanc. Received: {code} for {path.split('/')[1]}."
             )
         return response if code == 200 else None
 
@@ -119,9 +101,6 @@ class Worker:
         folder: of this worker alone. Holds its place, images while they are graded, and
             `failed/STUDY.json` with its reason for each study that failed three times.
         answer: makes the answer to the study in a folder; None where there is one already.
-
-    Raises:
-        ValueError: if another worker uses the folder.
     """
 
     def __init__(
@@ -137,19 +116,14 @@ class Worker:
                 "Expected a folder of this worker alone. Received: one that another worker uses. "
                 "Give each its own."
             ) from error
-        # Last change that is done with; study -> [attempts, moment of the next];
-        # study -> instances of its answer.
+        # Of failing: attempts, moment of the next. Of answered: the images.
         self.place: dict[str, Any] = {"last": 0, "failing": {}, "answered": {}}
         if (self.folder / "place.json").is_file():
             self.place |= json.loads((self.folder / "place.json").read_text(encoding="utf-8"))
         self._next_jobs = 0.0
 
     def run(self) -> None:
-        """Work until the process is ended. An Orthanc that is away or a full disk is waited for.
-
-        Raises:
-            OrthancRefuses: if user or password are wrong.
-        """
+        """Work until the process is ended. An Orthanc that is away or a full disk is waited for."""
         waiting = "for the first answer"
         while True:
             try:
@@ -157,8 +131,9 @@ class Worker:
                     self._check_place()
                 busy, waiting = self.step(), ""
             except (OrthancAway, OSError) as error:
-                away = isinstance(error, OrthancAway)
-                reason = f"Orthanc {error}" if away else f"disk: {error.strerror}"  # type: ignore[union-attr]
+                reason = str(error)
+                if isinstance(error, OSError):  # its text would name a file
+                    reason = f"disk: {error.strerror}"
                 if reason != waiting:
                     _say(f"waiting: {reason}")
                 busy, waiting = False, reason
@@ -166,11 +141,7 @@ class Worker:
                 time.sleep(POLL_S)
 
     def step(self) -> bool:
-        """Do what there is to do; False if there was nothing.
-
-        Raises:
-            OrthancAway, OSError: as `run` waits for; the place is kept.
-        """
+        """Do what there is to do; False if there was nothing."""
         for study, (_, moment) in list(self.place["failing"].items()):
             if moment <= time.time():
                 self._attempt(study)

@@ -251,7 +251,9 @@ def predict(
         if output_dir is not None:
             tables = stack.enter_context(AnswerTables(output_dir, grader, given).opened())
         for group in tqdm(inputs.groups, "predict", unit="patient", disable=None):
-            answer, drawn = _answer(grader, group, output_dir if figures else None, len(texts) + 1)
+            answer, drawn = answer_group(
+                grader, group, output_dir if figures else None, len(texts) + 1
+            )
             if tables:
                 tables.add(answer, drawn)
             texts.append(patient_text(answer, grader.num_training))
@@ -269,8 +271,8 @@ def predict(
     )  # fmt: skip
 
 
-def _answer(
-    grader: Grader, group: Group, figures_dir: str | Path | None, number: int
+def answer_group(
+    grader: Grader, group: Group, figures_dir: str | Path | None = None, number: int = 1
 ) -> tuple[PatientAnswer, list[str]]:
     """Answer a patient; with a folder, also draw the frames, and name the files."""
     looks, frames = [], []

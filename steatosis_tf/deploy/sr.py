@@ -79,10 +79,12 @@ class ModelName:
     Attributes:
         name: name and version, for a person.
         sha256: of the bundle's sums, or of the bare ONNX file.
+        num_training: patients that it was trained on; 0 if it does not say.
     """
 
     name: str
     sha256: str
+    num_training: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,15 @@ class PacsAnswer:
     report: Dataset
 
 
+def model_name(grader: Grader) -> ModelName:
+    """The name of what grades."""
+    return ModelName(grader.name, grader.sha256, grader.num_training)
+
+
 def answer_study(study: Study, grader: Grader) -> tuple[PatientAnswer, PacsAnswer]:
     """Grade a study as `predict` does, and build what goes back."""
     answer = grade_study(study, grader)
-    return answer, pacs_answer(study, answer, ModelName(grader.name, grader.sha256))
+    return answer, pacs_answer(study, answer, model_name(grader))
 
 
 def pacs_answer(study: Study, answer: PatientAnswer, model: ModelName) -> PacsAnswer:
@@ -234,7 +241,7 @@ def _exam(
         qualitative_evaluations=_evaluations(answer),
         source_images=sources,
     )
-    for text in (*answer_lines(answer), NOTICE):
+    for text in (*answer_lines(answer, model.num_training), NOTICE):
         group[0].ContentSequence.append(
             hd.TextContentItem(_COMMENT, text, hd.RelationshipTypeValues.CONTAINS)
         )
@@ -328,7 +335,8 @@ def _key_image(study: Study, answer: PatientAnswer, model: ModelName) -> Dataset
             frame = study.frame(shown.name)
         except Rejection:  # words alone then
             shown = None
-    pixels = draw_key_image(answer, shown, frame, f"Model {model.name}, {model.sha256[:12]}")
+    lines = answer_lines(answer, model.num_training)
+    pixels = draw_key_image([*lines, f"Model {model.name}, {model.sha256[:12]}"], shown, frame)
     identity = study.identity
     image = highdicom.sc.SCImage(
         pixel_array=pixels,

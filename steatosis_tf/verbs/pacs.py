@@ -4,12 +4,15 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from steatosis_tf.grades import NOTICE
-from steatosis_tf.verbs.common import Result
-from steatosis_tf.verbs.outputs import OutputDir
+from steatosis_tf.verbs.common import OutputDir, Result
 
 
 def sr(args: Namespace) -> Result:
-    """Write the structured report and key image of one DICOM study."""
+    """Write the structured report and key image of one DICOM study, for the PACS.
+
+    Example:
+        steatosis sr study_folder --output answers
+    """
     _check_installed()
     from steatosis_tf.deploy.key_image import answer_lines
     from steatosis_tf.deploy.predict import open_model
@@ -18,7 +21,8 @@ def sr(args: Namespace) -> Result:
 
     earlier = sorted(Path(args.output).glob("steatosis-sr-*.dcm"))
     study = read_study(args.study, earlier)
-    answer, made = answer_study(study, open_model(args.model))
+    grader = open_model(args.model)
+    answer, made = answer_study(study, grader)
     paths = [str(path) for path in write_answer(made, args.output)]
     values = {
         "files": paths,
@@ -30,28 +34,35 @@ def sr(args: Namespace) -> Result:
         "notice": NOTICE,
     }
     passed = [f"passed over: {number} x {why}" for why, number in study.passed_over.items()]
-    return Result(values, "\n".join([*answer_lines(answer), *passed, *paths, NOTICE]))
+    return Result(
+        values, "\n".join([*answer_lines(answer, grader.num_training), *passed, *paths, NOTICE])
+    )
 
 
 def _sr_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY_DIR", help="folder or zip with one DICOM study")
-    parser.add_argument("--output", required=True, type=OutputDir, metavar="DIR")
+    parser.add_argument("--output", required=True, type=OutputDir, metavar="DIR",
+                        help="gets steatosis-sr-*.dcm and steatosis-key-*.dcm")  # fmt: skip
     _model_argument(parser)
 
 
 def node(args: Namespace) -> Result:
-    """Answer every study that arrives at an Orthanc, until it is ended."""
+    """Answer every study that arrives at an Orthanc, until it is ended.
+
+    Example:
+        steatosis node --orthanc http://127.0.0.1:8042
+    """
     _check_installed()
     from steatosis_tf.deploy.node import Orthanc, Worker
     from steatosis_tf.deploy.predict import open_model
-    from steatosis_tf.deploy.sr import ModelName, PacsAnswer, answer_study, is_answered
+    from steatosis_tf.deploy.sr import PacsAnswer, answer_study, is_answered, model_name
     from steatosis_tf.deploy.study import read_study
 
     orthanc, grader = Orthanc(args.orthanc), open_model(args.model)
 
     def answer(folder: Path) -> PacsAnswer | None:
         study = read_study(folder)
-        if is_answered(study, ModelName(grader.name, grader.sha256)):
+        if is_answered(study, model_name(grader)):
             return None
         return answer_study(study, grader)[1]
 
@@ -60,7 +71,7 @@ def node(args: Namespace) -> Result:
 
 
 def _node_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--orthanc", required=True, metavar="URL", help="http://127.0.0.1:8042")
+    parser.add_argument("--orthanc", required=True, metavar="URL", help="its REST interface")
     parser.add_argument(
         "--state", default="steatosis-node", type=OutputDir, metavar="DIR",
         help="folder of this worker alone: its place, and what failed with its reason",
@@ -69,7 +80,10 @@ def _node_arguments(parser: ArgumentParser) -> None:
 
 
 def _model_argument(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="BUNDLE", help="the shipped one if left out")
+    parser.add_argument(
+        "--model", metavar="BUNDLE|MODEL_ONNX|RUN_DIR",
+        help="what grades; the model that comes with the package if left out",
+    )  # fmt: skip
 
 
 def _check_installed() -> None:
