@@ -1,4 +1,4 @@
-"""What a machine needs that only answers: no module that its verbs reach imports the training half."""
+"""What a machine needs that only answers: nothing its verbs reach imports the training half."""
 
 import subprocess
 import sys
