@@ -67,8 +67,8 @@ def test_no_leak_passes_the_gate_on_a_runner(phantom_manifest, tmp_path):
 
 
 def test_a_killed_run_goes_on_from_its_shards(phantom_manifest, tmp_path, monkeypatch):
-    """One frame under many names, all of one patient. One of them is a pipe into which nobody
-    writes: who comes to it waits there to be killed."""
+    """One frame under many names, all of one patient. Who comes to the middle one waits there to be
+    killed."""
     row = read_manifest(phantom_manifest).iloc[[0]]
     source = phantom_manifest.parent / row["path"].iloc[0]
     table = row.loc[row.index.repeat(NUM_COPIES)].assign(
@@ -79,16 +79,15 @@ def test_a_killed_run_goes_on_from_its_shards(phantom_manifest, tmp_path, monkey
     for path in table["path"]:
         os.link(source, tmp_path / path)
     write_manifest(table, tmp_path / "manifest.csv")
-    records_dir, pipe = tmp_path / "records", tmp_path / f"{MIDDLE}.png"
-    pipe.unlink()
-    os.mkfifo(pipe)
-    killed = _start(tmp_path / "manifest.csv", records_dir)
-    writer = _wait_for_a_reader(pipe, killed)
+    records_dir, reached = tmp_path / "records", tmp_path / "reached"
+    killed = _start(tmp_path / "manifest.csv", records_dir, waits_at=reached)
+    deadline = time.monotonic() + 240
+    while not reached.exists():
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    os.close(writer)
-    pipe.unlink()
-    os.link(source, pipe)
     finished = _shards(records_dir)
     assert not (records_dir / "records.json").exists()
     assert len(finished) == NUM_SHARDS // 2
@@ -101,8 +100,26 @@ def test_a_killed_run_goes_on_from_its_shards(phantom_manifest, tmp_path, monkey
     assert contents(records_dir) == contents(tmp_path / "undisturbed")
 
 
-def _start(manifest_path: Path, records_dir: Path) -> subprocess.Popen:
-    code = (
+#: Run before the verb: reading the middle frame for its record leaves a file and waits.
+_WAITS = """
+from pathlib import Path
+from steatosis_tf.roi import columns
+import time
+read = columns.read_frame
+def reads(path):
+    if Path(path).name == "{name}":
+        Path({reached!r}).touch()
+        time.sleep(600)
+    return read(path)
+columns.read_frame = reads
+"""
+
+
+def _start(
+    manifest_path: Path, records_dir: Path, waits_at: Path | None = None
+) -> subprocess.Popen:
+    waits = _WAITS.format(name=f"{MIDDLE}.png", reached=str(waits_at)) if waits_at else ""
+    code = waits + (
         "import sys; from steatosis_tf import cli; from steatosis_tf.records import builder;"
         "builder.SHARD_FRAMES = 10; sys.exit(cli.main(sys.argv[1:]))"
     )
@@ -114,18 +131,6 @@ def _start(manifest_path: Path, records_dir: Path) -> subprocess.Popen:
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
-
-
-def _wait_for_a_reader(pipe: Path, process: subprocess.Popen) -> int:
-    """The pipe's writing end, once the process waits at the other."""
-    deadline = time.monotonic() + 240
-    while True:
-        try:
-            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
 
 
 def _shards(records_dir: Path) -> list[int]:

@@ -1,7 +1,6 @@
 """The protocol of the table from its outside door, on simulated patients."""
 
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 
@@ -103,21 +102,6 @@ def test_another_setting_is_another_result(small_study: Study, runs_dir: Path) -
     other = dataclasses.replace(PRIOR, settings={"strategy": "most_frequent"})
     assert read_row(other, "four_grades", small_study, runs_dir) is None
     assert read_row(PRIOR, "four_grades", small_study, runs_dir) is not None
-
-
-def test_words_are_no_other_result_but_code_is(small_study: Study, tmp_path: Path) -> None:
-    def key(source: str) -> str:
-        (tmp_path / "mine.py").write_text(source)
-        spec = importlib.util.spec_from_file_location("mine", tmp_path / "mine.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        method = dataclasses.replace(PRIOR, fit=module.fit)
-        return method.key(small_study, "four_grades")
-
-    source = '"""About."""\n\ndef fit(fold_data):\n    """Fit."""\n    return 1\n\nSYSTEMS = 1\n'
-    assert key(source.replace("About", "All about").replace("Fit.", "Do.")) == key(source)
-    assert key(source.replace("METHODS = 1", "METHODS = 2  # more")) == key(source)
-    assert key(source.replace("return 1", "return 2")) != key(source)
 
 
 def test_a_moved_manifest_is_the_same_study(small_study: Study, study_folder: Path) -> None:
