@@ -38,7 +38,8 @@ from steatosis_tf.model.train import (
     fit,
     frame_order,
 )
-from steatosis_tf.quantitative.measure import FAT_SIGNS, MEASURED
+from steatosis_tf.quantitative.measure import FAT_SIGNS
+from steatosis_tf.quantitative.study import MEASURED
 from steatosis_tf.records.pipeline import (
     keep_frames,
     keep_patients,
