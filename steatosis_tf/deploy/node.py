@@ -40,10 +40,10 @@ class OrthancRefuses(RuntimeError):
 
 
 class Orthanc:
-    """What the worker asks of Orthanc's REST interface.
+    """What the worker asks of Orthanc's REST interface; the netrc file may hold a password.
 
     Args:
-        url: as `http://127.0.0.1:8042`. User and password are read from the user's netrc file.
+        url: as `http://127.0.0.1:8042`.
     """
 
     def __init__(self, url: str):
@@ -113,8 +113,7 @@ class Worker:
             self._lock.acquire()
         except Timeout as error:
             raise ValueError(
-                "Expected a folder of this worker alone. Received: one that another worker uses. "
-                "Give each its own."
+                "Expected a folder for each worker. Received: one that another worker uses."
             ) from error
         # Of failing: attempts, moment of the next. Of answered: the images.
         self.place: dict[str, Any] = {"last": 0, "failing": {}, "answered": {}}
