@@ -127,12 +127,12 @@ class RealOrthanc:
         return [one for one in found if one["00080060"]["Value"] == [modality]]
 
 
-def until(condition: Any, seconds: float = 90) -> Any:
+def until(condition: Any, seconds: float = 90, every: float = 0.3) -> Any:
     """What a condition gives as soon as it is true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = condition()
         if found:
             return found
-        time.sleep(0.3)
+        time.sleep(every)
     raise AssertionError(f"not true within {seconds} s: {condition}")
