@@ -44,8 +44,11 @@ def convert_taps(taps: "keras.Model", kept_path: str | Path) -> onnx.ModelProto:
         import tensorflow as tf
         import tf2onnx
 
+        from steatosis_tf.deploy.export import frugal_memory
+
         signature = (tf.TensorSpec((None, *taps.input_shape[1:]), tf.uint8, name="roi"),)
-        proto, _ = tf2onnx.convert.from_keras(taps, input_signature=signature, opset=_OPSET)
+        with frugal_memory():
+            proto, _ = tf2onnx.convert.from_keras(taps, input_signature=signature, opset=_OPSET)
         _rename_outputs(proto, ("near", "far"))
         _halve(proto)
         with replacing(kept_path) as temporary:

@@ -66,7 +66,7 @@ def export_onnx(
     if not len(check_rois):
         raise ValueError("Expected at least one ROI to check the export on. Received: none.")
     signature = (tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name="roi"),)
-    with _frugal_memory():
+    with frugal_memory():
         proto, _ = tf2onnx.convert.from_keras(model, input_signature=signature, opset=17)
     _rename_outputs(proto, _output_names(model))
     texts = {
@@ -139,7 +139,7 @@ def run_metadata(run_dir: Path, config: Config) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _frugal_memory() -> Iterator[None]:
+def frugal_memory() -> Iterator[None]:
     """Collect garbage often, and only what is new.
 
     tf2onnx copies the whole graph for each of its passes, in reference cycles that Python's
