@@ -153,6 +153,15 @@ def open_page(browser) -> Iterator[Callable[..., "playwright.Page"]]:
     assert page_errors == []
 
 
+def press(page, key: str) -> None:
+    """Press a key as a person does: when the page has done what was asked of it before.
+
+    A key that comes while a decision is on its way is meant for nothing that is shown: dropped.
+    """
+    page.wait_for_selector("#review[aria-busy=false]")
+    page.keyboard.press(key)
+
+
 def go_to(page, number: int) -> None:
     page.wait_for_selector("#review[aria-busy=false]")
     page.evaluate("delete document.querySelector('#stage').dataset.frame")
@@ -197,7 +206,7 @@ def shown_box(page) -> tuple[int, ...]:
 
 def test_accept_goes_on_and_reaches_the_manifest(server, open_page):
     page = open_page(server, 1)
-    page.keyboard.press("a")
+    press(page, "a")
     at_number(page, 2)
     eventually(lambda: state(server.manifest, 1) == "accepted")
     assert (row(server.manifest, 1)["roi_source"], box(server.manifest, 1)) == ("auto", PROPOSAL)
@@ -215,14 +224,14 @@ def test_drag_save_and_undo(server, open_page):
     moved = shown_box(page)
     assert moved[:2] == (pytest.approx(130, abs=1), pytest.approx(120, abs=1))
     assert moved[2:] == (height, width)
-    page.keyboard.press("u")  # takes the move back, keeps the resize
+    press(page, "u")  # takes the move back, keeps the resize
     assert shown_box(page) == (top, left, height, width)
-    page.keyboard.press("c")
+    press(page, "c")
     at_number(page, 4)
     eventually(lambda: box(server.manifest, 3) == (top, left, height, width))
     assert row(server.manifest, 3)["roi_source"] == "person"
 
-    page.keyboard.press("u")  # takes the saved decision back: the automatic box stands again
+    press(page, "u")  # takes the saved decision back: the automatic box stands again
     at_number(page, 3)
     assert shown_box(page) == PROPOSAL
     eventually(lambda: box(server.manifest, 3) == PROPOSAL)
@@ -231,29 +240,29 @@ def test_drag_save_and_undo(server, open_page):
 
 def test_reject_with_a_reason_from_the_list_and_one_of_ones_own(server, open_page):
     page = open_page(server, 4)
-    page.keyboard.press("r")
-    page.keyboard.press("3")
+    press(page, "r")
+    press(page, "3")
     at_number(page, 5)
-    page.keyboard.press("r")
+    press(page, "r")
     page.keyboard.type("Probe lifted")
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     at_number(page, 6)
     eventually(lambda: state(server.manifest, 5) == "rejected")
     assert row(server.manifest, 4)["roi_reason"] == "Shadow or poor contact"
     assert row(server.manifest, 5)["roi_reason"] == "Probe lifted"
 
-    page.keyboard.press("r")
-    page.keyboard.press("Escape")  # thought better of it
+    press(page, "r")
+    press(page, "Escape")  # thought better of it
     page.wait_for_selector("#reasons:not([open])", state="attached")
     assert state(server.manifest, 6) == ""
 
 
 def test_a_reload_keeps_place_decision_unsaved_box_and_undo(server, open_page):
     page = open_page(server, 6)
-    page.keyboard.press("a")
+    press(page, "a")
     at_number(page, 7)
-    page.keyboard.press("Shift+ArrowRight")
-    page.keyboard.press("ArrowUp")
+    press(page, "Shift+ArrowRight")
+    press(page, "ArrowUp")
     assert shown_box(page) == (119, 160, 100, 120)
     page.reload()
     at_number(page, 7)
@@ -261,32 +270,32 @@ def test_a_reload_keeps_place_decision_unsaved_box_and_undo(server, open_page):
         "() => document.querySelector('#notice').textContent.includes('is back')"
     )
     assert shown_box(page) == (119, 160, 100, 120)
-    page.keyboard.press("Escape")
+    press(page, "Escape")
     assert shown_box(page) == PROPOSAL
-    page.keyboard.press("Control+z")
+    press(page, "Control+z")
     at_number(page, 6)
     assert page.inner_text("#state") == "To review"
 
 
 def test_everything_by_keyboard(server, open_page):
     page = open_page(server, 8)
-    page.keyboard.press("h")  # the top left corner
-    page.keyboard.press("Shift+ArrowUp")
-    page.keyboard.press("ArrowLeft")
+    press(page, "h")  # the top left corner
+    press(page, "Shift+ArrowUp")
+    press(page, "ArrowLeft")
     assert shown_box(page) == (110, 149, 110, 121)
-    page.keyboard.press("n")  # refuses to leave an unsaved box behind
+    press(page, "n")  # refuses to leave an unsaved box behind
     page.wait_for_function(
         "() => document.querySelector('#notice').textContent.includes('not saved')"
     )
-    page.keyboard.press("m")
+    press(page, "m")
     page.keyboard.type("vessel")
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     at_number(page, 9)
     eventually(lambda: row(server.manifest, 8).get("roi_reason") == "vessel")
     assert box(server.manifest, 8) == (110, 149, 110, 121)
-    page.keyboard.press("p")
+    press(page, "p")
     at_number(page, 8)
-    page.keyboard.press("o")  # reopen
+    press(page, "o")  # reopen
     page.wait_for_function("() => document.querySelector('#state').textContent === 'To review'")
     assert shown_box(page) == PROPOSAL
 
@@ -298,23 +307,23 @@ def test_everything_by_keyboard(server, open_page):
     width.fill("90")
     width.press("Enter")
     assert shown_box(page) == (120, 150, 100, 90)
-    page.keyboard.press("Escape")
+    press(page, "Escape")
 
-    page.keyboard.press("?")
+    press(page, "?")
     page.wait_for_selector("#helpSheet[open]")
-    page.keyboard.press("Escape")
-    page.keyboard.press("s")
+    press(page, "Escape")
+    press(page, "s")
     assert page.get_attribute("#showSector", "aria-pressed") == "false"
-    page.keyboard.press("g")
+    press(page, "g")
     page.keyboard.type("2")
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     at_number(page, 2)
 
 
 def test_focus_is_visible(server, open_page):
     page = open_page(server, 2)
     page.focus("#next")
-    page.keyboard.press("Tab")
+    press(page, "Tab")
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
     assert page.evaluate("document.activeElement.closest('#review') !== null")
     assert outline == "2px"
@@ -322,7 +331,7 @@ def test_focus_is_visible(server, open_page):
 
 def test_worst_first_begins_with_the_frame_without_a_proposal(server, open_page):
     page = open_page(server)
-    page.keyboard.press("w")
+    press(page, "w")
     at_number(page, 1)
     assert page.inner_text("#reason") == "no liver found"
     assert page.inner_text("#hint") == "Drag on the frame to draw a box"
@@ -332,7 +341,7 @@ def test_worst_first_begins_with_the_frame_without_a_proposal(server, open_page)
     page.mouse.move(stage["x"] + 600, stage["y"] + 450, steps=3)
     page.mouse.up()
     drawn = shown_box(page)
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     eventually(lambda: state(server.manifest, NUM_FRAMES) == "corrected")
     assert box(server.manifest, NUM_FRAMES) == drawn
     page.select_option("#filter", "corrected")
@@ -348,8 +357,8 @@ def test_a_bad_frame_shows_a_message_and_can_only_be_rejected(server, open_page,
     assert "Traceback" not in page.content()
     assert str(server.manifest.parent) not in page.content()
     assert page.is_disabled("#accept")
-    page.keyboard.press("r")
-    page.keyboard.press("6")
+    press(page, "r")
+    press(page, "6")
     eventually(lambda: state(server.manifest, number) == "rejected")
 
 
@@ -357,24 +366,24 @@ def test_a_frame_8000_px_wide_is_shown_small_with_a_message(server, open_page):
     page = open_page(server, NUM_FRAMES + len(BAD_FRAMES) + 1)
     assert "8000 × 300 px is far more than an ultrasound frame has" in page.inner_text("#notice")
     assert page.evaluate("document.querySelector('#picture').width") == 4096
-    page.keyboard.press("ArrowRight")
+    press(page, "ArrowRight")
     assert shown_box(page) == (120, 151, 100, 120)  # still px of the file
 
 
 def test_two_tabs_do_not_overwrite_each_other(server, open_page):
     first, second = open_page(server, 10), open_page(server, 10)
-    first.keyboard.press("Shift+ArrowLeft")
-    first.keyboard.press("c")
+    press(first, "Shift+ArrowLeft")
+    press(first, "c")
     at_number(first, 11)
-    second.keyboard.press("Shift+ArrowDown")
-    second.keyboard.press("c")
+    press(second, "Shift+ArrowDown")
+    press(second, "c")
     second.wait_for_selector("#notice:not([hidden])")
     assert "AB corrected this frame meanwhile. Nothing was overwritten" in second.inner_text(
         "#notice"
     )
     eventually(lambda: state(server.manifest, 10) == "corrected")
     assert box(server.manifest, 10) == (120, 140, 100, 120)
-    second.keyboard.press("c")  # having seen it, the second insists
+    press(second, "c")  # having seen it, the second insists
     at_number(second, 11)
     eventually(lambda: box(server.manifest, 10) == (130, 150, 100, 120))
 
@@ -529,15 +538,15 @@ def test_two_servers_on_one_manifest(browser, open_page, tmp_path):
     manifest = make_study(tmp_path / "study", 4)
     servers = [Server(manifest, "AB"), Server(manifest, "CD")]
     first, second = (open_page(server, 1) for server in servers)
-    first.keyboard.press("a")
+    press(first, "a")
     at_number(first, 2)
-    second.keyboard.press("r")
-    second.keyboard.press("1")
+    press(second, "r")
+    press(second, "1")
     second.wait_for_selector("#notice:not([hidden])")
     assert "AB accepted this frame meanwhile" in second.inner_text("#notice")
-    second.keyboard.press("n")
+    press(second, "n")
     at_number(second, 2)
-    second.keyboard.press("a")
+    press(second, "a")
     at_number(second, 3)
     assert second.inner_text("#progress") == "2 of 4 reviewed"
     for server in servers:
@@ -551,15 +560,15 @@ def test_kill_9_and_restart(browser, open_page, tmp_path):
     server = Server(manifest)
     page = open_page(server, 1)
     for number in (1, 2):
-        page.keyboard.press("a")
+        press(page, "a")
         at_number(page, number + 1)
-    page.keyboard.press("Shift+ArrowLeft")
-    page.keyboard.press("c")
+    press(page, "Shift+ArrowLeft")
+    press(page, "c")
     at_number(page, 4)
     server.kill()  # the manifest may or may not have been rewritten by now
 
-    page.keyboard.press("ArrowUp")
-    page.keyboard.press("c")
+    press(page, "ArrowUp")
+    press(page, "c")
     page.wait_for_function(
         "() => document.querySelector('#notice').textContent.includes('not answer')"
     )
@@ -572,7 +581,7 @@ def test_kill_9_and_restart(browser, open_page, tmp_path):
         "() => document.querySelector('#notice').textContent.includes('is back')"
     )
     assert page.inner_text("#progress") == "3 of 6 reviewed"
-    page.keyboard.press("c")
+    press(page, "c")
     at_number(page, 5)
     again.stop()
     assert read_manifest(manifest)["roi_state"].tolist() == [
@@ -613,9 +622,9 @@ def test_the_fan_of_beam_space_is_corrected_by_its_corners(open_page, tmp_path):
     assert page.is_hidden("#numbers")
     drag_part(page, "se", 0, -40)
     drag_part(page, "sw", 0, -40)
-    page.keyboard.press("u")  # takes the second corner back
+    press(page, "u")  # takes the second corner back
     drag_part(page, "sw", 0, -40)
-    page.keyboard.press("c")
+    press(page, "c")
     at_number(page, 2)
     eventually(lambda: state(manifest, 1) == "corrected")
     after = row(manifest, 1)
@@ -624,11 +633,11 @@ def test_the_fan_of_beam_space_is_corrected_by_its_corners(open_page, tmp_path):
     np.testing.assert_allclose(found.corners(), expected.corners(), atol=1.5)
     assert after["roi_view"] == "beamspace 384 x 320"
     assert after["roi_height"] < before["roi_height"] - 20
-    page.keyboard.press("a")
+    press(page, "a")
     eventually(lambda: state(manifest, 2) == "accepted")
-    page.keyboard.press("u")
+    press(page, "u")
     at_number(page, 2)
-    page.keyboard.press("u")
+    press(page, "u")
     at_number(page, 1)
     eventually(lambda: row(manifest, 1)["roi_sector"] == before["roi_sector"])
     # What no page would send: corners of no fan, and a box where there is a fan.
