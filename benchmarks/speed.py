@@ -8,8 +8,8 @@ processor time, because others may use the machine; wall times and the load stan
 Limits inside keep it to a few minutes on two idle cores: of the plain way a few batches are
 measured and carried on in a straight line to 100 epochs, which a frozen network allows.
 
-What is compared in (a) is time. That both ways give the same grades is experiments/views.py: plain
-Keras is K = 0 there. Peak memory (d) is memory.py, which `make bench` runs next.
+What is compared in (a) is time. That both ways give the same grades stands in docs/speed.md ("How
+many views": plain Keras is K = 0 there). Peak memory (d) is memory.py, the next of `make bench`.
 """
 
 import argparse

@@ -83,7 +83,7 @@ def refuse_other_fits(config: Config) -> None:
     if asked != ("softmax", "frames", 0):
         raise ValueError(
             "Expected model.head=softmax, train.sampling=frames and train.fine_tune_epochs=0 "
-            f"in a sweep. Received: {asked}. experiments/heads.py compares heads."
+            f"in a sweep. Received: {asked}. docs/research/heads.md compares heads."
         )
 
 

@@ -3,8 +3,8 @@
 Every frame gets two 256-bit hashes, one of the middle of the picture as it is, one of a window
 laid out by where the echoes are, which finds a copy with other margins. A bit says whether a
 point is brighter than its surroundings (difference of Gaussians on 64 x 64 px), so neither gain
-nor burned-in text at the rim matters. How far apart copies and strangers lie is measured by
-`benchmarks/near_duplicates.py`; `docs/data.md` holds the figures behind `NEAR_DISTANCE`.
+nor burned-in text at the rim matters. How far apart copies and strangers lie,
+the reason for `NEAR_DISTANCE`, stands in `docs/data.md`.
 """
 
 import hashlib

@@ -77,6 +77,6 @@ def test_a_hundred_thousand_frames_in_memory():
     import resource
 
     hashes = hashes_with_neighbours(100_000)
-    pairs = near_pairs(hashes, np.arange(100_000) // 10)  # its time: leakage_size.py
+    pairs = near_pairs(hashes, np.arange(100_000) // 10)  # its time: docs/data.md
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4e6  # kB
     assert len(pairs) == 22  # 0 to 31 bits turned
