@@ -59,7 +59,8 @@ def _in_own_process(folder: Path, work: object) -> None:
 def _write_base(folder: Path) -> None:
     """One frame per patient, with a ROI, graded and split."""
     from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_manifest
-    from steatosis_tf.cohort.splits import make_partitions, test_column
+    from steatosis_tf.cohort.partition import test_column
+    from steatosis_tf.cohort.splits import make_partitions
     from steatosis_tf.config import RoiConfig, SplitConfig
     from steatosis_tf.roi.columns import add_roi_columns
     from steatosis_tf.sources.phantom.study import write_phantoms
@@ -69,7 +70,7 @@ def _write_base(folder: Path) -> None:
     )
     build_manifest(labels_path, folder / "all.csv")
     table = read_manifest(folder / "all.csv")
-    table["split"] = test_column(table, make_partitions(table, SplitConfig()))
+    table["split"] = test_column(table, make_partitions(table, SplitConfig(kind="holdout")))
     table = add_roi_columns(table, folder / "all.csv", RoiConfig(method="sector"))
     write_manifest(table.loc[table["roi_height"].notna()], folder / "base.csv")
 

@@ -15,8 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
-from steatosis_tf.cohort.splits import Partition, make_partitions, test_column
-from steatosis_tf.config import Config, ModelConfig, RoiConfig, TrainConfig
+from steatosis_tf.cohort.partition import Partition, test_column
+from steatosis_tf.cohort.splits import make_partitions
+from steatosis_tf.config import Config, ModelConfig, RoiConfig, SplitConfig, TrainConfig
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import choose_engine
 from steatosis_tf.model.features import stored_features
@@ -41,6 +42,7 @@ Times = np.ndarray  # wall and processor seconds
 def line_rows(manifest_path: Path, folder: Path, *, num_views: int) -> list[tuple[str, ...]]:
     """Rows of the table."""
     config = Config(
+        split=SplitConfig(kind="holdout"),
         model=ModelConfig(weights="random"),
         train=TrainConfig(epochs=EPOCHS, views=num_views),
         roi=RoiConfig(method="sector"),

@@ -17,7 +17,8 @@ import tensorflow as tf
 from processor_time import processor_seconds
 
 from steatosis_tf.cohort.manifest import frame_path, read_manifest, relocate, write_manifest
-from steatosis_tf.cohort.splits import make_partitions, test_column
+from steatosis_tf.cohort.partition import test_column
+from steatosis_tf.cohort.splits import make_partitions
 from steatosis_tf.config import RoiConfig, SplitConfig
 from steatosis_tf.records.builder import write_records
 from steatosis_tf.roi.columns import add_roi_columns
@@ -62,7 +63,7 @@ def _ours(
         hashes_path.unlink(missing_ok=True)
     sector = RoiConfig(method="sector")
     table = add_roi_columns(table, manifest_path, sector, hashes_path=hashes_path)
-    partitions = make_partitions(table, SplitConfig())
+    partitions = make_partitions(table, SplitConfig(kind="holdout"))
     table = relocate(table, manifest_path, folder)
     table["split"] = test_column(table, partitions)
     write_manifest(table, folder / "manifest.csv")

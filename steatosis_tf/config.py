@@ -26,9 +26,10 @@ class SplitConfig:
     """How patients are divided. `kind` holdout: once; kfold: every patient tested once in each
     of `repeats` rounds of `folds` groups; lopo: leave one patient out; logo: leave one value of
     the manifest column `column` out (a scanner, a site); temporal: train on the past and test on
-    the future by `column`, a date or a number of days."""
+    the future by `column`, a date or a number of days; auto: as the manifest's split column says,
+    without one kfold or holdout by the number of patients (`cohort.splits.resolve_split`)."""
 
-    kind: Literal["holdout", "kfold", "lopo", "logo", "temporal"] = "holdout"
+    kind: Literal["auto", "holdout", "kfold", "lopo", "logo", "temporal"] = "auto"
     split_seed: int = 0
     test_fraction: float = 0.1
     validation_fraction: float = 0.1
@@ -59,6 +60,24 @@ class SplitConfig:
             column=self.column,
             kind=self.kind,
         )
+
+    @property
+    def words(self) -> str:
+        """The kind as people say it.
+
+        Example:
+            >>> SplitConfig(kind="kfold", folds=5, repeats=3).words
+            '3 x 5-fold'
+        """
+        folds = f"{self.folds}-fold"
+        return {
+            "auto": "split not yet resolved",
+            "holdout": "hold-out",
+            "kfold": folds if self.repeats == 1 else f"{self.repeats} x {folds}",
+            "lopo": "leave-one-patient-out",
+            "logo": f"leave-one-{self.column}-out",
+            "temporal": f"split by {self.column}",
+        }[self.kind]
 
     @property
     def time_column(self) -> str:
@@ -348,7 +367,7 @@ def _unused(config: Config) -> dict[str, str]:
         unused["train.fine_tune_learning_rate"] = "train.fine_tune_epochs=0"
     if config.split.kind == "kfold":
         unused["split.test_fraction"] = "split.kind=kfold"
-    else:
+    elif config.split.kind != "auto":  # what is read then shows with the manifest
         unused["split.folds"] = f"split.kind={config.split.kind}"
     if config.roi.method != "liver":
         unused["roi.sector_fallback"] = f"roi.method={config.roi.method}"

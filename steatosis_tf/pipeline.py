@@ -18,8 +18,9 @@ import pandas as pd
 from steatosis_tf import tracking
 from steatosis_tf.cohort.flow import count_flow, write_flow
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
+from steatosis_tf.cohort.partition import Partition, split_table, test_column
 from steatosis_tf.cohort.rejected import read_rejected
-from steatosis_tf.cohort.splits import Partition, make_partitions, split_table, test_column
+from steatosis_tf.cohort.splits import make_partitions, resolve_split
 from steatosis_tf.config import Config, flatten, override, save_config
 from steatosis_tf.deploy.export import export_onnx, milliseconds_per_frame, run_metadata
 from steatosis_tf.deploy.run_bundle import write_run_bundle
@@ -166,8 +167,7 @@ def run(
         RuntimeError: if weights cannot be fetched or the exported model differs.
     """
     start = time.monotonic()
-    train = dataclasses.replace(config.train, seed=config.train.seed + repeat)
-    config = dataclasses.replace(config, train=train)
+    config = _settle(config, manifest_path, repeat)
     make_repeatable(config.train.seed)
     params = flatten(config) | {"repeat": repeat}
     with tracking.start_run(experiment, config.split.kind, params) as tracked:
@@ -195,6 +195,14 @@ def run(
         cost |= {"train_minutes": train_minutes, "seconds": seconds}
         _track(run_dir, config, metrics, cost)
     return RunSummary(tracked.run_id, experiment, str(run_dir), seconds, metrics)
+
+
+def _settle(config: Config, manifest_path: str | Path, repeat: int) -> Config:
+    """The config of this round: its seed, and how the patients of this manifest are divided."""
+    split, said = resolve_split(read_manifest(manifest_path), config.split)
+    print(said, file=sys.stderr)
+    train = dataclasses.replace(config.train, seed=config.train.seed + repeat)
+    return dataclasses.replace(config, split=split, train=train)
 
 
 def _prepare(manifest_path: Path, repeat: int, place: Preparation) -> tuple[list[Partition], Path]:

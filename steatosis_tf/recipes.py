@@ -29,7 +29,6 @@ class Recipe:
 def _solved(head: HeadKind) -> Config:
     """A head in closed form on ImageNet features of beam space."""
     return Config(
-        split=SplitConfig(kind="kfold"),
         roi=RoiConfig(method="beamspace"),
         model=ModelConfig(backbone="efficientnet_lite0", pooling="depth", head=head),
         train=TrainConfig(views=0),
@@ -41,20 +40,19 @@ def _solved(head: HeadKind) -> Config:
 RECIPES = {
     "joint": Recipe(
         "EfficientNet-Lite0 with the ImageNet weights of the package on beam space, joined with "
-        "measured features (hepatorenal index, attenuation, diaphragm), solved in closed form; 5 "
-        "folds; exports a bundle",
+        "measured features (hepatorenal index, attenuation, diaphragm), solved in closed form; "
+        "exports a bundle",
         _solved("joint"),
     ),
     "paper": Recipe(
         "frozen ResNet-50 with a dense head on the best rectangle of liver, as the paper has it: "
         "80/10/10 by patient, flips, rotations, zoom, AdamW 1e-4, batch 32, 100 epochs",
-        Config(),
+        Config(split=SplitConfig(kind="holdout")),
     ),
     "linear": Recipe("as joint, without the measured features", _solved("linear")),
     "demo": Recipe(
-        "what `make demo` trains on simulated phantoms: random weights, 5 folds, few epochs",
+        "what `make demo` trains on simulated phantoms: random weights, few epochs",
         Config(
-            split=SplitConfig(kind="kfold"),
             # Phantoms are no livers: what the liver network says of them would mean nothing.
             roi=RoiConfig(method="sector"),
             model=ModelConfig(weights="random"),  # no network needed

@@ -12,7 +12,7 @@ import pandas as pd
 import tensorflow as tf
 
 from steatosis_tf import tracking
-from steatosis_tf.cohort.splits import Partition
+from steatosis_tf.cohort.partition import Partition
 from steatosis_tf.config import CLOSED_FORM, Config, HeadKind
 from steatosis_tf.deploy.export import NUM_CHECKED
 from steatosis_tf.evaluation.metrics.registry import compute_metrics

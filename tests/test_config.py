@@ -71,7 +71,7 @@ def test_settings_that_need_each_other_may_come_in_any_order():
         ("model.weights=", r"model\.weights"),
         ("model.dropout=1", r"dropout in \[0, 1\)"),
         ("model.hidden_units=0", r"hidden_units of 1 or more"),
-        ("split.kind=random", r"split\.kind out of holdout, kfold, lopo, logo, temporal"),
+        ("split.kind=random", r"split\.kind out of auto, holdout, kfold, lopo, logo, temporal"),
         ("split.folds=1", r"split\.folds of 2 or more"),
         ("split.test_fraction=0", r"test_fraction in \(0, 1\)"),
         ("split.validation_fraction=1", r"validation_fraction in \(0, 1\)"),
@@ -134,7 +134,7 @@ def test_a_config_of_an_older_version_fills_in_defaults(tmp_path):
     [
         (["model.head=regression", "train.class_weights=false"], "model.head=regression"),
         (["train.fine_tune_learning_rate=1e-4"], "train.fine_tune_epochs=0"),
-        (["split.folds=7"], "split.kind=holdout"),
+        (["split.kind=holdout", "split.folds=7"], "split.kind=holdout"),
     ],
 )
 def test_a_setting_that_nothing_reads_is_refused(settings, why):

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.head_search.head_sweep import Sweep
 from steatosis_tf import tracking
-from steatosis_tf.cohort.splits import Partition
+from steatosis_tf.cohort.partition import Partition
 from steatosis_tf.config import Config, ModelConfig, TrainConfig
 from steatosis_tf.model.shards import plain_rows
 from steatosis_tf.model.train import make_repeatable

@@ -18,7 +18,7 @@ from experiments.fat_rules.leave_one_out import (
 )
 from steatosis_tf import tracking
 from steatosis_tf.cohort.manifest import relocate, write_manifest
-from steatosis_tf.cohort.splits import Partition, split_table
+from steatosis_tf.cohort.partition import Partition, split_table
 from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, paired_bootstrap
 from steatosis_tf.evaluation.metrics.registry import metrics_of
 from steatosis_tf.evaluation.metrics.scores import patient_scores, write_scores

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.special import ndtr
 from tqdm import tqdm
 
-from steatosis_tf.cohort.splits import Partition
+from steatosis_tf.cohort.partition import Partition
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 from steatosis_tf.model.heads import grade_probabilities
 from steatosis_tf.model.joint import DecisionRule, JointModel, decide

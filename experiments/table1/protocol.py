@@ -19,7 +19,7 @@ from experiments.table1.exported import MAX_DIFFERENCE, load_exported, milliseco
 from experiments.table1.method import Fitted, FoldData, Method, classes_of, lowest_labels
 from experiments.table1.study import Study
 from steatosis_tf import tracking
-from steatosis_tf.cohort.splits import Partition, split_table
+from steatosis_tf.cohort.partition import Partition, split_table
 from steatosis_tf.config import flatten, save_config
 from steatosis_tf.evaluation.metrics.registry import compute_metrics
 from steatosis_tf.evaluation.metrics.scores import (

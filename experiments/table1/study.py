@@ -18,7 +18,8 @@ from steatosis_tf.cohort.manifest import (
     SCALE_COLUMN,
     read_manifest,
 )
-from steatosis_tf.cohort.splits import Partition, make_partitions
+from steatosis_tf.cohort.partition import Partition
+from steatosis_tf.cohort.splits import make_partitions
 from steatosis_tf.config import Config, RoiConfig, SplitConfig
 from steatosis_tf.pipeline import Preparation, complete_manifest, keep_records
 from steatosis_tf.records.pipeline import read_index, read_records

@@ -13,8 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from steatosis_tf.cohort.partition import SPLITS, Partition
 from steatosis_tf.cohort.rejected import kinds_of
-from steatosis_tf.cohort.splits import SPLITS, Partition
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.sources.rejection import KINDS

@@ -16,7 +16,8 @@ import pandas as pd
 
 from steatosis_tf.cohort.manifest import MARKS_COLUMN
 from steatosis_tf.cohort.near_duplicates import HASH_NAME, NEAR_DISTANCE, hash_frames, near_pairs
-from steatosis_tf.cohort.splits import SPLITS, Partition, days_of
+from steatosis_tf.cohort.partition import SPLITS, Partition
+from steatosis_tf.cohort.splits import days_of
 from steatosis_tf.sources.rejection import Rejection
 
 if TYPE_CHECKING:

@@ -5,55 +5,123 @@ split does not depend on the order of rows, and is the same on every machine."""
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass
-from itertools import combinations
-from pathlib import Path
+import re
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.labels import read_spreadsheet
-from steatosis_tf.cohort.manifest import frame_id_of
+from steatosis_tf.cohort.partition import SPLITS, WORDS, Partition, test_column
 from steatosis_tf.config import SplitConfig
 from steatosis_tf.grades import GRADES
 
-SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Partition:
-    """One assignment of patients to the three parts; cross-validation has one per fold.
-
-    `left_out` are graded patients that fit no part, for example one scanned both before and
-    after the cut of a temporal split. `repeat` counts the rounds of a repeated k-fold: there a
-    patient is tested once per repeat, so metrics are taken within a repeat, then averaged.
-    """
-
-    name: str
-    train: frozenset[str]
-    validation: frozenset[str]
-    test: frozenset[str]
-    left_out: frozenset[str] = frozenset()
-    repeat: int = 0
+#: From so many graded patients on, one part is large enough to be judged by.
+HOLDOUT_FROM = 200
 
 
 def make_partitions(frame_table: pd.DataFrame, config: SplitConfig) -> list[Partition]:
     """Divide the graded patients of a manifest.
 
     Args:
-        frame_table: manifest; rows without a grade are left aside. With `config.kind`
-            "holdout" an existing `split` column is taken as it is.
+        frame_table: manifest; rows without a grade are left aside. A `split` column is taken as
+            it is: train, validation and test, or the name of the fold that tests the patient.
         config: `kind` "holdout" gives one partition, "kfold" one per repeat and fold, "lopo"
-            one per patient, "logo" one per value of `column`, "temporal" one. In kfold (per
-            repeat) and lopo each patient is tested exactly once; in kfold, lopo and logo a share
-            `validation_fraction` of the others validates.
+            one per patient, "logo" one per value of `column`, "temporal" one; "auto" is resolved
+            by `resolve_split`. In kfold (per repeat) and lopo each patient is tested exactly
+            once; in kfold, lopo and logo a share `validation_fraction` of the others validates.
 
     Raises:
         ValueError: if a grade is unknown or has too few patients, a patient has two grades, the
-            `split` column has an unknown value or puts a patient on two sides, or `column` is
-            missing, has empty cells, or does not divide the patients as asked.
+            `split` column has an unknown value, puts a patient on two sides or is not what
+            `config` would deal, or `column` is missing, has empty cells, or does not divide the
+            patients as asked.
     """
     graded = frame_table.loc[frame_table["grade"] != ""]
+    config, _ = resolve_split(frame_table, config)
+    if _is_split(graded):
+        if config.kind == "holdout":
+            _patients_by_grade(graded, "")
+            return [_partition_from_column(graded)]
+        if config.kind == "kfold" and config.repeats == 1:
+            return _folds_from_column(graded, config)
+    return _deal(graded, config)
+
+
+def resolve_split(frame_table: pd.DataFrame, config: SplitConfig) -> tuple[SplitConfig, str]:
+    """What `kind` "auto" stands for with this manifest: a `split` column as it says; else k-fold
+    under `HOLDOUT_FROM` graded patients, hold-out from there on.
+
+    Args:
+        frame_table: manifest.
+        config: as set; any other kind than "auto" is given back as it is.
+
+    Returns:
+        the config with its kind, and the sentence that says which and why.
+
+    Raises:
+        ValueError: if `config` asks for other parts than the `split` column has, or for something
+            that the kind does not read.
+    """
+    graded = frame_table.loc[frame_table["grade"] != ""]
+    count = graded["patient_id"].nunique()
+    if _is_split(graded):
+        written = _as_written(graded, config)
+        return written, f"split: {written.words}, as the manifest's split column says"
+    if config.kind != "auto":
+        return config, f"split: {config.words} of {count} patients"
+    few = count < HOLDOUT_FROM
+    kind: Literal["kfold", "holdout"] = "kfold" if few else "holdout"
+    resolved, idle = dataclasses.replace(config, kind=kind), "test_fraction" if few else "folds"
+    if getattr(config, idle) != getattr(SplitConfig(), idle):
+        raise ValueError(
+            f"Expected split.{idle} with the kind that reads it. Received: split.{idle}="
+            f"{getattr(config, idle)} and {count} patients, who are divided by split.kind={kind}. "
+            "Leave it out, or set split.kind too."
+        )
+    why = f"{'under' if few else 'from'} {HOLDOUT_FROM} patients; split.kind sets another"
+    return resolved, f"split: {resolved.words} of {count} patients ({why})"
+
+
+def _is_split(graded: pd.DataFrame) -> bool:
+    return "split" in graded.columns and bool((graded["split"] != "").any())
+
+
+def _as_written(graded: pd.DataFrame, config: SplitConfig) -> SplitConfig:
+    """The config of what the `split` column says, if `config` does not ask for something else."""
+    folds = _fold_names(graded)
+    kind: Literal["kfold", "holdout"] = "kfold" if folds else "holdout"
+    # One fold alone is refused where the column is read, with what stands in it.
+    num_folds = len(folds) if len(folds) > 1 else config.folds
+    default = SplitConfig()
+    is_asked = config.kind in ("auto", kind) and (
+        config.folds == num_folds or (config.kind == "auto" and config.folds == default.folds)
+    )
+    deals = ["split_seed", "test_fraction", "repeats", *([] if folds else ["validation_fraction"])]
+    if is_asked and all(getattr(config, name) == getattr(default, name) for name in deals):
+        return dataclasses.replace(config, kind=kind, folds=num_folds)
+    asked = dataclasses.replace(config, kind=kind) if config.kind == "auto" else config
+    # The same settings that wrote the column are no new deal.
+    if (test_column(graded, _deal(graded, asked)) == graded["split"]).all():
+        return asked
+    has = f"{len(folds)} folds" if folds else "hold-out"
+    raise ValueError(
+        f"Expected the split that the manifest's split column has ({has}), or no settings of "
+        f"another. Received: settings for {asked.words}, which would deal the patients anew. Leave "
+        "them out (split.kind=auto takes the column), or take the column out of the manifest; "
+        "`steatosis split MANIFEST_CSV --replace` deals anew on purpose."
+    )
+
+
+def _fold_names(graded: pd.DataFrame) -> list[str]:
+    """Names of the folds in a `split` column, fold_2 before fold_10; none if it holds parts."""
+    names = set(graded["split"]) - {""}
+    if names & set(WORDS):
+        return []
+    return sorted(names, key=lambda name: [int(part) if part.isdigit() else part
+                                           for part in re.split(r"(\d+)", name)])  # fmt: skip
+
+
+def _deal(graded: pd.DataFrame, config: SplitConfig) -> list[Partition]:
     patients = _patients_by_grade(graded, str(config.split_seed))
     if config.kind == "kfold":
         return _repeated_kfold(graded, config)
@@ -64,61 +132,7 @@ def make_partitions(frame_table: pd.DataFrame, config: SplitConfig) -> list[Part
     if config.kind == "temporal":
         train, validation, test, left_out = map(frozenset, temporal_parts(graded, config))
         return [Partition("temporal", train, validation, test, left_out)]
-    if "split" in graded.columns:
-        return [_partition_from_column(graded)]
     return [_holdout(patients, config)]
-
-
-def split_column(frame_table: pd.DataFrame, partition: Partition) -> pd.Series:
-    """The `split` of each manifest row: train, validation, test, or "" for ungraded frames and
-    patients left out."""
-    side = {patient: split for split in SPLITS for patient in getattr(partition, split)}
-    return frame_table["patient_id"].map(side).fillna("").where(frame_table["grade"] != "", "")
-
-
-def test_column(frame_table: pd.DataFrame, partitions: list[Partition]) -> pd.Series:
-    """The `split` of each row for records: train, validation, test of a single partition, or the
-    name of the partition that tests the patient when there are several."""
-    if len(partitions) == 1:
-        return split_column(frame_table, partitions[0])
-    tested = {patient: partition.name for partition in partitions for patient in partition.test}
-    return frame_table["patient_id"].map(tested).fillna("").where(frame_table["grade"] != "", "")
-
-
-def partitions_of_column(frame_table: pd.DataFrame) -> list[Partition]:
-    """The partitions that the `split` column of a manifest stands for: one for train, validation
-    and test, or one per fold, each fold tested by models that know all others.
-
-    A patient on two sides stays on both, for the data-leakage check to find with everything else.
-    """
-    graded = frame_table.loc[(frame_table["grade"] != "") & (frame_table["split"] != "")]
-    names = sorted(set(graded["split"]))
-    if set(names) & set(SPLITS):
-        train, validation, test = (
-            frozenset(graded.loc[graded["split"] == side, "patient_id"]) for side in SPLITS
-        )
-        return [Partition("holdout", train, validation, test)]
-    return [
-        Partition(
-            name,
-            train=frozenset(graded.loc[graded["split"] != name, "patient_id"]),
-            validation=frozenset(),
-            test=frozenset(graded.loc[graded["split"] == name, "patient_id"]),
-        )
-        for name in names
-    ]
-
-
-def split_table(partitions: list[Partition]) -> pd.DataFrame:
-    """One row per partition and patient: `fold, patient_id, split, partition`, sorted by fold and
-    split. `fold` counts all partitions from 0, `split` can be `left_out`."""
-    rows = [
-        (fold, patient, split, partition.name)
-        for fold, partition in enumerate(partitions)
-        for split in (*SPLITS, "left_out")
-        for patient in sorted(getattr(partition, split))
-    ]
-    return pd.DataFrame(rows, columns=["fold", "patient_id", "split", "partition"])
 
 
 def _patients_by_grade(graded: pd.DataFrame, salt: str) -> dict[str, list[str]]:
@@ -251,7 +265,8 @@ def _partition_from_column(graded: pd.DataFrame) -> Partition:
     if unknown:
         raise ValueError(
             f"Expected the split column to say {', '.join(SPLITS)} on every graded row. "
-            f"Received: {', '.join(map(repr, unknown))}. Run `steatosis split` again."
+            f"Received: {', '.join(map(repr, unknown))}. Run `steatosis split` again; where it "
+            "left patients out, name the split.kind that did."
         )
     sides = {split: frozenset(graded.loc[graded["split"] == split, "patient_id"])
              for split in SPLITS}  # fmt: skip
@@ -261,13 +276,40 @@ def _partition_from_column(graded: pd.DataFrame) -> Partition:
             f"Expected patients in each of {', '.join(SPLITS)}. Received: none in "
             f"{', '.join(empty)}. Run `steatosis split` again."
         )
-    both = sorted(set().union(*(sides[a] & sides[b] for a, b in combinations(SPLITS, 2))))
+    _need_one_part(graded)
+    return Partition("holdout", sides["train"], sides["validation"], sides["test"])
+
+
+def _folds_from_column(graded: pd.DataFrame, config: SplitConfig) -> list[Partition]:
+    names = _fold_names(graded)
+    patients = _patients_by_grade(graded, str(config.split_seed))
+    if len(names) < 2 or (graded["split"] == "").any():
+        raise ValueError(
+            f"Expected the split column to say {', '.join(SPLITS)}, or one of several folds, on "
+            f"every graded row. Received: {', '.join(map(repr, sorted(set(graded['split']))))}. "
+            "Run `steatosis split` again; where it left patients out, name the split.kind that did."
+        )
+    _need_one_part(graded)
+    tested = [set(graded.loc[graded["split"] == name, "patient_id"]) for name in names]
+    for name, test in zip(names, tested, strict=True):
+        gone = [grade for grade, ids in patients.items() if ids and not set(ids) - test]
+        if gone:
+            raise ValueError(
+                "Expected patients of every grade to train on in each fold of the split column. "
+                f"Received: {name} tests all of {', '.join(gone)}. Run `steatosis split` again."
+            )
+    return [_leave_out(patients, test, number, name, config)
+            for number, (name, test) in enumerate(zip(names, tested, strict=True))]  # fmt: skip
+
+
+def _need_one_part(graded: pd.DataFrame) -> None:
+    pairs = graded[["patient_id", "split"]].drop_duplicates()
+    both = sorted(set(pairs.loc[pairs["patient_id"].duplicated(), "patient_id"]))
     if both:
         raise ValueError(
             f"Expected every patient in one split. Received: {len(both)} in two, first "
             f"patient_id={both[0]}. Split by patient with `steatosis split`."
         )
-    return Partition("holdout", sides["train"], sides["validation"], sides["test"])
 
 
 def patients_by_group(
@@ -397,102 +439,3 @@ def _check_parts(
             f"grades not in training: {', '.join(missing) or 'none'}. Change split.test_fraction "
             "and split.validation_fraction, or use another kind of split."
         )
-
-
-#: What other tools call the parts.
-WORDS = {
-    "train": "train", "training": "train",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "test": "test", "testing": "test",
-    "left_out": "left_out", "": "left_out",
-}  # fmt: skip
-
-
-def import_split(frame_table: pd.DataFrame, path: str | Path) -> list[Partition]:
-    """Read a split file and check it against a manifest.
-
-    The result goes through the data-leakage check like a split of our own.
-
-    Args:
-        frame_table: manifest.
-        path: CSV with `split` (train, validation or val, test; left_out or empty) and either
-            `patient_id`, `frame_id` or `path` (as the label table has it). With a column `fold`
-            there is one partition per fold. The `split.csv` of a run is such a file.
-
-    Returns:
-        one partition per fold, named `imported`, or `imported_fold_<fold>`.
-
-    Raises:
-        ValueError: if the file is no such table, or a patient is in two parts, unknown to the
-            manifest, or in the manifest with a grade but not in the file. All faults are listed.
-    """
-    path = Path(path)
-    table, _ = read_spreadsheet(path)
-    table = _with_patients(path.name, frame_table, table)
-    table["split"] = table["split"].str.lower()
-    faults = _faults(frame_table, table)
-    if faults:
-        raise ValueError(
-            f"{path.name}: expected each graded patient of the manifest in one part. Received:\n"
-            + "\n".join(f"  {fault}" for fault in faults)
-        )
-    table["split"] = table["split"].map(WORDS)
-    if "fold" not in table.columns:
-        return [_partition("imported", table)]
-    # Folds in order of the file, which is the order the authors gave them.
-    return [
-        _partition(f"imported_fold_{fold}", group)
-        for fold, group in table.groupby("fold", sort=False)
-    ]
-
-
-def _with_patients(name: str, frame_table: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    key = next((key for key in ("patient_id", "frame_id", "path") if key in table.columns), "")
-    if "split" not in table.columns or not key or table.empty:
-        raise ValueError(
-            f"{name}: expected rows with the columns split and patient_id, frame_id or path. "
-            f"Received: columns {', '.join(table.columns.drop(['row', 'fault']))}; "
-            f"{len(table)} rows."
-        )
-    if key == "patient_id":
-        return table
-    ids = table["frame_id"] if key == "frame_id" else table["path"].map(frame_id_of)
-    owner = dict(zip(frame_table["frame_id"], frame_table["patient_id"], strict=True))
-    return table.assign(patient_id=ids.map(owner).fillna(""))
-
-
-def _faults(frame_table: pd.DataFrame, table: pd.DataFrame) -> list[str]:
-    known = set(frame_table["patient_id"])
-    graded = set(frame_table.loc[frame_table["grade"] != "", "patient_id"])
-    faults = []
-    for row, fault, patient, split in table[["row", "fault", "patient_id", "split"]].itertuples(
-        index=False
-    ):
-        if fault:
-            faults.append(f"row {row}: {fault}")
-        if split not in WORDS:
-            faults.append(f"row {row}: split {split!r}; expected train, validation or test")
-        if patient not in known:
-            faults.append(f"row {row}: not in the manifest (patient_id={patient!r})")
-    folds = table.groupby("fold", sort=False) if "fold" in table.columns else [("", table)]
-    for fold, group in folds:
-        where = f"fold {fold}: " if fold else ""
-        sides = group.assign(split=group["split"].map(WORDS)).groupby("patient_id")["split"]
-        faults += [
-            f"{where}patient_id={patient} in two parts ({' and '.join(sorted(set(words)))})"
-            for patient, words in sides
-            if words.nunique() > 1
-        ]
-        absent = sorted(graded - set(group["patient_id"]))
-        faults += [f"{where}graded patient_id={patient} is not in the file" for patient in absent]
-        empty = {"train", "validation", "test"} - set(group["split"].map(WORDS))
-        faults += [f"{where}nobody in {split}" for split in sorted(empty)]
-    return faults
-
-
-def _partition(name: str, group: pd.DataFrame) -> Partition:
-    parts = {
-        split: frozenset(group.loc[group["split"] == split, "patient_id"])
-        for split in ("train", "validation", "test", "left_out")
-    }
-    return Partition(name, parts["train"], parts["validation"], parts["test"], parts["left_out"])

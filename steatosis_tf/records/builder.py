@@ -28,7 +28,7 @@ from filelock import FileLock
 from steatosis_tf import __version__
 from steatosis_tf.cohort.leakage import refuse_leaks
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, read_manifest, write_manifest
-from steatosis_tf.cohort.splits import Partition, partitions_of_column
+from steatosis_tf.cohort.partition import Partition, partitions_of_column
 from steatosis_tf.files import move_into_place, replacing, write_json
 from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.parallel import map_on_cores, run_parts

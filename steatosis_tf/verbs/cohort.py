@@ -67,11 +67,12 @@ def split(args: Namespace) -> Result:
     """Divide the patients of a manifest, stratified by grade, and write its split column.
 
     Example:
-        steatosis split manifest.csv --set split.kind=kfold split.folds=5
+        steatosis split manifest.csv --set split.kind=kfold split.folds=10
     """
     from steatosis_tf.cohort.decisions import manifest_lock
     from steatosis_tf.cohort.manifest import read_manifest, write_manifest
-    from steatosis_tf.cohort.splits import import_split, make_partitions, test_column
+    from steatosis_tf.cohort.partition import import_split, test_column
+    from steatosis_tf.cohort.splits import make_partitions, resolve_split
     from steatosis_tf.config import Config, override
 
     config = override(Config(), args.settings)
@@ -80,8 +81,13 @@ def split(args: Namespace) -> Result:
         unsplit = table.drop(columns="split", errors="ignore")
         if args.import_file:
             partitions = import_split(unsplit, args.import_file)
+            kind, said = "imported", f"split: as {Path(args.import_file).name} says"
         else:
-            partitions = make_partitions(unsplit, config.split)
+            # Without a wish a split that stands is told as it is.
+            source = unsplit if args.replace or args.settings else table
+            partitions = make_partitions(source, config.split)
+            resolved, said = resolve_split(source, config.split)
+            kind = resolved.kind
         column = test_column(unsplit, partitions)
         if "split" in table.columns and not args.replace and not column.equals(table["split"]):
             raise ValueError(
@@ -93,9 +99,9 @@ def split(args: Namespace) -> Result:
         write_manifest(table, args.manifest)
     patients = table.loc[table["split"] != ""].drop_duplicates("patient_id")
     counts = {str(k): int(v) for k, v in patients["split"].value_counts().items()}
-    values = {"kind": config.split.kind, "patients": counts}
-    lines = [f"{name:14}{count:6} patients" for name, count in counts.items()]
-    return Result(values, "\n".join(lines))
+    values = {"kind": kind, "patients": counts}
+    lines = [said, *(f"{name:14}{count:6} patients" for name, count in counts.items())]
+    return Result(values, "\n".join([*lines, f"now: steatosis train {args.manifest}"]))
 
 
 def _split_arguments(parser: ArgumentParser) -> None:
@@ -177,8 +183,8 @@ def _leaks_of(args: Namespace) -> Result:
         read_manifest,
         write_manifest,
     )
+    from steatosis_tf.cohort.partition import partitions_of_column
     from steatosis_tf.cohort.rejected import add_rejected
-    from steatosis_tf.cohort.splits import partitions_of_column
 
     table = read_manifest(args.manifest)
     if "split" not in table.columns:

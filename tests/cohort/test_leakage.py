@@ -19,7 +19,8 @@ from steatosis_tf.cohort.leakage import (
     spelling_key,
 )
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
-from steatosis_tf.cohort.splits import Partition, make_partitions
+from steatosis_tf.cohort.partition import Partition
+from steatosis_tf.cohort.splits import make_partitions
 from steatosis_tf.config import SplitConfig
 
 

@@ -6,13 +6,9 @@ from itertools import combinations
 import pandas as pd
 import pytest
 
-from steatosis_tf.cohort.splits import (
-    SPLITS,
-    import_split,
-    make_partitions,
-    split_column,
-    split_table,
-)
+from steatosis_tf.cohort.partition import SPLITS, import_split, split_column, split_table
+from steatosis_tf.cohort.partition import test_column as column_of
+from steatosis_tf.cohort.splits import make_partitions, resolve_split
 from steatosis_tf.config import SplitConfig
 from steatosis_tf.grades import GRADES
 
@@ -48,7 +44,7 @@ def assert_whole_patients(partition, table: pd.DataFrame) -> None:
 
 def test_holdout_is_80_10_10_of_every_grade():
     table = manifest(10)
-    [partition] = make_partitions(table, SplitConfig())
+    [partition] = make_partitions(table, SplitConfig(kind="holdout"))
     assert_whole_patients(partition, table)
     for letter in "ABCD":
         counts = [sum(p.startswith(letter) for p in side) for side in sides(partition)]
@@ -64,20 +60,23 @@ def test_a_split_does_not_depend_on_row_order_or_on_the_machine():
         assert make_partitions(table, config) == make_partitions(shuffled, config)
     # Frozen: whoever changes this changes every published split. By hand: for each grade the
     # smallest `printf 0:A$i | sha256sum`.
-    [partition] = make_partitions(table, SplitConfig(split_seed=0))
+    [partition] = make_partitions(table, SplitConfig(kind="holdout", split_seed=0))
     assert partition.test == {"A8", "B4", "C2", "D9"}
 
 
 def test_another_split_seed_gives_another_split():
     table = manifest(10)
-    tests = {make_partitions(table, SplitConfig(split_seed=seed))[0].test for seed in range(5)}
+    tests = {
+        make_partitions(table, SplitConfig(kind="holdout", split_seed=seed))[0].test
+        for seed in range(5)
+    }
     assert len(tests) == 5
 
 
 def test_ungraded_rows_are_in_no_split():
     table = manifest(10)
     table.loc[table["patient_id"] == "A3", "grade"] = ""
-    [partition] = make_partitions(table, SplitConfig())
+    [partition] = make_partitions(table, SplitConfig(kind="holdout"))
     assert_whole_patients(partition, table)
     column = split_column(table, partition)
     assert set(column[table["patient_id"] == "A3"]) == {""}
@@ -86,9 +85,102 @@ def test_ungraded_rows_are_in_no_split():
 
 def test_an_existing_split_column_is_taken_as_it_is():
     table = manifest(3, split=lambda row: SPLITS[number(row)])
-    [partition] = make_partitions(table, SplitConfig())
+    [partition] = make_partitions(table, SplitConfig(kind="holdout"))
     assert partition.test == {"A2", "B2", "C2", "D2"}
     assert list(split_column(table, partition)) == list(table["split"])
+
+
+def test_auto_takes_folds_under_200_patients_and_a_holdout_from_there_on():
+    for per_grade, kind in ((49, "kfold"), (50, "holdout")):
+        table = manifest(per_grade, frames=1)
+        config, said = resolve_split(table, SplitConfig())
+        assert config == SplitConfig(kind=kind)
+        assert f"of {4 * per_grade} patients" in said
+        assert "200 patients" in said
+        assert make_partitions(table, SplitConfig()) == make_partitions(table, config)
+    with pytest.raises(ValueError, match=r"split\.folds=10 and 200 patients.*split\.kind=holdout"):
+        resolve_split(table, SplitConfig(folds=10))
+    stated = SplitConfig(kind="kfold")
+    assert resolve_split(table, stated) == (stated, "split: 5-fold of 200 patients")
+
+
+def test_auto_takes_the_split_column_as_it_is():
+    table = manifest(3, split=lambda row: SPLITS[number(row)])
+    config, said = resolve_split(table, SplitConfig())
+    assert (config.kind, said) == (
+        "holdout",
+        "split: hold-out, as the manifest's split column says",
+    )
+    [partition] = make_partitions(table, SplitConfig())
+    assert partition.test == {"A2", "B2", "C2", "D2"}
+
+
+@pytest.mark.parametrize(
+    "dealt",
+    [SplitConfig(kind="kfold", folds=11), SplitConfig(kind="lopo"),
+     SplitConfig(kind="logo", column="site")],
+    ids=lambda config: config.kind,
+)  # fmt: skip
+def test_folds_in_the_split_column_are_the_same_folds(dealt):
+    table = manifest(12, site=lambda row: f"S{number(row) % 3}")
+    partitions = make_partitions(table, dealt)
+    table["split"] = column_of(table, partitions)
+    config, _ = resolve_split(table, SplitConfig())
+    assert (config.kind, config.folds) == ("kfold", len(partitions))
+    assert make_partitions(table, SplitConfig()) == partitions  # those who validate, too
+    assert make_partitions(table, config) == partitions
+    assert make_partitions(table, dealt) == partitions  # the same settings are no new deal
+
+
+@pytest.mark.parametrize(
+    ("settings", "has"),
+    [
+        ({"kind": "kfold"}, "hold-out"),
+        ({"kind": "lopo"}, "hold-out"),
+        ({"split_seed": 1}, "hold-out"),
+        ({"kind": "holdout", "test_fraction": 0.2}, "hold-out"),
+        ({"kind": "holdout"}, "3 folds"),
+        ({"kind": "kfold"}, "3 folds"),
+        ({"kind": "kfold", "folds": 3, "repeats": 2}, "3 folds"),
+        ({"split_seed": 1}, "3 folds"),
+        ({"folds": 4}, "3 folds"),
+    ],
+)
+def test_nothing_is_dealt_anew_beside_a_split_column(settings, has):
+    table = manifest(10)
+    written = SplitConfig(kind="holdout") if has == "hold-out" else SplitConfig("kfold", folds=3)
+    table["split"] = column_of(table, make_partitions(table, written))
+    message = rf"column has \({has}\).*deal the patients anew.*take the column out"
+    with pytest.raises(ValueError, match=message):
+        make_partitions(table, SplitConfig(**settings))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["fold_0", "fold_0", "fold_0"], "one of several folds"),
+        (["fold_0", "fold_1", ""], "one of several folds"),
+        (["training", "val", "test"], "'training', 'val'"),
+    ],
+)
+def test_a_column_that_is_neither_parts_nor_folds_is_refused(values, message):
+    table = manifest(3, split=lambda row: values[number(row)])
+    with pytest.raises(ValueError, match=message):
+        make_partitions(table, SplitConfig())
+
+
+def test_folds_that_take_a_grade_out_of_training_are_refused():
+    table = manifest(4, split=lambda row: f"fold_{number(row) % 2}")
+    table.loc[table["grade"] == "Severe", "split"] = "fold_1"
+    with pytest.raises(ValueError, match=r"every grade to train on.*fold_1 tests all of Severe"):
+        make_partitions(table, SplitConfig())
+
+
+def test_a_patient_in_two_folds_is_refused():
+    table = manifest(4, split=lambda row: f"fold_{number(row) % 2}")
+    table.loc[0, "split"] = "fold_1"
+    with pytest.raises(ValueError, match="1 in two, first patient_id=A0"):
+        make_partitions(table, SplitConfig())
 
 
 @pytest.mark.parametrize(
@@ -106,13 +198,13 @@ def test_a_spoilt_manifest_is_refused(change, message):
     for column, value in change.items():
         table.loc[0, column] = value
     with pytest.raises(ValueError, match=message):
-        make_partitions(table, SplitConfig())
+        make_partitions(table, SplitConfig(kind="holdout"))
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (SplitConfig(), "at least 3 patients of every grade for a split.*Severe=2"),
+        (SplitConfig(kind="holdout"), "at least 3 patients of every grade for a split.*Severe=2"),
         (SplitConfig(kind="kfold", folds=5), "at least 5 patients.*5 folds.*Severe=2"),
         (SplitConfig(kind="lopo"), "at least 3 patients.*leave-one-patient-out.*Severe=2"),
     ],

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from steatosis_tf import tracking
-from steatosis_tf.cohort.splits import Partition
+from steatosis_tf.cohort.partition import Partition
 from steatosis_tf.config import AugmentConfig, Config, ModelConfig, TrainConfig
 from steatosis_tf.deploy.export import export_onnx
 from steatosis_tf.evaluation.metrics.scores import read_scores
