@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf.cohort.rejected import kinds_of
+from steatosis_tf.config import CLOSED_FORM
 from steatosis_tf.evaluation.metrics.registry import shown_in
 from steatosis_tf.evaluation.report.analysis import COVARIATES, Analysis
 from steatosis_tf.evaluation.report.checks import is_consistent
@@ -57,10 +58,13 @@ def interval(entry: Mapping[str, Any] | None, digits: int = 3) -> str:
 
 
 def settings(content: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Nested settings as rows of two names and values, as they were written (1e-4, not 0.000)."""
+    """Nested settings as rows of two names and values, as they were written (1e-4, not 0.000);
+    of a list its length."""
+    short = {name: len(value) if isinstance(value, list) else value
+             for name, value in content.items()}  # fmt: skip
     rows = [
         (name, f"{value:.6g}" if isinstance(value, float) else number(value))
-        for name, value in flat(content).items()
+        for name, value in flat(short).items()
     ]
     half = -(-len(rows) // 2)
     return [(*left, *right) for left, right in
@@ -130,11 +134,15 @@ def what_was_random(run: RunRecord) -> str:
     parts = []
     if config.get("model", {}).get("weights") == "random":
         parts.append("the weights of the backbone, which never saw a picture (model.weights)")
-    for stage, name, words in (
-        ("split", "split_seed", "the split"), ("train", "seed", "the start and order of training"),
-        ("augment", "seed", "the changes of training frames"),
-    ):  # fmt: skip
-        if name in config.get(stage, {}):
+    draws = {
+        ("split", "split_seed"): "the split",
+        ("train", "seed"): "the start and order of training",
+        ("augment", "seed"): "the changes of training frames",
+    }
+    idle = {"split"} if run.protocol not in ("holdout", "kfold") else set()
+    idle |= {"train", "augment"} if _is_solved(config) else set()
+    for (stage, name), words in draws.items():
+        if stage not in idle and name in config.get(stage, {}):
             parts.append(f"{words} ({stage}.{name}={config[stage][name]})")
     if not parts:
         return ""
@@ -143,6 +151,10 @@ def what_was_random(run: RunRecord) -> str:
         "One draw of each: another gives other figures." if once else "The split was drawn anew "
         f"{config['split']['repeats']} times."
     )  # fmt: skip
+
+
+def _is_solved(config: Mapping[str, Any]) -> bool:
+    return config.get("model", {}).get("head") in CLOSED_FORM
 
 
 def stated(run: RunRecord, keys: Sequence[str]) -> dict[str, list[str]]:
@@ -248,6 +260,8 @@ def method(run: RunRecord) -> list[str]:
         "Pixels outside the ultrasound sector are set to 0, text and calipers inside it are "
         f"painted out, and {cut}."
     ]
+    if _is_solved(config):
+        return [*sentences, "Training frames are taken as they are.", *_model(config)]
     given = config.get("augment", {})
     unused = ["rotation_deg", "zoom"] if view else ["depth_scale"]
     used = [f"{name}={value}" for name, value in given.items()
@@ -265,6 +279,11 @@ def _model(config: dict[str, Any]) -> list[str]:
     model, train = config.get("model", {}), config.get("train", {})
     if "weights" not in model:
         return []
+    backbone = f"Backbone {model.get('backbone', 'not stated')} (weights: {model['weights']})"
+    if _is_solved(config):
+        measured = " and measured features" if model["head"] == "joint" else ""
+        return [f"{backbone}, frozen; a fit in closed form joins its features{measured} into one "
+                "score of fat, and cut-offs on that score give the grades."]  # fmt: skip
     epochs = train.get("fine_tune_epochs")
     learns = (
         f"of which the last stage is trained too, for {epochs} epochs" if epochs
@@ -276,7 +295,7 @@ def _model(config: dict[str, Any]) -> list[str]:
         "regression": "a fat percentage, read as grades",
     }.get(model.get("head", ""), str(model.get("head", "")))
     return [
-        f"Backbone {model.get('backbone', 'not stated')} (weights: {model['weights']}), {learns}; "
+        f"{backbone}, {learns}; "
         f"a head of {model.get('hidden_units', 'not stated')} units on its features gives {head}."
     ]
 
