@@ -162,16 +162,19 @@ def test_verbs_along_the_line(study: Path, capsys: pytest.CaptureFixture[str]) -
     manifest = study / "by_hand.csv"
     labels = study / "phantoms" / "labels.csv"
     assert call("manifest", labels, "--output", manifest) == 0
-    assert call("split", manifest) == 0
+    assert call("split", manifest, "--set", "split.kind=holdout") == 0
     assert call("roi", manifest, "--set", "roi.method=sector") == 0
     assert call("records", manifest, "--output", study / "records") == 0
     assert "records" in capsys.readouterr().out
     by_hand = pd.read_csv(manifest).set_index("frame_id")["split"]
     by_run = pd.read_csv(run_dir(study) / "manifest.csv").set_index("frame_id")["split"]
     assert by_hand.equals(by_run)
-    assert call("split", manifest, "--set", "split.split_seed=9") == 1
+    assert call("split", manifest, "--set", "split.kind=holdout", "split.split_seed=9") == 1
     assert "--replace" in capsys.readouterr().err
-    assert call("split", manifest, "--set", "split.split_seed=9", "--replace") == 0
+    assert (
+        call("split", manifest, "--set", "split.kind=holdout", "split.split_seed=9", "--replace")
+        == 0
+    )
 
 
 def test_robustness_reaches_the_report(study: Path) -> None:
