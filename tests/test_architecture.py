@@ -36,7 +36,7 @@ ROOMS = {
     "pipeline": "grades files config environment tracking cohort roi quantitative records model "
     "evaluation deploy training recipes",
     "demo": "sources cohort evaluation deploy recipes pipeline",
-    "server": "grades sources roi quantitative model deploy",
+    "server": "grades sources cohort roi quantitative model deploy",
     "verbs": "grades files config environment tracking parallel sources cohort roi quantitative "
     "records evaluation deploy recipes pipeline demo server",
     "cli": "grades files verbs",
@@ -60,7 +60,7 @@ EXCEPTIONS = {
 WITHOUT_TENSORFLOW = (
     "deploy.predict", "deploy.bundle", "quantitative.measure", "sources.dicom.ingest",
     "roi.columns", "roi.propose", "roi.sheet", "roi.review.exchange",
-    "server.review", "server.page",
+    "server.review", "server.grading", "server.page",
 )  # fmt: skip
 # Imported when a bundle is written, by a run that has TensorFlow loaded.
 WRITES_BUNDLES = "deploy.bundle_network"

@@ -2,7 +2,9 @@
 
 A label table with the columns `reader_1 .. reader_n` becomes a label table with `grade`. What
 the rule cannot settle goes to `adjudicate.csv` beside the output and stays without a grade until
-the team has filled its column `adjudicated`; the next run takes it from there."""
+the team has filled its column `adjudicated`; the next run takes it from there. A second reading by
+the same reader, in `reader_1_repeat`, has no voice: it tells how far a reader agrees with
+themselves."""
 
 import re
 from dataclasses import asdict, dataclass
@@ -27,6 +29,7 @@ from steatosis_tf.grades import GRADES
 Rule = Literal["majority", "median", "unanimous"]
 RULES = ("majority", "median", "unanimous")
 UNREAD = -1  # label of a patient whom a reader has not graded
+_REPEAT = "_repeat"
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,10 @@ class KappaInterval:
 
 @dataclass(frozen=True)
 class ConsensusSummary:
-    """How the readers agreed and what came of it; all counts are patients."""
+    """How the readers agreed and what came of it; all counts are patients.
+
+    `pairwise_kappa` is between two readers, `repeat_kappa` of a reader with themselves.
+    """
 
     rule: str
     readers: tuple[str, ...]
@@ -62,6 +68,7 @@ class ConsensusSummary:
     fleiss_kappa: float | None
     fleiss_num_patients: int
     pairwise_kappa: dict[str, KappaInterval]
+    repeat_kappa: dict[str, KappaInterval]
     adjudicate_path: str
 
     def metrics(self) -> dict[str, float]:
@@ -71,7 +78,7 @@ class ConsensusSummary:
             for name, value in asdict(self).items()
             if isinstance(value, int | float)
         }
-        for pair, kappa in self.pairwise_kappa.items():
+        for pair, kappa in (self.pairwise_kappa | self.repeat_kappa).items():
             for name, value in asdict(kappa).items():
                 if value is not None:
                     flat[f"kappa.{pair}.{name}"] = float(value)
@@ -90,7 +97,7 @@ def build_consensus(
 
     Args:
         labels_path: label table with `path, patient_id, reader_1 .. reader_n`, grade names or
-            empty cells.
+            empty cells; where patients were read twice also `reader_1_repeat` and so on.
         output_path: label table with `grade` to write, in the same folder, because `path` is
             relative to it. `adjudicate.csv` is written beside it, and read if it is there.
         rule: "majority" the grade most readers gave; "median" the middle one; "unanimous" only
@@ -110,7 +117,9 @@ def build_consensus(
     table = read_table(labels_path)
     readers = _readers(labels_path.name, table)
     grade_map = read_grade_map(grade_map_path) if grade_map_path else {}
-    readings, doubts = _readings(table, readers, grade_map)
+    repeats = [reader + _REPEAT for reader in readers if reader + _REPEAT in table.columns]
+    every, doubts = _readings(table, [*readers, *repeats], grade_map)
+    readings = {patient: labels[: len(readers)] for patient, labels in every.items()}
     settled = read_settled(adjudicate_path, grade_map)
 
     outcomes: dict[str, tuple[str, str]] = {}
@@ -130,8 +139,10 @@ def build_consensus(
     table["grade"] = table["patient_id"].map({p: grade for p, (grade, _) in outcomes.items()})
     write_spreadsheet(table.drop(columns=["row", "fault", "fat_percent"]), output_path)
     write_contested(adjudicate_path, readers, contested)
-    matrix = np.array(list(readings.values()), dtype=int).reshape(len(readings), len(readers))
-    return _summary(rule, readers, list(outcomes.values()), matrix, adjudicate_path)
+    columns = [*readers, *repeats]
+    matrix = np.array(list(every.values()), dtype=int).reshape(len(every), len(columns))
+    labels_of = pd.DataFrame(matrix, columns=columns)
+    return _summary(rule, readers, list(outcomes.values()), labels_of, adjudicate_path)
 
 
 def _check_places(labels_path: Path, output_path: Path, adjudicate_path: Path) -> None:
@@ -184,7 +195,8 @@ def _readings(
     doubts: dict[str, str] = {}
     for patient, group in table.groupby("patient_id", sort=False):
         found = [set(group[reader].map(numbers)) - {UNREAD} for reader in readers]
-        twice = [reader for reader, labels in zip(readers, found, strict=True) if len(labels) > 1]
+        twice = [reader for reader, labels in zip(readers, found, strict=True)
+                 if len(labels) > 1 and not reader.endswith(_REPEAT)]  # fmt: skip
         readings[str(patient)] = [labels.pop() if len(labels) == 1 else UNREAD for labels in found]
         if twice:
             doubts[str(patient)] = f"{' and '.join(twice)} gave more than one grade"
@@ -210,23 +222,22 @@ def _by_rule(labels: list[int], rule: str, doubt: str) -> tuple[str, str]:
     return GRADES[given[0] if low > high else given[-1]], ""
 
 
-def _pairwise(labels: np.ndarray, readers: list[str]) -> dict[str, KappaInterval]:
-    kappas = {}
-    for one, other in combinations(range(len(readers)), 2):
-        both = labels[(labels[:, one] != UNREAD) & (labels[:, other] != UNREAD)]
-        kappas[f"{readers[one]}-{readers[other]}"] = weighted_kappa(both[:, one], both[:, other])
-    return kappas
+def _kappa(labels: pd.DataFrame, one: str, other: str) -> KappaInterval:
+    """Of two columns, over the patients that both have read."""
+    both = labels.loc[(labels[[one, other]] != UNREAD).all(axis=1)]
+    return weighted_kappa(both[one].to_numpy(), both[other].to_numpy())
 
 
 def _summary(
     rule: str,
     readers: list[str],
     outcomes: list[tuple[str, str]],
-    labels: np.ndarray,
+    labels: pd.DataFrame,
     adjudicate_path: Path,
 ) -> ConsensusSummary:
     grades, ways = [grade for grade, _ in outcomes], [way for _, way in outcomes]
-    complete = labels[(labels != UNREAD).all(axis=1)]
+    of_readers = labels[readers].to_numpy()
+    complete = of_readers[(of_readers != UNREAD).all(axis=1)]
     return ConsensusSummary(
         rule=rule,
         readers=tuple(readers),
@@ -238,7 +249,14 @@ def _summary(
         patients_per_grade={name: grades.count(name) for name in GRADES},
         fleiss_kappa=fleiss_kappa(complete),
         fleiss_num_patients=len(complete),
-        pairwise_kappa=_pairwise(labels, readers),
+        pairwise_kappa={
+            f"{one}-{other}": _kappa(labels, one, other) for one, other in combinations(readers, 2)
+        },
+        repeat_kappa={
+            f"{reader}-{reader}{_REPEAT}": _kappa(labels, reader, reader + _REPEAT)
+            for reader in readers
+            if reader + _REPEAT in labels
+        },
         adjudicate_path=str(adjudicate_path),
     )
 

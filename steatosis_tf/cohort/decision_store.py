@@ -111,7 +111,7 @@ def read_entries(manifest_path: str | Path, *, after: int = 0) -> list[Entry]:
     entries: list[Entry] = []
     taken: dict[str, int] = {}
     if (folder / STORE_NAME).is_file():
-        with _connected(folder) as connection:
+        with connected(folder / STORE_NAME) as connection:
             # A writer killed while it made the file has left it without tables.
             if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] >= 2:
                 entries = _entries_after(connection, after)
@@ -149,7 +149,7 @@ def writing(manifest_path: str | Path) -> Iterator[Callable[[Iterable[Entry]], N
             TimeoutError if another process holds it.
     """
     folder = Path(manifest_path).parent
-    with _connected(folder, create=True) as connection:
+    with connected(folder / STORE_NAME, create=True) as connection:
         connection.executescript(_SCHEMA)
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -223,11 +223,20 @@ def manifest_rows(path: Path, names: Sequence[str]) -> Iterator[list[str]]:
 
 
 @contextmanager
-def _connected(folder: Path, *, create: bool = False) -> Iterator[sqlite3.Connection]:
+def connected(path: Path, *, create: bool = False) -> Iterator[sqlite3.Connection]:
+    """A connection to a store, whose transactions last through a power cut.
+
+    Args:
+        path: of the SQLite file.
+        create: whether to make the file where it is missing.
+
+    Raises:
+        ValueError: if the store is damaged.
+        OSError: if it cannot be used; TimeoutError if another process holds it.
+    """
     # One connection a use: none is carried into a forked process, none holds the file open. Not
     # read-only even to read, or what a killed writer left half done could not be rolled back.
-    path = (folder / STORE_NAME).absolute()
-    address = f"{path.as_uri()}?mode={'rwc' if create else 'rw'}"
+    address = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
     try:
         with closing(
             sqlite3.connect(address, uri=True, timeout=_STORE_PATIENCE_S, isolation_level=None)
@@ -238,20 +247,20 @@ def _connected(folder: Path, *, create: bool = False) -> Iterator[sqlite3.Connec
             connection.execute("PRAGMA synchronous=EXTRA")
             yield connection
     except sqlite3.DatabaseError as error:
-        raise _as_usual(error) from error
+        raise _as_usual(error, path.name) from error
 
 
-def _as_usual(error: sqlite3.DatabaseError) -> Exception:
+def _as_usual(error: sqlite3.DatabaseError, name: str) -> Exception:
     """An error of SQLite as the one that a file would have raised."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return TimeoutError(f"{STORE_NAME} is held by another process ({error})")
+        return TimeoutError(f"{name} is held by another process ({error})")
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
         return ValueError(
-            f"Expected the store of decisions. Received: {STORE_NAME}, which is damaged ({error}). "
+            f"Expected the store of decisions. Received: {name}, which is damaged ({error}). "
             "Restore it from a backup."
         )
-    return OSError(f"{STORE_NAME} cannot be used ({error})")
+    return OSError(f"{name} cannot be used ({error})")
 
 
 def _append(connection: sqlite3.Connection, entries: Iterable[Entry]) -> None:

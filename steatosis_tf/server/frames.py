@@ -1,12 +1,17 @@
 """Frames and outlines as a browser can show them."""
 
 import functools
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import cv2
 import numpy as np
+import pandas as pd
+from fastapi import Response
 
 from steatosis_tf.roi.anatomy.liver import liver_mask
 from steatosis_tf.roi.sector import find_sector
@@ -89,6 +94,50 @@ class StudyFolders:
                 "page with --frames FOLDER to show it."
             )
         return path
+
+
+def check_study(manifest_path: Path, folders: StudyFolders) -> None:
+    """Say at the start, with the words that help, what else the page would say of every frame.
+
+    Raises:
+        ValueError: if nothing can be written beside the manifest, or frames of it lie elsewhere.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=manifest_path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            "Expected a folder that can be written to: decisions are kept beside the manifest. "
+            f"Received: {error.strerror}."
+        ) from error
+    # The paths alone, once for every folder: a manifest may have a million rows.
+    paths = pd.read_csv(manifest_path, usecols=["path"], dtype=str)["path"].dropna()
+    of_folder = paths.map(os.path.dirname).value_counts()
+    outside = {
+        name: num for name, num in of_folder.items() if manifest_path.parent / name not in folders
+    }
+    if outside:
+        common = os.path.commonpath(os.path.abspath(manifest_path.parent / one) for one in outside)
+        raise ValueError(
+            f"Expected frames in the folder of {manifest_path.name}. Received: "
+            f"{sum(outside.values())} of {len(paths)} frames outside of it. If they may be shown, "
+            f"add --frames {os.path.relpath(common)}"
+        )
+
+
+def picture(path: Path) -> Response:
+    """A frame as a page asks for it.
+
+    Raises:
+        ValueError: if the frame cannot be read, with the reason.
+    """
+    shown = shown_frame(path)
+    headers = {
+        "X-Frame-Height": str(shown.height),
+        "X-Frame-Width": str(shown.width),
+        "X-Frame-Notice": quote(shown.notice),
+    }
+    return Response(shown.png, media_type="image/png", headers=headers)
 
 
 def shown_frame(path: Path) -> ShownFrame:

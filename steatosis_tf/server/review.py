@@ -4,16 +4,12 @@ The page is `static/review.html`. It is answered when the disk has the decision,
 never told "saved" too early.
 """
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
 
 import numpy as np
-import pandas as pd
 from fastapi import FastAPI, Query, Response
 from pydantic import BaseModel, Field, FiniteFloat
 
@@ -23,7 +19,14 @@ from steatosis_tf.roi.sector import Fan
 from steatosis_tf.roi.sector.cell import kept_fan, sector_cell
 from steatosis_tf.roi.views import Rectangle, around_sector
 from steatosis_tf.server.app import bound_socket, make_app, serve
-from steatosis_tf.server.frames import Polygon, StudyFolders, frame_outlines, shown_frame
+from steatosis_tf.server.frames import (
+    Polygon,
+    StudyFolders,
+    check_study,
+    frame_outlines,
+    picture,
+    shown_frame,
+)
 
 DEFAULT_PORT = 8741
 # A smaller box has fewer pixels than a texture needs, and cannot be grasped with a mouse.
@@ -71,7 +74,8 @@ def review(
 
     A decision is on disk, beside the manifest, before the page says so; the manifest follows
     within a moment. Several reviewers may run this on one manifest at a time, each on a port of
-    their own. The page shows neither grades nor patients: the review is blind.
+    their own. The page shows no grades: the review is blind. The patient's pseudonym stands beside
+    the frame's, so that two people can speak about a case.
 
     Args:
         manifest_path: manifest.csv with ROI columns, as `steatosis roi` writes them.
@@ -91,41 +95,12 @@ def review(
         if not len(store):
             text = f"Expected a manifest with frames. Received: {store.path.name} with none."
             raise ValueError(text)
-        _check_writable(store.path.parent)
-        _check_inside_study(store.path, folders)
+        check_study(store.path, folders)
         store.start_folding()
         app = make_app("review", at_end=store.close)
         add_routes(app, store, folders, reviewer=reviewer)
         title = f"Review of {store.path.name} by {reviewer}"
         serve(app, bound, title=title, open_browser=open_browser)
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(
-            "Expected a folder that can be written to: decisions are kept beside the manifest. "
-            f"Received: {error.strerror}."
-        ) from error
-
-
-def _check_inside_study(manifest_path: Path, folders: StudyFolders) -> None:
-    """Say at the start, with the words that help, what else the page would say of every frame."""
-    # The paths alone, once for every folder: a manifest may have a million rows.
-    paths = pd.read_csv(manifest_path, usecols=["path"], dtype=str)["path"].dropna()
-    of_folder = paths.map(os.path.dirname).value_counts()
-    outside = {
-        name: num for name, num in of_folder.items() if manifest_path.parent / name not in folders
-    }
-    if outside:
-        common = os.path.commonpath(os.path.abspath(manifest_path.parent / one) for one in outside)
-        raise ValueError(
-            f"Expected frames in the folder of {manifest_path.name}. Received: "
-            f"{sum(outside.values())} of {len(paths)} frames outside of it. If they may be shown, "
-            f"add --frames {os.path.relpath(common)}"
-        )
 
 
 def add_routes(app: FastAPI, store: DecisionStore, folders: StudyFolders, *, reviewer: str) -> None:
@@ -152,14 +127,8 @@ def add_routes(app: FastAPI, store: DecisionStore, folders: StudyFolders, *, rev
             return _neighbourhood(store, place)
 
     @app.get("/review/frames/{frame_id}/picture.png")
-    def picture(frame_id: str) -> Response:
-        shown = shown_frame(path_of(frame_id))
-        headers = {
-            "X-Frame-Height": str(shown.height),
-            "X-Frame-Width": str(shown.width),
-            "X-Frame-Notice": quote(shown.notice),
-        }
-        return Response(shown.png, media_type="image/png", headers=headers)
+    def frame_picture(frame_id: str) -> Response:
+        return picture(path_of(frame_id))
 
     @app.get("/review/frames/{frame_id}/outlines")
     def outlines(frame_id: str) -> dict[str, list[Polygon]]:
@@ -215,10 +184,11 @@ def _progress(store: DecisionStore) -> dict[str, Any]:
 
 
 def _row(store: DecisionStore, at: int, order: str) -> dict[str, Any]:
-    # No path, patient or grade: a folder may be called "Severe", and the review is blind.
+    # No path and no grade: a folder may be called "Severe", and the review is blind.
     cells = store.cells(at)
     return {
         "frame_id": store.frame_id(at),
+        "patient_id": store.patient_id(at),
         "rank": store.queue.rank(at, order),
         "total": len(store),
         "box": cells.rectangle and astuple(cells.rectangle),

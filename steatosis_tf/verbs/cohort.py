@@ -134,7 +134,8 @@ def consensus(args: Namespace) -> Result:
         f"{summary.num_adjudicated} by adjudication, {summary.num_unread} unread: {args.output}",
         f"Fleiss' kappa {shown} over {summary.fleiss_num_patients} patients",
     ]
-    lines += [f"quadratic kappa {pair}: {kappa}" for pair, kappa in summary.pairwise_kappa.items()]
+    agreed = summary.pairwise_kappa | summary.repeat_kappa
+    lines += [f"quadratic kappa {pair}: {kappa}" for pair, kappa in agreed.items()]
     if summary.num_pending:
         lines.append(
             f"{summary.num_pending} patients wait in {summary.adjudicate_path}: fill its column "

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
+from typing import Any
 
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.verbs.common import (
@@ -70,24 +71,40 @@ def _roi_arguments(parser: ArgumentParser) -> None:
 def review(args: Namespace) -> Result:
     """Open the page on which a person accepts, corrects or rejects the proposals.
 
+    With --grade it is a reading study instead: readers grade whole patients, blind.
+
     Example:
         steatosis review manifest.csv --reviewer AB
     """
+    where: dict[str, Any] = {
+        "port": args.port,
+        "frame_folders": args.frames,
+        "open_browser": not args.no_browser,
+    }
+    if args.grade:
+        from steatosis_tf.server.grading import grade
+
+        table = grade(args.manifest, repeats=args.repeats, **where)
+        text = f"All answers are saved. Next: steatosis consensus {table} --output labels.csv"
+        return Result({"manifest": args.manifest, "readings": str(table)}, text)
     from steatosis_tf.server.review import review as serve
 
-    serve(
-        args.manifest,
-        reviewer=args.reviewer,
-        port=args.port,
-        frame_folders=args.frames,
-        open_browser=not args.no_browser,
-    )
+    serve(args.manifest, reviewer=args.reviewer, **where)
     return Result({"manifest": args.manifest}, f"{args.manifest}: all decisions are saved")
 
 
 def _review_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
-    parser.add_argument("--reviewer", required=True, help="initials, kept in the manifest")
+    purpose = parser.add_mutually_exclusive_group(required=True)
+    purpose.add_argument("--reviewer", help="initials, kept in the manifest")
+    purpose.add_argument(
+        "--grade", action="store_true",
+        help="readers log on and grade patients blind, into readings.csv",
+    )  # fmt: skip
+    parser.add_argument(
+        "--repeats", type=float, default=0.1, metavar="SHARE",
+        help="with --grade: share of the patients that a new reader sees twice",
+    )  # fmt: skip
     parser.add_argument(
         "--port",
         type=int,

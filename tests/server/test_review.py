@@ -420,6 +420,11 @@ def test_the_next_frame_is_there_before_it_is_asked_for(server, open_page):
     print("from key to next frame, ms:", [round(ms) for ms in took_ms])
 
 
+def test_the_pseudonym_of_the_patient_stands_beside_the_frame(server, open_page):
+    page = open_page(server, 3)
+    assert page.inner_text("#patient") == "p2"
+
+
 def test_the_page_is_blind_and_stays_on_this_machine(server, browser):
     page = browser.new_page()
     urls: list[str] = []

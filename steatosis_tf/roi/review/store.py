@@ -85,6 +85,10 @@ class DecisionStore:
         """Name of the frame in a row."""
         return str(self._columns["frame_id"][position])
 
+    def patient_id(self, position: int) -> str:
+        """The study's pseudonym of the patient in a row."""
+        return str(self._columns["patient_id"][position])
+
     def pixels_sha256(self, position: int) -> str:
         """Hash of the pixels of the frame in a row."""
         return self._key(position)[1]
@@ -251,6 +255,7 @@ class DecisionStore:
         columns = [
             "frame_id",
             "path",
+            "patient_id",
             "pixels_sha256",
             *(name for name in ROI_CELLS if name in table.columns),
         ]

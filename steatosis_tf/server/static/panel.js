@@ -1,6 +1,8 @@
 // What stands beside the frame, and which key and which button does what. The keyboard sheet in
 // review.html says the same.
 
+import { askReason, connectReasons } from "./reasons.js";
+
 const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 const BIG_STEP_PX = 10;
 // Keys that make sense when held down; a held A must not accept frame after frame.
@@ -52,6 +54,7 @@ export function showPanel({ row, edit, ready, busy, steps, undos, order }, curre
   at("state").textContent = row ? (edit ? "Unsaved change" : STATE_NAMES[row.state]) : "";
   at("state").className = `state ${edit ? "changed" : row?.state ?? ""}`;
   at("id").textContent = row?.frame_id ?? "";
+  at("patient").textContent = row?.patient_id ?? "";
   at("signed").textContent = decided ? `by ${row.reviewer}, ${when(row.reviewed_at)}` : "";
   at("quality").textContent = row ? row.quality?.toFixed(2) ?? "–" : "";
   at("qualityBar").style.width = `${100 * (row?.quality ?? 0)}%`;
@@ -108,7 +111,7 @@ export function connect(acts, stage) {
     acts.goTo(Number.parseInt(at("number").value, 10) - 1);
   });
   at("numbers").addEventListener("change", acts.typedBox);
-  connectReasons(acts);
+  connectReasons(acts.reject);
   document.addEventListener("keydown", (event) => onKey(event, keys, acts));
   document.addEventListener("keyup", (event) => event.key === " " && bare(stage, false));
   window.addEventListener("blur", () => bare(stage, false));
@@ -123,7 +126,7 @@ function keyTable(acts, stage) {
   const previous = () => acts.move(-1);
   const closer = () => stage.zoom(1.25);
   return {
-    a: acts.accept, c: acts.correct, r: askReason, Enter: acts.acceptOrCorrect, u: acts.undo,
+    a: acts.accept, c: acts.correct, r: () => at("reject").disabled || askReason(), Enter: acts.acceptOrCorrect, u: acts.undo,
     o: acts.reopen, Escape: acts.drop, m: () => at("memo").focus(),
     n: next, PageDown: next, p: previous, PageUp: previous, w: acts.toggleWorst, f: nextFilter,
     g: () => at("number").select(), h: () => stage.nextPart(), d: acts.draw,
@@ -168,36 +171,4 @@ function toggle(stage, layer) {
 function bare(stage, isBare) {
   stage.bare = isBare;
   stage.render();
-}
-
-// ---- the dialog that asks why a frame is rejected ----------------------------------------------
-
-function askReason() {
-  if (at("reject").disabled) return;
-  at("otherReason").value = "";
-  at("reasons").showModal();
-  at("reasonList").querySelector("button").focus();
-}
-
-function connectReasons(acts) {
-  const reject = (reason) => {
-    if (!reason.trim()) return at("otherReason").focus();
-    at("reasons").close();
-    acts.reject(reason);
-  };
-  const buttons = at("reasonList").querySelectorAll("button");
-  for (const button of buttons) button.addEventListener("click", () => reject(button.lastChild.data));
-  at("reasons").addEventListener("keydown", (event) => {
-    if (event.target.id === "otherReason" || event.ctrlKey || event.metaKey) return;
-    const button = buttons[Number(event.key) - 1];
-    if (button) {
-      event.preventDefault();
-      button.click();
-    } else if (/^\p{L}$/u.test(event.key)) at("otherReason").focus(); // the letter lands there
-  });
-  at("reasons").querySelector("form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    reject(at("otherReason").value);
-  });
-  at("reasonCancel").addEventListener("click", () => at("reasons").close());
 }

@@ -1,7 +1,6 @@
 // What every page needs of the server: requests, and frames fetched ahead of their turn.
 
 const PATIENCE_MS = 20000;
-const KEPT_FRAMES = 10;
 
 const TOKEN = document.querySelector("meta[name=token]").content;
 
@@ -43,10 +42,10 @@ export async function sendFiles(path, files, patience) {
   return { head, blob: (place) => bytes.subarray(starts[place], starts[place + 1]) };
 }
 
-async function load(path) {
+async function load(path, hasOutlines) {
   const response = await request(`${path}/picture.png`);
   const header = (name) => response.headers.get(`X-Frame-${name}`);
-  const outlines = get(`${path}/outlines`);
+  const outlines = hasOutlines ? get(`${path}/outlines`) : Promise.resolve({});
   outlines.catch(() => {}); // a frame without outlines is still a frame
   return {
     bitmap: await createImageBitmap(await response.blob()),
@@ -61,20 +60,23 @@ async function load(path) {
 export class Frames {
   #frames = new Map();
   #root;
+  #more;
 
-  /** `root` is the path on the server below which a frame's id stands. */
-  constructor(root) {
+  /** `root` is the path on the server below which a frame's id stands; `kept` are held decoded. */
+  constructor(root, more = {}) {
     this.#root = root;
+    this.#more = { kept: 10, outlines: true, ...more };
   }
 
   /** Promise of `{bitmap, height, width, notice, outlines}`; `outlines` is a promise, too. */
   get(frameId) {
-    const kept = this.#frames.get(frameId) ?? load(`${this.#root}/${encodeURIComponent(frameId)}`);
+    const path = `${this.#root}/${encodeURIComponent(frameId)}`;
+    const kept = this.#frames.get(frameId) ?? load(path, this.#more.outlines);
     this.#frames.delete(frameId); // put it last, as the one used most recently
     this.#frames.set(frameId, kept);
     kept.catch(() => this.#frames.delete(frameId)); // a file that was repaired is asked for again
     for (const [id, frame] of this.#frames) {
-      if (this.#frames.size <= KEPT_FRAMES) break;
+      if (this.#frames.size <= this.#more.kept) break;
       this.#frames.delete(id);
       frame.then(({ bitmap }) => bitmap.close(), () => {});
     }
