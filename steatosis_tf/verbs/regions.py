@@ -95,8 +95,10 @@ def review(args: Namespace) -> Result:
 
 def _review_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
-    purpose = parser.add_mutually_exclusive_group(required=True)
-    purpose.add_argument("--reviewer", help="initials, kept in the manifest")
+    purpose = parser.add_mutually_exclusive_group()
+    purpose.add_argument(
+        "--reviewer", default="", help="initials, kept in the manifest; needed without --grade"
+    )
     purpose.add_argument(
         "--grade", action="store_true",
         help="readers log on and grade patients blind, into readings.csv",
