@@ -7,7 +7,7 @@ from typing import Any
 from steatosis_tf.cohort.manifest import build_manifest
 from steatosis_tf.deploy.predict import predict
 from steatosis_tf.evaluation.report.evaluate import metrics_text
-from steatosis_tf.pipeline import run
+from steatosis_tf.pipeline import run_all
 from steatosis_tf.recipes import RECIPES
 from steatosis_tf.sources.phantom.study import write_phantoms
 
@@ -39,7 +39,8 @@ def run_demo(output_dir: str | Path, *, num_patients: int = 60) -> DemoSummary:
         write_phantoms(frames_dir, num_patients=num_patients, frames_per_patient=2, seed=0)
     manifest_path = output_dir / "manifest.csv"
     build_manifest(frames_dir / "labels.csv", manifest_path)
-    runs = {name: run(EXPERIMENT, manifest_path, RECIPES[name].config) for name in _TRAINED}
+    configs = [(RECIPES[name].config, 0) for name in _TRAINED]
+    runs = dict(zip(_TRAINED, run_all(EXPERIMENT, manifest_path, configs), strict=True))
     last = runs[_TRAINED[-1]]
     predicted = predict(
         [frames_dir / "labels.csv"], model=last.run_dir, output_dir=output_dir / "predictions"

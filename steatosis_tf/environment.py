@@ -1,8 +1,12 @@
 """On what a run was computed: versions and hardware, nothing that names a machine or a person."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
+import subprocess
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 #: What the program says of the network; tests/test_silence.py holds it to that.
@@ -31,10 +35,12 @@ def describe_environment() -> dict[str, Any]:
     """Versions of what a result depends on, and the kind of machine.
 
     Returns:
-        `python`, `packages` {name: version or "not installed"}, `system`, `processor`,
-        `num_cores`, `memory_gib`.
+        `commit` of a copy out of git, else None, `code_sha256`, `python`, `packages` {name:
+        version or "not installed"}, `system`, `processor`, `num_cores`, `memory_gib`.
     """
     return {
+        "commit": _commit(),
+        "code_sha256": code_sha256(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "system": platform.system(),
@@ -42,6 +48,32 @@ def describe_environment() -> dict[str, Any]:
         "num_cores": os.cpu_count(),
         "memory_gib": _memory_gib(),
     }
+
+
+@cache
+def code_sha256() -> str:
+    """Hash of the package's own code: what it computes may differ where this does."""
+    package, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _commit() -> str | None:
+    """Commit of the package, with `-dirty` where files differ from it; None outside of git."""
+    folder = Path(__file__).parent.parent
+    if not (folder / ".git").exists():  # a package inside of another project's folder
+        return None
+    words = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        told = subprocess.run(
+            [*words, "--exclude=*"],
+            check=True, capture_output=True, text=True, timeout=10,
+            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):  # no git, or one that refuses the folder
+        return None
+    return told.stdout.strip() or None
 
 
 def _version(package: str) -> str:

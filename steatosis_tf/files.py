@@ -21,6 +21,9 @@ ABANDONED_AFTER_S = 24 * 3600
 #: Hashes of all files of a folder; the last file that a run writes.
 SUMS_NAME = "SHA256SUMS"
 
+#: Stands in the folder of a run that has not come to its end.
+UNFINISHED_NAME = "UNFINISHED.json"
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -163,7 +166,8 @@ def write_sums(folder: str | Path, names: Iterable[str] | None = None) -> None:
     """Write `SHA256SUMS` of a folder, as `sha256sum --check` reads it.
 
     Args:
-        folder: all files in it and below are hashed, but hidden ones.
+        folder: all files in it and below are hashed, but hidden ones and the mark of a run that is
+            not finished.
         names: paths inside whose lines are renewed; the others stay. All are if None.
 
     Example:
@@ -250,7 +254,8 @@ def _names_in(folder: Path) -> list[str]:
     return sorted(
         name.as_posix()
         for name in names
-        if name.name != SUMS_NAME and not any(part.startswith(".") for part in name.parts)
+        if name.name not in (SUMS_NAME, UNFINISHED_NAME)
+        and not any(part.startswith(".") for part in name.parts)
     )
 
 

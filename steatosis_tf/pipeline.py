@@ -5,9 +5,11 @@ records, features. Scripts that train many heads take the same first steps by `p
 """
 
 import dataclasses
+import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +33,7 @@ from steatosis_tf.evaluation.metrics.comparison import tracked_intervals
 from steatosis_tf.evaluation.metrics.scores import read_scores
 from steatosis_tf.evaluation.report.evaluate import evaluate_run, lock_operating_points
 from steatosis_tf.evaluation.report.report import write_report
-from steatosis_tf.files import file_sha256, replacing, write_json, write_sums
+from steatosis_tf.files import UNFINISHED_NAME, file_sha256, replacing, write_json, write_sums
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.joint import JointModel
 from steatosis_tf.model.train import make_repeatable
@@ -42,6 +44,16 @@ from steatosis_tf.records.pipeline import read_records
 from steatosis_tf.roi.columns import add_roi_columns
 from steatosis_tf.roi.views import input_shape
 from steatosis_tf.training import StudyData, check_rois, load_study, train_and_score
+from steatosis_tf.unfinished import (
+    find_unfinished,
+    finish,
+    finished_before,
+    forget,
+    is_computed,
+    marked,
+    only_one,
+    run_key,
+)
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -128,10 +140,53 @@ def run_rounds(
     options: "PipelineOptions | None" = None,
 ) -> list[RunSummary]:
     """`run` once, or once for each round of a repeated k-fold."""
-    return [
-        run(experiment, manifest_path, config, runs_dir, repeat=repeat, options=options)
-        for repeat in range(config.split.repeats)
-    ]
+    rounds = [(config, repeat) for repeat in range(config.split.repeats)]
+    return run_all(experiment, manifest_path, rounds, runs_dir, options=options)
+
+
+def run_all(
+    experiment: str,
+    manifest_path: str | Path,
+    configs: Sequence[tuple[Config, int]],
+    runs_dir: str | Path = "runs",
+    *,
+    options: "PipelineOptions | None" = None,
+) -> list[RunSummary]:
+    """The runs of one command. What it finished before it was killed is not run again.
+
+    Args:
+        experiment: as of `run`.
+        manifest_path: as of `run`.
+        configs: as of `run`, of each run, with its round.
+        runs_dir: as of `run`.
+        options: as of `run`.
+
+    Raises:
+        ValueError, RuntimeError: as `run`.
+    """
+    manifest_path, runs_dir = Path(manifest_path), Path(runs_dir)
+    folder = runs_dir / experiment
+    settled = [(_settle(config, manifest_path, repeat), repeat) for config, repeat in configs]
+    keys = [run_key(experiment, manifest_path, config, repeat) for config, repeat in settled]
+    summaries = []
+    for (config, repeat), key in zip(settled, keys, strict=True):
+        if before := finished_before(folder, key):
+            summaries.append(_summary(before))
+            continue
+        with _begun(experiment, folder, key, config, repeat) as run_dir:
+            _run(run_dir, manifest_path, config, repeat, options)
+        summaries.append(_summary(run_dir))
+    for key in keys:
+        forget(folder, key)
+    return summaries
+
+
+def _summary(run_dir: Path) -> RunSummary:
+    metrics, environment = (
+        json.loads((run_dir / name).read_text()) for name in ("metrics.json", "environment.json")
+    )
+    seconds = float(environment["seconds"])
+    return RunSummary(run_dir.name, run_dir.parent.name, str(run_dir), seconds, metrics)
 
 
 def run(
@@ -145,9 +200,11 @@ def run(
 ) -> RunSummary:
     """Do whatever is missing (split, ROI, records, features), then train, evaluate and export.
 
-    The manifest itself is never changed: the run keeps a complete copy. The test part is scored
-    once, at the end. Cross-validated runs score every patient out of fold; the model they export
-    is trained on all patients afterwards, and no figure is claimed for it but those of the folds.
+    A run of the same manifest and config that was begun before and has not come to its end is gone
+    on with. The manifest itself is never changed: the run keeps a complete copy. The test part is
+    scored once, at the end. Cross-validated runs score every patient out of fold; the model they
+    export is trained on all patients afterwards, and no figure is claimed for it but those of the
+    folds.
 
     Args:
         experiment: name in MLflow and below `runs_dir`.
@@ -164,40 +221,65 @@ def run(
 
     Raises:
         ValueError: for faults of the data or of the config.
-        RuntimeError: if weights cannot be fetched or the exported model differs.
+        RuntimeError: if weights cannot be fetched, the exported model differs, or another process
+            computes the same run.
     """
-    start = time.monotonic()
-    config = _settle(config, manifest_path, repeat)
-    make_repeatable(config.train.seed)
+    configs = [(config, repeat)]
+    return run_all(experiment, manifest_path, configs, runs_dir, options=options)[0]
+
+
+@contextmanager
+def _begun(experiment: str, folder: Path, key: str, config: Config, repeat: int) -> Iterator[Path]:
+    """The folder of a run, new or of the same run that was begun before and not finished."""
     params = flatten(config) | {"repeat": repeat}
-    with tracking.start_run(experiment, config.split.kind, params) as tracked:
-        run_dir = Path(runs_dir) / experiment / tracked.run_id
-        run_dir.mkdir(parents=True)
-        save_config(config, run_dir / "config.json")
-        place = Preparation(config, run_dir, Path(runs_dir), options)
-        partitions, records_dir = _prepare(Path(manifest_path), repeat, place)
-        data = load_study(records_dir, Path(runs_dir) / "cache" / "features", config, options)
-        if config.model.head == "joint":
-            data = _with_measured(data, run_dir / "manifest.csv", Path(runs_dir) / "cache")
-        train_start = time.monotonic()
-        model = train_and_score(data, partitions, config, run_dir)
-        train_minutes = (time.monotonic() - train_start) / 60
-        lock_operating_points(run_dir, config.evaluation.aggregation)
-        metrics = evaluate_run(run_dir)
-        cost = _keep(model, data, place, tracked.run_id)
-        seconds = time.monotonic() - start
-        environment = describe_environment() | {"seconds": round(seconds, 1)}
-        write_json(environment, run_dir / "environment.json")
-        draw_run_gallery(run_dir)
-        write_hepatorenal(run_dir)
-        write_report(run_dir)
-        write_sums(run_dir)
-        cost |= {"train_minutes": train_minutes, "seconds": seconds}
-        _track(run_dir, config, metrics, cost)
-    return RunSummary(tracked.run_id, experiment, str(run_dir), seconds, metrics)
+    with only_one(folder, key):
+        again = find_unfinished(folder, key)
+        with tracking.start_run(
+            experiment, config.split.kind, params, again=again, key=key
+        ) as tracked:
+            run_dir = folder / tracked.run_id
+            run_dir.mkdir(parents=True, exist_ok=True)
+            with marked(run_dir, key):
+                tracking.end_killed(lambda key: is_computed(folder, key))
+                yield run_dir
+        finish(run_dir, key)
 
 
-def _settle(config: Config, manifest_path: str | Path, repeat: int) -> Config:
+def _run(
+    run_dir: Path,
+    manifest_path: Path,
+    config: Config,
+    repeat: int,
+    options: "PipelineOptions | None",
+) -> None:
+    """Everything from the manifest to the tracked run, into the run's folder."""
+    start = time.monotonic()
+    make_repeatable(config.train.seed)
+    runs_dir = run_dir.parent.parent
+    save_config(config, run_dir / "config.json")
+    place = Preparation(config, run_dir, runs_dir, options)
+    partitions, records_dir = _prepare(manifest_path, repeat, place)
+    data = load_study(records_dir, runs_dir / "cache" / "features", config, options)
+    if config.model.head == "joint":
+        data = _with_measured(data, run_dir / "manifest.csv", runs_dir / "cache")
+    train_start = time.monotonic()
+    model = train_and_score(data, partitions, config, run_dir)
+    train_minutes = (time.monotonic() - train_start) / 60
+    lock_operating_points(run_dir, config.evaluation.aggregation)
+    metrics = evaluate_run(run_dir)
+    cost = _keep(model, data, place, run_dir.name)
+    seconds = time.monotonic() - start
+    environment = describe_environment() | {"seconds": round(seconds, 1)}
+    write_json(environment, run_dir / "environment.json")
+    draw_run_gallery(run_dir)
+    write_hepatorenal(run_dir)
+    write_report(run_dir)
+    write_sums(run_dir)
+    cost |= {"train_minutes": train_minutes, "seconds": seconds}
+    _track(run_dir, config, metrics, cost)
+
+
+def _settle(config: Config, manifest_path: Path, repeat: int) -> Config:
     """The config of this round: its seed, and how the patients of this manifest are divided."""
     split, said = resolve_split(read_manifest(manifest_path), config.split)
     print(said, file=sys.stderr)
@@ -271,7 +353,7 @@ def _track(run_dir: Path, config: Config, metrics: dict[str, Any], cost: dict[st
         | {"run_dir": str(run_dir)}
     )
     for path in sorted(run_dir.iterdir()):
-        if path.is_file() and not path.name.startswith(("model.", "bundle.")):
+        if path.is_file() and not path.name.startswith(("model.", "bundle.", UNFINISHED_NAME)):
             tracking.log_artifacts(path)
     tracking.log_artifacts(run_dir / "figures", "figures")
     if (run_dir / "bundle").is_dir():

@@ -1,5 +1,6 @@
 """Train the head on each partition of a study, and score the part that it has not seen."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ from steatosis_tf.records.pipeline import (
     read_records,
     training_batches,
 )
+from steatosis_tf.unfinished import keeping, kept
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -153,51 +155,110 @@ def train_and_score(
 ) -> keras.Model | JointModel:
     """Train every partition, score its test part out of fold, and build the model to keep.
 
-    Writes `frame_scores.csv`, `validation_scores.csv` and, of heads that have epochs,
-    `history.csv` into the run directory.
+    What a fold leaves is kept in the run directory until the run is finished: called again, the
+    folds that were trained are read. Writes `frame_scores.csv`, `validation_scores.csv` and, of
+    heads that have epochs, `history.csv` into the run directory.
 
     Returns:
         the model pixels to probabilities: the one that was tested if there is one partition,
         else one trained on all patients, with the first partition's validation part. For the joint
         head the grading rule, which reads features of the backbone.
     """
-    histories, tested, validated = [], [], []
+    nested = len(partitions) > 1
+    logged = tracking.finished_children() if nested else set()
+    outcomes = []
     for fold, partition in enumerate(partitions):
-        trained, history = _tracked_fold(data, partition, config, nested=len(partitions) > 1)
-        histories.append(history.assign(fold=fold))
-        tested.append(_scores(data, partition.test, fold, _scorer(trained, data)))
-        validated.append(_scores(data, partition.validation, fold, _scorer(trained, data)))
-    if len(partitions) > 1:
-        trained, history = train_fold(data, _without_test(partitions[0]), config, None)
-        histories.append(history.assign(fold=REFIT_FOLD))
+        is_logged = not nested or partition.name in logged
+        with contextlib.nullcontext() if is_logged else _nested_run(partition.name):
+            outcomes.append(_outcome(data, partition, fold, config, run_dir, nested=nested))
+            if not is_logged:
+                _log_fold(outcomes[-1])
+    tested, validated = ([one.scores[name] for one in outcomes] for name in ("tested", "validated"))
+    if nested:  # the final model learns from the tested patients too
+        refit = _without_test(partitions[0])
+        outcomes.append(_outcome(data, refit, REFIT_FOLD, config, run_dir, nested=nested))
+    trained = outcomes[-1].model
     # A fine-tuned model is whole already: its last stage is no longer the backbone's.
     is_whole = data.maps is not None or isinstance(trained, JointModel)
     model = trained if is_whole else assemble(data.backbone, trained, config.model)
-    if len(partitions) == 1 and not isinstance(model, JointModel):
+    if not nested and not isinstance(model, JointModel):
         # What is claimed of a hold-out run is claimed of the very model that is exported, in
         # float32, whatever engine computed the features its head was trained on.
-        tested = [_scores(data, partitions[0].test, 0, _by_model(model, data))]
+        tested = [_table(data, partitions[0].test, 0, _by_model(model, data)(partitions[0].test))]
     if config.model.head not in CLOSED_FORM:
         with replacing(run_dir / "history.csv") as temporary:
-            pd.concat(histories).to_csv(temporary, index=False)
+            pd.concat([one.history for one in outcomes]).to_csv(temporary, index=False)
     write_scores(pd.concat(tested), run_dir / "frame_scores.csv")
     write_scores(pd.concat(validated), run_dir / "validation_scores.csv", validation=True)
     return model
 
 
-def _tracked_fold(
-    data: StudyData, partition: Partition, config: Config, *, nested: bool
-) -> tuple[keras.Model | JointModel, pd.DataFrame]:
-    """Train one partition; a fold of several is a run of its own below the run."""
-    if not nested:
-        return train_fold(data, partition, config, _log_epoch)
-    experiment = tracking.open_experiment()
-    with tracking.start_run(experiment, partition.name, nested=True):
-        trained, history = train_fold(data, partition, config, None)
-        tracking.log_history(history)
-        scores = _scores(data, partition.test, 0, _scorer(trained, data))
-        tracking.log_metrics({"test": compute_metrics(*labels_and_probabilities(scores))})
-    return trained, history
+@dataclass(frozen=True)
+class _Outcome:
+    """What a fold leaves.
+
+    Attributes:
+        scores: of its parts `tested` and `validated`.
+        history: one row per epoch.
+        model: the trained one, of the fold whose model is exported.
+    """
+
+    scores: dict[str, pd.DataFrame]
+    history: pd.DataFrame
+    model: keras.Model | JointModel | None
+
+
+def _nested_run(name: str) -> contextlib.AbstractContextManager[tracking.Run]:
+    """A fold of several is a run of its own below the run."""
+    return tracking.start_run(tracking.open_experiment(), name, nested=True)
+
+
+def _outcome(
+    data: StudyData, partition: Partition, fold: int, config: Config, run_dir: Path, *, nested: bool
+) -> _Outcome:
+    """Train a fold and keep what it leaves, unless that is kept already."""
+    with_model = not nested or fold == REFIT_FOLD
+    part = "refit" if fold == REFIT_FOLD else f"fold_{fold}"
+    patients = {"tested": partition.test, "validated": partition.validation}
+    if kept(run_dir, part) is None:
+        # Epochs are told as they pass where the run that is open is the fold's own.
+        trained, history = train_fold(data, partition, config, None if nested else _log_epoch)
+        scorer = _scorer(trained, data)
+        scores = {name: scorer(ids) for name, ids in patients.items() if ids}
+        with keeping(run_dir, part) as folder:
+            columns = {f"history.{name}": values.to_numpy() for name, values in history.items()}
+            np.savez(folder / "outcome.npz", **scores, **columns)
+            if with_model:
+                _write_model(trained, folder)
+    folder = kept(run_dir, part)
+    if folder is None:
+        raise OSError(f"Expected to read what was kept of {part}. Received: a damaged file.")
+    with np.load(folder / "outcome.npz") as arrays:
+        found = dict(arrays)
+    tables = {name: _table(data, ids, fold, found[name]) for name, ids in patients.items() if ids}
+    history = {name.removeprefix("history."): values for name, values in found.items()
+               if name.startswith("history.")}  # fmt: skip
+    model = _read_model(folder) if with_model else None
+    return _Outcome(tables, pd.DataFrame(history).assign(fold=fold), model)
+
+
+def _write_model(trained: keras.Model | JointModel, folder: Path) -> None:
+    if isinstance(trained, JointModel):
+        (folder / "joint.json").write_text(trained.to_json(), encoding="utf-8")
+    else:
+        trained.save(folder / "trained.keras")
+
+
+def _read_model(folder: Path) -> keras.Model | JointModel:
+    if (folder / "joint.json").is_file():
+        return JointModel.from_json((folder / "joint.json").read_text(encoding="utf-8"))
+    return keras.models.load_model(folder / "trained.keras", compile=False)
+
+
+def _log_fold(outcome: _Outcome) -> None:
+    tracking.log_history(outcome.history.drop(columns="fold"))
+    metrics = compute_metrics(*labels_and_probabilities(outcome.scores["tested"]))
+    tracking.log_metrics({"test": metrics})
 
 
 def _log_epoch(epoch: int, logs: dict[str, float]) -> None:
@@ -247,11 +308,11 @@ def _by_model(model: keras.Model, data: StudyData) -> Scorer:
     return score
 
 
-def _scores(
-    data: StudyData, patient_ids: frozenset[str], fold: int, scorer: Scorer
+def _table(
+    data: StudyData, patient_ids: frozenset[str], fold: int, probabilities: np.ndarray
 ) -> pd.DataFrame:
     index = data.index.iloc[rows_of(data, patient_ids)]
-    return score_table(index, scorer(patient_ids), fold).sort_values("frame_id")
+    return score_table(index, probabilities, fold).sort_values("frame_id")
 
 
 def train_fold(

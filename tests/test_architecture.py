@@ -22,6 +22,7 @@ ROOMS = {
     "config": "files",
     "environment": "",
     "tracking": "grades files",
+    "unfinished": "files config environment",
     "parallel": "files",
     "sources": "grades files",
     "cohort": "grades files config parallel sources",
@@ -30,15 +31,16 @@ ROOMS = {
     "records": "grades files config parallel cohort roi",
     "model": "grades files config parallel roi records",
     "evaluation": "grades files config parallel sources cohort roi quantitative model",
-    "deploy": "grades files config sources cohort roi quantitative records model",
-    "training": "grades files config tracking cohort quantitative records model evaluation deploy",
+    "deploy": "grades files config unfinished sources cohort roi quantitative records model",
+    "training": "grades files config tracking unfinished cohort quantitative records model "
+    "evaluation deploy",
     "recipes": "config",
-    "pipeline": "grades files config environment tracking cohort roi quantitative records model "
-    "evaluation deploy training recipes",
+    "pipeline": "grades files config environment tracking unfinished cohort roi quantitative "
+    "records model evaluation deploy training recipes",
     "demo": "sources cohort evaluation deploy recipes pipeline",
     "server": "grades sources cohort roi quantitative model deploy",
-    "verbs": "grades files config environment tracking parallel sources cohort roi quantitative "
-    "records evaluation deploy recipes pipeline demo server",
+    "verbs": "grades files config environment tracking unfinished parallel sources cohort roi "
+    "quantitative records evaluation deploy recipes pipeline demo server",
     "cli": "grades files verbs",
 }
 
@@ -72,7 +74,7 @@ LONGER_FILES = {"evaluation/published.py": 558}
 LONGER_FUNCTIONS = {
     "cohort/manifest.py build_manifest": 73, "sources/dicom/ingest.py ingest_dicom": 72,
     "deploy/bundle.py write_bundle": 66, "deploy/predict.py predict": 64,
-    "model/joint_fit.py fit_joint": 65, "model/train.py fit": 69, "pipeline.py run": 62,
+    "model/joint_fit.py fit_joint": 65, "model/train.py fit": 69,
     "server/app.py make_app": 65,
 }  # fmt: skip
 

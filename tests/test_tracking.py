@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from steatosis_tf import tracking
+from steatosis_tf.tracking import store as store_file
 
 _START_TOGETHER = """
 import pathlib, sys, time
@@ -223,7 +224,7 @@ def _fault(name: str, path: Path) -> sqlite3.Connection | None:
 
 @pytest.mark.parametrize("name", ["locked", "garbage", "cut", "folder", "schema"])
 def test_a_store_that_cannot_be_used_does_not_cost_the_run(name, store, monkeypatch, capsys):
-    monkeypatch.setattr(tracking, "LONGEST_WAIT_S", 0.5)
+    monkeypatch.setattr(store_file, "LONGEST_WAIT_S", 0.5)
     holder = _fault(name, store / "mlflow.db")
     start = time.monotonic()
     with tracking.start_run("e", "run", {"a": 1}) as run:
@@ -247,7 +248,7 @@ def test_a_store_that_cannot_be_used_does_not_cost_the_run(name, store, monkeypa
 
 
 def test_a_store_that_is_locked_in_the_middle_loses_the_run_at_most(store, monkeypatch, capsys):
-    monkeypatch.setattr(tracking, "LONGEST_WAIT_S", 0.5)
+    monkeypatch.setattr(store_file, "LONGEST_WAIT_S", 0.5)
     with tracking.start_run("e", "run") as run:
         holder = _lock(store / "mlflow.db")
         tracking.log_metrics({"auc": 0.5})
@@ -265,28 +266,39 @@ def test_a_store_that_is_locked_in_the_middle_loses_the_run_at_most(store, monke
 
 def test_a_run_unknown_to_the_store_is_logged_later_once():
     for _ in range(2):
-        with tracking.start_run("e", "run", {"a": 1}, again="made-here", tags={"x": "y"}) as run:
-            pass
+        with tracking.start_run("e", "run", {"a": 1}, again="made-here") as run:
+            tracking.log_metrics({"auc": 0.5})
+            tracking.log_history(pd.DataFrame({"epoch": [0, 1], "loss": [3.0, 2.0]}))
     assert run.run_id == "made-here"
     table = tracking.runs_table("e")
     assert list(table["tags.steatosis.run_id"]) == ["made-here"]
+    client, run_id = mlflow.MlflowClient(), table["run_id"][0]
+    assert len(client.get_metric_history(run_id, "auc")) == 1
+    assert [point.step for point in client.get_metric_history(run_id, "loss")] == [0, 1]
 
 
-def test_a_killed_run_is_found_by_its_tag_and_its_halves_go(store):
+def test_a_killed_run_is_gone_on_with_by_its_key_and_its_halves_go(store):
     outer = mlflow.MlflowClient(tracking.store_uri())
     with tracking.start_run("e", "first"):
         experiment = mlflow.active_run().info.experiment_id
-    killed = outer.create_run(experiment, tags={"key": "k"}).info.run_id
-    outer.create_run(experiment, run_name="fold 1", tags={"mlflow.parentRunId": killed})
-    assert tracking.unfinished_runs("e", "key", "k") == [killed]
-    assert tracking.unfinished_runs("e", "key", "other") == []
-    with tracking.start_run("e", "again", again=killed):
+    killed, other, alive = (
+        outer.create_run(experiment, tags={"steatosis.run_key": key}).info.run_id
+        for key in ("k", "other", "alive")
+    )
+    for parent in (killed, other):
+        outer.create_run(experiment, run_name="fold 1", tags={"mlflow.parentRunId": parent})
+    with tracking.start_run("e", "again", key="k") as run:
+        assert run.run_id == killed
+        tracking.end_killed(lambda key: key in ("k", "alive"))
         with tracking.start_run("e", "fold 0", nested=True):
             pass
         assert tracking.finished_children() == {"fold 0"}
-    assert tracking.unfinished_runs("e", "key", "k") == []
-    left = mlflow.search_runs([experiment])
-    assert set(left["status"]) == {"FINISHED"}
+    left = mlflow.search_runs([experiment]).set_index("run_id")
+    assert left.loc[other, ["status", "tags.steatosis.reason"]].tolist() == ["FAILED", "killed"]
+    assert list(left.index[left["status"] == "RUNNING"]) == [alive]
+    assert set(tracking.runs_table("e", finished=False)["run_id"]) == {other, alive}
+    with tracking.start_run("e", "new", key="k") as run:  # the other one has come to its end
+        assert run.run_id != killed
 
 
 def test_store_folder_is_below_the_current_one_unless_told(tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
 from steatosis_tf.records.builder import usable_rows
 from steatosis_tf.roi.columns import cut_roi
+from steatosis_tf.unfinished import refuse_unfinished
 
 #: How far an exported probability may lie from the Keras one.
 MAX_DIFFERENCE = 1e-4
@@ -95,10 +96,12 @@ def export_run(run_dir: str | Path, output_path: str | Path) -> float:
         largest difference of a probability between ONNX and Keras.
 
     Raises:
-        ValueError: if the directory is not a run or its frames are gone.
+        ValueError: if the directory is not a run, one that has not come to its end, or its frames
+            are gone.
         RuntimeError: if the exported model differs.
     """
     run_dir = Path(run_dir)
+    refuse_unfinished(run_dir)
     if not (run_dir / "model.keras").is_file():
         raise ValueError(
             f"Expected a run directory with model.keras. Received: run_dir={run_dir.name!r}."

@@ -24,6 +24,7 @@ from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
 from steatosis_tf.model.answer import REASONS, FrameAnswer, PatientAnswer
 from steatosis_tf.quantitative.display import Display
 from steatosis_tf.roi.views import input_shape, model_input
+from steatosis_tf.unfinished import refuse_unfinished
 
 #: How far the sum of a frame's probabilities may lie from 1: rounding, also of an int8 model.
 MAX_SUM_DIFFERENCE = 1e-3
@@ -137,7 +138,8 @@ def open_model(path: str | Path | None = None) -> Grader:
             taken, else `model.onnx`. None is the model that comes with the package.
 
     Raises:
-        ValueError: if it is none of these, damaged, or not of our making.
+        ValueError: if it is none of these, damaged, not of our making, or of a run that has not
+            come to its end.
     """
     if path is None:
         return open_bundle(SHIPPED)
@@ -145,6 +147,7 @@ def open_model(path: str | Path | None = None) -> Grader:
     if is_bundle(path) or path.suffix.lower() == ".zip":
         return open_bundle(path)
     if path.is_dir():
+        refuse_unfinished(path)
         if (path / "bundle" / ABOUT_NAME).is_file():
             return open_bundle(path / "bundle")
         path = path / "model.onnx"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from steatosis_tf.files import open_regular, renewing_sums
 from steatosis_tf.grades import OUTPUT_LAYER
+from steatosis_tf.unfinished import refuse_unfinished
 from steatosis_tf.verbs.common import Result
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def report(args: Namespace) -> Result:
     from steatosis_tf.evaluation.report.report import write_report
     from steatosis_tf.evaluation.report.run import STUDY_KEYS, init_study
 
+    refuse_unfinished(args.run_dir)
     if args.init_study:
         study = init_study(args.run_dir)
         lines = [f"  {key}: {text}" for key, text in STUDY_KEYS.items()]
@@ -62,6 +64,7 @@ def robustness(args: Namespace) -> Result:
     from steatosis_tf.deploy.predict import are_probabilities, load_model
     from steatosis_tf.evaluation.clinical.robustness import write_robustness
 
+    refuse_unfinished(args.run_dir)
     session = load_model(Path(args.run_dir) / "model.onnx")
 
     def probabilities(rois: "np.ndarray") -> "np.ndarray":

@@ -6,6 +6,7 @@ from typing import Any
 
 from steatosis_tf.files import renewing_sums
 from steatosis_tf.grades import GRADES, NOTICE
+from steatosis_tf.unfinished import refuse_unfinished
 from steatosis_tf.verbs.common import OutputDir, OutputOnnx, OutputPicture, Result
 
 
@@ -17,6 +18,7 @@ def evaluate(args: Namespace) -> Result:
     """
     from steatosis_tf.evaluation.report.evaluate import evaluate_run, metrics_text
 
+    refuse_unfinished(args.run_dir)
     with renewing_sums(args.run_dir):
         metrics = evaluate_run(args.run_dir)
     return Result(metrics, metrics_text([metrics]))
@@ -172,8 +174,9 @@ def compare(args: Namespace) -> Result:
     )
     from steatosis_tf.evaluation.metrics.scores import read_scores
 
-    runs = []
+    runs, left_out = [], []
     for experiment in args.experiments:
+        left_out += _unfinished(experiment)
         for row in tracking.runs_table(experiment).to_dict("records"):
             scores = read_scores(tracking.artifact_path(row["run_id"], "patient_scores.csv"))
             # A run that lacks a metric others have holds NaN there.
@@ -183,13 +186,29 @@ def compare(args: Namespace) -> Result:
             runs.append(ComparedRun(row["run_id"], name, scores, cost))
     if not runs:
         raise ValueError(
-            f"Expected finished runs. Received: none in {', '.join(args.experiments)}."
+            f"Expected finished runs. Received: none in {', '.join(args.experiments)}"
+            f"{'; ' if left_out else ''}{', '.join(left_out)}."
         )
+    if chosen := [one for one in left_out if args.baseline and one.startswith(args.baseline[:8])]:
+        raise ValueError(f"Expected a finished run as baseline. Received: {chosen[0]}.")
     # Without a baseline named, the oldest run is what the others are held against.
     rows = compare_runs(runs, args.baseline or runs[-1].run_id, num_resamples=args.resamples)
     if args.figure:
         comparison_figure(rows, args.figure)
-    return Result({"runs": rows, "notice": NOTICE}, f"{comparison_text(rows)}\n{NOTICE}")
+    text = "\n".join([comparison_text(rows), *(f"left out: {one}" for one in left_out), NOTICE])
+    return Result({"runs": rows, "left_out": left_out, "notice": NOTICE}, text)
+
+
+def _unfinished(experiment: str) -> list[str]:
+    """The runs of an experiment that have not come to their end, and why."""
+    from steatosis_tf import tracking
+
+    rows = tracking.runs_table(experiment, finished=False).to_dict("records")
+    reasons = [row.get("tags.steatosis.reason") or "it is computed, or was killed" for row in rows]
+    return [
+        f"{row['run_id'][:8]}, not finished: {str(reason).splitlines()[0]}"
+        for row, reason in zip(rows, reasons, strict=True)
+    ]
 
 
 def _compare_arguments(parser: ArgumentParser) -> None:

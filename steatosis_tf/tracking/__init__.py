@@ -3,7 +3,7 @@
 MLflow is not the run. Where the store cannot be used (locked, damaged, a folder, of another
 version, on a full disk) the reason is printed once, what would be logged is left out, and the block
 inside `start_run` goes on. Nothing waits in silence, and nothing waits for longer than
-`LONGEST_WAIT_S`.
+`store.LONGEST_WAIT_S`.
 
 The store is `mlruns/mlflow.db` (SQLite) with the artifacts beside it, below the current folder or
 below `$STEATOSIS_MLRUNS`. Look at it with `make ui` or
@@ -16,12 +16,10 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from filelock import FileLock, Timeout
+from typing import Any, ClassVar, TypeVar
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
@@ -37,13 +35,18 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from steatosis_tf.files import file_sha256
 from steatosis_tf.grades import OUTPUT_LAYER
+from steatosis_tf.tracking.store import (
+    StoreError,
+    alone,
+    refusal,
+    store_dir,
+    store_uri,
+    wait_for_store,
+)
 
 _PARAM_LENGTH = 6000  # MLflow's limit for one parameter's text
 _METRICS_PER_BATCH = 1000  # MLflow's limit for one call
 
-
-#: How long a locked store is waited for; a message says so after the first second.
-LONGEST_WAIT_S = 30.0
 
 _T = TypeVar("_T")
 
@@ -51,10 +54,7 @@ _T = TypeVar("_T")
 # give it.
 _FOLDER_TAG = "steatosis.run_id"
 _REASON_TAG = "steatosis.reason"
-
-
-class StoreError(OSError):
-    """The MLflow store cannot be used; the text says why and what to do."""
+_KEY_TAG = "steatosis.run_key"
 
 
 @dataclass(frozen=True)
@@ -73,24 +73,16 @@ class Run:
 
 
 class _State:
-    """Whether the open run is tracked: why it is not, or None."""
+    """Why the open run is not tracked, or None; metrics and steps that a run had when it was gone
+    on with, by its id."""
 
     untracked: str | None = None
+    logged: ClassVar[dict[str, set[tuple[str, int]]]] = {}
 
 
 def untracked() -> str | None:
     """Why the open run, or the last one, is not in MLflow as a whole; None if it is."""
     return _State.untracked
-
-
-def store_dir() -> Path:
-    """Folder of the MLflow store, absolute."""
-    return Path(os.environ.get("STEATOSIS_MLRUNS", "mlruns")).absolute()
-
-
-def store_uri() -> str:
-    """SQLAlchemy address of the MLflow store."""
-    return f"sqlite:///{store_dir() / 'mlflow.db'}"
 
 
 @contextmanager
@@ -101,11 +93,12 @@ def start_run(
     *,
     nested: bool = False,
     again: str | None = None,
-    tags: Mapping[str, str] | None = None,
+    key: str = "",
 ) -> Iterator[Run]:
     """Open a run; it ends FINISHED, or FAILED with its reason if the block raises.
 
-    Without a usable store the block runs all the same, see the module's text.
+    Without a usable store the block runs all the same, see the module's text. A run that is gone on
+    with keeps what was logged: the same metric of the same step is not logged a second time.
 
     Args:
         experiment: MLflow experiment name; made if new.
@@ -119,9 +112,7 @@ def start_run(
     if not nested:
         _State.untracked = None
     outer = mlflow.active_run()
-    begun = _attempt(
-        lambda: _begin(experiment, run_name, params or {}, nested, again, dict(tags or {}))
-    )
+    begun = _attempt(lambda: _begin(experiment, run_name, params or {}, nested, again, key))
     run = begun or Run(again or uuid.uuid4().hex, experiment)
     try:
         yield run
@@ -139,22 +130,29 @@ def _begin(
     params: Mapping[str, Any],
     nested: bool,
     again: str | None,
-    tags: dict[str, str],
+    key: str,
 ) -> Run:
     experiment_id = _experiment_id(experiment)
-    if known := _find(experiment_id, again) if again else None:
+    known = _find(experiment_id, again) if again else _killed(experiment_id).get(key)
+    if known:
         started = mlflow.start_run(run_id=known)
-        mlflow.set_tags({"mlflow.runName": run_name} | tags)
+        mlflow.set_tag("mlflow.runName", run_name)
         if _REASON_TAG in started.data.tags:
             mlflow.MlflowClient().delete_tag(known, _REASON_TAG)
+        _State.logged[known] = {
+            (name, point.step)
+            for name in started.data.metrics
+            for point in mlflow.MlflowClient().get_metric_history(known, name)
+        }
     else:
-        tags = tags | {_FOLDER_TAG: again} if again else tags
+        tags = {_FOLDER_TAG: again} if again else {}
+        tags |= {_KEY_TAG: key} if key else {}
         started = mlflow.start_run(
             experiment_id=experiment_id, run_name=run_name, nested=nested, tags=tags
         )
-    new = {key: value for key, value in params.items() if key not in started.data.params}
+    new = {name: value for name, value in params.items() if name not in started.data.params}
     if new:
-        mlflow.log_params({key: str(value)[:_PARAM_LENGTH] for key, value in new.items()})
+        mlflow.log_params({name: str(value)[:_PARAM_LENGTH] for name, value in new.items()})
     found = str(started.info.run_id)
     url = f"http://127.0.0.1:5000/#/experiments/{experiment_id}/runs/{found}"
     return Run(again or found, experiment, url)
@@ -186,21 +184,34 @@ def _find(experiment_id: str, folder_name: str) -> str | None:
     return str(found[0].info.run_id) if found else None
 
 
-def unfinished_runs(experiment: str, tag: str, value: str) -> list[str]:
-    """Ids of the top-level runs with this tag that never came to an end, newest first.
+def _killed(experiment_id: str) -> dict[str, str]:
+    """Ids of the top-level runs that never came to an end, by their keys.
 
     A run that was killed between its start in MLflow and its folder has left nothing else.
     """
+    runs = mlflow.MlflowClient().search_runs([experiment_id], "attributes.status = 'RUNNING'")
+    return {run.data.tags[_KEY_TAG]: run.info.run_id for run in runs if _KEY_TAG in run.data.tags}
 
-    def look() -> list[str]:
-        runs = mlflow.MlflowClient().search_runs(
-            [_experiment_id(experiment)],
-            f"tags.`{tag}` = '{value}' and attributes.status = 'RUNNING'",
-        )
-        return [run.info.run_id for run in runs if "mlflow.parentRunId" not in run.data.tags]
 
-    _State.untracked = None
-    return _attempt(look) or []
+def end_killed(is_computed: Callable[[str], bool]) -> None:
+    """Mark the runs of the open one's experiment as failed whose process is gone.
+
+    Args:
+        is_computed: whether a process computes the run with this key.
+    """
+
+    def end() -> None:
+        client, experiment_id = mlflow.MlflowClient(), _open_run().info.experiment_id
+        for key, run_id in _killed(experiment_id).items():
+            if is_computed(key):
+                continue
+            below = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
+            for child in client.search_runs([experiment_id], below):
+                client.set_terminated(child.info.run_id, "FAILED")
+            client.set_tag(run_id, _REASON_TAG, "killed")
+            client.set_terminated(run_id, "FAILED")
+
+    _attempt(end)
 
 
 def finished_children() -> set[str]:
@@ -234,7 +245,13 @@ def open_experiment() -> str:
 def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
     """Log the numbers of a dict, nested ones as `outer.inner`; what is not a number is left out."""
     numbers = dict(_numbers(metrics))
-    _attempt(lambda: mlflow.log_metrics(numbers, step=step))
+
+    def log() -> None:
+        known = _State.logged.get(_open_run().info.run_id, set())
+        new = {name: value for name, value in numbers.items() if (name, step or 0) not in known}
+        mlflow.log_metrics(new, step=step)
+
+    _attempt(log)
 
 
 def log_history(history: pd.DataFrame) -> None:
@@ -249,9 +266,11 @@ def log_history(history: pd.DataFrame) -> None:
 
     def log() -> None:
         run_id = _open_run().info.run_id
+        known = _State.logged.get(run_id, set())
+        new = [metric for metric in metrics if (metric.key, metric.step) not in known]
         # One call per epoch would be one transaction each, and take longer than training the head.
-        for start in range(0, len(metrics), _METRICS_PER_BATCH):
-            part = metrics[start : start + _METRICS_PER_BATCH]
+        for start in range(0, len(new), _METRICS_PER_BATCH):
+            part = new[start : start + _METRICS_PER_BATCH]
             mlflow.MlflowClient().log_batch(run_id, metrics=part)
 
     _attempt(log)
@@ -328,8 +347,12 @@ def log_onnx_model(path: str | Path, *, input_shape: tuple[int, int], num_grades
     _attempt(log)
 
 
-def runs_table(experiment: str) -> pd.DataFrame:
-    """Every finished top-level run of an experiment with its params and metrics, newest first.
+def runs_table(experiment: str, *, finished: bool = True) -> pd.DataFrame:
+    """Top-level runs of an experiment with params, metrics and tags, newest first.
+
+    Args:
+        experiment: its name.
+        finished: those that came to their end, or those that did not.
 
     Raises:
         ValueError: if there is no such experiment; the text lists those there are.
@@ -345,7 +368,7 @@ def runs_table(experiment: str) -> pd.DataFrame:
     runs = mlflow.search_runs([found.experiment_id], order_by=["attributes.start_time DESC"])
     if "tags.mlflow.parentRunId" in runs.columns:
         runs = runs.loc[runs["tags.mlflow.parentRunId"].isna()]
-    return runs.loc[runs["status"] == "FINISHED"].reset_index(drop=True)
+    return runs.loc[(runs["status"] == "FINISHED") == finished].reset_index(drop=True)
 
 
 def artifact_path(run_id: str, name: str) -> Path:
@@ -378,7 +401,7 @@ def _attempt(work: Callable[[], _T], *, quiet: bool = False) -> _T | None:
         except MlflowException as error:
             if quiet or "database is locked" not in str(error):
                 raise
-            _wait_for_store()  # another program's write took longer than MLflow waits by itself
+            wait_for_store()  # another program's write took longer than MLflow waits by itself
             return work()
     except MlflowException as error:
         if error.error_code == "INVALID_PARAMETER_VALUE":  # a fault of the caller
@@ -403,81 +426,21 @@ def _connect() -> None:
     folder = store_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _wait_for_store()
+        wait_for_store()
         mlflow.set_tracking_uri(store_uri())
         # The first connection creates the tables; two runs that start at the same moment would
         # both try, and one would fail.
-        with _alone():
+        with alone():
             mlflow.search_experiments(max_results=1)
     except StoreError:
         raise
     except (MlflowException, OSError, SQLAlchemyError) as error:
-        raise _refusal(str(error).strip().split("\n")[0]) from error
-
-
-def _refusal(why: str) -> StoreError:
-    return StoreError(
-        f"Expected a store of MLflow {mlflow.__version__} at {store_dir().name}/mlflow.db. "
-        f"Received: {why.rstrip('.')}. Move it away, or name another folder in STEATOSIS_MLRUNS."
-    )
-
-
-def _wait_for_store() -> None:
-    """Wait until nobody else writes to the store, for `LONGEST_WAIT_S` at most.
-
-    MLflow itself tries a store that it cannot open ten times, for 100 s, without a word.
-
-    Raises:
-        StoreError: if it stays locked, is no SQLite file, or is cut short.
-    """
-    path = store_dir() / "mlflow.db"
-    if not path.exists():
-        return
-    if not path.is_file():
-        raise _refusal("a folder, a device or a pipe")
-    start, told = time.monotonic(), False
-    while True:
-        try:
-            with closing(sqlite3.connect(path, timeout=1.0, isolation_level=None)) as store:
-                store.execute("BEGIN IMMEDIATE")
-                pages = store.execute("PRAGMA page_count").fetchone()[0]
-                size = pages * store.execute("PRAGMA page_size").fetchone()[0]
-                store.execute("ROLLBACK")
-            if path.stat().st_size < size:
-                raise _refusal("a file that was cut short")
-            return
-        except sqlite3.DatabaseError as error:
-            if "locked" not in str(error):
-                raise _refusal(str(error)) from error
-        if not told:
-            print("waiting for MLflow's store, which another program has locked", file=sys.stderr)
-            told = True
-        if time.monotonic() - start > LONGEST_WAIT_S:
-            raise _refusal(f"one that another program has locked for over {LONGEST_WAIT_S:.0f} s")
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Hold the lock of what two runs must not do at the same moment."""
-    lock = FileLock(store_dir() / ".mlflow.lock")
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        print("waiting for another run that opens MLflow's store", file=sys.stderr)
-        try:
-            lock.acquire(timeout=LONGEST_WAIT_S)
-        except Timeout as error:
-            why = f"one that another run has been opening for over {LONGEST_WAIT_S:.0f} s"
-            raise _refusal(why) from error
-    try:
-        yield
-    finally:
-        lock.release()
+        raise refusal(str(error).strip().split("\n")[0]) from error
 
 
 def _experiment_id(name: str) -> str:
     _connect()
-    with _alone():
+    with alone():
         found = mlflow.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
