@@ -44,6 +44,10 @@ _SIDE_PX = 64  # both hashes are taken on squares of this size
 _BLOCK = 4096  # rows compared at a time: 64 MB of float32
 
 
+#: Counts up whenever another hash may come of the same pixels.
+HASH_VERSION = 1
+
+
 def perceptual_hash(frame: np.ndarray) -> np.ndarray:
     """Hash a frame by what it shows.
 

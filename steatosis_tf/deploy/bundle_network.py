@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from steatosis_tf import __version__
 from steatosis_tf.deploy.bundle import MAX_DIFFERENCE, OUTPUTS
-from steatosis_tf.deploy.onnx_weights import WEIGHTS_KEY, weights_sha256
+from steatosis_tf.deploy.onnx_weights import WEIGHTS_KEY, name_by_place, weights_sha256
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.joint import NETWORK, JointModel
@@ -23,6 +23,8 @@ from steatosis_tf.model.pooling import NUM_BANDS, band_rows, pool_maps
 if TYPE_CHECKING:
     import keras
 
+#: Counts up whenever another file may come of the same weights.
+TAPS_VERSION = 2
 _OPSET, _BATCH = 17, 8
 # How far float32 takes a whole number of 16 bits off.
 _ROUNDING = 0.02
@@ -51,6 +53,7 @@ def convert_taps(taps: "keras.Model", kept_path: str | Path) -> onnx.ModelProto:
             proto, _ = tf2onnx.convert.from_keras(taps, input_signature=signature, opset=_OPSET)
         _rename_outputs(proto, ("near", "far"))
         _halve(proto)
+        name_by_place(proto)
         with replacing(kept_path) as temporary:
             onnx.save(proto, str(temporary))
     return onnx.load(str(kept_path))

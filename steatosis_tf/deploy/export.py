@@ -5,7 +5,9 @@ import dataclasses
 import gc
 import io
 import json
+import re
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,9 +21,9 @@ import tf2onnx
 from steatosis_tf import __version__
 from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.config import Config, load_config
-from steatosis_tf.deploy.onnx_weights import WEIGHTS_KEY, weights_sha256
+from steatosis_tf.deploy.onnx_weights import WEIGHTS_KEY, name_by_place, weights_sha256
 from steatosis_tf.deploy.predict import are_probabilities
-from steatosis_tf.files import replacing
+from steatosis_tf.files import file_sha256, replacing
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
 from steatosis_tf.records.builder import usable_rows
 from steatosis_tf.roi.columns import cut_roi
@@ -29,6 +31,8 @@ from steatosis_tf.unfinished import refuse_unfinished
 
 #: How far an exported probability may lie from the Keras one.
 MAX_DIFFERENCE = 1e-4
+# In the form that Keras writes.
+_DATE_SAVED = "1980-01-01@00:00:00"
 #: On how many frames the exported file is held against Keras.
 NUM_CHECKED = 64
 
@@ -70,6 +74,7 @@ def export_onnx(
     with frugal_memory():
         proto, _ = tf2onnx.convert.from_keras(model, input_signature=signature, opset=17)
     _rename_outputs(proto, _output_names(model))
+    name_by_place(proto)
     texts = {
         "grades": json.dumps(GRADES),
         "notice": NOTICE,
@@ -112,8 +117,33 @@ def export_run(run_dir: str | Path, output_path: str | Path) -> float:
     rows = rows.head(NUM_CHECKED)
     rois = np.stack([cut_roi(row, manifest_path) for row in rows.to_dict("records")])
     model = keras.models.load_model(run_dir / "model.keras")
-    texts = {"run_id": run_dir.name} | run_metadata(run_dir, load_config(run_dir / "config.json"))
+    texts = run_metadata(run_dir, load_config(run_dir / "config.json"))
     return export_onnx(model, output_path, rois[..., np.newaxis], texts)
+
+
+def save_keras(model: keras.Model, path: str | Path) -> None:
+    """Save a model so that the same model is the same file.
+
+    Keras writes the hour into it, and addresses of objects as their names.
+
+    Raises:
+        OSError: as `files.replacing`.
+    """
+    with replacing(path) as temporary:
+        model.save(temporary)
+        with zipfile.ZipFile(temporary) as archive:
+            parts = {name: archive.read(name) for name in sorted(archive.namelist())}
+        metadata = json.loads(parts["metadata.json"]) | {"date_saved": _DATE_SAVED}
+        parts["metadata.json"] = json.dumps(metadata).encode()
+        numbers: dict[bytes, int] = {}
+        parts["config.json"] = re.sub(
+            rb'(?<="shared_object_id": )\d+',
+            lambda address: b"%d" % numbers.setdefault(address[0], len(numbers)),
+            parts["config.json"],
+        )
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for name, content in parts.items():
+                archive.writestr(zipfile.ZipInfo(name), content)  # of 1980, uncompressed
 
 
 def milliseconds_per_frame(onnx_path: str | Path, rois: np.ndarray) -> float:
@@ -130,11 +160,17 @@ def milliseconds_per_frame(onnx_path: str | Path, rois: np.ndarray) -> float:
 def run_metadata(run_dir: Path, config: Config) -> dict[str, str]:
     """What prediction has to know about a run, as texts for the ONNX file.
 
+    `manifest_sha256`, `split_sha256`: what it was trained on; the same run has the same file.
     `roi`: how frames were cut for this model, so that prediction cuts them the same way.
     `operating_points`: the cut-offs locked on validation; only of a hold-out run, because those
     of folds belong to models that were not exported.
     """
-    texts = {"roi": json.dumps(dataclasses.asdict(config.roi))}
+    texts = {
+        f"{name}_sha256": file_sha256(run_dir / f"{name}.csv")
+        for name in ("manifest", "split")
+        if (run_dir / f"{name}.csv").is_file()
+    }
+    texts["roi"] = json.dumps(dataclasses.asdict(config.roi))
     points_path = run_dir / "operating_points.json"
     if config.split.kind in ("holdout", "temporal") and points_path.is_file():
         texts["operating_points"] = json.dumps(json.loads(points_path.read_text()))

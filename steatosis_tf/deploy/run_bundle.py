@@ -12,7 +12,7 @@ import pandas as pd
 from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.config import BACKBONES, Config
 from steatosis_tf.deploy.bundle import Bundle, open_bundle, write_bundle
-from steatosis_tf.deploy.bundle_network import convert_taps
+from steatosis_tf.deploy.bundle_network import TAPS_VERSION, convert_taps
 from steatosis_tf.files import file_sha256
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.backbone import backbone_sha256, build_taps
@@ -73,7 +73,8 @@ def write_run_bundle(
 
 def _taps_key(taps: Any) -> str:
     shape = "x".join(map(str, taps.input_shape[1:3]))
-    return hashlib.sha256(f"{backbone_sha256(taps)} {shape}".encode()).hexdigest()[:32]
+    made_by = f"{TAPS_VERSION} {importlib.metadata.version('tf2onnx')}"
+    return hashlib.sha256(f"{backbone_sha256(taps)} {shape} {made_by}".encode()).hexdigest()[:32]
 
 
 def _difference(joint: JointModel, features: np.ndarray, bundle: Bundle, rois: np.ndarray) -> float:
@@ -111,7 +112,7 @@ def _card(run_dir: Path, config: Config) -> dict[str, Any]:
     }
     figures = ", ".join(f"{name} {value:.3f}" for name, value in told.items() if value is not None)
     return {
-        "summary": f"Trained by `steatosis train` ({run_dir.parent.name}, run {run_dir.name}): "
+        "summary": f"Trained by `steatosis train` ({run_dir.parent.name}): "
         f"{BACKBONES[config.model.backbone].title} with weights `{config.model.weights}`, and "
         "measured features, joined in closed form.",
         "reference_standard": "the grades or fat percent of the manifest",

@@ -8,11 +8,14 @@ and for what it costs.
 """
 
 import hashlib
+import importlib.metadata
+import json
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 from tqdm import tqdm
 
-from steatosis_tf.files import file_sha256, replacing
+from steatosis_tf.files import file_sha256, replacing, write_json
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.backbone import FEATURE_LAYER, backbone_sha256
 
@@ -41,6 +44,7 @@ class Engine:
         precision: float32, bfloat16 or float16.
         forward: batches `(BATCH, height, width, 1)` uint8 -> features `(BATCH, num_features)`
             float32, in order; lazily, so that decoding and computing overlap.
+        version: of the library that computes.
         min_cosine: smallest cosine to the reference on the checked frames.
         changed: share of random heads' decisions on them that change.
         speedup: processor time of the reference over that of the engine, measured in turn.
@@ -49,6 +53,7 @@ class Engine:
     name: str
     precision: str
     forward: Forward
+    version: str = f"tensorflow-{tf.__version__}"
     min_cosine: float = 1.0
     changed: float = 0.0
     speedup: float = 1.0
@@ -62,20 +67,62 @@ def choose_engine(
     Args:
         name: "keras", "tf-bf16", "openvino", or "auto": the first of openvino and tf-bf16 that is
             installed, that the processor has instructions for, that agrees and that is no slower
-            than the reference; else the reference.
+            than the reference; else the reference. What it took is kept, because a measured speed
+            would decide otherwise another time, and other engines give other digits.
         backbone: as `build_backbone` gives it.
         check_rois: `(num_frames, height, width, 1)` uint8, real frames of the study, one or more.
-        cache_dir: where OpenVINO's graph is kept.
+        cache_dir: where OpenVINO's graph is kept, and the choice of "auto".
 
     Raises:
         RuntimeError: if the engine asked for is not installed, or its features are off.
     """
-    reference = reference_engine(backbone)
-    for candidate in _candidates(name):
+    make = partial(
+        _first_good, name, reference_engine(backbone), backbone, check_rois, Path(cache_dir)
+    )
+    candidates = _candidates(name)
+    if name != "auto":
+        return make(candidates)
+    note_path = Path(cache_dir) / f"engine-{_choice_key(backbone, candidates)}.json"
+    kept = json.loads(note_path.read_text())["engine"] if note_path.is_file() else ""
+    if kept:
+        others = kept != "keras float32"  # the reference is no candidate
+        candidates = [one for one in candidates if others and kept.startswith(f"{one} ")]
+    engine = make(candidates, is_kept=bool(kept))
+    if not kept:
+        write_json({"engine": f"{engine.name} {engine.precision}"}, note_path)
+    return engine
+
+
+def _choice_key(backbone: keras.Model, candidates: list[str]) -> str:
+    """What decides about an engine but for its speed."""
+    made_of = [backbone_sha256(backbone), backbone.input_shape[1:], candidates]
+    made_of += [tf.__version__, _version_of("openvino")]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+
+
+def _version_of(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _first_good(
+    name: str,
+    reference: Engine,
+    backbone: keras.Model,
+    check_rois: np.ndarray,
+    cache_dir: Path,
+    candidates: list[str],
+    *,
+    is_kept: bool = False,
+) -> Engine:
+    """The first candidate that will do; of one that was chosen before the speed is no matter."""
+    for candidate in candidates:
         try:
-            engine = _make(candidate, backbone, Path(cache_dir))
+            engine = _make(candidate, backbone, cache_dir)
             engine = _held_against(reference, engine, check_rois)
-            if name != "auto" or engine.speedup >= 1:
+            if name != "auto" or is_kept or engine.speedup >= 1:
                 _tell(f"engine {name}: {_text(engine)}")
                 return engine
             _tell(f"engine {candidate} passed over: {_text(engine)}")
@@ -124,7 +171,8 @@ def _candidates(name: str) -> list[str]:
 
 def _make(name: str, backbone: keras.Model, cache_dir: Path) -> Engine:
     if name == "openvino":
-        return Engine(name, *openvino_forward(backbone, cache_dir, BATCH))
+        version = f"openvino-{_version_of('openvino')}"
+        return Engine(name, *openvino_forward(backbone, cache_dir, BATCH), version)
     if name == "tf-bf16":
         return Engine(name, "bfloat16", _bf16_forward(backbone))
     return Engine(name, "float16", _keras_forward(in_float16(backbone)))

@@ -34,7 +34,7 @@ from steatosis_tf.model.backbone import backbone_sha256, build_backbone
 from steatosis_tf.model.engines import BATCH, Engine, choose_engine, padded
 from steatosis_tf.model.shards import ABSENT, StoredViews, add_shard, clear_away, find_rows
 from steatosis_tf.parallel import run_parts
-from steatosis_tf.records.augment import stored_view
+from steatosis_tf.records.augment import AUGMENT_VERSION, stored_view
 from steatosis_tf.records.pipeline import count_examples, read_part, read_records
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ def store_views(
     dtype: str = "float32",
 ) -> list[View]:
     """The views of a store, 0 to `num_views`; arguments as of `stored_features`."""
-    name = f"{backbone.name}-{backbone_sha256(backbone)[:16]}-{engine.name}-{engine.precision}"
+    name = f"{backbone.name}-{backbone_sha256(backbone)[:16]}"
+    name += f"-{engine.name}-{engine.precision}-{engine.version}"
     if dtype != "float32":
         name += f"-kept-as-{dtype}"
     folder = Path(store_dir) / name
@@ -200,7 +201,7 @@ def open_views(views: Sequence[View], rows: Sequence[str]) -> StoredViews:
 def _view_name(number: int, config: AugmentConfig) -> str:
     if number == 0:
         return "plain"
-    text = json.dumps([number, asdict(config)], sort_keys=True)
+    text = json.dumps([number, AUGMENT_VERSION, asdict(config)], sort_keys=True)
     return f"view-{number:03d}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 

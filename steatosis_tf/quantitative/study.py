@@ -13,6 +13,7 @@ from steatosis_tf.files import replacing
 from steatosis_tf.parallel import map_on_cores
 from steatosis_tf.quantitative.display import Display
 from steatosis_tf.quantitative.measure import UNITS, Physics, measure_frame
+from steatosis_tf.roi.sector.find import SECTOR_VERSION
 from steatosis_tf.sources.images import read_frame
 
 
@@ -62,7 +63,7 @@ def measured_features(frames: pd.DataFrame, manifest_path: Path, store_dir: Path
     Raises:
         ValueError: if a frame cannot be read.
     """
-    store = store_dir / f"measured-{_VERSION}.csv"
+    store = store_dir / f"measured-{_VERSION}-{SECTOR_VERSION}.csv"
     known = pd.DataFrame(columns=list(MEASURED), dtype=float)
     if store.is_file():
         known = pd.read_csv(store, index_col=0)

@@ -4,6 +4,9 @@ import tensorflow as tf
 
 from steatosis_tf.config import AugmentConfig
 
+#: Counts up whenever another view may come of the same ROI, seed and config.
+AUGMENT_VERSION = 1
+
 
 def augment(roi: tf.Tensor, seed: tf.Tensor, config: AugmentConfig) -> tf.Tensor:
     """One random view of one ROI, fixed by its seed.

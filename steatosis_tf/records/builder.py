@@ -25,7 +25,6 @@ import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 from filelock import FileLock
 
-from steatosis_tf import __version__
 from steatosis_tf.cohort.leakage import refuse_leaks
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, read_manifest, write_manifest
 from steatosis_tf.cohort.partition import Partition, partitions_of_column
@@ -34,6 +33,7 @@ from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.parallel import map_on_cores, run_parts
 from steatosis_tf.roi.columns import cut_roi
 from steatosis_tf.roi.sector.cell import SECTOR_COLUMN, is_persons
+from steatosis_tf.roi.sector.find import SECTOR_VERSION
 from steatosis_tf.roi.views import VIEW_COLUMN, VIEW_VERSION, input_shape
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def records_location(records_dir: str | Path) -> Path:
 def records_fingerprint(rows: pd.DataFrame) -> str:
     """SHA-256 of all that the records hold: pixels, ROI, grade, patient and split of each row.
 
-    The package version and `VIEW_VERSION` stand for the code that finds the sector and cuts the
+    `SECTOR_VERSION` and `VIEW_VERSION` stand for the code that finds the sector and cuts the
     ROI; a fan that a person has set counts by itself.
     """
     columns = ["frame_id", "pixels_sha256", *ROI_COLUMNS, "grade", "fat_percent", "patient_id",
@@ -220,7 +220,7 @@ def records_fingerprint(rows: pd.DataFrame) -> str:
     fans = rows[SECTOR_COLUMN] if SECTOR_COLUMN in rows.columns else pd.Series("", rows.index)
     rows = rows[columns].assign(view=_views(rows), fan=fans.where(is_persons(fans), ""))
     rows = rows.sort_values("frame_id")
-    texts = f"{SteatosisRecords.VERSION} {__version__} {VIEW_VERSION}\n"
+    texts = f"{SteatosisRecords.VERSION} {SECTOR_VERSION} {VIEW_VERSION}\n"
     digest = hashlib.sha256(texts.encode())
     for start in range(0, len(rows), 4096):  # the text of a large study is not held at once
         part = rows.iloc[start : start + 4096]

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from steatosis_tf import __version__
 from steatosis_tf.cohort.decisions import manifest_lock
 from steatosis_tf.cohort.manifest import (
     MARKS_COLUMN,
@@ -27,9 +26,11 @@ from steatosis_tf.cohort.manifest import (
 )
 from steatosis_tf.cohort.near_duplicates import keep_hashes, kept_hashes, perceptual_hash
 from steatosis_tf.config import RoiConfig
+from steatosis_tf.files import file_sha256
 from steatosis_tf.parallel import map_on_cores, map_on_runner
+from steatosis_tf.roi.anatomy.liver import NETWORK_PATH
 from steatosis_tf.roi.anatomy.overlays import overlay_fraction
-from steatosis_tf.roi.propose import propose_roi
+from steatosis_tf.roi.propose import PROPOSAL_VERSION, propose_roi
 from steatosis_tf.roi.review.rules import keep_persons_boxes
 from steatosis_tf.roi.sector.cell import (
     SECTOR_COLUMN,
@@ -39,6 +40,7 @@ from steatosis_tf.roi.sector.cell import (
     sector_cell,
     sector_fan,
 )
+from steatosis_tf.roi.sector.find import SECTOR_VERSION
 from steatosis_tf.roi.views import (
     VIEW_COLUMN,
     VIEW_VERSION,
@@ -286,8 +288,10 @@ def _scale(row: dict[str, Any]) -> float:
 def _work_folder(manifest_path: Path, pixels: pd.Series, config: RoiConfig) -> Path:
     """Beside the manifest; another one for other frames, settings or code."""
     settings = json.dumps(
-        [__version__, VIEW_VERSION, _ANSWER_COLUMNS, dataclasses.asdict(config)], sort_keys=True
-    )
+        [SECTOR_VERSION, PROPOSAL_VERSION, VIEW_VERSION, file_sha256(NETWORK_PATH),
+         _ANSWER_COLUMNS, dataclasses.asdict(config)],
+        sort_keys=True,
+    )  # fmt: skip
     digest = hashlib.sha256(settings.encode())
     digest.update("".join(pixels).encode())
     return manifest_path.with_name(f"{manifest_path.name}.roi-{digest.hexdigest()[:16]}")

@@ -14,6 +14,9 @@ from steatosis_tf.roi.anatomy.parenchyma import propose_rectangle
 from steatosis_tf.roi.sector import Fan, Sector, find_sector
 from steatosis_tf.roi.views import Rectangle, around_sector, central_rectangle
 
+#: Counts up whenever another ROI may be proposed for the same pixels and fan.
+PROPOSAL_VERSION = 1
+
 
 @dataclass(frozen=True)
 class Roi:

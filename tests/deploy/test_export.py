@@ -17,6 +17,7 @@ from steatosis_tf.config import Config, RoiConfig, save_config
 from steatosis_tf.deploy.export import export_onnx, export_run
 from steatosis_tf.deploy.onnx_weights import weights_sha256
 from steatosis_tf.deploy.predict import predict
+from steatosis_tf.files import file_sha256
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.records.pipeline import read_records
 from steatosis_tf.roi.columns import cut_roi
@@ -196,7 +197,7 @@ def test_model_of_a_run_is_exported(tmp_path, phantom_manifest, rois):
     received = _session(tmp_path / "out" / "model.onnx").run(None, {"roi": rois})[0]
     np.testing.assert_allclose(received, grader.predict(rois, verbose=0), atol=1e-5)
     texts = _session(tmp_path / "out" / "model.onnx").get_modelmeta().custom_metadata_map
-    assert texts["steatosis.run_id"] == "7f3a"
+    assert texts["steatosis.manifest_sha256"] == file_sha256(run_dir / "manifest.csv")
     assert json.loads(texts["steatosis.roi"])["method"] == "sector"
 
 

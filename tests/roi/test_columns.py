@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steatosis_tf import __version__
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_manifest
 from steatosis_tf.cohort.near_duplicates import hash_frames
 from steatosis_tf.config import RoiConfig
@@ -22,6 +21,7 @@ from steatosis_tf.roi.columns import (
 )
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.roi.sector.cell import sector_cell
+from steatosis_tf.roi.sector.find import SECTOR_VERSION
 from steatosis_tf.sources.images import read_frame
 
 SECTOR = RoiConfig(method="sector")
@@ -59,7 +59,9 @@ def test_every_frame_gets_a_roi_or_a_reason(fan_manifest):
         frame = read_frame(fan_manifest.parent / row["path"])
         box = propose_roi(frame, SECTOR).rectangle  # what a prediction on the same frame sees
         assert [row[name] for name in _BOX] == [box.top, box.left, box.height, box.width]
-        assert row["roi_sector"].startswith(f"{__version__} {row['pixels_sha256'][:16]} convex ")
+        assert row["roi_sector"].startswith(
+            f"v{SECTOR_VERSION} {row['pixels_sha256'][:16]} convex "
+        )
     assert found.loc[2, "roi_sector"] == ""
 
 

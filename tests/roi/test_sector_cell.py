@@ -34,7 +34,7 @@ def test_of_other_pixels_or_another_version_the_sector_is_found_anew(drawn_fan, 
     assert sector_fan(other, pixels_sha256(other), cell) == find_sector(other).fan
     assert sector_fan(frame, digest, "") == find_sector(frame).fan
     assert sector_fan(frame, digest, cell) != find_sector(frame).fan
-    monkeypatch.setattr(module, "__version__", "99.0")
+    monkeypatch.setattr(module, "_CODE", "v99")
     assert sector_fan(frame, digest, cell) == find_sector(frame).fan
 
 
@@ -44,7 +44,7 @@ def test_a_persons_fan_outlives_the_version_but_not_the_pixels(drawn_fan, monkey
     cell = sector_cell(_FANS[0], digest, by_person=True)
     assert persons_fan(digest, sector_cell(_FANS[0], digest)) is None
     assert is_persons(pd.Series([cell, sector_cell(_FANS[0], digest), ""])).tolist() == [1, 0, 0]
-    monkeypatch.setattr(module, "__version__", "99.0")
+    monkeypatch.setattr(module, "_CODE", "v99")
     assert sector_fan(frame, digest, cell) == persons_fan(digest, cell) == _FANS[0]
     assert persons_fan(pixels_sha256(other), cell) is None
     assert sector_fan(other, pixels_sha256(other), cell) == find_sector(other).fan

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steatosis_tf import __version__
 from steatosis_tf.roi.sector import Fan, find_sector
+from steatosis_tf.roi.sector.find import SECTOR_VERSION
 
 SECTOR_COLUMN = "roi_sector"
 
 _PERSON = "person"
+_CODE = f"v{SECTOR_VERSION}"
 _FIELDS = tuple(field.name for field in fields(Fan))
 # Enough to tell a frame from what it was before; the manifest holds the whole hash.
 _DIGITS = 16
@@ -34,7 +35,7 @@ def sector_cell(fan: Fan, digest: str, *, by_person: bool = False) -> str:
     """
     kind, *numbers = (getattr(fan, name) for name in _FIELDS)
     texts = ["-" if number is None else repr(float(number)) for number in numbers]
-    return " ".join([_PERSON if by_person else __version__, digest[:_DIGITS], kind, *texts])
+    return " ".join([_PERSON if by_person else _CODE, digest[:_DIGITS], kind, *texts])
 
 
 def is_persons(cells: pd.Series) -> pd.Series:
@@ -67,7 +68,7 @@ def kept_fan(digest: str, cell: str) -> Fan | None:
         ValueError: if the cell is damaged.
     """
     of, _, text = cell.rpartition(f" {digest[:_DIGITS]} ")
-    return _parsed(text, cell) if of in (__version__, _PERSON) else None
+    return _parsed(text, cell) if of in (_CODE, _PERSON) else None
 
 
 def sector_fan(frame: np.ndarray, digest: str, cell: str) -> Fan:

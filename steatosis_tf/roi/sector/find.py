@@ -18,6 +18,9 @@ from steatosis_tf.roi.sector.screen import (
 )
 from steatosis_tf.sources.images import MIN_SIDE_PX, to_grey
 
+#: Counts up whenever another fan may be found in the same pixels: what was kept is found anew.
+SECTOR_VERSION = 1
+
 # The search runs on a copy whose longer side is this many px: a border known to half a px of it
 # is known to two px of a 1024 px frame, less than the hand-drawn outlines scatter.
 _WORK_SIDE_PX = 256
