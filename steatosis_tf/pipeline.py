@@ -5,11 +5,9 @@ records, features. Scripts that train many heads take the same first steps by `p
 """
 
 import dataclasses
-import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,24 +15,22 @@ from typing import TYPE_CHECKING, Any
 import keras
 import pandas as pd
 
-from steatosis_tf import tracking
 from steatosis_tf.cohort.flow import count_flow, write_flow
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
+from steatosis_tf.cohort.near_duplicates import HASH_VERSION
 from steatosis_tf.cohort.partition import Partition, split_table, test_column
 from steatosis_tf.cohort.rejected import read_rejected
 from steatosis_tf.cohort.splits import make_partitions, resolve_split
-from steatosis_tf.config import Config, flatten, override, save_config
-from steatosis_tf.deploy.export import export_onnx, milliseconds_per_frame, run_metadata
+from steatosis_tf.config import Config, override, save_config
+from steatosis_tf.deploy.export import export_onnx, milliseconds_per_frame, run_metadata, save_keras
 from steatosis_tf.deploy.run_bundle import write_run_bundle
 from steatosis_tf.environment import describe_environment
 from steatosis_tf.evaluation.clinical.baselines import write_hepatorenal
 from steatosis_tf.evaluation.figures.gallery import draw_run_gallery
-from steatosis_tf.evaluation.metrics.comparison import tracked_intervals
-from steatosis_tf.evaluation.metrics.scores import read_scores
 from steatosis_tf.evaluation.report.evaluate import evaluate_run, lock_operating_points
 from steatosis_tf.evaluation.report.report import write_report
-from steatosis_tf.files import UNFINISHED_NAME, file_sha256, replacing, write_json, write_sums
-from steatosis_tf.grades import GRADES
+from steatosis_tf.files import replacing, write_json, write_sums
+from steatosis_tf.model.engines import Engine
 from steatosis_tf.model.joint import JointModel
 from steatosis_tf.model.train import make_repeatable
 from steatosis_tf.quantitative.study import measured_features
@@ -42,18 +38,14 @@ from steatosis_tf.recipes import RECIPES
 from steatosis_tf.records.builder import records_fingerprint, usable_rows, write_records
 from steatosis_tf.records.pipeline import read_records
 from steatosis_tf.roi.columns import add_roi_columns
-from steatosis_tf.roi.views import input_shape
-from steatosis_tf.training import StudyData, check_rois, load_study, train_and_score
-from steatosis_tf.unfinished import (
-    find_unfinished,
-    finish,
-    finished_before,
-    forget,
-    is_computed,
-    marked,
-    only_one,
-    run_key,
+from steatosis_tf.run_log import begun, read_results, track
+from steatosis_tf.training import (
+    StudyData,
+    check_rois,
+    load_study,
+    train_and_score,
 )
+from steatosis_tf.unfinished import finished_before, forget, run_key
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -90,7 +82,7 @@ class Preparation:
     @property
     def hashes_path(self) -> Path:
         """File that keeps the data-leakage check's hashes, which the ROI step takes along."""
-        return self.runs_dir / "cache" / "perceptual_hashes.csv"
+        return self.runs_dir / "cache" / f"perceptual_hashes-{HASH_VERSION}.csv"
 
 
 def train(
@@ -173,7 +165,7 @@ def run_all(
         if before := finished_before(folder, key):
             summaries.append(_summary(before))
             continue
-        with _begun(experiment, folder, key, config, repeat) as run_dir:
+        with begun(folder, key, config, repeat) as run_dir:
             _run(run_dir, manifest_path, config, repeat, options)
         summaries.append(_summary(run_dir))
     for key in keys:
@@ -182,10 +174,8 @@ def run_all(
 
 
 def _summary(run_dir: Path) -> RunSummary:
-    metrics, environment = (
-        json.loads((run_dir / name).read_text()) for name in ("metrics.json", "environment.json")
-    )
-    seconds = float(environment["seconds"])
+    metrics, environment = read_results(run_dir)
+    seconds = float(environment["cost"]["seconds"])
     return RunSummary(run_dir.name, run_dir.parent.name, str(run_dir), seconds, metrics)
 
 
@@ -228,23 +218,6 @@ def run(
     return run_all(experiment, manifest_path, configs, runs_dir, options=options)[0]
 
 
-@contextmanager
-def _begun(experiment: str, folder: Path, key: str, config: Config, repeat: int) -> Iterator[Path]:
-    """The folder of a run, new or of the same run that was begun before and not finished."""
-    params = flatten(config) | {"repeat": repeat}
-    with only_one(folder, key):
-        again = find_unfinished(folder, key)
-        with tracking.start_run(
-            experiment, config.split.kind, params, again=again, key=key
-        ) as tracked:
-            run_dir = folder / tracked.run_id
-            run_dir.mkdir(parents=True, exist_ok=True)
-            with marked(run_dir, key):
-                tracking.end_killed(lambda key: is_computed(folder, key))
-                yield run_dir
-        finish(run_dir, key)
-
-
 def _run(
     run_dir: Path,
     manifest_path: Path,
@@ -254,6 +227,7 @@ def _run(
 ) -> None:
     """Everything from the manifest to the tracked run, into the run's folder."""
     start = time.monotonic()
+    keras.utils.clear_session(free_memory=False)  # names of layers count up over runs
     make_repeatable(config.train.seed)
     runs_dir = run_dir.parent.parent
     save_config(config, run_dir / "config.json")
@@ -266,17 +240,14 @@ def _run(
     model = train_and_score(data, partitions, config, run_dir)
     train_minutes = (time.monotonic() - train_start) / 60
     lock_operating_points(run_dir, config.evaluation.aggregation)
-    metrics = evaluate_run(run_dir)
-    cost = _keep(model, data, place, run_dir.name)
-    seconds = time.monotonic() - start
-    environment = describe_environment() | {"seconds": round(seconds, 1)}
-    write_json(environment, run_dir / "environment.json")
+    evaluate_run(run_dir)
+    cost = _keep(model, data, place) | {"train_minutes": train_minutes}
+    _write_environment(data.engine, repeat, cost, start, run_dir / "environment.json")
     draw_run_gallery(run_dir)
     write_hepatorenal(run_dir)
     write_report(run_dir)
     write_sums(run_dir)
-    cost |= {"train_minutes": train_minutes, "seconds": seconds}
-    _track(run_dir, config, metrics, cost)
+    track(run_dir)
 
 
 def _settle(config: Config, manifest_path: Path, repeat: int) -> Config:
@@ -322,9 +293,7 @@ def _with_measured(data: StudyData, manifest_path: Path, cache_dir: Path) -> Stu
     return dataclasses.replace(data, measured=measured)
 
 
-def _keep(
-    model: keras.Model | JointModel, data: StudyData, place: Preparation, run_id: str
-) -> dict[str, float]:
+def _keep(model: keras.Model | JointModel, data: StudyData, place: Preparation) -> dict[str, float]:
     """Save and export the model; what that showed, for the comparison of runs."""
     rois, run_dir = check_rois(data.index, read_records(data.records_dir)), place.folder
     if isinstance(model, JointModel):
@@ -332,35 +301,27 @@ def _keep(
         difference = write_run_bundle(run_dir, model, place.config, rois, cache_dir)
         size = (run_dir / "bundle" / "model.onnx").stat().st_size
         return {"onnx_difference": difference, "file_mb": size / 1e6}
-    with replacing(run_dir / "model.keras") as temporary:
-        model.save(temporary)
-    texts = {"run_id": run_id} | run_metadata(run_dir, place.config)
+    save_keras(model, run_dir / "model.keras")
     path = run_dir / "model.onnx"
     return {
-        "onnx_difference": export_onnx(model, path, rois, texts),
+        "onnx_difference": export_onnx(model, path, rois, run_metadata(run_dir, place.config)),
         "file_mb": path.stat().st_size / 1e6,
         "ms_per_frame": milliseconds_per_frame(path, rois),
     }
 
 
-def _track(run_dir: Path, config: Config, metrics: dict[str, Any], cost: dict[str, float]) -> None:
-    compared = tracked_intervals(read_scores(run_dir / "patient_scores.csv"))
-    tracking.log_metrics(
-        {"patient": metrics["patient"], "frame": metrics["frame"], "compare": compared} | cost
-    )
-    tracking.log_tags(
-        {f"{name}_sha256": file_sha256(run_dir / f"{name}.csv") for name in ("manifest", "split")}
-        | {"run_dir": str(run_dir)}
-    )
-    for path in sorted(run_dir.iterdir()):
-        if path.is_file() and not path.name.startswith(("model.", "bundle.", UNFINISHED_NAME)):
-            tracking.log_artifacts(path)
-    tracking.log_artifacts(run_dir / "figures", "figures")
-    if (run_dir / "bundle").is_dir():
-        tracking.log_artifacts(run_dir / "bundle", "bundle")
-        return
-    shape = input_shape(config.roi.view)
-    tracking.log_onnx_model(run_dir / "model.onnx", input_shape=shape, num_grades=len(GRADES))
+def _write_environment(
+    engine: Engine | None, repeat: int, cost: dict[str, float], start: float, path: Path
+) -> None:
+    """What the run was made with, and what it cost: the only numbers that are others next time."""
+    content = describe_environment() | {"repeat": repeat, "cost": cost}
+    if engine:
+        content["engine"] = f"{engine.name} {engine.precision}"
+        cost["engine_min_cosine"] = engine.min_cosine
+        cost["engine_changed_decisions"] = engine.changed
+        cost["engine_speedup"] = engine.speedup
+    cost["seconds"] = round(time.monotonic() - start, 1)
+    write_json(content, path)
 
 
 def complete_manifest(

@@ -25,7 +25,7 @@ from steatosis_tf.evaluation.metrics.scores import (
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.backbone import build_backbone
-from steatosis_tf.model.engines import choose_engine
+from steatosis_tf.model.engines import Engine, choose_engine
 from steatosis_tf.model.features import spread_features, stored_features
 from steatosis_tf.model.fine_tune import fine_tune, maps_at_cut
 from steatosis_tf.model.heads import assemble, build_head, copy_weights, linear_head
@@ -73,6 +73,7 @@ class StudyData:
         views: features, as `stored_features` gives them.
         backbone: as `build_backbone` gives it.
         maps: for fine-tuning, as `maps_at_cut` gives them, else None.
+        engine: what computed the features.
         measured: for the joint head, `(num_frames, 3)` measured features, NaN where a patient's
             frames do not show one, else None.
     """
@@ -82,6 +83,7 @@ class StudyData:
     views: np.ndarray | StoredViews
     backbone: keras.Model
     maps: np.ndarray | None = None
+    engine: Engine | None = None
     measured: np.ndarray | None = None
 
 
@@ -112,14 +114,6 @@ def load_study(
     backbone = build_backbone(config.model, tuple(examples.element_spec["roi"].shape[:2]))
     rois = check_rois(index, examples)
     engine = choose_engine(config.model.engine, backbone, rois, features_dir)
-    tracking.log_tags({"engine": f"{engine.name} {engine.precision}"})
-    tracking.log_metrics(
-        {
-            "engine_min_cosine": engine.min_cosine,
-            "engine_changed_decisions": engine.changed,
-            "engine_speedup": engine.speedup,
-        }
-    )
     if options is None:
         views = stored_features(
             examples, features_dir, backbone, engine, config.augmentation, config.train.views,
@@ -132,7 +126,7 @@ def load_study(
         maps = maps_at_cut(
             examples, backbone, config.augmentation, config.train.views, features_dir
         )
-    return StudyData(records_dir, index, views, backbone, maps)
+    return StudyData(records_dir, index, views, backbone, maps, engine)
 
 
 def check_rois(data_index: pd.DataFrame, examples: tf.data.Dataset) -> np.ndarray:
@@ -169,10 +163,10 @@ def train_and_score(
     outcomes = []
     for fold, partition in enumerate(partitions):
         is_logged = not nested or partition.name in logged
-        with contextlib.nullcontext() if is_logged else _nested_run(partition.name):
+        with contextlib.nullcontext() if is_logged else fold_run(partition.name):
             outcomes.append(_outcome(data, partition, fold, config, run_dir, nested=nested))
             if not is_logged:
-                _log_fold(outcomes[-1])
+                log_fold(outcomes[-1].scores["tested"], outcomes[-1].history)
     tested, validated = ([one.scores[name] for one in outcomes] for name in ("tested", "validated"))
     if nested:  # the final model learns from the tested patients too
         refit = _without_test(partitions[0])
@@ -208,7 +202,18 @@ class _Outcome:
     model: keras.Model | JointModel | None
 
 
-def _nested_run(name: str) -> contextlib.AbstractContextManager[tracking.Run]:
+def log_fold(tested: pd.DataFrame, history: pd.DataFrame) -> None:
+    """Log into the open run what a fold of several has shown.
+
+    Args:
+        tested: scores of its test part.
+        history: one row per epoch; empty of a head that is solved.
+    """
+    tracking.log_history(history.drop(columns="fold"))
+    tracking.log_metrics({"test": compute_metrics(*labels_and_probabilities(tested))})
+
+
+def fold_run(name: str) -> contextlib.AbstractContextManager[tracking.Run]:
     """A fold of several is a run of its own below the run."""
     return tracking.start_run(tracking.open_experiment(), name, nested=True)
 
@@ -253,12 +258,6 @@ def _read_model(folder: Path) -> keras.Model | JointModel:
     if (folder / "joint.json").is_file():
         return JointModel.from_json((folder / "joint.json").read_text(encoding="utf-8"))
     return keras.models.load_model(folder / "trained.keras", compile=False)
-
-
-def _log_fold(outcome: _Outcome) -> None:
-    tracking.log_history(outcome.history.drop(columns="fold"))
-    metrics = compute_metrics(*labels_and_probabilities(outcome.scores["tested"]))
-    tracking.log_metrics({"test": metrics})
 
 
 def _log_epoch(epoch: int, logs: dict[str, float]) -> None:

@@ -34,13 +34,14 @@ ROOMS = {
     "deploy": "grades files config unfinished sources cohort roi quantitative records model",
     "training": "grades files config tracking unfinished cohort quantitative records model "
     "evaluation deploy",
+    "run_log": "grades files config tracking unfinished roi evaluation training",
     "recipes": "config",
     "pipeline": "grades files config environment tracking unfinished cohort roi quantitative "
-    "records model evaluation deploy training recipes",
+    "records model evaluation deploy training run_log recipes",
     "demo": "sources cohort evaluation deploy recipes pipeline",
     "server": "grades sources cohort roi quantitative model deploy",
     "verbs": "grades files config environment tracking unfinished parallel sources cohort roi "
-    "quantitative records evaluation deploy recipes pipeline demo server",
+    "quantitative records evaluation deploy run_log recipes pipeline demo server",
     "cli": "grades files verbs",
 }
 

@@ -32,6 +32,12 @@ def report(args: Namespace) -> Result:
         return Result(
             {"study": str(study)}, "\n".join([*lines, f"now: steatosis report {args.run_dir}"])
         )
+    if args.log:
+        from steatosis_tf.run_log import log_run
+
+        if why := log_run(args.run_dir):
+            raise RuntimeError(f"Expected a store that takes the run. Received: {why}")
+        return Result({"logged": args.run_dir}, f"logged: {args.run_dir}")
     with renewing_sums(args.run_dir):
         path = write_report(args.run_dir, num_resamples=args.resamples, covariates=args.subgroups)
     return Result({"report": str(path)}, f"report: {path}")
@@ -52,6 +58,9 @@ def _report_arguments(parser: ArgumentParser) -> None:
         "--init-study",
         action="store_true",
         help="only write study.json, a form for what the author has to state",
+    )
+    parser.add_argument(
+        "--log", action="store_true", help="only log the run in MLflow, if the store was away"
     )
 
 

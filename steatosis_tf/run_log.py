@@ -1,0 +1,142 @@
+"""A run on disk and in MLflow: begun, gone on with, logged when it ends or later."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from steatosis_tf import tracking
+from steatosis_tf.config import Config, flatten, load_config
+from steatosis_tf.evaluation.metrics.comparison import tracked_intervals
+from steatosis_tf.evaluation.metrics.scores import read_scores
+from steatosis_tf.files import UNFINISHED_NAME, file_sha256
+from steatosis_tf.grades import GRADES
+from steatosis_tf.roi.views import input_shape
+from steatosis_tf.training import fold_run, log_fold
+from steatosis_tf.unfinished import (
+    find_unfinished,
+    finish,
+    is_computed,
+    marked,
+    only_one,
+    refuse_unfinished,
+)
+
+
+@contextmanager
+def begun(folder: Path, key: str, config: Config, repeat: int) -> Iterator[Path]:
+    """Open a run: a new one, or the same run that was begun before and not finished.
+
+    Until the block has ended well the run is marked as not finished, on disk and in MLflow; one
+    that fails stays so, with its reason.
+
+    Args:
+        folder: of the experiment, which has its name.
+        key: of `unfinished.run_key`.
+        config: of the run.
+        repeat: which round of a repeated k-fold.
+
+    Yields:
+        the folder of the run.
+
+    Raises:
+        RuntimeError: if another process computes the same run.
+    """
+    params = flatten(config) | {"repeat": repeat}
+    with only_one(folder, key):
+        again = find_unfinished(folder, key)
+        with tracking.start_run(
+            folder.name, config.split.kind, params, again=again, key=key
+        ) as tracked:
+            run_dir = folder / tracked.run_id
+            run_dir.mkdir(parents=True, exist_ok=True)
+            with marked(run_dir, key):
+                tracking.end_killed(lambda key: is_computed(folder, key))
+                yield run_dir
+        finish(run_dir, key)
+        if tracking.untracked():
+            print(f"log it later: steatosis report {run_dir} --log", file=sys.stderr)
+
+
+def read_results(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What stands in metrics.json and environment.json."""
+    metrics, environment = (
+        json.loads((run_dir / name).read_text()) for name in ("metrics.json", "environment.json")
+    )
+    return metrics, environment
+
+
+def track(run_dir: Path) -> None:
+    """Log what a run directory holds into the run that is open."""
+    metrics, environment = read_results(run_dir)
+    compared = tracked_intervals(read_scores(run_dir / "patient_scores.csv"))
+    tracking.log_metrics(
+        {"patient": metrics["patient"], "frame": metrics["frame"], "compare": compared}
+        | environment["cost"]
+    )
+    tracking.log_tags(
+        {f"{name}_sha256": file_sha256(run_dir / f"{name}.csv") for name in ("manifest", "split")}
+        | {"run_dir": str(run_dir), "engine": environment.get("engine", "")}
+    )
+    for path in sorted(run_dir.iterdir()):
+        if path.is_file() and not path.name.startswith(("model.", "bundle.", UNFINISHED_NAME)):
+            tracking.log_artifacts(path)
+    tracking.log_artifacts(run_dir / "figures", "figures")
+    if (run_dir / "bundle").is_dir():
+        tracking.log_artifacts(run_dir / "bundle", "bundle")
+        return
+    shape = input_shape(load_config(run_dir / "config.json").roi.view)
+    tracking.log_onnx_model(run_dir / "model.onnx", input_shape=shape, num_grades=len(GRADES))
+
+
+def log_run(run_dir: str | Path) -> str | None:
+    """Log a finished run that could not be tracked, or not as a whole; what is logged stays.
+
+    Args:
+        run_dir: `runs/<experiment>/<run_id>`.
+
+    Returns:
+        why it is not tracked now either, or None.
+
+    Raises:
+        ValueError: if it is no finished run, or one of an earlier version.
+    """
+    run_dir = Path(run_dir).resolve()
+    refuse_unfinished(run_dir)
+    config = load_config(run_dir / "config.json")
+    try:
+        _, environment = read_results(run_dir)
+        params = flatten(config) | {"repeat": environment["repeat"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            "Expected a run with metrics.json and the environment.json of this version. "
+            f"Received: {run_dir.name!r} ({error})."
+        ) from error
+    with tracking.start_run(run_dir.parent.name, config.split.kind, params, again=run_dir.name):
+        _log_folds(run_dir)
+        track(run_dir)
+    return tracking.untracked()
+
+
+def _log_folds(run_dir: Path) -> None:
+    """History and scores of each fold, from the tables of a run directory."""
+    history_path = run_dir / "history.csv"
+    history = pd.DataFrame(columns=["fold"])
+    if history_path.is_file():
+        history = pd.read_csv(history_path)
+    scores = read_scores(run_dir / "frame_scores.csv")
+    names = pd.read_csv(run_dir / "split.csv", dtype={"patient_id": str})
+    names = names.drop_duplicates("fold").set_index("fold")["partition"]
+    if len(names) == 1:
+        tracking.log_history(history.drop(columns="fold"))
+        return
+    logged = tracking.finished_children()
+    for fold, name in names.items():
+        if name not in logged:
+            with fold_run(str(name)):
+                of_fold = history.loc[history["fold"] == fold]
+                log_fold(scores.loc[scores["fold"] == fold], of_fold)

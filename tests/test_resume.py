@@ -1,0 +1,188 @@
+"""A run that is killed at any moment goes on as the same run, and ends with the same files."""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from steatosis_tf.cohort.partition import Partition
+from steatosis_tf.config import Config, override
+from steatosis_tf.recipes import RECIPES
+
+# What docs/reliability.md lists: text with the run's id, and the cost in environment.json.
+_NAMES_THE_RUN = ("report.html", "report.md", "model_card.md", "checklists.md")
+
+
+def _in_folder(work, folder: str, config: Config) -> None:
+    """Works in a process group of its own, so that nothing of it outlives the kill."""
+    os.setsid()
+    os.chdir(folder)
+    os.environ["STEATOSIS_MLRUNS"] = "mlruns"
+    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    work(config)
+
+
+def _run(config: Config) -> None:
+    from steatosis_tf.pipeline import run
+
+    run("e", "manifest.csv", config)
+
+
+def _train(config: Config) -> None:
+    """What `run` does between its records and its report, on features that need no network."""
+    from steatosis_tf.run_log import begun
+    from steatosis_tf.training import StudyData, train_and_score
+
+    patient = np.repeat(np.arange(40), 2)
+    index = pd.DataFrame({
+        "frame_id": [f"f{n:02}" for n in range(80)],
+        "patient_id": [f"p{n:02}" for n in patient],
+        "label": patient % 4,
+        "fat_percent": np.array([2.0, 20.0, 50.0, 80.0])[patient % 4],
+    })  # fmt: skip
+    noise = np.random.default_rng(0).normal(0, 0.3, (80, 11))
+    seen = (patient % 4)[:, None] + noise
+    data = StudyData(Path(), index, seen[None, :, :8].astype(np.float32), None,
+                     measured=seen[:, 8:])  # fmt: skip
+    names = [f"p{n:02}" for n in range(40)]
+    fifths = [frozenset(names[n : n + 8]) for n in range(0, 40, 8)]
+    folds = [
+        Partition(
+            f"fold_{n}", frozenset(names) - fifths[n] - fifths[n - 1], fifths[n - 1], fifths[n]
+        )
+        for n in range(5)
+    ]
+    with begun(Path("runs", "e"), "key", config, 0) as run_dir:
+        joint = train_and_score(data, folds, config, run_dir)
+        (run_dir / "joint.json").write_text(joint.to_json())
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Starts a run in a new process; TensorFlow is imported once, before the first."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["steatosis_tf.pipeline"])
+
+    def begin(*arguments) -> multiprocessing.Process:
+        process = context.Process(target=_in_folder, args=arguments)
+        process.start()
+        return process
+
+    return begin
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from steatosis_tf.cohort.manifest import build_manifest
+    from steatosis_tf.sources.phantom.study import write_phantoms
+
+    folder = tmp_path_factory.mktemp("study")
+    labels = write_phantoms(folder / "phantoms", num_patients=24, frames_per_patient=1, seed=0)
+    build_manifest(labels, folder / "manifest.csv")
+    return folder
+
+
+def _to_the_end(start, work, folder: Path, config: Config) -> float:
+    begun = time.monotonic()
+    process = start(work, str(folder), config)
+    process.join(900)
+    assert process.exitcode == 0, (folder / "log.txt").read_text()[-3000:]
+    return time.monotonic() - begun
+
+
+def _kill(process: multiprocessing.Process) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # it has no group of its own yet
+        process.kill()
+    process.join()
+
+
+def _only_run(folder: Path) -> Path:
+    (run_dir,) = (path for path in folder.glob("runs/*/*") if path.parent.name != "cache"
+                  and path.is_dir())  # fmt: skip
+    return run_dir
+
+
+def _contents(run_dir: Path) -> dict[str, bytes]:
+    """Every file, hidden ones too, without the few fields that may differ."""
+    found = {}
+    for path in sorted(run_dir.rglob("*")):
+        name = path.relative_to(run_dir).as_posix()
+        if path.is_dir():
+            continue
+        content = path.read_bytes()
+        if name in _NAMES_THE_RUN:
+            content = content.replace(run_dir.name.encode(), b"RUN")
+        elif name == "environment.json":
+            content = json.dumps(json.loads(content) | {"cost": None}).encode()
+        elif name == "SHA256SUMS":
+            others = "|".join((*_NAMES_THE_RUN, "environment.json"))
+            content = re.sub(rf"(?m)^.*  ({others})\n".encode(), b"", content)
+        found[name] = content
+    return found
+
+
+def _is_tracked_once(folder: Path, run_id: str, num_folds: int) -> None:
+    with sqlite3.connect(folder / "mlruns" / "mlflow.db") as store:
+        runs = store.execute(
+            "SELECT run_uuid, status FROM runs WHERE lifecycle_stage = 'active'"
+        ).fetchall()
+        twice = store.execute(
+            "SELECT key FROM metrics WHERE run_uuid = ? GROUP BY key, step HAVING COUNT(*) > 1",
+            (run_id,),
+        ).fetchall()
+        reasons = store.execute("SELECT value FROM tags WHERE key = 'steatosis.reason'").fetchall()
+    assert {status for _, status in runs} == {"FINISHED"}
+    assert len(runs) == 1 + num_folds
+    assert run_id in {run for run, _ in runs}
+    assert twice == reasons == []
+
+
+def _kill_and_compare(start, work, folder: Path, config: Config, kills: int, seed: int) -> None:
+    """The same command in two folders, once to its end and once killed so often."""
+    whole, killed = folder / "whole", folder / "killed"
+    seconds = _to_the_end(start, work, whole, config)
+    moments = random.Random(seed)
+    for _ in range(kills):
+        process = start(work, str(killed), config)
+        process.join(moments.uniform(0, seconds))
+        if process.exitcode == 0:  # faster than the first
+            break
+        _kill(process)
+    else:
+        _to_the_end(start, work, killed, config)
+    one, other = _contents(_only_run(whole)), _contents(_only_run(killed))
+    assert other.keys() == one.keys()
+    assert [name for name in one if other[name] != one[name]] == []
+    _is_tracked_once(killed, _only_run(killed).name, config.split.folds)
+
+
+def test_five_kills_change_nothing(start, tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    config = override(RECIPES["joint"].config, ["split.kind=kfold"])
+    _kill_and_compare(start, _train, tmp_path, config, kills=5, seed=16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["linear", "demo"])
+def test_twenty_kills_change_nothing(start, study, tmp_path, recipe):
+    for name in ("whole", "killed"):
+        shutil.copytree(study, tmp_path / name)
+    settings = ["split.kind=kfold", "split.folds=3", "model.engine=keras"]
+    small = ["roi.depth_px=64", "roi.num_beams=64"] if recipe == "linear" else ["train.epochs=5"]
+    config = override(RECIPES[recipe].config, settings + small)
+    _kill_and_compare(start, _run, tmp_path, config, kills=20, seed=17)
