@@ -225,21 +225,19 @@ def _outcome(
     with_model = not nested or fold == REFIT_FOLD
     part = "refit" if fold == REFIT_FOLD else f"fold_{fold}"
     patients = {"tested": partition.test, "validated": partition.validation}
-    if kept(run_dir, part) is None:
-        # Epochs are told as they pass where the run that is open is the fold's own.
-        trained, history = train_fold(data, partition, config, None if nested else _log_epoch)
-        scorer = _scorer(trained, data)
-        scores = {name: scorer(ids) for name, ids in patients.items() if ids}
-        with keeping(run_dir, part) as folder:
-            columns = {f"history.{name}": values.to_numpy() for name, values in history.items()}
-            np.savez(folder / "outcome.npz", **scores, **columns)
-            if with_model:
-                _write_model(trained, folder)
     folder = kept(run_dir, part)
     if folder is None:
-        raise OSError(f"Expected to read what was kept of {part}. Received: a damaged file.")
-    with np.load(folder / "outcome.npz") as arrays:
-        found = dict(arrays)
+        with keeping(run_dir, part) as folder:
+            # Epochs are told as they pass where the run that is open is the fold's own.
+            trained, epochs = train_fold(data, partition, config, None if nested else _log_epoch)
+            scorer = _scorer(trained, data)
+            arrays = {name: scorer(ids) for name, ids in patients.items() if ids}
+            arrays |= {f"history.{name}": values.to_numpy() for name, values in epochs.items()}
+            np.savez(folder / "outcome.npz", allow_pickle=False, **arrays)
+            if with_model:
+                _write_model(trained, folder)
+    with np.load(folder / "outcome.npz") as stored:
+        found = dict(stored)
     tables = {name: _table(data, ids, fold, found[name]) for name, ids in patients.items() if ids}
     history = {name.removeprefix("history."): values for name, values in found.items()
                if name.startswith("history.")}  # fmt: skip

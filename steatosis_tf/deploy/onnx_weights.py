@@ -124,7 +124,8 @@ def name_by_place(proto: "onnx.ModelProto") -> None:
     maker = {name: place for place, node in enumerate(nodes) for name in node.output if name}
     weights = {tensor.name: tensor for tensor in graph.initializer}
     names = {value.name: value.name for value in (*graph.input, *graph.output)}
-    ordered, used = _walk([value.name for value in graph.output], nodes, maker), []
+    ordered = _walk([value.name for value in graph.output], nodes, maker)
+    used: list[onnx.TensorProto] = []
     for number, node in enumerate(ordered):
         node.name = f"{node.op_type}_{number}"
         for place, name in enumerate(node.input):

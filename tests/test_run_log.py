@@ -1,0 +1,74 @@
+"""A finished run whose store was away is logged later, and nothing twice."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from steatosis_tf import cli
+from steatosis_tf.config import Config, save_config
+from steatosis_tf.evaluation.metrics.registry import metrics_of
+from steatosis_tf.evaluation.metrics.scores import patient_scores, score_table, write_scores
+
+
+def _finished_run(run_dir: Path) -> None:
+    """What stands in the folder of a run of two folds."""
+    (run_dir / "figures").mkdir(parents=True)
+    (run_dir / "bundle").mkdir()
+    (run_dir / "bundle" / "bundle.json").write_text("{}")
+    ids = [f"p{n:02}" for n in range(24)]
+    index = pd.DataFrame({
+        "frame_id": [f"f{n}" for n in ids], "patient_id": ids, "label": np.arange(24) % 4,
+        "fat_percent": np.nan,
+    })  # fmt: skip
+    chances = np.random.default_rng(0).dirichlet(np.ones(4), 24)
+    frames = score_table(index, chances, np.arange(24) // 12)
+    write_scores(frames, run_dir / "frame_scores.csv")
+    patients = patient_scores(frames)
+    write_scores(patients, run_dir / "patient_scores.csv")
+    metrics = {"patient": metrics_of(patients), "frame": metrics_of(frames)}
+    (run_dir / "metrics.json").write_text(json.dumps(metrics))
+    split = pd.DataFrame({"fold": frames["fold"], "patient_id": ids, "split": "test"})
+    split.assign(partition=[f"fold_{n}" for n in split["fold"]]).to_csv(
+        run_dir / "split.csv", index=False
+    )
+    history = pd.DataFrame({"epoch": [0, 1] * 3, "loss": 0.5, "fold": [0, 0, 1, 1, -1, -1]})
+    history.to_csv(run_dir / "history.csv", index=False)
+    (run_dir / "manifest.csv").write_text("path\n")
+    environment = {"repeat": 0, "engine": "keras float32", "cost": {"seconds": 2.5}}
+    (run_dir / "environment.json").write_text(json.dumps(environment))
+    save_config(Config(), run_dir / "config.json")
+
+
+def test_a_run_is_logged_later_and_nothing_twice(tmp_path, monkeypatch, capsys):
+    run_dir = tmp_path / "runs" / "joint" / "made-here"
+    _finished_run(run_dir)
+    monkeypatch.setenv("STEATOSIS_MLRUNS", str(tmp_path / "mlruns"))
+    (tmp_path / "mlruns").write_text("no folder")
+    assert cli.main(["report", str(run_dir), "--log"]) == 1
+    assert "Expected a store that takes the run" in capsys.readouterr().err
+    (tmp_path / "mlruns").unlink()
+    for _ in range(2):
+        assert cli.main(["report", str(run_dir), "--log"]) == 0
+    with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as store:
+        tags = dict(store.execute("SELECT value, run_uuid FROM tags WHERE key LIKE 'steatosis.%'"))
+        status = store.execute("SELECT status FROM runs").fetchall()
+        metrics = store.execute("SELECT key, step, value FROM metrics WHERE run_uuid = ?",
+                                (tags["made-here"],)).fetchall()  # fmt: skip
+        of_folds = store.execute("SELECT COUNT(*) FROM metrics WHERE key = 'loss'").fetchone()
+    assert status == [("FINISHED",)] * 3  # the run and its two folds
+    assert ("seconds", 0, 2.5) in metrics
+    assert len(metrics) == len({key for key, *_ in metrics}) > 20
+    assert of_folds == (4,)
+
+
+def test_a_folder_that_is_no_run_of_this_version_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("STEATOSIS_MLRUNS", str(tmp_path / "mlruns"))
+    run_dir = tmp_path / "runs" / "joint" / "old"
+    _finished_run(run_dir)
+    (run_dir / "environment.json").write_text('{"seconds": 1}')
+    assert cli.main(["report", str(run_dir), "--log"]) == 1
+    assert "'old' ('repeat')" in capsys.readouterr().err
+    assert not (tmp_path / "mlruns").exists()
