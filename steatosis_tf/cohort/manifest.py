@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -107,9 +108,8 @@ def build_manifest(
     """
     labels_path, output_path = Path(labels_path), Path(output_path)
     rejected_path = output_path.parent / "rejected.csv"
-    tables = [path for path in (labels_path, grade_map_path, grades_path, key_path) if path]
     for written in (output_path, rejected_path):
-        check_output(written, tables)
+        check_output(written, filter(None, (labels_path, grade_map_path, grades_path, key_path)))
     folder = labels_path if labels_path.is_dir() else labels_path.parent
     table = read_table(labels_path)
     num_unused = join_grades(table, grades_path, key_path) if grades_path else 0
@@ -118,36 +118,59 @@ def build_manifest(
     table["pixels_sha256"] = _hash_frames(table, folder, reasons)
 
     faulty = table["row"].isin(list(reasons))
-    rejected = table.loc[faulty, ["row", "path", "patient_id"]].copy()
-    rejected["reason"] = ["; ".join(map(str, reasons[row])) for row in rejected["row"]]
-    rejected["code"] = [reasons[row][0].code for row in rejected["row"]]
+    rejected = _set_aside(table.loc[faulty], reasons)
     report = _fault_report(labels_path.name, rejected, unknown_grades)
     if strict and faulty.any():
         raise ValueError(report)
 
     before = _rejected_by_ingest({folder.resolve(), output_path.parent.resolve()})
     accepted = _named(table.loc[~faulty], folder, output_path.parent)
+    left_out = pd.concat([rejected.astype(str), before])
+    accepted = _write_both(accepted, left_out, output_path, rejected_path)
+    if accepted.empty:
+        raise ValueError(f"{report}\nNo row is left.")
+    return ManifestSummary(
+        num_rejected_before=len(before),
+        num_grades_unused=num_unused,
+        rejected_path=str(rejected_path),
+        unknown_grades=unknown_grades,
+        **_counts(accepted, rejected),
+    )
+
+
+def _write_both(
+    accepted: pd.DataFrame, left_out: pd.DataFrame, output_path: Path, rejected_path: Path
+) -> pd.DataFrame:
+    """Write what is left out and, if any row is left, the manifest; its rows as written."""
     output_path.parent.mkdir(parents=True, exist_ok=True)
     with manifest_lock(output_path):
         if not accepted.empty:
             accepted = _with_earlier_decisions(accepted, output_path)
-        write_spreadsheet(pd.concat([rejected.astype(str), before]), rejected_path)
-        if accepted.empty:
-            raise ValueError(f"{report}\nNo row is left.")
-        write_manifest(accepted, output_path)
+        write_spreadsheet(left_out, rejected_path)
+        if not accepted.empty:
+            write_manifest(accepted, output_path)
+    return accepted
+
+
+def _set_aside(faulty: pd.DataFrame, reasons: dict[int, list[Rejection]]) -> pd.DataFrame:
+    """Rows of `rejected.csv`: every reason in words, the first as a code."""
+    rejected = faulty[["row", "path", "patient_id"]].copy()
+    rejected["reason"] = ["; ".join(map(str, reasons[row])) for row in rejected["row"]]
+    rejected["code"] = [reasons[row][0].code for row in rejected["row"]]
+    return rejected
+
+
+def _counts(accepted: pd.DataFrame, rejected: pd.DataFrame) -> dict[str, Any]:
+    """What a `ManifestSummary` counts of the rows."""
     graded = accepted.loc[accepted["grade"] != ""].drop_duplicates("patient_id")
-    return ManifestSummary(
-        num_rows=len(accepted) + len(rejected),
-        num_accepted=len(accepted),
-        num_rejected=len(rejected),
-        num_rejected_before=len(before),
-        num_ungraded=int((accepted["grade"] == "").sum()),
-        num_patients=accepted["patient_id"].nunique(),
-        num_grades_unused=num_unused,
-        patients_per_grade={str(k): int(v) for k, v in graded["grade"].value_counts().items()},
-        rejected_path=str(rejected_path),
-        unknown_grades=unknown_grades,
-    )
+    return {
+        "num_rows": len(accepted) + len(rejected),
+        "num_accepted": len(accepted),
+        "num_rejected": len(rejected),
+        "num_ungraded": int((accepted["grade"] == "").sum()),
+        "num_patients": accepted["patient_id"].nunique(),
+        "patients_per_grade": {str(k): int(v) for k, v in graded["grade"].value_counts().items()},
+    }
 
 
 def _named(accepted: pd.DataFrame, source: Path, target: Path) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import onnxruntime
@@ -21,7 +21,7 @@ from steatosis_tf.deploy.inputs import Group, open_inputs
 from steatosis_tf.deploy.onnx_weights import WEIGHTS_KEY, weights_sha256
 from steatosis_tf.deploy.tables import AnswerTables, patient_text
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
-from steatosis_tf.model.answer import REASONS, FrameAnswer, PatientAnswer
+from steatosis_tf.model.answer import REASONS, FrameAnswer, Kind, PatientAnswer
 from steatosis_tf.quantitative.display import Display
 from steatosis_tf.roi.views import input_shape, model_input
 from steatosis_tf.unfinished import refuse_unfinished
@@ -246,31 +246,28 @@ def predict(
     grader = open_model(model)
     given = [str(path) for path in paths]
     texts: list[str] = []
-    kinds: Counter[str] = Counter()
-    num_frames = 0
+    counted: Counter[str] = Counter()
     with ExitStack() as stack:
         inputs = stack.enter_context(open_inputs(paths, by_folder=by_folder))
         tables = None
         if output_dir is not None:
             tables = stack.enter_context(AnswerTables(output_dir, grader, given).opened())
         for group in tqdm(inputs.groups, "predict", unit="patient", disable=None):
-            answer, drawn = answer_group(
-                grader, group, output_dir if figures else None, len(texts) + 1
-            )
+            drawn_into = output_dir if figures else None
+            answer, drawn = answer_group(grader, group, drawn_into, len(texts) + 1)
             if tables:
                 tables.add(answer, drawn)
             texts.append(patient_text(answer, grader.num_training))
-            kinds[answer.kind] += 1
-            num_frames += answer.num_frames
-        counts = {"patients": len(texts), "frames": num_frames}
-        counts |= {kind: kinds[kind] for kind in ("graded", "score_only", "unable")}
+            counted.update({answer.kind: 1, "frames": answer.num_frames})
+        counts = {"patients": len(texts), "frames": counted["frames"]}
+        counts |= {kind: counted[kind] for kind in get_args(Kind)}
         counts["passed_over"] = len(inputs.passed_over)
         if tables:
             tables.finish(inputs.passed_over, counts)
-        alone = inputs.are_single_pictures and len(texts) > 1
     return Predicted(
         grader.name, grader.sha256, model is None, counts, tuple(inputs.passed_over), tuple(texts),
-        None if output_dir is None else str(output_dir), _ALONE if alone else "",
+        None if output_dir is None else str(output_dir),
+        _ALONE if inputs.are_single_pictures and len(texts) > 1 else "",
     )  # fmt: skip
 
 

@@ -93,11 +93,7 @@ def fit_joint(
         raise ValueError("Expected either fat_percent or grades. Received: both or neither.")
     patients, first = np.unique(ids, return_index=True)
     if grades is None:
-        fat = np.asarray(fat_percent, float)[first]
-        if not ((fat >= 0) & (fat <= 100)).all():
-            raise ValueError("Expected fat_percent from 0 to 100. Received: a value outside.")
-        target = np.sqrt(fat)
-        labels = np.array([label_of(grade_from_fat_percent(percent)) for percent in fat])
+        target, labels = _sqrt_fat(np.asarray(fat_percent, float)[first])
     else:
         labels = np.array([label_of(grade) for grade in np.asarray(grades)[first]])
         target = labels.astype(float)
@@ -106,8 +102,7 @@ def fit_joint(
         fit_linear_rule(means[part.name], target, signs=part.signs, flag_missing=part.flag_missing)
         for part in parts
     ]
-    left_out = np.array([predicted for _, predicted in fits])
-    shares = choose_shares(left_out, target)
+    shares = choose_shares(left_out := np.array([predicted for _, predicted in fits]), target)
     joined = shares @ left_out
     rule, calibration = calibrate(patients, joined, target, labels)
     return JointModel(
@@ -122,6 +117,14 @@ def fit_joint(
         target="sqrt_fat" if grades is None else "grade",
         notes=dict(notes or {}),
     )
+
+
+def _sqrt_fat(fat_percent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Target and label of each patient."""
+    if not ((fat_percent >= 0) & (fat_percent <= 100)).all():
+        raise ValueError("Expected fat_percent from 0 to 100. Received: a value outside.")
+    labels = [label_of(grade_from_fat_percent(percent)) for percent in fat_percent]
+    return np.sqrt(fat_percent), np.array(labels)
 
 
 def choose_shares(left_out: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -140,16 +140,7 @@ def fit(
         metrics=[fitted.accuracy],
     )
     best = _BestWeights()
-    callbacks: list[keras.callbacks.Callback] = [
-        keras.callbacks.ReduceLROnPlateau(
-            "val_accuracy",
-            mode="max",  # Keras guesses the direction only of names it knows
-            factor=config.plateau_factor,
-            patience=config.plateau_patience,
-            min_lr=1e-7,
-        ),
-        best,
-    ]
+    callbacks = [_plateau(config), best]
     if on_epoch is not None:
         callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=on_epoch))
     history = fitted.model.fit(
@@ -173,6 +164,16 @@ def fit(
     if has_regression(model):
         set_spread(model, kept_loss)
     return pd.DataFrame({"epoch": range(config.epochs), **history})
+
+
+def _plateau(config: TrainConfig) -> keras.callbacks.Callback:
+    return keras.callbacks.ReduceLROnPlateau(
+        "val_accuracy",
+        mode="max",  # Keras guesses the direction only of names it knows
+        factor=config.plateau_factor,
+        patience=config.plateau_patience,
+        min_lr=1e-7,
+    )
 
 
 class _BestWeights(keras.callbacks.Callback):

@@ -72,24 +72,16 @@ def make_app(
         >>> TestClient(app, base_url="http://elsewhere.example").get("/").status_code
         400
     """
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> Any:
-        yield
-        at_end()
-
     app = FastAPI(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        lifespan=lifespan,
+        lifespan=_ending(at_end),
         telemetry={"auto_configure": False},  # nothing is sent anywhere
     )
     token = secrets.token_urlsafe(32)
     app.state.token = token
-    page_html = (_STATIC / f"{page}.html").read_text(encoding="utf-8")
-    for name, text in {**texts, "token": token}.items():
-        page_html = page_html.replace(f"{{{{{name}}}}}", html.escape(text))
+    page_html = _filled(page, {**texts, "token": token})
 
     @app.middleware("http")
     async def guard(
@@ -108,6 +100,22 @@ def make_app(
     app.add_exception_handler(ValueError, _not_possible)
     app.add_exception_handler(OSError, _not_now)
     return app
+
+
+def _ending(at_end: Callable[[], None]) -> Callable[[FastAPI], Any]:
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> Any:
+        yield
+        at_end()
+
+    return lifespan
+
+
+def _filled(page: str, texts: Mapping[str, str]) -> str:
+    page_html = (_STATIC / f"{page}.html").read_text(encoding="utf-8")
+    for name, text in texts.items():
+        page_html = page_html.replace(f"{{{{{name}}}}}", html.escape(text))
+    return page_html
 
 
 def _refusal(request: Request, token: str, host: str, max_body_bytes: int) -> Response | None:

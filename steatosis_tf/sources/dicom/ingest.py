@@ -224,35 +224,22 @@ def ingest_dicom(
         "allow_burned_in": allow_burned_in,
         "keep_region": keep_region,
     }
-    with (
-        quiet_pydicom(),
-        Source(source) as opened,
-        Output(output_dir, pseudonym(key, "key"), settings) as output,
-    ):
-        scans = [
-            scan_file(opened, file, key, allow_burned_in)
-            for file in tqdm(opened.files, "headers", disable=None)
-        ]
+    place = output_dir, pseudonym(key, "key"), settings
+    with quiet_pydicom(), Source(source) as opened, Output(*place) as output:
+        files = tqdm(opened.files, "headers", disable=None)
+        scans = [scan_file(opened, file, key, allow_burned_in) for file in files]
         scans = refuse_repeats(opened, scans)
+        made_by = (frame_choice, str(keep_region), _PIXEL_VERSION)
         prints = {
-            scan.source_id: pseudonym(
-                key,
-                "file",
-                scan.file.name,
-                scan.file.stamp,
-                frame_choice,
-                str(keep_region),
-                _PIXEL_VERSION,
-            )
+            scan.source_id: pseudonym(key, "file", scan.file.name, scan.file.stamp, *made_by)
             for scan in scans
         }
-        results = {
-            scan.source_id: _frames_of(
-                opened, scan, output, prints[scan.source_id], frame_choice, keep_region
-            )
-            for scan in tqdm(scans, "frames", disable=None)
-            if not scan.rejection
-        }
+        results = {}
+        for scan in tqdm(scans, "frames", disable=None):
+            if not scan.rejection:
+                results[scan.source_id] = _frames_of(
+                    opened, scan, output, prints[scan.source_id], frame_choice, keep_region
+                )
         return _write_tables(scans, results, output, prints, key_path, with_sheets)
 
 
