@@ -18,7 +18,7 @@ import tensorflow as tf
 from experiments.table1.deep import FittedNetwork
 from experiments.table1.method import FoldData
 from steatosis_tf.config import AugmentConfig, ModelConfig, TrainConfig
-from steatosis_tf.model.backbone import build_backbone, with_whole_map
+from steatosis_tf.model.backbone import FEATURE_LAYER, build_backbone
 from steatosis_tf.model.engines import Engine, reference_engine
 from steatosis_tf.model.features import stored_features
 from steatosis_tf.model.heads import build_head
@@ -166,3 +166,18 @@ def _backbone(config: ModelConfig, whole_map: bool) -> tuple[keras.Model, Engine
     backbone = with_whole_map(backbone) if whole_map else backbone
     # A few hundred frames are not worth checking another engine for.
     return backbone, reference_engine(backbone)
+
+
+def with_whole_map(backbone: keras.Model) -> keras.Model:
+    """The same backbone with the last map itself as its features, for heads that look at places.
+
+    Args:
+        backbone: as `build_backbone` gives it; its layers are shared.
+
+    Returns:
+        flat model: `roi` -> `features` (batch, height * width * channels) float32; the layer
+        before has the map's shape. Another name than the backbone, so another feature store.
+    """
+    last_map = backbone.get_layer(FEATURE_LAYER).input
+    flat = keras.layers.Flatten(name=FEATURE_LAYER)(last_map)
+    return keras.Model(backbone.input, flat, name=f"{backbone.name}_whole_map")

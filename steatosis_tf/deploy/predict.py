@@ -32,6 +32,7 @@ MAX_SUM_DIFFERENCE = 1e-3
 _BATCH = 32
 # Names of files passed over that are printed.
 _SHOWN = 5
+_COUNTS = ("patients", "frames", *get_args(Kind), "passed_over")
 _ALONE = "Each picture was answered for itself; --patient folder joins the pictures of a folder."
 
 
@@ -258,10 +259,9 @@ def predict(
             if tables:
                 tables.add(answer, drawn)
             texts.append(patient_text(answer, grader.num_training))
-            counted.update({answer.kind: 1, "frames": answer.num_frames})
-        counts = {"patients": len(texts), "frames": counted["frames"]}
-        counts |= {kind: counted[kind] for kind in get_args(Kind)}
-        counts["passed_over"] = len(inputs.passed_over)
+            counted.update({"patients": 1, "frames": answer.num_frames, answer.kind: 1})
+        counted["passed_over"] = len(inputs.passed_over)
+        counts = {name: counted[name] for name in _COUNTS}
         if tables:
             tables.finish(inputs.passed_over, counts)
     return Predicted(

@@ -76,21 +76,6 @@ def _read(
     return roi, at_one_level(grey, LEVEL) if config.normalize_gain else grey
 
 
-def with_whole_map(backbone: keras.Model) -> keras.Model:
-    """The same backbone with the last map itself as its features, for heads that look at places.
-
-    Args:
-        backbone: as `build_backbone` gives it; its layers are shared.
-
-    Returns:
-        flat model: `roi` -> `features` (batch, height * width * channels) float32; the layer
-        before has the map's shape. Another name than the backbone, so another feature store.
-    """
-    last_map = backbone.get_layer(FEATURE_LAYER).input
-    flat = keras.layers.Flatten(name=FEATURE_LAYER)(last_map)
-    return _frozen(backbone.input, flat, f"{backbone.name}_whole_map")
-
-
 def _frozen(roi: keras.KerasTensor, features: keras.KerasTensor, name: str) -> keras.Model:
     backbone = keras.Model(roi, features, name=name)
     for layer in backbone.layers:
@@ -275,41 +260,12 @@ def _with_file(
         ) from error
 
 
-# Grey levels per unit: about the spread inside a sector, so that pixels have about unit variance.
-_SPREAD = 64.0
-
-
 def roi_input(
     shape: tuple[int, int] = (INPUT_SIZE_PX, INPUT_SIZE_PX),
 ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
     """The input `roi` `(batch, *shape, 1)` uint8, 0 to 255, and the same as float32."""
     roi = keras.Input((*shape, 1), dtype="uint8", name="roi")
     return roi, keras.layers.Rescaling(1.0, name="to_float")(roi)
-
-
-def grey_input(
-    size_px: int = INPUT_SIZE_PX, channels: int = 3
-) -> tuple[keras.KerasTensor, keras.KerasTensor]:
-    """The input `roi` and what a network trained from scratch reads of it.
-
-    Args:
-        size_px: 224, or a divisor of it for the mean over blocks of pixels (112: a quarter of the
-            arithmetic).
-        channels: copies of the grey channel; 3 for a network published for colour.
-
-    Returns:
-        `roi` `(batch, 224, 224, 1)` uint8, 0 to 255; and pixels `(batch, size_px, size_px,
-        channels)` float32, mean 0 over the sector, 0 outside it, 1 unit = 64 grey levels.
-
-    Raises:
-        ValueError: if 224 is no multiple of the size.
-    """
-    roi, grey = roi_input()
-    pixels = keras.layers.Rescaling(1 / _SPREAD, name="to_unit")(at_one_level(grey, level=0.0))
-    pixels = smaller(pixels, size_px)
-    if channels > 1:
-        pixels = keras.layers.Concatenate(name="channels")([pixels] * channels)
-    return roi, pixels
 
 
 def at_one_level(grey: keras.KerasTensor, level: float) -> keras.KerasTensor:
@@ -326,18 +282,3 @@ def at_one_level(grey: keras.KerasTensor, level: float) -> keras.KerasTensor:
     count = keras.ops.maximum(keras.ops.sum(inside, axis=(1, 2, 3), keepdims=True), 1.0)
     mean = keras.ops.sum(grey, axis=(1, 2, 3), keepdims=True) / count
     return (grey - mean + level) * inside
-
-
-def smaller(pixels: keras.KerasTensor, size_px: int) -> keras.KerasTensor:
-    """Means over squares, so that a side of 224 px becomes one of `size_px`.
-
-    Raises:
-        ValueError: if 224 is no multiple of the size.
-    """
-    if size_px < 1 or INPUT_SIZE_PX % size_px:
-        raise ValueError(
-            f"Expected size_px to divide {INPUT_SIZE_PX}. Received: size_px={size_px}."
-        )
-    if size_px == INPUT_SIZE_PX:
-        return pixels
-    return keras.layers.AveragePooling2D(INPUT_SIZE_PX // size_px, name="smaller")(pixels)

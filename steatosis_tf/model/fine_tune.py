@@ -32,7 +32,6 @@ def maps_at_cut(
     config: AugmentConfig,
     num_views: int,
     folder: str | Path,
-    cut_layer: str = CUT_LAYER,
 ) -> np.ndarray:
     """Maps at the cut of every example, plain and in the views that `stored_features` has.
 
@@ -45,7 +44,6 @@ def maps_at_cut(
         config: augmentation of the views.
         num_views: augmented views per frame.
         folder: on a disk with room for them.
-        cut_layer: name of the layer whose output is kept.
 
     Returns:
         `(1 + num_views, num_frames, height, width, channels)` float32, mapped from the file,
@@ -54,7 +52,7 @@ def maps_at_cut(
     Raises:
         OSError: if the disk is full.
     """
-    below = keras.Model(backbone.input, backbone.get_layer(cut_layer).output)
+    below = keras.Model(backbone.input, backbone.get_layer(CUT_LAYER).output)
     run = tf.function(lambda rois: below(rois, training=False), reduce_retracing=True)
     Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -82,7 +80,6 @@ def fine_tune(
     weights: dict[int, float] | None,
     config: TrainConfig,
     on_epoch: EpochCallback | None = None,
-    cut_layer: str = CUT_LAYER,
 ) -> tuple[keras.Model, pd.DataFrame]:
     """Train convolutions above the cut, and the head, of a copy of the model.
 
@@ -97,7 +94,6 @@ def fine_tune(
         weights: class weights, or None.
         config: `fine_tune_epochs` and `fine_tune_learning_rate`, the rest as in the first stage.
         on_epoch: called after each epoch; numbers go on from those of the first stage.
-        cut_layer: name of the last layer that stays as it is.
 
     Returns:
         the fine-tuned copy, pixels to probabilities, and one row per epoch as `fit` gives them.
@@ -106,7 +102,7 @@ def fine_tune(
         keras.utils.set_random_seed(config.seed)  # of the dropout, whatever was trained before
         tuned = keras.Model.from_config(model.get_config())
         tuned.set_weights(model.get_weights())
-        above = keras.Model(tuned.get_layer(cut_layer).output, tuned.output, name="above_cut")
+        above = keras.Model(tuned.get_layer(CUT_LAYER).output, tuned.output, name="above_cut")
         for layer in above.layers:
             layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
         stage = dataclasses.replace(

@@ -1,7 +1,7 @@
 """Fits the joint model: rules, how much each counts, reading and thresholds, on training patients.
 
 Each part (`Part`) is a linear rule of its own: ridge on standardised features, or a sum in known
-directions (`fat_rule`). How much each counts is decided by predictions that such rules made for
+directions (`rules.py`). How much each counts is decided by predictions that such rules made for
 training patients they had not seen: all alike, or fitted shares (stacking, Wolpert 1992, doi
 10.1016/S0893-6080(05)80023-1; not negative, sum 1, Breiman 1996, doi 10.1007/BF00117832). The same
 left-out predictions give the cumulative link, the decision rule and the thresholds, so nothing is

@@ -57,9 +57,9 @@ class FatRule:
         return np.asarray((values - self.centre) / self.scale * self.weights)
 
 
-def fit_fat_rule(
+def fit_linear_rule(
     features: np.ndarray,
-    fat_percent: np.ndarray,
+    target: np.ndarray,
     *,
     signs: tuple[int, ...] | None = None,
     flag_missing: bool = False,
@@ -69,38 +69,14 @@ def fit_fat_rule(
     Args:
         features: `(num_patients, k)`, one row per patient, so that folds of rows are folds of
             patients; NaN where something was not measured.
-        fat_percent: `(num_patients,)`, 0 to 100.
+        target: `(num_patients,)`, more for more fat: the square root of fat percent, or the grade
+            where no biopsy is known.
         signs: +1 or -1 for each number: the only direction in which it may count; None for ridge.
         flag_missing: also learn from whether a number is missing.
 
     Returns:
-        the rule, and for each patient `(num_patients,)` the square root of fat percent predicted by
-        the same kind of rule fitted to all the others.
-
-    Raises:
-        ValueError: if shapes disagree, there are fewer than 10 patients, or fat is out of range.
-    """
-    fat = np.asarray(fat_percent, float)
-    if not ((fat >= 0) & (fat <= 100)).all():
-        raise ValueError(
-            "Expected fat_percent from 0 to 100 for every patient. Received: a value outside, or "
-            "none. Leave out patients without a biopsy."
-        )
-    return fit_linear_rule(features, np.sqrt(fat), signs=signs, flag_missing=flag_missing)
-
-
-def fit_linear_rule(
-    features: np.ndarray,
-    target: np.ndarray,
-    *,
-    signs: tuple[int, ...] | None = None,
-    flag_missing: bool = False,
-) -> tuple[FatRule, np.ndarray]:
-    """`fit_fat_rule` for a target on another scale, such as the grade where no biopsy is known.
-
-    Args:
-        features, signs, flag_missing: as of `fit_fat_rule`.
-        target: `(num_patients,)`, more for more fat.
+        the rule, and for each patient `(num_patients,)` the target predicted by the same kind of
+        rule fitted to all the others.
 
     Raises:
         ValueError: if shapes disagree, or there are fewer than 10 patients.

@@ -20,6 +20,8 @@ from steatosis_tf.files import file_sha256, replacing, write_json
 
 #: Place of a row that no whole shard holds.
 ABSENT = -1
+# Rows that are read at once.
+_SLICE_ROWS = 1024
 
 
 class StoredViews:
@@ -76,10 +78,10 @@ def plain_rows(views: np.ndarray | StoredViews, frames: np.ndarray) -> np.ndarra
     return views.one_view(0, frames) if isinstance(views, StoredViews) else views[0, frames]
 
 
-def in_slices(rows: np.ndarray | StoredViews, num_rows: int = 1024) -> Iterator[np.ndarray]:
+def in_slices(rows: np.ndarray | StoredViews) -> Iterator[np.ndarray]:
     """What `plain_rows` gives, a part at a time."""
-    for start in range(0, rows.shape[0], num_rows):
-        yield rows[start : start + num_rows]
+    for start in range(0, rows.shape[0], _SLICE_ROWS):
+        yield rows[start : start + _SLICE_ROWS]
 
 
 def add_shard(folder: Path, names: Sequence[str], values: np.ndarray) -> None:

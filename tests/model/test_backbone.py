@@ -9,11 +9,11 @@ import keras
 import numpy as np
 import pytest
 
+from experiments.table1.frozen import with_whole_map
 from steatosis_tf.config import ModelConfig
 from steatosis_tf.model.backbone import (
     backbone_sha256,
     build_backbone,
-    with_whole_map,
 )
 from steatosis_tf.records.pipeline import read_records
 

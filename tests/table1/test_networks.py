@@ -11,6 +11,7 @@ import tensorflow as tf
 from experiments.table1.networks.alexnet import alexnet
 from experiments.table1.networks.attention import attention_head
 from experiments.table1.networks.googlenet import googlenet
+from experiments.table1.networks.grey import grey_input
 from experiments.table1.networks.plain_cnn import plain_cnn
 from experiments.table1.networks.resnet18 import resnet18
 from experiments.table1.networks.two_outputs import fibrosis_labels, two_outputs
@@ -21,7 +22,6 @@ from experiments.table1.networks.unet_cnn import (
     unet_cnn,
 )
 from steatosis_tf.deploy.export import export_onnx
-from steatosis_tf.model.backbone import grey_input
 from steatosis_tf.records.pipeline import read_records
 from steatosis_tf.roi.anatomy.liver import (
     INPUT_HEIGHT_PX,

@@ -8,7 +8,7 @@ convolutions over two cards and normalised responses locally; neither is kept an
 import keras
 from keras import layers
 
-from steatosis_tf.model.backbone import grey_input
+from experiments.table1.networks.grey import grey_input
 from steatosis_tf.model.heads import end_network
 
 # (filters, kernel, stride, padding, pooled afterwards)

@@ -9,7 +9,7 @@ classes; ImageNet's published weights have that shape).
 import keras
 from keras import layers
 
-from steatosis_tf.model.backbone import grey_input
+from experiments.table1.networks.grey import grey_input
 from steatosis_tf.model.heads import end_network
 
 # Filters of the four branches: 1x1; reduce, 3x3; reduce, "5x5"; after the pooling.

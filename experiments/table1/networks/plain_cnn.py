@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from steatosis_tf.model.backbone import grey_input
+from experiments.table1.networks.grey import grey_input
 from steatosis_tf.model.heads import end_network
 
 #: Filters of the blocks, each of two 3 x 3 convolutions and a halving: 112 px down to 7.

@@ -3,7 +3,8 @@
 import keras
 from keras import layers
 
-from steatosis_tf.model.backbone import LEVEL, at_one_level, pretrained_map, roi_input, smaller
+from experiments.table1.networks.grey import smaller
+from steatosis_tf.model.backbone import LEVEL, at_one_level, pretrained_map, roi_input
 from steatosis_tf.model.heads import end_network
 from steatosis_tf.roi.views import INPUT_SIZE_PX
 

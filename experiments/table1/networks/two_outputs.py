@@ -4,9 +4,9 @@ import keras
 import numpy as np
 from keras import layers
 
+from experiments.table1.networks.grey import grey_input
 from experiments.table1.networks.plain_cnn import convolution_blocks
 from steatosis_tf.grades import OUTPUT_LAYER
-from steatosis_tf.model.backbone import grey_input
 from steatosis_tf.model.heads import end_network
 
 #: Fibrosis stages after METAVIR and NASH CRN.

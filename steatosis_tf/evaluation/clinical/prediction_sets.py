@@ -76,9 +76,7 @@ def grade_sets(conformal: dict[str, Any], probabilities: np.ndarray) -> np.ndarr
     return mass_before(checked_probabilities(probabilities)) <= conformal["threshold"] + TINY
 
 
-def evaluate_conformal(
-    conformal: dict[str, Any], scores: pd.DataFrame, confidence: float = 0.95
-) -> dict[str, Any]:
+def evaluate_conformal(conformal: dict[str, Any], scores: pd.DataFrame) -> dict[str, Any]:
     """Coverage and size of the sets on test patients.
 
     Returns:
@@ -95,13 +93,13 @@ def evaluate_conformal(
     size, held = sets.sum(axis=1), sets[np.arange(len(labels)), labels]
     return {
         "stated_coverage": conformal["coverage"],
-        "coverage": _share(held, confidence),
+        "coverage": _share(held),
         "coverage_by_grade": {
-            grade: _share(held[labels == label], confidence) for label, grade in enumerate(GRADES)
+            grade: _share(held[labels == label]) for label, grade in enumerate(GRADES)
         },
         "mean_size": float(size.mean()),
         "size_counts": {str(k): int((size == k).sum()) for k in range(1, len(GRADES) + 1)},
-        "single_grade_accuracy": _share(held[size == 1], confidence),
+        "single_grade_accuracy": _share(held[size == 1]),
         "num_patients": len(labels),
         "note": conformal["note"],
     }
@@ -117,10 +115,10 @@ def _patients(scores: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return labels_and_probabilities(scores)
 
 
-def _share(held: np.ndarray, confidence: float) -> dict[str, Any]:
+def _share(held: np.ndarray) -> dict[str, Any]:
     if not len(held):
         return {"value": None, "low": None, "high": None, "num_patients": 0}
-    low, high = wilson_interval(int(held.sum()), len(held), confidence)
+    low, high = wilson_interval(int(held.sum()), len(held))
     return {"value": float(held.mean()), "low": low, "high": high, "num_patients": len(held)}
 
 

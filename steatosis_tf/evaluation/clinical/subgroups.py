@@ -202,6 +202,7 @@ SEVERAL = "several values"
 
 #: A covariate with more values than this is a measurement, not a grouping.
 _MAX_GROUPS = 12
+_MIN_PATIENTS = 10  # of a group whose share is shown
 
 
 def group_patients(
@@ -301,7 +302,6 @@ def abstention_by_group(
     column: str,
     *,
     share: float = 0.2,
-    min_patients: int = 10,
 ) -> dict[str, Any]:
     """Share of each group that is left out when the least certain patients are.
 
@@ -310,8 +310,7 @@ def abstention_by_group(
         covariates: one or more rows per patient: `patient_id` and `column`.
         column: covariate, see `covariate_groups.group_patients`.
         share: share of all patients to leave out, 0 to 1; patients who tie with the last one left
-            out are left out too.
-        min_patients: groups with fewer get their count only.
+            out are left out too. Groups of fewer than 10 patients get their count only.
 
     Returns:
         `column`, `share` (reached), `groups`: each `value`, `num_patients`, `suppressed` (reason
@@ -336,7 +335,7 @@ def abstention_by_group(
         group: dict[str, Any] = {
             "value": value, "num_patients": count, "suppressed": None, "left_out": None,
         }  # fmt: skip
-        if count < min_patients:
+        if count < _MIN_PATIENTS:
             group["suppressed"] = "suppressed"
         else:
             low, high = wilson_interval(hits, count)

@@ -23,6 +23,7 @@ from steatosis_tf.evaluation.figures.canvas import (
 from steatosis_tf.evaluation.metrics.scores import checked_pair
 
 # Colours of named decision strategies; a model takes the first free one.
+_NUM_BINS = 10
 _REFERENCE_STYLE = {"treat all": ("#8a8a8a", "--"), "treat none": ("#000000", "-")}
 
 
@@ -30,9 +31,6 @@ def reliability_figure(
     labels: np.ndarray,
     probabilities: Mapping[str, np.ndarray],
     path: str | Path,
-    *,
-    unit: str = "patients",
-    num_bins: int = 10,
 ) -> Path:
     """Stated probability of the predicted grade against how often it was right.
 
@@ -43,9 +41,6 @@ def reliability_figure(
         labels: `(n,)` int, 0 to 3.
         probabilities: name such as "before temperature" -> `(n, 4)` float, 0 to 1.
         path: PNG to write.
-        unit: what one row is, "patients" or "frames". Wilson intervals treat rows as independent,
-            which frames of one patient are not.
-        num_bins: number of equal bins from 0 to 1.
 
     Raises:
         ValueError: if there are no scores, or shapes or values are not as above.
@@ -54,24 +49,24 @@ def reliability_figure(
         raise ValueError("Expected at least one set of probabilities. Received: none.")
     checked = {name: checked_pair(labels, scores) for name, scores in probabilities.items()}
     title = "Reliability of the predicted grade"
-    figure = new_sheet(title, cohort_line({unit: len(labels)}), 5.2, 6.4)
+    figure = new_sheet(title, cohort_line({"patients": len(labels)}), 5.2, 6.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     upper.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
-    edges = np.linspace(0, 1, num_bins + 1)
+    edges = np.linspace(0, 1, _NUM_BINS + 1)
     for place, (name, (truth, scores)) in enumerate(checked.items()):
         stated = scores.max(axis=1)
         right = scores.argmax(axis=1) == truth
-        bins = np.clip(np.digitize(stated, edges) - 1, 0, num_bins - 1)
+        bins = np.clip(np.digitize(stated, edges) - 1, 0, _NUM_BINS - 1)
         _reliability_points(upper, place, name, (bins, stated, right))
-        counts = np.bincount(bins, minlength=num_bins)
-        width = 0.8 / num_bins / len(checked)
+        counts = np.bincount(bins, minlength=_NUM_BINS)
+        width = 0.8 / _NUM_BINS / len(checked)
         centres = (edges[:-1] + edges[1:]) / 2 + (place - (len(checked) - 1) / 2) * width
         lower.bar(centres, counts, width=width, color=COLOURS[3 * place % 7])
     unit_square(upper)
     upper.set_aspect("auto")
     upper.set(ylim=(-0.02, 1.06 + 0.08 * len(checked)), yticks=np.linspace(0, 1, 6))
     style_axes(upper, "", "Share right (bars: 95 % Wilson)")
-    style_axes(lower, "Probability stated for the predicted grade", unit.capitalize())
+    style_axes(lower, "Probability stated for the predicted grade", "Patients")
     add_legend(upper, "upper left")
     return save_sheet(figure, path)
 

@@ -95,12 +95,11 @@ def _without_surround(frame: np.ndarray, roi: tuple[int, int, int, int] | None) 
     return np.where(keep, to_grey(frame), np.uint8(0))
 
 
-def draw_run_gallery(run_dir: str | Path, max_frames: int = 12) -> Path | None:
+def draw_run_gallery(run_dir: str | Path) -> Path | None:
     """Draw `figures/gallery.png` of a run whose manifest still leads to the frames.
 
     Args:
         run_dir: run directory with `frame_scores.csv` and `manifest.csv`.
-        max_frames: tiles at most.
 
     Returns:
         path of the figure, or None if every frame was graded right.
@@ -109,7 +108,7 @@ def draw_run_gallery(run_dir: str | Path, max_frames: int = 12) -> Path | None:
         ValueError: if a file of the run is missing or damaged, or a frame cannot be read.
     """
     run_dir = Path(run_dir)
-    errors = worst_errors(read_scores(run_dir / "frame_scores.csv"), max_frames)
+    errors = worst_errors(read_scores(run_dir / "frame_scores.csv"))
     if errors.empty:
         return None
     pictures = sector_pictures(errors, run_dir / "manifest.csv")

@@ -41,7 +41,6 @@ def confusion_figure(
     path: str | Path,
     *,
     unit: str = "patients",
-    subtitle: str = "",
 ) -> Path:
     """Heat map of a confusion matrix with its margins (the paper's Fig. 1).
 
@@ -52,7 +51,6 @@ def confusion_figure(
         matrix: `(4, 4)` counts, rows reference grade, columns predicted grade.
         path: PNG to write.
         unit: what is counted, "patients" or "frames".
-        subtitle: text for the cohort line; the total count if empty.
 
     Raises:
         ValueError: if the matrix is not 4 x 4 of whole counts, or counts nobody.
@@ -63,7 +61,7 @@ def confusion_figure(
     share = counts / np.maximum(rows, 1)[:, None]
     figure = new_sheet(
         f"Confusion matrix: {correct:,} of {total:,} correct ({100 * correct / total:.1f} %)",
-        subtitle or cohort_line({unit: total}),
+        cohort_line({unit: total}),
         5.5,
         5.9,
     )
@@ -162,16 +160,13 @@ def _draw_roc_curves(axes: Axes, truth: np.ndarray, scores: np.ndarray, unit: st
         axes.plot([], [], color="none", label="no macro average: a grade has no curve")
 
 
-def training_curves(
-    history: str | Path | pd.DataFrame, path: str | Path, *, subtitle: str = ""
-) -> Path:
+def training_curves(history: str | Path | pd.DataFrame, path: str | Path) -> Path:
     """Loss and metrics against epoch, training beside validation, best epoch marked.
 
     Args:
         history: `history.csv` of a run, or its table: one row an epoch, Keras names (`loss`,
             `val_loss`, ...), optionally `epoch` and `learning_rate`.
         path: PNG to write.
-        subtitle: who was trained on; number of epochs if empty.
 
     Raises:
         ValueError: if the table has no row or no `loss` column.
@@ -196,7 +191,7 @@ def training_curves(
     num_rows = -(-len(names) // num_columns)
     figure = new_sheet(
         "Training curves",
-        subtitle or cohort_line({"epochs": len(table)}),
+        cohort_line({"epochs": len(table)}),
         max(5.2, 3.6 * num_columns),
         2.9 * num_rows + 1.1,
     )

@@ -304,18 +304,11 @@ def from_label_studio(
     return frames, skipped
 
 
-def to_label_studio(
-    frames: Iterable[AnnotatedFrame], *, prefix: str = LOCAL_FILES
-) -> list[dict[str, Any]]:
-    """Tasks to import into Label Studio.
-
-    Args:
-        frames: with paths relative to the manifest.
-        prefix: put before each path.
-    """
+def to_label_studio(frames: Iterable[AnnotatedFrame]) -> list[dict[str, Any]]:
+    """Tasks to import into Label Studio, of frames with paths relative to the manifest."""
     tasks = []
     for at, frame in enumerate(frames, start=1):
-        task: dict[str, Any] = {"id": at, "data": {"image": prefix + frame.path}}
+        task: dict[str, Any] = {"id": at, "data": {"image": LOCAL_FILES + frame.path}}
         drawn = [_box_region(box, frame) for box in frame.boxes if box.source == "person"]
         drawn += [_polygon_region(polygon, frame) for polygon in frame.polygons]
         proposed = [box for box in frame.boxes if box.source != "person"]

@@ -47,7 +47,7 @@ def test_reliability_figure_holds_bins_intervals_and_counts(tmp_path, sheets):
 
 
 def test_reliability_of_one_certain_patient(tmp_path, sheets):
-    reliability_figure([0], {"model": [[1, 0, 0, 0]]}, tmp_path / "one.png", unit="frames")
+    reliability_figure([0], {"model": [[1, 0, 0, 0]]}, tmp_path / "one.png")
     assert [bar.get_height() for bar in sheets[0].axes[1].patches] == [0] * 9 + [1]
     assert legend(sheets[0].axes[0]) == ["model: ECE 0.000"]
 

@@ -68,8 +68,8 @@ def test_confusion_figure_holds_counts_shares_and_margins(tmp_path, sheets):
 
 
 def test_a_grade_nobody_has_gets_counts_without_percent(tmp_path, sheets):
-    confusion_figure(np.diag([5, 0, 0, 3]), tmp_path / "c.png", subtitle="n = 8 of Ward 3")
-    assert texts(sheets[0])[1] == "n = 8 of Ward 3"
+    confusion_figure(np.diag([5, 0, 0, 3]), tmp_path / "c.png")
+    assert texts(sheets[0])[1] == "n = 8 patients"
     assert len(sheets[0].axes[0].texts) == 16 + 8
 
 
@@ -196,8 +196,8 @@ def test_training_curves_from_file_and_table(tmp_path, sheets):
 
 def test_training_curves_of_one_epoch_and_of_a_lost_validation(tmp_path, sheets):
     one = pd.DataFrame({"loss": [0.5], "accuracy": [0.2], "seconds": [3.0], "val_loss": [np.nan]})
-    training_curves(one, tmp_path / "one.png", subtitle="one patient")
-    assert texts(sheets[0])[1] == "one patient"
+    training_curves(one, tmp_path / "one.png")
+    assert texts(sheets[0])[1] == "n = 1 epochs"
     assert len(sheets[0].axes) == 2, "seconds are no metric"
     train, validation = sheets[0].axes[0].get_lines()
     np.testing.assert_allclose(train.get_xydata(), [[1, 0.5]])
