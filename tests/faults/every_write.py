@@ -1,0 +1,211 @@
+"""Run one call of `steatosis` many times, each time with another of its writes failing.
+
+    python every_write.py STUDY CALL_JSON [--ends] [--kinds ENOSPC,EIO,KILL]
+
+Every file that is opened for writing and every move into place inside the study's folder is one
+event; Python tells of them itself (`sys.addaudithook`), whichever library writes. The n-th event
+fails with the given error, or the process is killed at it. Each try has a fresh copy of the study
+and is a fork of a process that has everything imported, so a try costs little. Prints one line of
+JSON with what was found.
+"""
+
+import argparse
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND
+#: What differs between two runs of the same call: times.
+_TIMES = re.compile(rb'"(seconds|created|written_at|finished|started)[a-z_]*": *("[^"]*"|[\d.e-]+)')
+
+
+def _is_write(event: str, arguments: tuple, folder: str) -> bool:
+    if event == "open":
+        path, mode, flags = arguments
+        wanted = any(letter in (mode or "") for letter in "wax+") or bool((flags or 0) & _WRITING)
+    elif event == "os.rename":
+        path, wanted = arguments[1], True
+    else:
+        return False
+    return wanted and isinstance(path, str | bytes | os.PathLike) and (
+        os.path.abspath(os.fsdecode(path)).startswith(folder)
+    )  # fmt: skip
+
+
+def _inject(folder: str, at: int, kind: str, tell: int) -> None:
+    """Count the writes; fail the one with number `at`. Each is told as a byte to `tell`."""
+    seen = 0
+    is_over = False
+
+    def hook(event: str, arguments: tuple) -> None:
+        nonlocal seen, is_over
+        if is_over or event not in ("open", "os.rename") or not _is_write(event, arguments, folder):
+            return
+        seen += 1
+        os.write(tell, b".")
+        if seen == at:
+            is_over = True
+            if kind == "KILL":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError(getattr(errno, kind), os.strerror(getattr(errno, kind)))
+
+    sys.addaudithook(hook)
+
+
+def _run(folder: Path, words: list[str], at: int = 0, kind: str = "") -> dict:
+    """One call in a fork, in `folder`; what it printed, how it ended, how many writes it made."""
+    from steatosis_tf.cli import main
+
+    said_path = folder.parent / f"{folder.name}.said"
+    tells, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(tells)
+        code = 70
+        with said_path.open("w") as said:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+            sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), line_buffering=True)
+            sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), line_buffering=True)
+            os.chdir(folder)
+            _inject(str(folder), at, kind, tell)
+            try:
+                code = main(words)
+            except SystemExit as ended:
+                code = ended.code if isinstance(ended.code, int) else 1
+            except BaseException:  # noqa: BLE001 whatever it is, it is told
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    os.close(tell)
+    events = 0
+    while part := os.read(tells, 65536):
+        events += len(part)
+    os.close(tells)
+    status = os.waitpid(child, 0)[1]
+    return {"code": os.waitstatus_to_exitcode(status), "events": events,
+            "said": said_path.read_text(errors="replace")}  # fmt: skip
+
+
+def _content(folder: Path) -> dict[str, str]:
+    """Hash of every file; unfinished ones, locks and data bases' pages are looked at by name."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            content = _TIMES.sub(b"", path.read_bytes())
+            found[path.relative_to(folder).as_posix()] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def _is_passing(name: str) -> bool:
+    """Files that are no result: locks, what a killed writer leaves, and the tracking store's."""
+    if name.startswith("mlruns/"):
+        return True
+    last = name.rsplit("/", 1)[-1]
+    return last.endswith((".lock", ".db", ".db-journal", "-journal")) or last.startswith(
+        (".unfinished-", ".part-")
+    )
+
+
+def _faults(before: dict, good: dict, after: dict, try_: dict, kind: str) -> list[str]:
+    """What a try did wrong."""
+    found = []
+    for name, digest in after.items():
+        if not _is_passing(name) and digest not in (before.get(name), good.get(name)):
+            found.append(f"half-written or changed: {name}")
+        if kind != "KILL" and name.rsplit("/", 1)[-1].startswith((".unfinished-", ".part-")):
+            found.append(f"left behind: {name}")
+    found += [f"lost: {name}" for name in before if name not in after and name in good]
+    if "Traceback" in try_["said"]:
+        found.append("traceback")
+    if kind == "KILL" and try_["code"] != -signal.SIGKILL:
+        found.append(f"not killed: exit {try_['code']}")
+    if kind != "KILL" and try_["code"] == 0:
+        missing = [name for name in good if name not in after and not _is_passing(name)]
+        if missing or any(after[n] != good[n] for n in good if n in after and not _is_passing(n)):
+            found.append(f"exit 0, but not the same files; missing {missing}")
+    if kind != "KILL" and try_["code"] not in (0, 1):
+        found.append(f"exit {try_['code']}")
+    if kind != "KILL" and try_["code"] == 1 and "error: " not in try_["said"]:
+        found.append("no reason given")
+    return found
+
+
+def walk(study: Path, words: list[str], only_ends: bool, kinds: list[str]) -> dict:
+    """Every write of one call, or its first and its last, and every kind of fault."""
+    with tempfile.TemporaryDirectory() as scratch:
+        base = Path(os.path.realpath(scratch))
+        before = _content(study)
+        shutil.copytree(study, base / "study", symlinks=True)
+        clean = _run(base / "study", words)
+        if clean["code"] != 0:
+            return {"error": f"the call itself fails with {clean['code']}: {clean['said'][-800:]}"}
+        good = _content(base / "study")
+        found, tries, texts = [], 0, set()
+        for kind in kinds:
+            for at in range(1, clean["events"] + 1):
+                if only_ends and at not in (1, clean["events"]):
+                    continue
+                folder = base / "study"
+                shutil.rmtree(folder)
+                shutil.copytree(study, folder, symlinks=True)
+                try_ = _run(folder, words, at, kind)
+                tries += 1
+                if kind != "KILL":
+                    texts.add(re.sub(r"\s+", " ", try_["said"].strip().splitlines()[-1])[:200]
+                              if try_["said"].strip() else "")  # fmt: skip
+                faults = _faults(before, good, _content(folder), try_, kind)
+                again = _run(folder, words)
+                if again["code"] != 0:
+                    faults.append(f"does not go on: {again['said'].strip()[-300:]}")
+                else:
+                    after = _content(folder)
+                    faults += [
+                        f"after going on not the same: {name}"
+                        for name in good
+                        if not _is_passing(name) and after.get(name) != good[name]
+                    ]
+                if faults:
+                    said = try_["said"][-300:]
+                    found.append({"at": at, "kind": kind, "faults": faults, "said": said})
+        return {"events": clean["events"], "tries": tries, "found": found, "texts": sorted(texts)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("study", type=Path)
+    parser.add_argument("call", help="JSON list of words")
+    parser.add_argument("--ends", action="store_true", help="only the first and the last write")
+    parser.add_argument("--kinds", default="ENOSPC,EIO,KILL")
+    args = parser.parse_args()
+    words = json.loads(args.call)
+    import steatosis_tf.verbs  # noqa: F401  what all calls need, once for all forks
+
+    with contextlib.suppress(ImportError):
+        _import_for(words[0])
+    print(json.dumps(walk(args.study.resolve(), words, args.ends, args.kinds.split(","))))
+
+
+def _import_for(verb: str) -> None:
+    """Import what the verb's own call would import; it must not compute or start threads."""
+    import cv2
+    import pandas  # noqa: F401
+
+    cv2.setNumThreads(0)
+    if verb in ("train", "export", "records"):
+        import tensorflow  # noqa: F401
+
+
+if __name__ == "__main__":
+    main()
