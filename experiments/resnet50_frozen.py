@@ -10,7 +10,7 @@ CONFIG is the recipe `paper`, what the paper prescribes: patient-level 80/10/10 
 grade; flips, rotations, zoom on training frames only; ImageNet weights, frozen; dense + ReLU,
 dropout 0.5, softmax over four grades; AdamW at 1e-4, batch 32, 100 epochs, class weights, learning
 rate reduced when validation accuracy stands still. Ours are the normalisation of the features
-(`model.normalize_features`) and the stored views (`train.views`, 0 augments online as the paper).
+(`model.normalize_features`) and the augmented copies (`train.views`; 0: online, as the paper).
 """
 
 from steatosis_tf.recipes import RECIPES

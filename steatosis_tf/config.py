@@ -252,7 +252,7 @@ class TrainConfig:
                  plateau_factor=self.plateau_factor)  # fmt: skip
         _require(self.views >= 0, "train.views of 0 or more", views=self.views)
         _require(self.views >= 1 or self.sampling == "frames",
-                 "train.views of 1 or more with train.sampling=patients, which draws stored views",
+                 "train.views of 1 or more with train.sampling=patients, which draws stored copies",
                  views=self.views)  # fmt: skip
         _require(self.fine_tune_epochs >= 0, "train.fine_tune_epochs of 0 or more",
                  fine_tune_epochs=self.fine_tune_epochs)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The one door for files: they appear whole or not at all, and nothing else than files is read."""
+"""Where files are written and opened: whole or not at all, and nothing is read that is no file."""
 
 import errno
 import glob

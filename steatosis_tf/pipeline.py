@@ -68,7 +68,7 @@ class Preparation:
 
     Attributes:
         config: split and ROI.
-        folder: where the completed manifest and the gate's findings are kept.
+        folder: where the completed manifest and the leakage check's findings are kept.
         runs_dir: records and hashes are kept in `runs_dir/cache`, shared by all runs.
         options: Beam runner that proposes ROIs and writes records, see `parallel.beam_options`;
             None does it here.
@@ -385,7 +385,7 @@ def prepare_study(
     Args:
         manifest_path: manifest of graded frames.
         config: split, ROI, backbone, engine, augmentation and number of views.
-        folder: where the completed manifest and the gate's findings are kept.
+        folder: where the completed manifest and the leakage check's findings are kept.
         runs_dir: records and features are kept in `runs_dir/cache`, shared by all runs.
         every: take every n-th frame of each patient, in order of `frame_id`.
 

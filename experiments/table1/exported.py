@@ -12,7 +12,7 @@ from steatosis_tf.grades import OUTPUT_LAYER
 #: arithmetic, and the private classes of scikit-learn's calibration, which only hold numbers.
 _TRUSTED = ("experiments.table1.", "sklearn.calibration.")
 
-#: How far an output of the file may lie from the trained method's. Ten times what the line allows
+#: How far an output of the file may lie from the trained method's. Ten times what the run allows
 #: its own model: a mask of 12,544 places has more ways to round than four probabilities.
 MAX_DIFFERENCE = 1e-3
 

@@ -104,14 +104,14 @@ def fit_head(
     frame_step: int,
     train: TrainConfig,
 ) -> FittedHead:
-    """Train a head on stored views of frames, classes weighed alike; validation is only watched.
+    """Train a head on stored copies of frames, classes weighed alike; validation is only watched.
 
     Args:
         fold_data: what to learn from.
         features: of which network.
         make_head: plain features of the training frames `(n, num_features)` -> untrained head.
         frame_step: every how many of a patient's frames is used.
-        train: epochs, batch size, learning rate, and `views`, the stored views per frame.
+        train: epochs, batch size, learning rate, and `views`, the augmented copies per frame.
     """
     make_repeatable(fold_data.seed)
     rows, watched = (
@@ -141,7 +141,7 @@ def fit_dense_head(
     frame_step: int,
     train: TrainConfig,
 ) -> FittedHead:
-    """`fit_head` with the line's own head: standardised features, a dense layer, dropout, softmax.
+    """`fit_head` with the run's own head: standardised features, a dense layer, dropout, softmax.
 
     Args:
         fold_data: what to learn from.

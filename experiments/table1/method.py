@@ -137,5 +137,5 @@ def classes_of(labels: np.ndarray, task: str) -> np.ndarray:
 
 def lowest_labels(task: str) -> np.ndarray:
     """The lowest label of each class, `(num_classes,)` int: it stands for the class in score
-    tables, so that the line's own evaluation serves tasks of fewer classes too."""
+    tables, so that the usual evaluation serves tasks of fewer classes too."""
     return np.array([TASKS[task][1].index(one) for one in range(len(TASKS[task][0]))])

@@ -1,7 +1,7 @@
 """One method through repeated patient-level cross-validation, and once through the wrong split.
 
 Every finished repeat lies in `runs/table1/<method>/<task>/<key>/repeat_<n>/`, laid out as a run
-of the line, and is not computed again while its key stands.
+of the pipeline, and is not computed again while its key stands.
 """
 
 import json
@@ -156,7 +156,7 @@ def _lesson(study: Study, partition: Partition, task: str, seed: int) -> FoldDat
 
 
 def _evaluate(folder: Path, study: Study, task: str, cost: dict[str, Any]) -> None:
-    """The line's own evaluation of the folder, and all of it to MLflow."""
+    """The pipeline's own evaluation of the folder, and all of it to MLflow."""
     save_config(study.config, folder / "config.json")
     metrics = evaluate_run(folder)
     tracking.log_metrics({"patient": metrics["patient"], "frame": metrics["frame"]} | cost)

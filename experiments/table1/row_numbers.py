@@ -87,7 +87,7 @@ def _answers(task: str, cut: str) -> bool:
 
 
 def _macro_f1(row: Row, num_resamples: int) -> dict[str, Any]:
-    """Mean F1 of the task's own classes: the line's macro average is of all four grades."""
+    """Mean F1 of the task's own classes: the usual macro average is of all four grades."""
     table = code_patients(row.patient_scores)
     names = [f"per_class.{GRADES[label]}.f1" for label in lowest_labels(row.task)]
     rng = np.random.default_rng(0)

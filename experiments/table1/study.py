@@ -1,4 +1,4 @@
-"""The frames, folds and ROI that every method of the table shares, made by the line itself."""
+"""The frames, folds and ROI that every method of the table shares, made as in a run."""
 
 import dataclasses
 import hashlib
@@ -78,7 +78,7 @@ class Study:
 def load_study(
     manifest_path: str | Path, runs_dir: str | Path = "runs", config: Config = PROTOCOL
 ) -> Study:
-    """Split, ROI and records of a manifest, by the same functions as a run of the line.
+    """Split, ROI and records of a manifest, by the same functions as of `train`.
 
     They are kept in `runs_dir/cache`, so that the methods need not make them again. The
     data-leakage check judges the folds of every repeat.

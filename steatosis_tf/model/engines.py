@@ -1,9 +1,9 @@
-"""Engines for the frozen forward pass: the same features, faster.
+"""Inference backends for the frozen forward pass: the same features, faster.
 
 `keras` is the reference: plain Keras in float32, on a GPU with the network in float16. `tf-bf16` is
 the same TensorFlow graph with oneDNN's bfloat16. `openvino` (extra `fast`)
 computes in bfloat16 where the processor can, else in float32. Rounded numbers keep 8 bits, so every
-engine is held against the reference on the study's own frames when it starts, for what it computes
+backend is held against the reference on the study's own frames when it starts, for what it computes
 and for what it costs.
 """
 
@@ -37,7 +37,7 @@ Forward = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
 
 @dataclass(frozen=True)
 class Engine:
-    """A way to run the backbone.
+    """An inference backend: a way to run the backbone.
 
     Attributes:
         name: keras, tf-bf16 or openvino.
@@ -47,7 +47,7 @@ class Engine:
         version: of the library that computes.
         min_cosine: smallest cosine to the reference on the checked frames.
         changed: share of random heads' decisions on them that change.
-        speedup: processor time of the reference over that of the engine, measured in turn.
+        speedup: processor time of the reference over that of the backend, measured in turn.
     """
 
     name: str

@@ -46,7 +46,7 @@ SHARD_ROWS = 2048
 
 @dataclass(frozen=True)
 class View:
-    """One stored view: number 0 is the frame as it is, the others are augmented. Can be pickled."""
+    """One copy of the frames: number 0 as they are, the others augmented. Can be pickled."""
 
     number: int
     folder: Path

@@ -1,4 +1,4 @@
-"""Fits the joint model: rules, how much each counts, reading and thresholds, on training patients.
+"""Fits the joint model: rules, weights, decision rule and thresholds, on training patients.
 
 Each part (`Part`) is a linear rule of its own: ridge on standardised features, or a sum in known
 directions (`rules.py`). How much each counts is decided by predictions that such rules made for

@@ -165,7 +165,7 @@ _MIN_PROBABILITY = 1e-9
 
 @dataclass(frozen=True)
 class CumulativeLink:
-    """A fitted reading.
+    """Reads a score as grades.
 
     Attributes:
         slope: of the log odds, per unit of the score; above 0.

@@ -60,7 +60,7 @@ def feature_batches(
     batch_size: int,
     seed: int,
 ) -> tf.data.Dataset:
-    """Training batches; each pass draws one of the stored views of every frame anew.
+    """Training batches; each pass draws one of the stored copies of every frame anew.
 
     Args:
         views: `(num_views, num_frames, ...)` float32; of it only the rows of the batches under way

@@ -9,7 +9,7 @@ Both ask for the same depth. Where operators of Byra et al. 2018 really put thei
 is 0.135 of the sector's depth (median) shallower and on nearly the same beams: liver at the depth
 of the cortex lies far to the side, in the dark edge or behind more fat. Liver taken there is 6 dB
 darker than the operators', the more so the more fat, which takes most of the index away
-(docs/physics.md, "What was wrong with the index").
+(docs/measured_features.md, "What was wrong with the index").
 """
 
 from dataclasses import dataclass

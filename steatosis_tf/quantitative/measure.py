@@ -2,7 +2,7 @@
 
 Sector, liver and renal cortex are found by `steatosis_tf.roi`; nothing is trained here. What each
 number means, its source and what it does not depend on stands with its own file: `hepatorenal`,
-`attenuation`, `speckle` and `landmarks`; docs/physics.md has them in one table.
+`attenuation`, `speckle` and `landmarks`; docs/measured_features.md has them in one table.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from steatosis_tf.sources.images import to_grey
 # The liver's capsule and neighbours lie within this share of the depth from the mask's border.
 _BORDER_SHARE = 0.02
 
-#: What each number is called and its unit, in the order of a reading.
+#: What each number is called and its unit, in the order of the output.
 UNITS = {
     "hepatorenal_db": "dB",
     "hepatorenal_ratio": "",

@@ -65,7 +65,7 @@ def _regained(view: tf.Tensor, draws: tf.Tensor, config: AugmentConfig) -> tf.Te
 
 
 def view_seed(frame_id: tf.Tensor, seed: int, view: int) -> tf.Tensor:
-    """Seed of a stored view: depends on the frame, not on its place in the data.
+    """Seed of an augmented copy: depends on the frame, not on its place in the data.
 
     Args:
         frame_id: scalar string.
@@ -81,7 +81,7 @@ def view_seed(frame_id: tf.Tensor, seed: int, view: int) -> tf.Tensor:
 
 
 def stored_view(examples: tf.data.Dataset, number: int, config: AugmentConfig) -> tf.data.Dataset:
-    """One stored view of every example, in their order.
+    """One augmented copy of every example, in their order.
 
     Args:
         examples: dicts with `roi` (height, width, 1) uint8 and `frame_id`.

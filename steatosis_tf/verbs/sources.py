@@ -126,7 +126,7 @@ def _audit_arguments(parser: ArgumentParser) -> None:
 
 
 def phantom(args: Namespace) -> Result:
-    """Write simulated frames with labels, for trying the line without data.
+    """Write simulated frames with labels, for trying the pipeline without data.
 
     Example:
         steatosis phantom phantoms --patients 60

@@ -117,7 +117,7 @@ def _check_complete(run_dir: Path, frames: pd.DataFrame) -> None:
     """A lost patient would only make the numbers other ones."""
     split_path, manifest_path = run_dir / "split.csv", run_dir / "manifest.csv"
     if not (split_path.is_file() and manifest_path.is_file()):
-        return  # not a run of the line; the report says what is absent
+        return  # not a run of the pipeline; the report says what is absent
     fault, _ = scored_as_split(read_split(split_path), frames, read_manifest(manifest_path))
     if fault:
         raise ValueError(

@@ -1,6 +1,6 @@
 """Simulated B-mode frames of liver and right kidney, with the truth behind every frame.
 
-For tests, the offline demo and for checking that a physics feature finds what was put in; never
+For tests, the offline demo and for checking that a measured feature finds what was put in; never
 evidence about patients. Every frame has SIMULATED burned in, every row `simulated` = True.
 
 The chain is that of a scanner: complex Gaussian scatterers on a (depth x angle) grid, weighted by
