@@ -91,9 +91,15 @@ class Bundle:
         """Patients among whom a score has its rank: those it was trained or recalibrated on."""
         return len(self.joint.calibration.left_out)
 
-    def look(self, name: str, frame: np.ndarray, display: Display | None = None) -> Look:
+    def look(
+        self,
+        name: str,
+        frame: np.ndarray,
+        display: Display | None = None,
+        corners: np.ndarray | None = None,
+    ) -> Look:
         """`frames.look_at` with the view that the network sees."""
-        return look_at(name, frame, self.roi.view, display)
+        return look_at(name, frame, self.roi.view, display, corners)
 
     def run(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
         """What the network says of pictures `(n, depth, beams)` uint8: output name -> array."""

@@ -23,6 +23,8 @@ from steatosis_tf.roi.views import model_input
 _MIN_LIVER_SHARE = 0.04
 _MIN_DEPTH_SHARE = 0.35
 _MAX_MARKS_SHARE = 0.10
+# Of the frame, where a person places the sector: a slip of the hand leaves less.
+_MIN_SECTOR_SHARE = 0.02
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Look:
     Attributes:
         answer: begun: "unable" with its reason, or "graded" with measured features and regions.
         picture: what the network sees, uint8 grey; None where the answer is "unable".
-        fan: of the sector, where the frame can be graded.
+        fan: of the sector, where there is one.
     """
 
     answer: FrameAnswer
@@ -40,7 +42,13 @@ class Look:
     fan: Fan | None = None
 
 
-def look_at(name: str, frame: np.ndarray, view: str, display: Display | None = None) -> Look:
+def look_at(
+    name: str,
+    frame: np.ndarray,
+    view: str,
+    display: Display | None = None,
+    corners: np.ndarray | None = None,
+) -> Look:
     """Find and measure what a frame shows.
 
     Args:
@@ -48,6 +56,10 @@ def look_at(name: str, frame: np.ndarray, view: str, display: Display | None = N
         frame: `(height, width)` or `(height, width, 3)` RGB, uint8, 0 to 255.
         view: what the network sees, as `RoiConfig.view` says it.
         display: scale of the frame, where known.
+        corners: of the fan as a person has placed it, as `Fan.with_corners` takes them.
+
+    Raises:
+        ValueError: if the corners are none of a fan, or no sector was found to be corrected.
 
     Example:
         >>> look_at("black.png", np.zeros((300, 400), np.uint8), "").answer.reason
@@ -55,14 +67,26 @@ def look_at(name: str, frame: np.ndarray, view: str, display: Display | None = N
     """
     try:
         sector = find_sector(frame)
-    except ValueError:
-        return unable(name, "no_sector")
+    except ValueError as error:
+        if corners is None:
+            return unable(name, "no_sector")
+        raise ValueError(
+            "Expected a frame whose sector was found, to correct it. Received: one without. "
+            "Leave the frame out, or give another."
+        ) from error
+    if corners is not None:
+        sector = Sector.of_fan(sector.fan.with_corners(corners), frame.shape)
+        if np.count_nonzero(sector.mask) < _MIN_SECTOR_SHARE * sector.mask.size:
+            raise ValueError(
+                "Expected a fan over the frame. Received: one beside it, or too small."
+            )
     liver = liver_mask(frame, sector)
     marks = find_overlays(frame, sector.mask)
     code = _hindrance(sector, liver, marks)
     outlines = _outline(sector.mask), _outline(liver)
     if code:
-        return unable(name, code, outlines=outlines)
+        look = unable(name, code, outlines=outlines)
+        return Look(replace(look.answer, by_person=corners is not None), fan=sector.fan)
     cortex = find_kidney_cortex(frame, sector, liver).box
     measured = measure_regions(frame, sector, liver, cortex, display)
     boxes = {"kidney": (cortex.top, cortex.left, cortex.height, cortex.width)} if cortex else {}
@@ -73,6 +97,7 @@ def look_at(name: str, frame: np.ndarray, view: str, display: Display | None = N
         sector=outlines[0],
         liver=outlines[1],
         boxes=boxes,
+        by_person=corners is not None,
     )
     picture = model_input(frame, sector.fan, view=view, overlay_mask=marks)
     return Look(answer, picture, sector.fan)

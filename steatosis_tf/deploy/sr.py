@@ -138,15 +138,22 @@ def write_answer(answer: PacsAnswer, folder: str | Path) -> list[Path]:
         OSError: if the disk is full or the folder cannot be written.
     """
     paths = []
-    for dataset, kind in ((answer.key_image, "key"), (answer.report, "sr")):
-        data = answer_bytes(dataset)
-        name = hashlib.sha256(dataset.SOPInstanceUID.encode()).hexdigest()[:16]
-        path = Path(folder) / f"steatosis-{kind}-{name}.dcm"
+    for name, data in answer_files(answer).items():
+        path = Path(folder) / name
         paths.append(path)
         if not path.is_file() or path.read_bytes() != data:
             with replacing(path) as temporary:
                 temporary.write_bytes(data)
     return paths
+
+
+def answer_files(answer: PacsAnswer) -> dict[str, bytes]:
+    """Key image and report by their file names."""
+    return {
+        f"steatosis-{kind}-{hashlib.sha256(dataset.SOPInstanceUID.encode()).hexdigest()[:16]}.dcm":
+        answer_bytes(dataset)
+        for kind, dataset in (("key", answer.key_image), ("sr", answer.report))
+    }  # fmt: skip
 
 
 def answer_bytes(dataset: Dataset) -> bytes:

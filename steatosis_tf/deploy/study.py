@@ -9,7 +9,7 @@ import datetime
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -80,7 +80,7 @@ class Study:
     """The images of one study of one patient.
 
     Attributes:
-        path: folder or zip archive that was read.
+        source: folder or zip archive that was read, or files in memory by their names.
         images: in the order of their UIDs.
         earlier: structured reports of ours on this study.
         passed_over: reason -> number of files that are no image to be graded.
@@ -88,7 +88,7 @@ class Study:
         date, time: newest moment that the images tell, `YYYYMMDD` and `HHMMSS`.
     """
 
-    path: Path
+    source: str | Path | Mapping[str, bytes]
     images: tuple[StudyImage, ...]
     earlier: tuple[Dataset, ...]
     passed_over: dict[str, int]
@@ -112,32 +112,33 @@ class Study:
         """
         uid, _, number = name.partition("#")
         image = next(image for image in self.images if image.uid == uid)
-        with quiet_pydicom(), Source(self.path) as source:
+        with quiet_pydicom(), Source(self.source) as source:
             dataset = read_dataset(io.BytesIO(source.read(image.file)), with_pixels=True)
             return FrameReader(dataset, image.layout).read(int(number or 1) - 1)
 
 
-def read_study(path: str | Path, answers: Iterable[str | Path] = ()) -> Study:
+def read_study(
+    source: str | Path | Mapping[str, bytes], answers: Iterable[str | Path] = ()
+) -> Study:
     """Read the headers of a study.
 
     Args:
-        path: folder or zip archive with the files of one study. Whatever is no ultrasound image in
-            it is passed over and counted.
+        source: folder or zip archive with the files of one study, or the files by their names.
+            Whatever is no ultrasound image in it is passed over and counted.
         answers: more files, among which earlier answers of ours to this study may be.
 
     Raises:
         NothingToGrade: if there is no 2-D ultrasound image.
         ValueError: if the files are of two patients or studies.
     """
-    path = Path(path)
     images: dict[str, StudyImage] = {}
     reasons: collections.Counter[str] = collections.Counter()
     headers: list[FileDataset] = []
     own: list[Dataset] = []
-    with quiet_pydicom(), Source(path) as source:
-        for file in source.files:
+    with quiet_pydicom(), Source(source) as opened:
+        for file in opened.files:
             try:
-                with source.open(file) as stream:
+                with opened.open(file) as stream:
                     header = read_dataset(stream, with_pixels=False)
                 if text_of(header, "Manufacturer") == MANUFACTURER:
                     own.append(header)
@@ -145,7 +146,7 @@ def read_study(path: str | Path, answers: Iterable[str | Path] = ()) -> Study:
                 headers.append(header)
                 image = _image(header, file)
                 if image.uid in images:
-                    _refuse_conflict(source, images[image.uid], image)
+                    _refuse_conflict(opened, images[image.uid], image)
                 images[image.uid] = image
             except Rejection as rejection:
                 reasons[str(rejection)] += 1
@@ -167,7 +168,7 @@ def read_study(path: str | Path, answers: Iterable[str | Path] = ()) -> Study:
         and text_of(answer, "StudyInstanceUID") == identity.StudyInstanceUID
     }
     date, time = max(_moment(image.header) for image in found)
-    return Study(path, found, tuple(earlier.values()), dict(reasons), identity, date, time)
+    return Study(source, found, tuple(earlier.values()), dict(reasons), identity, date, time)
 
 
 def grade_study(study: Study, grader: Grader) -> PatientAnswer:
@@ -178,7 +179,7 @@ def grade_study(study: Study, grader: Grader) -> PatientAnswer:
         grader: as `predict.open_model` opened it.
     """
     day = day_of(str(study.identity.StudyDate))
-    with Source(study.path) as source:
+    with Source(study.source) as source:
         group = Group(study.uid, day.isoformat() if day else "")
         for image in study.images:
             load = partial(source.read, image.file)

@@ -153,6 +153,9 @@ def patient_text(answer: PatientAnswer, num_training: int) -> str:
     """
     name = f"{answer.patient}{f' ({answer.date})' if answer.date else ''}"
     used = f"{answer.num_used} of {answer.num_frames} frames used"
+    num_placed = sum(frame.by_person for frame in answer.frames)
+    if num_placed:
+        used += f", the sector of {num_placed} placed by a person"
     if answer.kind == "unable":
         return f"{name}: unable to assess\n  {_reason(answer)}\n  {used}"
     fat = _fat_text(answer)

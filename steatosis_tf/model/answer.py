@@ -45,6 +45,7 @@ class FrameAnswer:
         sector: `(n, 2)` float, outline as (x, y) in px of the frame; empty if none.
         liver: the same, outline of the liver.
         boxes: name ("liver", "kidney", "diaphragm", ...) -> (top, left, height, width) px.
+        by_person: whether a person placed the sector.
         map: `(rows, columns)` float32 over beam space, what each place adds to the network's
             prediction (`joint.explain_places`); None if not asked.
     """
@@ -60,6 +61,7 @@ class FrameAnswer:
     sector: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     liver: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     boxes: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
+    by_person: bool = False
     map: np.ndarray | None = None
 
 

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import cv2
@@ -14,7 +15,7 @@ import pandas as pd
 from fastapi import Response
 
 from steatosis_tf.roi.anatomy.liver import liver_mask
-from steatosis_tf.roi.sector import find_sector
+from steatosis_tf.roi.sector import Fan, find_sector
 from steatosis_tf.sources.images import read_frame
 
 # No screen shows more, and a browser's canvas may refuse more.
@@ -138,6 +139,12 @@ def picture(path: Path) -> Response:
         "X-Frame-Notice": quote(shown.notice),
     }
     return Response(shown.png, media_type="image/png", headers=headers)
+
+
+def shown_fan(fan: Fan) -> dict[str, Any]:
+    """A fan as the browser draws and drags it: `corners` are x and y in px, see `Fan.corners`."""
+    corners = fan.corners().ravel().round(2).tolist()
+    return {"corners": corners, "kind": fan.kind, "row_stretch": fan.row_stretch}
 
 
 def shown_frame(path: Path) -> ShownFrame:

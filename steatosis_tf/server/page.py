@@ -2,21 +2,26 @@
 
 The page is `static/page.html`. Files are read in memory, graded by the same functions as
 `steatosis predict`, and forgotten with the answer: nothing is written anywhere. Files and pictures
-travel as one line of JSON and the bytes it names, since a form's parser would keep them on disk.
+travel as one line of JSON and the bytes it names, since a form's parser would keep them on disk. A
+sector that a person has moved, and a report that is asked for, come with all files once more.
 """
 
 import asyncio
+import importlib.util
+import io
 import json
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from steatosis_tf.deploy.bundle import Bundle
 from steatosis_tf.deploy.frames import Look, unable
@@ -28,7 +33,7 @@ from steatosis_tf.quantitative.measure import NAMES, UNITS
 from steatosis_tf.roi.sector import Fan
 from steatosis_tf.roi.views import to_frame
 from steatosis_tf.server.app import LOOPBACK, bound_socket, make_app, serve
-from steatosis_tf.server.frames import ShownFrame, encoded
+from steatosis_tf.server.frames import ShownFrame, encoded, shown_fan
 
 DEFAULT_PORT = 8742
 MAX_UPLOAD_BYTES = 128 << 20
@@ -44,7 +49,25 @@ _MAX_READ_S = 60
 _AT_ONCE = 2
 _IMAGES = Path("image files")
 _MAX_MAP_SIDE_PX = 480
+_CAN_REPORT = importlib.util.find_spec("highdicom") is not None
 _ADDS_RGB, _TAKES_RGB = (250, 165, 60), (80, 170, 255)  # told apart by the colour-blind, too
+
+
+class Correction(BaseModel):
+    """A sector as a person has placed it, by the place of its frame in the answer."""
+
+    visit: int
+    frame: int
+    corners: Annotated[
+        list[Annotated[float, Field(ge=-1e5, le=1e5)]], Field(min_length=8, max_length=8)
+    ]
+
+
+class Upload(BaseModel):
+    """The first line of an upload; the bytes of the files stand behind it."""
+
+    files: list[tuple[str, NonNegativeInt]]
+    corrections: list[Correction] = []
 
 
 @dataclass
@@ -53,13 +76,17 @@ class Visit:
 
     Attributes:
         answer: of its frames.
+        is_dicom: whether it is a DICOM study.
         shown: the frames for the browser, None where one could not be read.
         maps: what each place adds, as PNG over the frame; None where there is no map.
+        fans: of the sectors; None where none was found.
     """
 
     answer: PatientAnswer
+    is_dicom: bool
     shown: list[ShownFrame | None] = field(default_factory=list)
     maps: list[bytes | None] = field(default_factory=list)
+    fans: list[Fan | None] = field(default_factory=list)
 
 
 def page(
@@ -122,34 +149,44 @@ def add_routes(app: FastAPI, bundle: Bundle) -> None:
             "features": {name: [NAMES[name], unit] for name, unit in UNITS.items()},
             "max_upload_bytes": MAX_UPLOAD_BYTES,
             "max_files": MAX_FILES,
+            "can_report": _CAN_REPORT,
         }
+
+    async def in_turn(request: Request, work: Callable[[Bundle, bytes], bytes]) -> bytes:
+        async with turns:  # the upload is taken in only when its turn has come
+            body = await asyncio.wait_for(request.body(), _MAX_READ_S)
+            return await run_in_threadpool(work, bundle, body)
 
     @app.post("/page/answers")
     async def answers(request: Request) -> Response:
-        async with turns:  # the upload is taken in only when its turn has come
-            body = await asyncio.wait_for(request.body(), _MAX_READ_S)
-            data = await run_in_threadpool(_reply, bundle, body)
-        return Response(data, media_type="application/octet-stream")
+        return Response(await in_turn(request, _reply), media_type="application/octet-stream")
+
+    @app.post("/page/report/{visit}")
+    async def report(request: Request, visit: int) -> Response:
+        data = await in_turn(request, lambda bundle, body: report_zip(bundle, body, visit))
+        return Response(data, media_type="application/zip")
 
 
 def read_patient(
-    bundle: Bundle, files: Sequence[tuple[str, bytes]]
+    bundle: Bundle, files: Mapping[str, bytes], corrections: Sequence[Correction] = ()
 ) -> tuple[list[Visit], list[tuple[str, str]]]:
     """Grade one patient's files, each DICOM study a visit of its own; image files are one.
 
     Args:
         bundle: that answers.
-        files: (name, bytes).
+        files: name -> bytes.
+        corrections: sectors that a person has placed.
 
     Returns:
         the visits by date, and (name, reason) of what is no frame.
 
     Raises:
-        ValueError: if there is no frame, or the frames are of several patients.
+        ValueError: if there is no frame, the frames are of several patients, or a sector cannot be
+            where a person has placed it.
     """
     inputs = Inputs(by_folder=True)
-    for name, data in files:
-        inputs.add(_shown_name(name), lambda data=data: data, _IMAGES)  # type: ignore[misc]
+    for name, data in files.items():
+        inputs.add(name, lambda data=data: data, _IMAGES)  # type: ignore[misc]
     groups = inputs.groups
     if not groups:
         passed = "".join(f" {name}: {why}." for name, why in inputs.passed_over[:3])
@@ -165,33 +202,44 @@ def read_patient(
         )
     room = MAX_FRAMES
     visits = []
-    for group in groups:
-        visits.append(_visit(bundle, group, room, inputs.passed_over))
+    for place, group in enumerate(groups):
+        corners = {
+            one.frame: np.reshape(one.corners, (4, 2)) for one in corrections if one.visit == place
+        }
+        visits.append(_visit(bundle, group, room, inputs.passed_over, corners))
         room -= visits[-1].answer.num_frames
     return visits, inputs.passed_over
 
 
-def _visit(bundle: Bundle, group: Group, room: int, passed_over: list[tuple[str, str]]) -> Visit:
+def _visit(
+    bundle: Bundle,
+    group: Group,
+    room: int,
+    passed_over: list[tuple[str, str]],
+    corners: Mapping[int, np.ndarray],
+) -> Visit:
     looks: list[Look] = []
     shown: list[ShownFrame | None] = []
     for shot in group.shots():
         if len(looks) >= room:
             passed_over.append((shot.name, f"beyond the {MAX_FRAMES} frames that are looked at"))
             break
-        looks.append(_look(bundle, shot))
+        looks.append(_look(bundle, shot, corners.get(len(looks))))
         is_shown = shot.frame is not None and not _is_too_large(shot.frame)
         shown.append(encoded(shot.frame) if is_shown else None)  # type: ignore[arg-type]
     answer = bundle.answer(group.patient, looks, group.date, maps=True)
-    return Visit(answer, shown, _maps(answer, looks, shown))
+    is_dicom = group.patient != _IMAGES.name
+    fans = [look.fan for look in looks]
+    return Visit(answer, is_dicom, shown, _maps(answer, looks, shown), fans)
 
 
-def _look(bundle: Bundle, shot: Shot) -> Look:
+def _look(bundle: Bundle, shot: Shot, corners: np.ndarray | None) -> Look:
     if shot.frame is None:
         return unable(shot.name, shot.code, shot.reason)
     if _is_too_large(shot.frame):
         reason = f"The picture has over {MAX_MEGAPIXELS} million px: no frame of a scanner."
         return unable(shot.name, "unreadable", reason)
-    return bundle.look(shot.name, shot.frame, shot.display)
+    return bundle.look(shot.name, shot.frame, shot.display, corners)
 
 
 def _is_too_large(frame: np.ndarray) -> bool:
@@ -241,8 +289,63 @@ def outlier(answer: PatientAnswer) -> int | None:
     return int(np.nanargmax(np.abs(scores - np.nanmean(scores))))
 
 
+def report_zip(bundle: Bundle, body: bytes, visit: int) -> bytes:
+    """Structured report and key image of a DICOM study that was read, as `steatosis sr` has them.
+
+    Args:
+        bundle: that answers.
+        body: the upload that was read, with its corrections.
+        visit: which study of it.
+
+    Returns:
+        a zip of both files.
+
+    Raises:
+        ValueError: if it is no DICOM study that a report can stand beside, or `highdicom` is not
+            installed.
+    """
+    if not _CAN_REPORT:
+        raise ValueError("Expected highdicom. Received: none. `pip install 'steatosis_tf[pacs]'`.")
+    from steatosis_tf.deploy.sr import answer_files, model_name, pacs_answer
+    from steatosis_tf.deploy.study import read_study
+
+    files, corrections = split_files(body)
+    visits, _ = read_patient(bundle, files, corrections)
+    if visit not in range(len(visits)) or not visits[visit].is_dicom:
+        raise ValueError("Expected a DICOM study, to write a report on. Received: none.")
+    answer = visits[visit].answer
+    uids = {name: _uids(data) for name, data in files.items()}
+    mine = {name: data for name, data in files.items() if uids[name][0] == answer.patient}
+    parts = [frame.name.partition("#") for frame in answer.frames]
+    named = replace(
+        answer,
+        frames=tuple(
+            replace(frame, name=f"{uids[name][1]}{mark}{number}")
+            for frame, (name, mark, number) in zip(answer.frames, parts, strict=True)
+        ),
+    )
+    made = pacs_answer(read_study(mine), named, model_name(bundle))
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, data in answer_files(made).items():
+            archive.writestr(zipfile.ZipInfo(name), data)
+    return stream.getvalue()
+
+
+def _uids(data: bytes) -> tuple[str, str]:
+    """Of study and image; empty for what is no DICOM file."""
+    from steatosis_tf.sources.dicom.read import quiet_pydicom, read_dataset, text_of
+
+    try:
+        with quiet_pydicom():
+            header = read_dataset(io.BytesIO(data), with_pixels=False)
+    except ValueError:
+        return "", ""
+    return text_of(header, "StudyInstanceUID"), text_of(header, "SOPInstanceUID")
+
+
 def _reply(bundle: Bundle, body: bytes) -> bytes:
-    visits, passed_over = read_patient(bundle, split_files(body))
+    visits, passed_over = read_patient(bundle, *split_files(body))
     blobs: list[bytes] = []
 
     def place(data: bytes | None) -> int | None:
@@ -260,50 +363,65 @@ def _reply(bundle: Bundle, body: bytes) -> bytes:
                 "height": shown.height if shown else 0,
                 "width": shown.width if shown else 0,
                 "map": place(drawn),
+                "fan": shown_fan(fan) if fan else None,
             }
-            for shown, drawn in zip(visit.shown, visit.maps, strict=True)
+            for shown, drawn, fan in zip(visit.shown, visit.maps, visit.fans, strict=True)
         ]
-        told.append({"answer": answer, "pictures": pictures, "outlier": outlier(visit.answer)})
+        told.append(
+            {
+                "answer": answer,
+                "is_dicom": visit.is_dicom,
+                "pictures": pictures,
+                "outlier": outlier(visit.answer),
+            }
+        )
     head = {"visits": told, "passed_over": passed_over, "blobs": list(map(len, blobs))}
     return b"".join([json.dumps(head).encode(), b"\n", *blobs])
 
 
-def split_files(body: bytes) -> list[tuple[str, bytes]]:
-    """The files of an upload: a line of JSON, `[[name, number of bytes], ...]`, then the bytes.
+def split_files(body: bytes) -> tuple[dict[str, bytes], list[Correction]]:
+    """The files of an upload, under names that are shown: an `Upload` as a line, then their bytes.
+
+    Returns:
+        name -> bytes, each name once, and the sectors that a person has placed.
 
     Raises:
         ValueError: if the body is not like this, or holds more than `MAX_FILES`.
 
     Example:
-        >>> split_files(b'[["a.png", 2], ["b.png", 1]]' + bytes([10]) + b"xyz")
-        [('a.png', b'xy'), ('b.png', b'z')]
+        >>> split_files(b'{"files": [["a.png", 2], ["b/a.png", 1]]}' + bytes([10]) + b"xyz")[0]
+        {'a.png': b'xy', 'a (2).png': b'z'}
     """
     end = body.find(b"\n", 0, _MAX_HEAD_BYTES)
     try:
-        listed = [(str(name), int(size)) for name, size in json.loads(body[: max(end, 0)])]
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        upload = Upload.model_validate_json(body[: max(end, 0)])
+    except ValidationError as error:
         raise ValueError("Expected a list of files before their bytes. Received: none.") from error
-    if len(listed) > MAX_FILES:
+    if len(upload.files) > MAX_FILES:
         raise ValueError(
-            f"Expected at most {MAX_FILES} files. Received: {len(listed)}. Choose the frames that "
-            "show the liver."
+            f"Expected at most {MAX_FILES} files. Received: {len(upload.files)}. Choose the frames "
+            "that show the liver."
         )
-    if (
-        any(size < 0 for _, size in listed)
-        or sum(size for _, size in listed) != len(body) - end - 1
-    ):
+    if sum(size for _, size in upload.files) != len(body) - end - 1:
         raise ValueError("Expected the bytes of the files listed. Received: more or fewer.")
-    files, at = [], end + 1
-    for name, size in listed:
-        files.append((name, body[at : at + size]))
+    files: dict[str, bytes] = {}
+    at = end + 1
+    for given, size in upload.files:
+        name = shown = _shown_name(given)
+        copy = 1
+        while name in files:
+            copy += 1
+            name = PurePath(shown).with_stem(f"{PurePath(shown).stem} ({copy})").name
+        files[name] = body[at : at + size]
         at += size
-    return files
+    return files, upload.corrections
 
 
 def _shown_name(name: str) -> str:
     """The last part of a name, without what could write elsewhere or turn a line around."""
     last = name.replace("\\", "/").rpartition("/")[2]
-    kept = "".join(letter for letter in last if letter.isprintable())
+    # The mark stands before the number of a frame in a clip.
+    kept = "".join(letter for letter in last if letter.isprintable()).replace("#", "_")
     stem, dot, suffix = kept.rpartition(".")
     if dot and len(suffix) < 6:
         return f"{stem[:_MAX_NAME_CHARACTERS]}.{suffix}"

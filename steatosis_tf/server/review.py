@@ -25,6 +25,7 @@ from steatosis_tf.server.frames import (
     check_study,
     frame_outlines,
     picture,
+    shown_fan,
     shown_frame,
 )
 
@@ -208,10 +209,7 @@ def _shown_fan(store: DecisionStore, at: int) -> dict[str, Any] | None:
     if not cells.view or cells.rectangle is None:
         return None
     fan = kept_fan(store.pixels_sha256(at), cells.sector)
-    if fan is None:
-        return None
-    corners = fan.corners().ravel().round(2).tolist()
-    return {"corners": corners, "kind": fan.kind, "row_stretch": fan.row_stretch}
+    return None if fan is None else shown_fan(fan)
 
 
 def _corrected_fan(store: DecisionStore, frame_id: str, corners: Sequence[float]) -> Fan:

@@ -300,9 +300,9 @@ def test_forty_frames_by_two_readers_to_a_report(
         page = open_page(server, initials)
 
         def grade_of(case: int, initials: str = initials, number: int = number) -> int:
-            """The truth, but every fifth time one grade too low."""
+            """The truth, but some mild ones read as normal."""
             grade = truth[study.frame_paths(initials, case)[0]]
-            return max(grade - 1, 0) if (case + number) % 5 == 0 else grade
+            return 0 if grade == 1 and (case + number) % 4 == 0 else grade
 
         read_all(page, 22, grade_of)
     server.stop()

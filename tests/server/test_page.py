@@ -46,9 +46,10 @@ def patient(fat: float, num_frames: int = 4) -> list[np.ndarray]:
     return list(frames)
 
 
-def upload(*files: tuple[str, bytes]) -> bytes:
+def upload(*files: tuple[str, bytes], corrections: Any = ()) -> bytes:
     """What the page sends."""
-    head = json.dumps([[name, len(data)] for name, data in files]).encode()
+    listed = [[name, len(data)] for name, data in files]
+    head = json.dumps({"files": listed, "corrections": list(corrections)}).encode()
     return b"\n".join([head, b"".join(data for _, data in files)])
 
 
@@ -253,6 +254,104 @@ def test_a_phone_shows_all_and_prints_on_one_page(open_page: Callable[..., Any])
     assert tab.locator("#printed canvas").is_visible()
 
 
+def fan_corners(server: Running, files: list[tuple[str, bytes]], frame: int = 0) -> list[float]:
+    """Of the sector that the server finds."""
+    said = server.call("/page/answers", upload(*files))[1]
+    return json.loads(said.partition("\n")[0])["visits"][0]["pictures"][frame]["fan"]["corners"]
+
+
+def read_again(tab: Any, key: str) -> None:
+    """Press a key that has all frames read again; wait until it is done."""
+    tab.evaluate("delete document.querySelector('#stage').dataset.frame")
+    tab.keyboard.press(key)
+    tab.wait_for_selector("#stage[data-frame]")
+    tab.wait_for_selector("body[aria-busy=false]")
+
+
+def test_a_person_corrects_the_sector_and_takes_it_back(open_page: Callable[..., Any]) -> None:
+    tab = open_page()
+    give(tab, *images(patient(40, 3)))
+    found = text_of(tab, "#fatText")
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("c")
+    assert tab.locator("#editing").is_visible()
+    handle = tab.locator("#handles [data-part=se]").bounding_box()
+    x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
+    tab.mouse.move(x, y)
+    tab.mouse.down()
+    tab.mouse.move(x - 30, y - 20, steps=3)
+    tab.mouse.up()
+    assert text_of(tab, "#fatText") == found  # nothing is read before it is asked for
+    read_again(tab, "Enter")
+    assert tab.locator("#stage").get_attribute("data-frame") == "1"
+    assert "sector of 1 frame was placed by a person" in text_of(tab, "#byPerson")
+    assert "placed by a person" in text_of(tab, "#frameText")
+    assert text_of(tab, "#fatText") != found
+    with tab.expect_download() as waited:
+        tab.keyboard.press("j")
+    saved = json.loads(Path(waited.value.path()).read_text())["answer"]
+    assert [frame["by_person"] for frame in saved["frames"]] == [False, True, False]
+
+    for key in ("c", "h", "Shift+ArrowUp", "ArrowLeft", "Escape"):  # thought better of it
+        tab.keyboard.press(key)
+    assert tab.locator("#editing").is_hidden()
+    tab.keyboard.press("c")
+    read_again(tab, "r")
+    assert text_of(tab, "#fatText") == found
+    assert tab.locator("#byPerson").is_hidden()
+
+
+def test_without_a_sector_there_is_none_to_correct(
+    server: Running, open_page: Callable[..., Any]
+) -> None:
+    tab = open_page()
+    black = ("black.png", png(np.zeros((200, 300), np.uint8)))
+    give(tab, black)
+    tab.keyboard.press("c")
+    assert "No sector was found in this frame" in text_of(tab, "#hint")
+    assert tab.locator("#editing").is_hidden()
+    files = images(patient(40, 1))
+    corners = fan_corners(server, files)
+    for given, wanted, text in (
+        ([black], corners, "a frame whose sector was found"),
+        (files, corners[2:4] + corners[:2] + corners[6:] + corners[4:6], "a fan that opens down"),
+        (files, [value + 5000 for value in corners], "a fan over the frame"),
+        (files, corners[:6], "a list of files"),
+        (files, [1e300] * 8, "a list of files"),
+    ):
+        placed = [{"visit": 0, "frame": 0, "corners": wanted}]
+        status, said = server.call("/page/answers", upload(*given, corrections=placed))
+        assert (status, text in said) == (422, True), said
+
+
+def test_a_report_is_that_of_the_verb_and_only_for_dicom(
+    open_page: Callable[..., Any], phantom_bundle: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("highdicom")
+    from steatosis_tf import cli
+
+    tab = open_page()
+    give(tab, *images(patient(40, 1)))
+    assert tab.locator("#report").is_hidden()
+    clip = study("20200301", patient(40, 2), 1)
+    give(tab, ("a.dcm", clip), ("b/a.dcm", study("20200301", patient(5, 1), 2,
+                                                 StudyInstanceUID="1.2.3.1")))  # fmt: skip
+    names = [one.get_attribute("title") for one in tab.locator("#strip button").all()]
+    assert names == ["a.dcm#1", "a.dcm#2", "a (2).dcm"]
+    with tab.expect_download() as waited:
+        tab.keyboard.press("e")
+    assert waited.value.suggested_filename == "steatosis_2020-03-01_sr.zip"
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/a.dcm").write_bytes(clip)
+    (tmp_path / "study/b.dcm").write_bytes(study("20200301", patient(5, 1), 2,
+                                                 StudyInstanceUID="1.2.3.1"))  # fmt: skip
+    words = ["sr", str(tmp_path / "study"), "--output", str(tmp_path / "sr")]
+    assert cli.main([*words, "--model", str(phantom_bundle)]) == 0
+    with zipfile.ZipFile(waited.value.path()) as archive:
+        made = {name: archive.read(name) for name in archive.namelist()}
+    assert made == {path.name: path.read_bytes() for path in (tmp_path / "sr").iterdir()}
+
+
 def test_names_never_run_as_script(open_page: Callable[..., Any]) -> None:
     tab = open_page()
     (frame,) = patient(40, 1)
@@ -336,8 +435,8 @@ def _hostile() -> dict[str, bytes]:
         ("a.dcm", clip), ("b.dcm", study("20200301", [frame], 2, PatientID="9", PatientName="X"))
     )
     bodies["too many files"] = upload(*[("a.png", good)] * (MAX_FILES + 1))
-    bodies["sizes that lie"] = b'[["a.png", 99999999]]\n' + good
-    bodies["negative size"] = b'[["a.png", -5], ["b.png", 5]]\n' + good
+    bodies["sizes that lie"] = b'{"files": [["a.png", 99999999]]}\n' + good
+    bodies["negative size"] = b'{"files": [["a.png", -5], ["b.png", 5]]}\n' + good
     bodies["no list"] = good
     bodies["nested list"] = b"[" * 50000 + b"\n"
     bodies["nothing"] = upload()

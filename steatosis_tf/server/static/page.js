@@ -1,18 +1,20 @@
 // The reading page: what is dropped, what is shown, what keys and buttons do. Nothing is kept.
 
 import { made, scoreOf, showAnswer, showFeatures, showFrameFacts, showTrend, tagOf } from "./reading.js";
-import { get, sendFiles } from "./server.js";
-import { Stage } from "./stage.js";
+import { get, sendFiles, unpacked } from "./server.js";
+import { Stage, drag } from "./stage.js";
 
 const PATIENCE_MS = 180000;
 const MAX_JSON_BYTES = 1 << 20;
 const START_OPACITY = 55;
 
 const at = (id) => document.getElementById(id);
-const stage = new Stage(at("stage"), { leastPx: 1, onEdit: () => {}, mayEdit: () => false });
-const nothing = () => ({ visits: [], earlier: [], visit: 0, frame: 0, ticket: 0 });
+const ARROWS = { arrowup: [-1, 0], arrowdown: [1, 0], arrowleft: [0, -1], arrowright: [0, 1] };
+const nothing = () => ({ visits: [], earlier: [], files: [], corrections: [], visit: 0, frame: 0 });
 let session;
 let now = nothing();
+let corners = null; // of the sector while a person moves it
+const stage = new Stage(at("stage"), { leastPx: 1, onEdit: (moved) => place(moved), mayEdit: () => corners !== null });
 
 const visit = () => now.visits[now.visit];
 const frame = () => visit()?.answer.frames[now.frame];
@@ -36,14 +38,14 @@ async function take(files) {
   }
 }
 
-async function ask(files) {
+async function ask(files, corrections = []) {
   const size = files.reduce((sum, file) => sum + file.size, 0);
   const { max_upload_bytes: most, max_files: mostFiles } = session;
   if (size > most * 0.99 || files.length > mostFiles) {
     throw new Error(`Expected at most ${mostFiles} files and ${most >> 20} MB together. Received: `
       + `${files.length} files, ${Math.ceil(size / (1 << 20))} MB. Choose the frames that show the liver.`);
   }
-  const { head, blob } = await sendFiles("/page/answers", files, PATIENCE_MS);
+  const { head, blob } = unpacked(await sendFiles("/page/answers", files, { corrections }, PATIENCE_MS));
   const bitmapOf = (place) => (place === null ? null
     : createImageBitmap(new Blob([blob(place)], { type: "image/png" })));
   const visits = await Promise.all(head.visits.map(async ({ pictures, ...rest }) => ({
@@ -52,7 +54,7 @@ async function ask(files) {
     pictures: await Promise.all(pictures.map(async ({ picture, map, ...sizes }) => (
       { ...sizes, bitmap: await bitmapOf(picture), map: await bitmapOf(map) }))),
   })));
-  now = { ...nothing(), visits, earlier: now.visits.length ? [] : now.earlier, passed: head.passed_over };
+  now = { ...nothing(), visits, files, corrections, earlier: now.visits.length ? [] : now.earlier, passed: head.passed_over };
   now.visit = visits.length - 1; // the latest
 }
 
@@ -91,6 +93,7 @@ function cover(which, text = "") {
 function showVisit() {
   const shown = visit();
   for (const id of ["json", "print", "clear"]) at(id).disabled = !shown && !(id === "clear" && now.earlier.length);
+  at("report").hidden = !(shown?.is_dicom && session.can_report);
   showTrend(allVisits());
   if (!shown) return;
   showAnswer({ ...shown.answer, date: shown.date }, session);
@@ -145,6 +148,7 @@ function toVisit(place) {
 
 function toFrame(place) {
   const shown = visit();
+  leave();
   if (!shown || place < 0 || place >= shown.answer.frames.length) return;
   now.frame = place;
   [...at("strip").children].forEach((button, at_) => button.setAttribute("aria-current", String(at_ === place)));
@@ -191,14 +195,105 @@ function toggle(layer, button) {
   stage.render();
 }
 
+// ---- a sector that a person places ---------------------------------------------------------------
+
+const fan = () => visit()?.pictures[now.frame]?.fan;
+
+function hint(text = "") {
+  at("hint").hidden = !text;
+  at("hint").textContent = text;
+}
+
+function correct() {
+  if (!visit()) return;
+  if (!fan()) return hint("No sector was found in this frame, so there is none to correct. Leave the frame out.");
+  hint();
+  stage.part = "nw";
+  stage.layers.box = true; // the kidney's layer draws the handles, too
+  at("showBox").setAttribute("aria-pressed", "true");
+  place(fan().corners);
+  at("editing").hidden = false;
+  at("look").hidden = true;
+  at("found").disabled = !frame().by_person;
+}
+
+function place(moved) {
+  corners = moved;
+  stage.setBox(corners, fan().corners, fan());
+}
+
+function leave() {
+  hint();
+  if (!corners) return;
+  corners = null;
+  at("editing").hidden = true;
+  at("look").hidden = false;
+  drawFrame();
+}
+
+/** Read all frames again, this one with its sector at `placed`; with none, where it is found. */
+async function readAgain(placed) {
+  const { visit: ofVisit, frame: ofFrame, files, earlier } = now;
+  const dates = now.visits.map(({ date }) => date);
+  const others = now.corrections.filter((one) => one.visit !== ofVisit || one.frame !== ofFrame);
+  const mine = placed ? [{ visit: ofVisit, frame: ofFrame, corners: placed }] : [];
+  cover("busy", "with the sector where you placed it");
+  try {
+    await ask(files, [...others, ...mine]);
+  } catch (error) {
+    cover();
+    hint(error.message);
+    return;
+  }
+  cover();
+  now.visits.forEach((one, at_) => { one.date = dates[at_]; });
+  Object.assign(now, { visit: ofVisit, earlier });
+  leave();
+  showVisit();
+  toFrame(ofFrame);
+}
+
+const editing = {
+  apply: () => readAgain(corners),
+  found: () => !at("found").disabled && readAgain(null),
+  leave,
+};
+
+/** Keys while a sector is placed; whether this was one of them. */
+function pressedEditing(key, isBig) {
+  if (ARROWS[key]) place(drag(corners, stage.part, ...ARROWS[key].map((px) => px * (isBig ? 10 : 1)), stage.frame, 1));
+  else if (key === "h") stage.nextPart();
+  else if (key === "enter") editing.apply();
+  else if (key === "r") editing.found();
+  else if (key === "escape") leave();
+  else return "z+-[]? ".includes(key) ? false : key.length === 1; // the rest waits until it is placed
+  return true;
+}
+
 // ---- what leaves -------------------------------------------------------------------------------
+
+function save(content, type, suffix) {
+  const url = URL.createObjectURL(new Blob([content], { type }));
+  made("a", { href: url, download: `steatosis_${visit().date || "undated"}${suffix}` }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+}
 
 function saveJson() {
   const { answer, date } = visit();
   const content = { notice: session.notice, model: session.model, answer: { ...answer, date } };
-  const url = URL.createObjectURL(new Blob([JSON.stringify(content, null, 1)], { type: "application/json" }));
-  made("a", { href: url, download: `steatosis_${date || "undated"}.json` }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 1000);
+  save(JSON.stringify(content, null, 1), "application/json", ".json");
+}
+
+async function saveReport() {
+  const { files, corrections, visit: place_ } = now;
+  cover("busy", "for the PACS");
+  try {
+    save(await sendFiles(`/page/report/${place_}`, files, { corrections }, PATIENCE_MS), "application/zip", "_sr.zip");
+    cover();
+  } catch (error) {
+    cover();
+    hint(error.message);
+  }
 }
 
 /** The frame as it goes on paper: outlines in px of the picture, not of the screen. */
@@ -230,11 +325,13 @@ function drawPrinted() {
 }
 
 function clear() {
+  corners = null;
+  hint();
   now = nothing();
   stage.clear();
   delete at("stage").dataset.frame;
   document.body.dataset.kind = "";
-  for (const id of ["answer", "fat", "chances", "features", "look", "frameFacts", "trend", "passed", "made", "strip"])
+  for (const id of ["answer", "fat", "chances", "features", "look", "frameFacts", "trend", "passed", "made", "strip", "editing", "report"])
     at(id).hidden = true;
   at("empty").hidden = false;
   setMap(0);
@@ -250,12 +347,15 @@ const actions = {
   folder: () => at("folderFiles").click(),
   chooseFolder: () => at("folderFiles").click(),
   json: saveJson,
+  report: saveReport,
   print: () => window.print(),
   clear,
   help: () => at("helpSheet").showModal(),
   showSector: () => toggle("sector", at("showSector")),
   showLiver: () => toggle("liver", at("showLiver")),
   showBox: () => toggle("box", at("showBox")),
+  correct,
+  ...editing,
   showMap: () => setMap(Number(at("opacity").value) ? 0 : START_OPACITY),
   troubleClose: () => cover(now.visits.length ? "" : "drop"),
 };
@@ -272,7 +372,7 @@ const keys = {
   "-": () => stage.zoom(1 / 1.2),
   "[": () => stage.brighten(-1),
   "]": () => stage.brighten(1),
-  escape: () => !at("trouble").hidden && actions.troubleClose(),
+  escape: () => (at("trouble").hidden ? hint() : actions.troubleClose()),
   " ": () => bare(true),
 };
 
@@ -287,6 +387,11 @@ function pressed(event) {
   const key = event.key.toLowerCase();
   if (key === " " && event.target.matches("button, summary")) return; // it presses the button
   if (key.startsWith("arrow") && event.target.matches("input")) return;
+  if (document.body.getAttribute("aria-busy") === "true") return;
+  if (corners && !(key === "enter" && event.target.matches("button")) && pressedEditing(key, event.shiftKey)) {
+    event.preventDefault();
+    return;
+  }
   const button = document.querySelector(`button[data-key="${CSS.escape(key)}"]`);
   const act = keys[key] ?? (button && !button.disabled && !button.closest("[hidden]") ? actions[button.id] : null);
   if (!act) return;

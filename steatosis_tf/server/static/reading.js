@@ -42,6 +42,9 @@ export function showAnswer(answer, session) {
   at("said").textContent = inWords(answer, session);
   at("reason").hidden = !answer.reason;
   at("reason").textContent = answer.reason;
+  const placed = answer.frames.filter((frame) => frame.by_person).length;
+  at("byPerson").hidden = !placed;
+  at("byPerson").textContent = `The sector of ${placed} ${placed === 1 ? "frame was" : "frames were"} placed by a person, and the answer read anew.`;
   showFat(answer, session);
   showChances(answer, session);
   at("made").hidden = false;
@@ -147,6 +150,7 @@ export function showFrameFacts(frame, place, total, isOutlier) {
   at("frameFacts").hidden = false;
   at("frameNumber").textContent = `${place + 1} of ${total}: ${frame.name}`;
   const lines = [frame.fat_score === null ? "" : `Fat score of this frame: ${percent(frame.fat_score)}.`];
+  if (frame.by_person) lines.push("Its sector was placed by a person.");
   if (isOutlier) lines.push("Of all frames, its score is the farthest from their mean: look at it twice.");
   if (frame.kind === "unable") lines.push(`Not used: ${frame.reason}`);
   else if (frame.kind === "score_only") lines.push(`Unlike the training data: distance ${number(frame.novelty, 2)}, grades end at 1.`);

@@ -29,13 +29,17 @@ export const post = async (path, wanted) => (await request(path, {
   body: JSON.stringify(wanted),
 })).json();
 
-/** Send files; answers `{head, blob(place)}`. Both ways: a line of JSON, then the bytes it names. */
-export async function sendFiles(path, files, patience) {
+/** Send files with `more` that is said of them: a line of JSON, then the bytes. Answers bytes. */
+export async function sendFiles(path, files, more, patience) {
   const list = files.map((file) => [file.name, file.size]);
-  const body = new Blob([`${JSON.stringify(list)}\n`, ...files]);
+  const body = new Blob([`${JSON.stringify({ files: list, ...more })}\n`, ...files]);
   const headers = { "Content-Type": "application/octet-stream", "X-Token": TOKEN };
   const response = await request(path, { method: "POST", headers, body }, patience);
-  const bytes = new Uint8Array(await response.arrayBuffer());
+  return new Uint8Array(await response.arrayBuffer());
+}
+
+/** Bytes as `{head, blob(place)}`: a line of JSON, then the bytes it names. */
+export function unpacked(bytes) {
   const end = bytes.indexOf(10);
   const head = JSON.parse(new TextDecoder().decode(bytes.subarray(0, end)));
   const starts = head.blobs.reduce((ends, size) => [...ends, ends.at(-1) + size], [end + 1]);

@@ -1,12 +1,13 @@
-"""The files of a DICOM export: a folder, a zip archive (never unpacked to disk) or one file."""
+"""The files of a DICOM export: a folder, a zip archive (never unpacked), one file, or bytes."""
 
 import contextlib
+import io
 import os
 import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -43,23 +44,29 @@ class SourceFile:
     refusal: str = ""
     path: Path | None = None
     member: zipfile.ZipInfo | None = None
+    content: bytes | None = None
 
 
 class Source:
     """An opened folder, archive or file; close it, or use it as a context manager.
 
     Args:
-        source: folder, zip archive, or one DICOM file.
+        source: folder, zip archive, or one DICOM file; or files in memory by their names.
 
     Raises:
         ValueError: if there is nothing there, it is none of these, or the archive is larger than a
             PACS export can be.
     """
 
-    def __init__(self, source: str | Path):
-        self.root = Path(source)
+    def __init__(self, source: str | Path | Mapping[str, bytes]):
         self.archive: zipfile.ZipFile | None = None
-        if self.root.is_dir():
+        self.root = Path() if isinstance(source, Mapping) else Path(source)
+        if isinstance(source, Mapping):
+            self.files = [
+                SourceFile(name.encode("utf-8", "surrogatepass"), number, "", content=content)
+                for number, (name, content) in enumerate(sorted(source.items()), start=1)
+            ]
+        elif self.root.is_dir():
             self.files = _folder_files(self.root)
         elif self.root.is_file() and is_dicom(self.root):
             name = os.fsencode(self.root.name)
@@ -110,6 +117,8 @@ class Source:
         return data
 
     def _stream(self, file: SourceFile) -> BinaryIO:
+        if file.content is not None:
+            return io.BytesIO(file.content)
         if self.archive is None or file.member is None:
             return (self.root if file.path is None else file.path).open("rb")
         # zipfile stops at the size the directory states, whatever the compressed stream holds,
