@@ -1,10 +1,8 @@
 """A run that is killed at any moment goes on as the same run, and ends with the same files."""
 
-import json
 import multiprocessing
 import os
 import random
-import re
 import shutil
 import signal
 import sqlite3
@@ -14,13 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from same_files import contents
 
 from steatosis_tf.cohort.partition import Partition
 from steatosis_tf.config import Config, override
 from steatosis_tf.recipes import RECIPES
-
-# What docs/reliability.md lists: text with the run's id, and the cost in environment.json.
-_NAMES_THE_RUN = ("report.html", "report.md", "model_card.md", "checklists.md")
 
 
 def _in_folder(work, folder: str, config: Config) -> None:
@@ -116,23 +112,9 @@ def _only_run(folder: Path) -> Path:
     return run_dir
 
 
-def _contents(run_dir: Path) -> dict[str, bytes]:
-    """Every file, hidden ones too, without the few fields that may differ."""
-    found = {}
-    for path in sorted(run_dir.rglob("*")):
-        name = path.relative_to(run_dir).as_posix()
-        if path.is_dir():
-            continue
-        content = path.read_bytes()
-        if name in _NAMES_THE_RUN:
-            content = content.replace(run_dir.name.encode(), b"RUN")
-        elif name == "environment.json":
-            content = json.dumps(json.loads(content) | {"cost": None}).encode()
-        elif name == "SHA256SUMS":
-            others = "|".join((*_NAMES_THE_RUN, "environment.json"))
-            content = re.sub(rf"(?m)^.*  ({others})\n".encode(), b"", content)
-        found[name] = content
-    return found
+def _is_finished(folder: Path) -> bool:
+    scores = list(folder.glob("runs/e/*/frame_scores.csv"))
+    return bool(scores) and not list(folder.glob("runs/e/*/UNFINISHED.json"))
 
 
 def _is_tracked_once(folder: Path, run_id: str, num_folds: int) -> None:
@@ -159,12 +141,12 @@ def _kill_and_compare(start, work, folder: Path, config: Config, kills: int, see
     for _ in range(kills):
         process = start(work, str(killed), config)
         process.join(moments.uniform(0, seconds))
-        if process.exitcode == 0:  # faster than the first
-            break
         _kill(process)
+        if _is_finished(killed):  # faster than the first; the same command is a new run now
+            break
     else:
         _to_the_end(start, work, killed, config)
-    one, other = _contents(_only_run(whole)), _contents(_only_run(killed))
+    one, other = contents(_only_run(whole)), contents(_only_run(killed))
     assert other.keys() == one.keys()
     assert [name for name in one if other[name] != one[name]] == []
     _is_tracked_once(killed, _only_run(killed).name, config.split.folds)
