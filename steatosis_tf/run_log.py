@@ -47,19 +47,26 @@ def begun(folder: Path, key: str, config: Config, repeat: int) -> Iterator[Path]
         RuntimeError: if another process computes the same run.
     """
     params = flatten(config) | {"repeat": repeat}
+    # One store may have the runs of several folders: the lock is where the run is.
+    tag = f"{key} {folder.resolve()}"
     with only_one(folder, key):
         again = find_unfinished(folder, key)
         with tracking.start_run(
-            folder.name, config.split.kind, params, again=again, key=key
+            folder.name, config.split.kind, params, again=again, key=tag
         ) as tracked:
             run_dir = folder / tracked.run_id
             run_dir.mkdir(parents=True, exist_ok=True)
             with marked(run_dir, key):
-                tracking.end_killed(lambda key: is_computed(folder, key))
+                tracking.end_killed(_is_computed)
                 yield run_dir
         finish(run_dir, key)
         if tracking.untracked():
             print(f"log it later: steatosis report {run_dir} --log", file=sys.stderr)
+
+
+def _is_computed(tag: str) -> bool:
+    key, _, folder = tag.partition(" ")
+    return is_computed(Path(folder), key)
 
 
 def read_results(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:

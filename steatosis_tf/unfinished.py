@@ -83,6 +83,8 @@ def only_one(folder: Path, key: str) -> Iterator[None]:
 
 def is_computed(folder: Path, key: str) -> bool:
     """Whether a process computes the run just now."""
+    if not folder.is_dir():  # the lock would make it
+        return False
     lock = FileLock(_lock_path(folder, key))
     try:
         lock.acquire(timeout=0)
