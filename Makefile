@@ -7,16 +7,22 @@ BIN := .venv/bin
 demo: .venv/.core
 	$(BIN)/steatosis demo
 
-test: .venv/.dev
+lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy steatosis_tf experiments/segmentation experiments/table1
+
+test: lint
 	@command -v chromium >/dev/null || $(MAKE) --no-print-directory browser
 	@test -x .venv/orthanc/usr/sbin/Orthanc || $(MAKE) --no-print-directory orthanc
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
+# The slow tests, then the others again, and which lines of the package neither has reached.
 test-slow: .venv/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --durations=0 --cov=steatosis_tf --cov-report=
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --cov=steatosis_tf --cov-append \
+		--cov-report=term-missing:skip-covered
 
 # Ratios measured side by side (4 minutes on two idle cores), then peak memory to 100,000 frames,
 # which takes longer, needs 8 GB in runs/memory and goes on where it stopped.

@@ -1,5 +1,6 @@
 """What the documents tell people to type exists: verbs, flags, scripts, make targets, links."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -57,6 +58,52 @@ def test_links_lead_somewhere(document: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
         if "://" not in link:
             assert (document.parent / link).exists(), link
+
+
+def _slow_tests() -> dict[str, str]:
+    """Name of every test that is marked slow, as a whole or in one of its cases -> its file."""
+    return {
+        node.name: path.name
+        for path in sorted((REPOSITORY / "tests").rglob("test_*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and any("pytest.mark.slow" in ast.unparse(mark) for mark in node.decorator_list)
+    }
+
+
+def test_every_slow_test_stands_in_the_table_with_its_short_form() -> None:
+    table = (REPOSITORY / "docs" / "tests.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(test_\w+)`[^|]*\|[^|]*\| (.+) \|$", table, re.MULTILINE)
+    assert {name for name, _ in rows} == set(_slow_tests())
+    tests = "".join(p.read_text(encoding="utf-8") for p in (REPOSITORY / "tests").rglob("*.py"))
+    for _, short in rows:
+        for name in re.findall(r"`(test_\w+)`", short):
+            assert f"def {name}(" in tests
+
+
+def test_words_that_were_ours_alone_are_not_used() -> None:
+    glossary = (REPOSITORY / "docs" / "glossary.md").read_text(encoding="utf-8")
+    old = re.findall(r"^\| ([^|]+) \|", glossary.partition("## Not used")[2], re.MULTILINE)[2:]
+    assert len(old) > 5
+    ours = re.compile(r"\b(" + "|".join(old) + r")s?\b", re.IGNORECASE)
+    texts = [*DOCUMENTS, *sorted((REPOSITORY / "steatosis_tf").rglob("*.py"))]
+    found = [
+        f"{path.name}: {match[0]}"
+        for path in texts
+        for match in ours.finditer(path.read_text(encoding="utf-8").partition("## Not used")[0])
+    ]
+    assert found == []
+
+
+def test_the_index_leads_to_every_document() -> None:
+    folder = REPOSITORY / "docs"
+    index = "".join((folder / name).read_text() for name in ("README.md", "research/README.md"))
+    missing = [
+        path.name
+        for path in folder.rglob("*.md")
+        if f"{path.name})" not in index and path.name != "README.md"
+    ]
+    assert missing == []
 
 
 def test_readme_names_every_verb() -> None:
