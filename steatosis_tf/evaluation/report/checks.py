@@ -214,21 +214,41 @@ def _split_is_disjoint(run: RunRecord) -> Check:
 
 
 def _frames_in_manifest(run: RunRecord) -> Check:
-    name = "Every scored frame is in manifest.csv with the same patient and grade"
+    name = "Every scored frame is in manifest.csv with the same patient, grade and fat percent"
     if run.manifest is None or run.frame_scores is None:
         return Check(name, None, "manifest.csv or frame_scores.csv is absent or damaged.")
-    rows = run.manifest.set_index("frame_id")
-    scored = run.frame_scores
-    absent = ~scored["frame_id"].isin(rows.index)
+    fault = scored_as_listed(run.frame_scores, run.manifest)
+    return Check(name, not fault, fault or f"{len(run.frame_scores)} frames found.")
+
+
+def scored_as_listed(frame_scores: pd.DataFrame, manifest: pd.DataFrame) -> str:
+    """Hold the truth that stands beside the scores against the manifest.
+
+    Args:
+        frame_scores: frame table.
+        manifest: of the run.
+
+    Returns:
+        what is wrong, "" if nothing.
+    """
+    rows = manifest.set_index("frame_id")
+    absent = ~frame_scores["frame_id"].isin(rows.index)
     if absent.any():
-        first = scored.loc[absent, "frame_id"].iloc[0]
-        return Check(name, False, f"{int(absent.sum())} are not, first frame_id={first}.")
-    listed = rows.loc[scored["frame_id"]]
-    for column in ("patient_id", "grade"):
-        differs = listed[column].to_numpy() != scored[column].astype(str).to_numpy()
+        first = frame_scores.loc[absent, "frame_id"].iloc[0]
+        return f"{int(absent.sum())} frames are not in manifest.csv, first frame_id={first}."
+    listed = rows.loc[frame_scores["frame_id"]]
+    for column in ("patient_id", "grade", "fat_percent"):
+        if column not in listed or column not in frame_scores:
+            continue
+        here, there = (table[column].to_numpy() for table in (frame_scores, listed))
+        differs = here != there
+        if column == "fat_percent":  # records keep it as float32
+            differs = ~np.isclose(here, there, rtol=1e-6, equal_nan=True)
         if differs.any():
-            first = scored["frame_id"].iloc[int(differs.argmax())]
-            return Check(
-                name, False, f"{int(differs.sum())} have another {column}, first frame_id={first}."
+            place = int(differs.argmax())
+            return (
+                f"{int(differs.sum())} frames have another {column}, first frame_id="
+                f"{frame_scores['frame_id'].iloc[place]}: {here[place]} in the scores, "
+                f"{there[place]} in manifest.csv."
             )
-    return Check(name, True, f"{len(scored)} frames found.")
+    return ""

@@ -20,7 +20,7 @@ from steatosis_tf.evaluation.metrics.scores import (
     read_scores,
     write_scores,
 )
-from steatosis_tf.evaluation.report.checks import scored_as_split
+from steatosis_tf.evaluation.report.checks import scored_as_listed, scored_as_split
 from steatosis_tf.evaluation.report.run import read_split
 from steatosis_tf.files import flat, write_json
 from steatosis_tf.grades import GRADES, NOTICE
@@ -39,13 +39,14 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
         what stands in `metrics.json`: `patient` and `frame` metrics, `aggregation`, `protocol`.
 
     Raises:
-        ValueError: if the run directory lacks its scores or config, they are damaged, or other
-            patients are scored than split.csv has for the test part.
+        ValueError: if the run directory lacks its scores or config, they are damaged, other
+            patients are scored than split.csv has for the test part, or another truth stands
+            beside the scores than in manifest.csv.
     """
     run_dir = Path(run_dir)
     config = load_config(run_dir / "config.json")
     frames = read_scores(run_dir / "frame_scores.csv")
-    _check_complete(run_dir, frames)
+    _check_truth(run_dir, frames)
     patients = patient_scores(frames, config.evaluation.aggregation)
     write_scores(patients, run_dir / "patient_scores.csv")
     metrics = {
@@ -113,16 +114,23 @@ def metrics_text(runs: list[dict[str, Any]]) -> str:
 _PER_GRADE = ("precision", "recall", "f1", "auc", "support")
 
 
-def _check_complete(run_dir: Path, frames: pd.DataFrame) -> None:
-    """A lost patient would only make the numbers other ones."""
+def _check_truth(run_dir: Path, frames: pd.DataFrame) -> None:
+    """A lost patient or another grade would only make the numbers other ones."""
     split_path, manifest_path = run_dir / "split.csv", run_dir / "manifest.csv"
     if not (split_path.is_file() and manifest_path.is_file()):
         return  # not a run of the pipeline; the report says what is absent
-    fault, _ = scored_as_split(read_split(split_path), frames, read_manifest(manifest_path))
+    manifest = read_manifest(manifest_path)
+    fault, _ = scored_as_split(read_split(split_path), frames, manifest)
     if fault:
         raise ValueError(
             f"Expected scores of the test patients of split.csv and of nobody else. "
             f"Received: {fault}"
+        )
+    if fault := scored_as_listed(frames, manifest):
+        raise ValueError(
+            "Expected every frame of frame_scores.csv with the patient, grade and fat percent of "
+            f"the run's manifest.csv. Received: {fault} One of the two was changed: `steatosis "
+            "verify RUN_DIR` says which."
         )
 
 

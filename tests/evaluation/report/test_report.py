@@ -318,6 +318,22 @@ def test_nan_in_metrics_is_a_fault(run_dir):
     assert "holds a value that is not a number" in page
 
 
+@pytest.mark.parametrize("changed", ["frame_scores.csv", "manifest.csv"])
+@pytest.mark.parametrize(("column", "value"), [("grade", "Severe"), ("fat_percent", "12.5")])
+def test_another_truth_than_the_manifest_has_is_refused(run_dir, capsys, changed, column, value):
+    table = pd.read_csv(run_dir / changed, dtype=str, keep_default_na=False)
+    assert table.loc[0, "frame_id"] == "P0000"
+    before, metrics = table.loc[0, column], (run_dir / "metrics.json").read_bytes()
+    rows = table["patient_id"] == "P000"  # one patient has one grade
+    table.loc[rows, column] = value
+    table.to_csv(run_dir / changed, index=False)
+    assert cli.main(["evaluate", str(run_dir)]) == 1
+    said = {"frame_scores.csv": value, "manifest.csv": before}[changed]
+    error = capsys.readouterr().err
+    assert f"3 frames have another {column}, first frame_id=P0000: {said} in the scores" in error
+    assert (run_dir / "metrics.json").read_bytes() == metrics
+
+
 def test_damaged_score_file_is_named_not_a_traceback(run_dir):
     (run_dir / "frame_scores.csv").write_text("frame_id,patient_id\n1,2\n")
     page = report_text(run_dir)
