@@ -36,6 +36,10 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 # TensorFlow's messages about graphs and missing GPUs would bury what our commands have to say. What
 # goes wrong still arrives, as a Python exception.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+# Progress is told of what takes long, and into a file or a pipe a few times a minute.
+os.environ.setdefault("TQDM_DELAY", "2")
+os.environ.setdefault("TQDM_MININTERVAL", "0.1" if sys.stderr and sys.stderr.isatty() else "10")
 
 
 def __getattr__(name: str) -> Any:

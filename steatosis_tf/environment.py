@@ -1,10 +1,13 @@
 """On what a run was computed: versions and hardware, nothing that names a machine or a person."""
 
 import hashlib
+import importlib
 import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,3 +102,22 @@ def _memory_gib() -> float | None:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (ValueError, AttributeError, OSError):
         return None  # Windows has no sysconf
+
+
+def load_tensorflow() -> None:
+    """Import TensorFlow, and keep back what its libraries say before they know their log level."""
+    if "tensorflow" in sys.modules:
+        return
+    print("loading TensorFlow", file=sys.stderr, flush=True)
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            importlib.import_module("tensorflow")
+        except BaseException:
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

@@ -8,10 +8,10 @@ everything in memory on Beam's DirectRunner, and begins again after a kill.)
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
-import sys
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -199,7 +199,7 @@ def _prepare(
         data_dir=str(records_dir),
     )  # fmt: skip
     config = tfds.download.DownloadConfig(beam_options=options, try_download_gcs=False)
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, tfds prints progress
+    with contextlib.redirect_stdout(io.StringIO()):  # tfds tells of downloads; there is none
         builder.download_and_prepare(download_config=config)
     shutil.rmtree(unfinished)
 

@@ -45,6 +45,8 @@ def manifest(args: Namespace) -> Result:
         text += (
             f"\n{summary.num_rejected_before} files or frames rejected by ingest, listed there too"
         )
+    if summary.patients_per_grade:
+        text += f"\nnow: steatosis train {args.output}"
     return Result(dataclasses.asdict(summary), text)
 
 
@@ -141,6 +143,7 @@ def consensus(args: Namespace) -> Result:
             f"{summary.num_pending} patients wait in {summary.adjudicate_path}: fill its column "
             "adjudicated and run this again. Until then they are not used."
         )
+    lines.append(f"now: steatosis manifest {args.output} --output manifest.csv")
     return Result(plain(summary), "\n".join(lines))
 
 

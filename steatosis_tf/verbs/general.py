@@ -1,6 +1,7 @@
 """Verbs about the program and its files: info, demo, verify."""
 
 import argparse
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -73,6 +74,15 @@ def demo(args: Namespace) -> Result:
     Example:
         steatosis demo --output demo
     """
+    from steatosis_tf.environment import load_tensorflow
+
+    minutes = max(1, round(args.patients / 20))
+    print(
+        f"demo: {args.patients} simulated patients, two recipes, about {minutes} minutes on two "
+        "idle cores",
+        file=sys.stderr,
+    )
+    load_tensorflow()
     from steatosis_tf.demo import run_demo
 
     summary = run_demo(args.output, num_patients=args.patients)

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from typing import Any
 
+from steatosis_tf.environment import load_tensorflow
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.verbs.common import (
     OutputBoxes,
@@ -49,6 +50,7 @@ def roi(args: Namespace) -> Result:
             tracking.log_artifacts(args.sheet)
     lines = [f"{len(table) - len(without)} of {len(table)} frames have a ROI"]
     lines += [f"{count:6} without: {reason}" for reason, count in reasons.items()]
+    lines.append(f"now: steatosis review {args.manifest}, or steatosis train {args.manifest}")
     return Result({**counts, "reasons": reasons}, "\n".join(lines))
 
 
@@ -184,6 +186,7 @@ def records(args: Namespace) -> Result:
     Example:
         steatosis records manifest.csv --output records
     """
+    load_tensorflow()
     from steatosis_tf.records.builder import write_records
 
     location = write_records(args.manifest, args.output, options=runner_options(args))

@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+from steatosis_tf.environment import load_tensorflow
 from steatosis_tf.files import renewing_sums
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.unfinished import refuse_unfinished
@@ -21,7 +22,8 @@ def evaluate(args: Namespace) -> Result:
     refuse_unfinished(args.run_dir)
     with renewing_sums(args.run_dir):
         metrics = evaluate_run(args.run_dir)
-    return Result(metrics, metrics_text([metrics]))
+    text = f"{metrics_text([metrics])}\nnow: steatosis report {args.run_dir}"
+    return Result(metrics, text)
 
 
 def export(args: Namespace) -> Result:
@@ -30,11 +32,13 @@ def export(args: Namespace) -> Result:
     Example:
         steatosis export runs/paper/RUN_ID --output model.onnx
     """
+    load_tensorflow()
     from steatosis_tf.deploy.export import export_run
 
     difference = export_run(args.run_dir, args.output)
     values = {"model": args.output, "largest_difference": difference}
-    return Result(values, f"{args.output}: largest difference from Keras {difference:.2g}")
+    text = f"{args.output}: largest difference from Keras {difference:.2g}"
+    return Result(values, f"{text}\nnow: steatosis predict FRAMES --model {args.output}")
 
 
 def _export_arguments(parser: ArgumentParser) -> None:
@@ -122,6 +126,7 @@ def recalibrate(args: Namespace) -> Result:
 
     says = fit_locally(args.model, args.manifest, args.output)
     text = f"{_recalibration_text(says, ENOUGH_PATIENTS)}\nmodel: {args.output}"
+    text += f"\nnow: steatosis predict FRAMES --model {args.output}"
     return Result(says | {"model": args.output, "notice": NOTICE}, text)
 
 

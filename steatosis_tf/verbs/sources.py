@@ -52,6 +52,9 @@ def ingest(args: Namespace) -> Result:
             f"warning: text or other marks remain in {len(summary.marked)} frames; look at them "
             f"before they leave: {', '.join(summary.marked[:10])}{more}"
         )
+    lines.append(
+        f"now: steatosis manifest {summary.labels_path} --grades GRADES_CSV --output manifest.csv"
+    )
     return Result(plain(summary), "\n".join(lines))
 
 
@@ -143,7 +146,7 @@ def phantom(args: Namespace) -> Result:
     return Result(
         values,
         f"{args.patients} SIMULATED patients, {args.frames} frames each: {labels_path}\n"
-        f"next: steatosis manifest {labels_path} --output {args.output_dir}/manifest.csv",
+        f"now: steatosis manifest {labels_path} --output {args.output_dir}/manifest.csv",
     )
 
 

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from steatosis_tf.config import Config, override
+from steatosis_tf.environment import load_tensorflow
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.recipes import RECIPES
 from steatosis_tf.verbs.common import (
@@ -55,6 +56,7 @@ def script(doc: str, experiment: str, config: Config, argv: Sequence[str] | None
 def _run(experiment: str, config: Config, args: argparse.Namespace) -> Result:
     config = override(config, given_settings(args))  # refused before TensorFlow is imported
     options = runner_options(args)
+    load_tensorflow()
     from steatosis_tf.evaluation.report.evaluate import metrics_text
     from steatosis_tf.pipeline import run_rounds
 
