@@ -23,7 +23,7 @@ import onnxruntime
 from steatosis_tf import __version__
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.deploy.frames import Look, look_at
-from steatosis_tf.deploy.onnx_weights import WEIGHTS_KEY, foreign_parts, weights_sha256
+from steatosis_tf.deploy.onnx_file import check_network, open_network, run_network
 from steatosis_tf.files import SUMS_NAME, open_regular, replacing, write_json, write_sums
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.answer import PatientAnswer, plain_answer
@@ -47,7 +47,6 @@ OUTPUTS = ("features", "score", "probabilities", "map")
 _VECTORS_NAME, _ANSWERS_NAME = "reference.npz", "reference.json"
 _FILES = (NETWORK_NAME, ABOUT_NAME, "card.md", "instructions.md", _VECTORS_NAME, _ANSWERS_NAME)
 _MAX_BYTES = 256 << 20
-_BATCH = 8
 _SEALED = "Copy it again whole, or export it again with `steatosis export RUN_DIR`."
 
 
@@ -103,11 +102,7 @@ class Bundle:
 
     def run(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
         """What the network says of pictures `(n, depth, beams)` uint8: output name -> array."""
-        parts = [
-            self.session.run(list(OUTPUTS), {"roi": pictures[first : first + _BATCH, ..., None]})
-            for first in range(0, len(pictures), _BATCH)
-        ]
-        return dict(zip(OUTPUTS, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+        return run_network(self.session, OUTPUTS, pictures)
 
     def answer(
         self, patient: str, looks: Sequence[Look], date: str = "", *, maps: bool = False
@@ -120,8 +115,7 @@ class Bundle:
             date: of the study.
             maps: also give what each place of each frame adds.
         """
-        width = max(len(part.rule.fill) for part in self.joint.parts if part.name == NETWORK)
-        network = np.full((len(looks), width), np.nan)
+        network = np.full((len(looks), _width(self.joint)), np.nan)
         seen = [place for place, look in enumerate(looks) if look.picture is not None]
         answers = [look.answer for look in looks]
         if seen:
@@ -163,13 +157,13 @@ def open_bundle(path: str | Path | None = None) -> Bundle:
     try:
         joint = JointModel.from_json(json.dumps(about["grading"]))
         roi = RoiConfig(**about["roi"])
-        shape = input_shape(roi.view)
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
+            ValueError) as error:  # fmt: skip
         raise ValueError(
             f"Expected a bundle with a grading rule and a ROI config. Received: {path.name!r}, "
             f"whose {ABOUT_NAME} has none that can be used ({error}). {_SEALED}"
         ) from error
-    session = _open_network(files[NETWORK_NAME], shape, path.name)
+    session = _open_network(files[NETWORK_NAME], roi, joint, path.name)
     return Bundle(about, joint, roi, hashlib.sha256(sums).hexdigest(), session, files)
 
 
@@ -271,7 +265,7 @@ def _seal(
     _write(folder / NETWORK_NAME, network)
     for template in ("card.md", "instructions.md"):
         _write(folder / template, _filled(f"{template}.j2", about).encode())
-    session = _open_network(network, input_shape(roi.view), folder.name)
+    session = _open_network(network, roi, joint, folder.name)
     draft = Bundle(about, joint, roi, "", session, {})
     _write_reference(folder, draft)
     others = [one for one in _FILES if one != ABOUT_NAME]
@@ -319,7 +313,7 @@ def _about(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     try:
         about = json.loads(files[ABOUT_NAME])
         schema = about["schema"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"Expected a readable {ABOUT_NAME}. Received: {name!r} without one. {_SEALED}"
         ) from error
@@ -354,39 +348,21 @@ def _compare(files: Mapping[str, bytes], sums: bytes, about: dict[str, Any], nam
         )
 
 
+def _width(joint: JointModel) -> int:
+    """How many numbers the rule takes from the network."""
+    return max((len(part.rule.fill) for part in joint.parts if part.name == NETWORK), default=0)
+
+
 def _open_network(
-    network: bytes, shape: tuple[int, int], name: str
+    network: bytes, roi: RoiConfig, joint: JointModel, name: str
 ) -> onnxruntime.InferenceSession:
-    try:
-        foreign = foreign_parts(io.BytesIO(network))
-        weights = weights_sha256(io.BytesIO(network))
-    except ValueError as error:
-        foreign = [f"bytes that are no ONNX ({error})"]
-    if foreign:
+    name = f"{name}/{NETWORK_NAME}"
+    session = open_network(network, name, _SEALED)
+    found = check_network(session, input_shape(roi.view), OUTPUTS, name, _SEALED)
+    if found["features"] != (_width(joint),):
         raise ValueError(
-            f"Expected a network of our making in {NETWORK_NAME}. Received: {name!r}, whose "
-            f"network has {', '.join(foreign)}. {_SEALED}"
-        )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(network, options, ["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises classes of its own below plain Exception
-        raise ValueError(
-            f"Expected a network that onnxruntime opens in {NETWORK_NAME}. Received: {name!r}, "
-            f"which it refuses. {_SEALED}"
-        ) from error
-    inputs = [(one.name, one.type, one.shape[1:]) for one in session.get_inputs()]
-    outputs = tuple(one.name for one in session.get_outputs())
-    if inputs != [("roi", "tensor(uint8)", [*shape, 1])] or outputs != OUTPUTS:
-        raise ValueError(
-            f"Expected the one input roi (batch, {shape[0]}, {shape[1]}, 1) uint8 and the outputs "
-            f"{', '.join(OUTPUTS)}. Received: {name!r} with {inputs} and {', '.join(outputs)}."
-        )
-    if session.get_modelmeta().custom_metadata_map.get(WEIGHTS_KEY) != weights:
-        raise ValueError(
-            f"Expected the weights whose hash {NETWORK_NAME} carries. Received: {name!r} with "
-            f"others. {_SEALED}"
+            f"Expected {_width(joint)} features, which the grading rule takes. Received: "
+            f"model={name!r} with {found['features']}. {_SEALED}"
         )
     return session
 

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from steatosis_tf import __version__
 from steatosis_tf.deploy.bundle import MAX_DIFFERENCE, OUTPUTS
-from steatosis_tf.deploy.onnx_weights import WEIGHTS_KEY, name_by_place, weights_sha256
+from steatosis_tf.deploy.onnx_file import WEIGHTS_KEY, name_by_place, weights_sha256
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.joint import NETWORK, JointModel

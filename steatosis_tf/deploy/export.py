@@ -21,7 +21,7 @@ import tf2onnx
 from steatosis_tf import __version__
 from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.config import Config, load_config
-from steatosis_tf.deploy.onnx_weights import WEIGHTS_KEY, name_by_place, weights_sha256
+from steatosis_tf.deploy.onnx_file import WEIGHTS_KEY, name_by_place, weights_sha256
 from steatosis_tf.deploy.predict import are_probabilities
 from steatosis_tf.files import file_sha256, replacing
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,12 +15,20 @@ import numpy as np
 import onnxruntime
 from tqdm import tqdm
 
+from steatosis_tf import __version__
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.deploy.bundle import ABOUT_NAME, SHIPPED, is_bundle, open_bundle
 from steatosis_tf.deploy.frames import Look, unable
 from steatosis_tf.deploy.inputs import Group, open_inputs
-from steatosis_tf.deploy.onnx_weights import WEIGHTS_KEY, weights_sha256
+from steatosis_tf.deploy.onnx_file import (
+    MAX_FILE_BYTES,
+    WEIGHTS_KEY,
+    check_network,
+    open_network,
+    run_network,
+)
 from steatosis_tf.deploy.tables import AnswerTables, patient_text
+from steatosis_tf.files import open_regular
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
 from steatosis_tf.model.answer import REASONS, FrameAnswer, Kind, PatientAnswer
 from steatosis_tf.quantitative.display import Display
@@ -29,10 +38,12 @@ from steatosis_tf.unfinished import refuse_unfinished
 #: How far the sum of a frame's probabilities may lie from 1: rounding, also of an int8 model.
 MAX_SUM_DIFFERENCE = 1e-3
 
-_BATCH = 32
 # Names of files passed over that are printed.
 _SHOWN = 5
 _COUNTS = ("patients", "frames", *get_args(Kind), "passed_over")
+_SHOWN_LETTERS = 200  # of what a model says of itself
+_KINDS = "a bundle, an ONNX file or a run directory"
+_AGAIN = "Copy it again whole, or export it again with `steatosis export RUN_DIR`."
 _ALONE = "Each picture was answered for itself; --patient folder joins the pictures of a folder."
 
 
@@ -108,14 +119,7 @@ class BareNetwork:
             code = frames[0].reason_code if frames else "no_frames"
             return PatientAnswer(patient, "unable", code, REASONS[code], num_frames=len(frames),
                                  frames=frames, date=date)  # fmt: skip
-        scores = np.concatenate(
-            [
-                self.session.run(
-                    [OUTPUT_LAYER], {"roi": np.stack(pictures[at : at + _BATCH])[..., None]}
-                )[0]
-                for at in range(0, len(pictures), _BATCH)
-            ]
-        )
+        scores = run_network(self.session, (OUTPUT_LAYER,), np.stack(pictures))[OUTPUT_LAYER]
         if not are_probabilities(scores).all():
             worst = scores[~are_probabilities(scores)][0]
             raise RuntimeError(
@@ -152,13 +156,8 @@ def open_model(path: str | Path | None = None) -> Grader:
         if (path / "bundle" / ABOUT_NAME).is_file():
             return open_bundle(path / "bundle")
         path = path / "model.onnx"
-    session = load_model(path)
-    return BareNetwork(
-        path.name,
-        hashlib.sha256(path.read_bytes()).hexdigest(),
-        session,
-        _roi_config(session.get_modelmeta().custom_metadata_map),
-    )
+    session, roi, data = _open_bare(path)
+    return BareNetwork(path.name, hashlib.sha256(data).hexdigest(), session, roi)
 
 
 @dataclass(frozen=True)
@@ -344,48 +343,51 @@ def load_model(model_path: str | Path) -> onnxruntime.InferenceSession:
         ValueError: if the file is missing, not ONNX, not a four-grade model of this package, or
             its weights are not those whose hash it carries.
     """
-    path = Path(model_path)
-    if not path.is_file():
-        raise ValueError(f"Expected an ONNX file. Received: model={path.name!r}, which is no file.")
+    return _open_bare(Path(model_path))[0]
+
+
+def _open_bare(path: Path) -> tuple[onnxruntime.InferenceSession, RoiConfig, bytes]:
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises classes of its own below plain Exception
+        with open_regular(path) as file:
+            is_small = os.fstat(file.fileno()).st_size <= MAX_FILE_BYTES
+            data = file.read(MAX_FILE_BYTES) if is_small else b""
+    except OSError as error:
         raise ValueError(
-            f"Expected an ONNX file. Received: model={path.name!r}, which onnxruntime refuses. "
-            "Was it copied whole?"
+            f"Expected {_KINDS}. Received: model={path.name!r}, which is no file that can be read."
         ) from error
+    if not is_small:
+        raise ValueError(
+            f"Expected {_KINDS}, at most {MAX_FILE_BYTES >> 20} MiB. Received: "
+            f"model={path.name!r}, which is larger."
+        )
+    session = open_network(data, path.name, _AGAIN)
     texts = session.get_modelmeta().custom_metadata_map
     grades = texts.get("steatosis.grades", "")
-    shapes = [node.shape[1:] for node in session.get_inputs()]
-    height, width = input_shape(_roi_config(texts).view)
-    if grades != json.dumps(GRADES) or shapes != [[height, width, 1]]:
+    if grades != json.dumps(GRADES):
         raise ValueError(
-            f"Expected a model of steatosis_tf with the grades {', '.join(GRADES)} and input "
-            f"{height} x {width} x 1. Received: model={path.name!r} with "
-            f"grades={grades} inputs={shapes}. Export it with `steatosis export RUN_DIR`."
+            f"Expected a model of steatosis_tf with the grades {', '.join(GRADES)}. Received: "
+            f"model={path.name!r} with grades={grades[:_SHOWN_LETTERS]}. {_AGAIN}"
         )
-    _check_weights(path, texts.get(WEIGHTS_KEY))
-    return session
-
-
-def _check_weights(path: Path, expected: str | None) -> None:
-    if expected is None:
+    roi = _roi_config(texts, path.name)
+    check_network(session, input_shape(roi.view), (OUTPUT_LAYER,), path.name, _AGAIN)
+    if WEIGHTS_KEY not in texts:
         tqdm.write(
             f"{path.name} carries no hash of its weights (an older version wrote it), so damage "
             "to it cannot be seen. Export it again with `steatosis export RUN_DIR`.",
             file=sys.stderr,
         )
-        return
-    with path.open("rb") as file:
-        received = weights_sha256(file)
-    if received != expected:
-        raise ValueError(
-            f"Expected weights with the SHA-256 {expected}, which the file carries. "
-            f"Received: model={path.name!r} with {received}. The file is damaged or was changed: "
-            "copy it again, or export it again with `steatosis export RUN_DIR`."
-        )
+    return session, roi, data
 
 
-def _roi_config(texts: Mapping[str, str]) -> RoiConfig:
+def _roi_config(texts: Mapping[str, str], name: str) -> RoiConfig:
     """How frames were cut for a model, from the texts of its file."""
-    return RoiConfig(**json.loads(texts.get("steatosis.roi", "{}")))
+    written = texts.get("steatosis.roi", "{}")
+    try:
+        return RoiConfig(**json.loads(written))
+    except (RecursionError, TypeError, ValueError) as error:
+        version = texts.get("steatosis.steatosis_tf", "unknown")[:_SHOWN_LETTERS]
+        raise ValueError(
+            f"Expected steatosis.roi as version {__version__} knows it. Received: "
+            f"{written[:_SHOWN_LETTERS]} in model={name!r}, which version {version} wrote. Answer "
+            "with that version, or export it again with this one: `steatosis export RUN_DIR`."
+        ) from error

@@ -18,7 +18,7 @@ from steatosis_tf import cli
 from steatosis_tf.deploy.bundle import find_faults, open_bundle
 from steatosis_tf.deploy.bundle_network import join_rule
 from steatosis_tf.deploy.frames import look_at
-from steatosis_tf.deploy.onnx_weights import foreign_parts
+from steatosis_tf.deploy.onnx_file import foreign_parts
 from steatosis_tf.files import write_json, write_sums
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.joint import explain_places
@@ -210,7 +210,7 @@ def test_an_input_too_many_is_refused(copy):
         proto.graph.input.append(helper.make_tensor_value_info("more", 1, ["batch", 1]))
         proto.graph.node.append(helper.make_node("Identity", ["more"], ["unused"]))
 
-    assert "Expected the one input roi" in _changed(copy, change)
+    assert "with the one input roi" in _changed(copy, change)
 
 
 def test_other_weights_than_the_networks_own_hash_are_refused(copy):
@@ -218,7 +218,7 @@ def test_other_weights_than_the_networks_own_hash_are_refused(copy):
         tensor = max(proto.graph.initializer, key=lambda one: len(one.raw_data))
         tensor.raw_data = bytes(len(tensor.raw_data))
 
-    assert "Expected the weights whose hash" in _changed(copy, change)
+    assert "Expected weights with the SHA-256" in _changed(copy, change)
 
 
 def test_a_rule_without_the_networks_width_is_not_joined(phantom_bundle):

@@ -15,7 +15,7 @@ import pytest
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.config import Config, RoiConfig, save_config
 from steatosis_tf.deploy.export import export_onnx, export_run
-from steatosis_tf.deploy.onnx_weights import weights_sha256
+from steatosis_tf.deploy.onnx_file import weights_sha256
 from steatosis_tf.deploy.predict import predict
 from steatosis_tf.files import file_sha256
 from steatosis_tf.grades import NOTICE

@@ -1,23 +1,47 @@
-"""The hash of an ONNX file's weights, which the file itself carries, and what it must not hold;
+"""An ONNX file may be anybody's: what it must not hold, how it is opened, what it has to answer;
 names and order that are the same at each export.
 
-A flipped bit in 96 MB of weights gives other grades and no error. The package `onnx` could read
-the weights too, but into memory, a second time beside onnxruntime's: here they pass through one
-buffer, so that grading a frame stays cheap.
+A flipped bit in 96 MB of weights gives other grades and no error, so a file carries the hash of
+its weights. The package `onnx` could read them too, but into memory, a second time beside
+onnxruntime's: here they pass through one buffer, so that grading a frame stays cheap.
+
+A file can ask for more than any machine has, in a line or two. What it holds is looked at before
+onnxruntime sees it. Opening it and a first run are given limited memory and time.
 """
 
 import hashlib
+import io
 import json
+import math
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+import numpy as np
+import onnxruntime
+
+from steatosis_tf.grades import GRADES, OUTPUT_LAYER
 
 if TYPE_CHECKING:
     import onnx
 
 #: Under which name the hash stands in the metadata of a file.
 WEIGHTS_KEY = "steatosis.weights_sha256"
+#: A larger file is no network of ours: ResNet-50 has 96 MB.
+MAX_FILE_BYTES = 1 << 30
+#: How many frames are given to a network at a time.
+BATCH = 8
 
+#: What opening and a first run may take in addition; ResNet-50 takes 0.3 GiB. Each thread of
+#: onnxruntime reserves addresses that it never uses.
+_MAX_MORE_BYTES, _BYTES_PER_THREAD = 2 << 30, 256 << 20
+_MAX_SECONDS = 60.0
+# Weights, operators and what they are made of; ResNet-50 has 3,000.
+_MAX_PARTS = 100_000
+_FATAL = 4  # onnxruntime's errors come as exceptions, not on stderr too
 _BUFFER_BYTES = 1 << 20
 # Numbers of the fields, from onnx.proto.
 _MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
@@ -102,9 +126,14 @@ def foreign_parts(file: BinaryIO) -> list[str]:
         ValueError: if the file is no protobuf message or is cut.
     """
     found: set[str] = set()
+    num_parts = 0
     for field in _fields(file, 0, file.seek(0, os.SEEK_END)):
         if field.number == _MODEL_GRAPH:
-            found |= set(_foreign_in_graph(file, field))
+            for phrase in _foreign_in_graph(file, field):
+                num_parts += 1
+                found |= {phrase} - {""}
+                if num_parts > _MAX_PARTS:
+                    return sorted({*found, f"more than {_MAX_PARTS} weights and operators"})
         elif field.number == _MODEL_FUNCTIONS:
             found.add("functions of its own")
     return sorted(found)
@@ -169,14 +198,170 @@ def _walk(
     return ordered
 
 
+def open_network(data: bytes, name: str, advice: str) -> onnxruntime.InferenceSession:
+    """Open an ONNX file that is harmless by `foreign_parts` and has the weights that it names.
+
+    Args:
+        data: the file.
+        name: of the file, for the texts.
+        advice: what to do if it is refused.
+
+    Raises:
+        ValueError: with one line, if it is no such file or needs too much memory or time.
+    """
+    try:
+        foreign = foreign_parts(io.BytesIO(data))
+        weights = "" if foreign else weights_sha256(io.BytesIO(data))
+    except ValueError as error:
+        foreign = [f"bytes that are no ONNX ({error})"]
+    if foreign:
+        raise ValueError(
+            f"Expected a network of our making, one ONNX file. Received: model={name!r}, which "
+            f"has {', '.join(foreign)}. {advice}"
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
+    try:
+        with _bounded(lambda: options.set_load_cancellation_flag(True)):
+            session = onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises classes of its own below plain Exception
+        raise ValueError(
+            f"Expected a network that onnxruntime {onnxruntime.__version__} opens. Received: "
+            f"model={name!r}, which onnxruntime refuses. {advice}"
+        ) from error
+    carried = session.get_modelmeta().custom_metadata_map.get(WEIGHTS_KEY, weights)
+    if carried != weights:
+        raise ValueError(
+            f"Expected weights with the SHA-256 {carried}, which the file carries. Received: "
+            f"model={name!r} with {weights}. The file is damaged or was changed: {advice}"
+        )
+    return session
+
+
+def check_network(
+    session: onnxruntime.InferenceSession,
+    shape: tuple[int, int],
+    outputs: Sequence[str],
+    name: str,
+    advice: str,
+) -> dict[str, tuple[int, ...]]:
+    """Hold input and outputs of an opened network against what frames give and answers need.
+
+    Args:
+        session: of `open_network`.
+        shape: rows and columns of a frame's ROI.
+        outputs: names that it must have.
+        name, advice: as of `open_network`.
+
+    Returns:
+        output -> its shape for one frame.
+
+    Raises:
+        ValueError: with one line, also if a first run fails or needs too much memory or time.
+    """
+    expected = [*shape, 1]
+    inputs = [(one.name, one.type, one.shape) for one in session.get_inputs()]
+    named = [one.name for one in session.get_outputs()]
+    # An axis without a number is free.
+    fits = [(n, kind, dims[1:], isinstance(dims[0], int)) for n, kind, dims in inputs if dims]
+    if fits != [("roi", "tensor(uint8)", expected, False)] or not set(outputs) <= set(named):
+        raise ValueError(
+            f"Expected a model of steatosis_tf with the one input roi (batch, {shape[0]}, "
+            f"{shape[1]}, 1) uint8, batch any number, and the outputs {', '.join(outputs)}. "
+            f"Received: model={name!r} with inputs={inputs} outputs={named}. {advice}"
+        )
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = _FATAL
+    try:
+        with _bounded(lambda: setattr(options, "terminate", True)):
+            found = session.run(list(outputs), {"roi": np.zeros((2, *expected), np.uint8)}, options)
+    except Exception as error:
+        raise ValueError(
+            "Expected a network that answers a black frame within "
+            f"{_MAX_SECONDS:.0f} s and {_MAX_MORE_BYTES >> 30} GiB. Received: model={name!r}, "
+            f"which does not. {advice}"
+        ) from error
+    shapes = {one: np.shape(value) for one, value in zip(outputs, found, strict=True)}
+    kinds = {np.asarray(value).dtype.name for value in found}
+    right = all(dims[:1] == (2,) for dims in shapes.values()) and kinds == {"float32"}
+    if not right or shapes[OUTPUT_LAYER] != (2, len(GRADES)):
+        raise ValueError(
+            f"Expected float32 outputs for each frame, {len(GRADES)} of {OUTPUT_LAYER}. Received: "
+            f"model={name!r} with {', '.join(sorted(kinds))} of {shapes} for 2. {advice}"
+        )
+    return {one: dims[1:] for one, dims in shapes.items()}
+
+
+def run_network(
+    session: onnxruntime.InferenceSession, outputs: Sequence[str], pictures: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What a network says of pictures `(n, rows, columns)` uint8, n at least 1: output -> array.
+
+    Raises:
+        RuntimeError: if it cannot: the model is at fault.
+    """
+    parts = []
+    for first in range(0, len(pictures), BATCH):
+        try:
+            part = session.run(list(outputs), {"roi": pictures[first : first + BATCH, ..., None]})
+        except Exception as error:
+            raise RuntimeError(
+                f"Expected a network that answers {BATCH} frames at once. Received: onnxruntime's "
+                f"{type(error).__name__}. The model is at fault, or memory is short."
+            ) from error
+        parts.append(part)
+    return dict(zip(outputs, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+
+
+# The limit is the process's: two openings at once would leave the other's behind.
+_limiting = threading.Lock()
+
+
+@contextmanager
+def _bounded(stop: Callable[[], Any]) -> Iterator[None]:
+    """Limited memory on Linux, where it can be had, and `stop` called when the time is over."""
+    timer = threading.Timer(_MAX_SECONDS, stop)
+    timer.daemon = True
+    with _limiting, _bounded_memory():
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+@contextmanager
+def _bounded_memory() -> Iterator[None]:
+    try:
+        import resource
+
+        num_pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = num_pages * resource.getpagesize() + _MAX_MORE_BYTES
+    limit += _BYTES_PER_THREAD * (os.cpu_count() or 1)
+    if resource.RLIM_INFINITY not in (soft, limit):
+        limit = min(limit, soft)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 def _foreign_in_graph(file: BinaryIO, graph: _Field) -> Iterator[str]:
+    """A phrase for each part that is foreign, and an empty one for each field looked at."""
     for field in _fields(file, graph.start, graph.end):
+        yield ""
         if field.number == _GRAPH_INITIALIZER:
             yield from _foreign_in_tensor(file, field)
         elif field.number == _GRAPH_SPARSE:
             yield "sparse weights"
         elif field.number == _GRAPH_NODE:
             for part in _fields(file, field.start, field.end):
+                yield ""
                 if part.number == _NODE_DOMAIN and _text(file, part) not in ("", "ai.onnx"):
                     yield "an operator that is not ONNX's own"
                 elif part.number == _NODE_ATTRIBUTE:
@@ -191,9 +376,18 @@ def _foreign_in_attribute(file: BinaryIO, attribute: _Field) -> Iterator[str]:
             yield "a graph inside an operator"
 
 
-def _foreign_in_tensor(file: BinaryIO, tensor: _Field) -> Iterator[str]:
-    if any(field.number in _TENSOR_EXTERNAL for field in _fields(file, tensor.start, tensor.end)):
-        yield "weights in another file"
+def _foreign_in_tensor(file: BinaryIO, message: _Field) -> Iterator[str]:
+    for number, field in enumerate(_fields(file, message.start, message.end)):
+        if field.number in _TENSOR_EXTERNAL:
+            yield "weights in another file"
+            return
+        if number > _MAX_PARTS:
+            yield f"weights in more than {_MAX_PARTS} pieces"
+            return
+    shape, data = _tensor(file, message)[2:]
+    # Two numbers of four bits share a byte, and a text may be empty.
+    if math.prod(shape) > sum(2 * one.length + 1 for one in data):
+        yield "weights of a size that the file does not hold"
 
 
 def _text(file: BinaryIO, field: _Field) -> str:
