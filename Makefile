@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo byra test test-slow bench table1 ui install browser orthanc lint clean
+.PHONY: demo byra test test-slow bench table1 ui install browser orthanc lock sbom audit lint clean
 
 demo: .venv/.core
 	$(BIN)/steatosis demo
@@ -63,6 +63,36 @@ orthanc: | .venv/bin/python
 		--no-install-recommends -o Debug::NoLocking=1 \
 		-o Dir::Cache::archives="$(CURDIR)/.venv/orthanc/debs" orthanc orthanc-dicomweb dcmtk \
 		&& for deb in .venv/orthanc/debs/*.deb; do dpkg -x "$$deb" .venv/orthanc; done
+# The tools of supply, in an environment of their own: what they need is none of the package's business.
+SUPPLY := .venv/supply
+$(SUPPLY)/.done: | .venv/bin/python
+	$(PYTHON) -m venv $(SUPPLY)
+	$(SUPPLY)/bin/pip install --disable-pip-version-check -q \
+		pip-tools==7.6.2 cyclonedx-bom==7.5.0 pip-audit==2.10.1 pip-licenses==5.5.5
+	touch $@
+
+# requirements/node.txt, from the public index alone, so that its hashes hold everywhere.
+lock: $(SUPPLY)/.done
+	env -u PIP_FIND_LINKS PIP_CONFIG_FILE=/dev/null CUSTOM_COMPILE_COMMAND="make lock" \
+		$(SUPPLY)/bin/pip-compile -q --generate-hashes --allow-unsafe --strip-extras \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+		--constraint constraints.txt --output-file requirements/node.txt requirements/node.in
+
+# What a node is made of: bill of materials (CycloneDX), and the licences as a table.
+.venv/node/.done: requirements/node.txt | .venv/bin/python
+	$(PYTHON) -m venv --clear .venv/node
+	.venv/node/bin/pip install --disable-pip-version-check -q --require-hashes -r requirements/node.txt
+	touch $@
+
+sbom: $(SUPPLY)/.done .venv/node/.done
+	$(SUPPLY)/bin/cyclonedx-py environment --output-reproducible -o sbom.json .venv/node/bin/python
+	$(SUPPLY)/bin/pip-licenses --python=.venv/node/bin/python --with-system --ignore-packages pip \
+		--no-version --format=markdown >requirements/licences.md
+
+# Known faults of what is pinned. Without --strict a package that the database was not asked about
+# would pass for one without faults.
+audit: $(SUPPLY)/.done
+	$(SUPPLY)/bin/pip-audit --strict --disable-pip --requirement requirements/node.txt
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

@@ -1,5 +1,6 @@
 """On what a run was computed: versions and hardware, nothing that names a machine or a person."""
 
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
@@ -80,10 +81,10 @@ def _commit() -> str | None:
 
 
 def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    for name in (package, f"{package}-headless"):  # OpenCV has both, see requirements/node.in
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return "not installed"
 
 
 def _processor() -> str:

@@ -110,3 +110,21 @@ def test_readme_names_every_verb() -> None:
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     missing = [name for name, *_ in cli.VERBS if f"`{name}`" not in readme]
     assert not missing
+
+
+NAMED = re.compile(r"tests/[\w/]+\.py(?:::\w+)?")
+TESTS = [(doc.name, test) for doc in DOCUMENTS for test in NAMED.findall(doc.read_text("utf-8"))]
+
+
+@pytest.mark.parametrize(("name", "test"), sorted(set(TESTS)))
+def test_tests_in_documents_exist(name: str, test: str) -> None:
+    file, _, function = test.partition("::")
+    assert f"def {function}" in (REPOSITORY / file).read_text(encoding="utf-8")
+
+
+def test_every_licence_of_a_node_is_listed() -> None:
+    lines = (REPOSITORY / "requirements" / "licences.md").read_text().splitlines()[2:]
+    listed = {line.split("|")[1].strip().lower().replace("_", "-"): line for line in lines}
+    pinned = re.findall(r"^([\w.-]+)==", (REPOSITORY / "requirements/node.txt").read_text(), re.M)
+    assert listed.keys() == set(pinned)
+    assert not [line for line in lines if "UNKNOWN" in line]

@@ -6,8 +6,10 @@ to.
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import os
+import re
 import sys
 import time
 import typing
@@ -56,7 +58,7 @@ def run_verb(verb: Callable[[Namespace], Result], args: Namespace) -> int:
             package = (error.name or "").split(".")[0].replace("_", "-")
             text = (
                 f"Expected the package {package} for `steatosis {args.verb_name}`. Received: none. "
-                f"Install it: pip install {package}"
+                f"Install it: {_installing(package)}"
             )
         print(f"error: {text}", file=sys.stderr)
         _write_report(args, {"error": text}, 1, start)
@@ -67,6 +69,22 @@ def run_verb(verb: Callable[[Namespace], Result], args: Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     _write_report(args, result.values, result.exit_code, start)
     return result.exit_code
+
+
+def _installing(package: str) -> str:
+    """The command that brings a package as `setup.cfg` lists it: the extra's, or the whole one's.
+
+    A machine that only answers has neither, and pip then installs what is missing there.
+    """
+    try:
+        listed = importlib.metadata.requires("steatosis_tf") or []
+    except importlib.metadata.PackageNotFoundError:  # run from its source
+        listed = []
+    for line in listed:
+        found = re.fullmatch(rf"{re.escape(package)}\b.*; extra == .(\w+).", line, re.IGNORECASE)
+        if found:
+            return f"pip install 'steatosis_tf[{found[1]}]'"
+    return "pip install steatosis_tf"
 
 
 def _write_report(args: Namespace, values: dict[str, Any], exit_code: int, start: float) -> None:

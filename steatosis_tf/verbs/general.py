@@ -44,9 +44,9 @@ def verify(args: Namespace) -> Result:
     Example:
         steatosis verify runs/joint/RUN_ID
     """
-    from steatosis_tf.deploy.bundle import find_faults, is_bundle, open_bundle
+    from steatosis_tf.deploy.bundle import SHIPPED, find_faults, is_bundle, open_bundle
 
-    path = Path(args.path)
+    path = Path(args.path or SHIPPED)
     if is_bundle(path):
         faults = find_faults(open_bundle(path))
         checked = (
@@ -97,7 +97,10 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="RUN_DIR|MANIFEST|BUNDLE", help="what to check")
+    parser.add_argument(
+        "path", nargs="?", metavar="RUN_DIR|MANIFEST|BUNDLE",
+        help="what to check; the model that comes with the package if left out",
+    )  # fmt: skip
 
 
 VERBS = (

@@ -13,7 +13,6 @@ def sr(args: Namespace) -> Result:
     Example:
         steatosis sr study_folder --output answers
     """
-    _check_installed()
     from steatosis_tf.deploy.key_image import answer_lines
     from steatosis_tf.deploy.predict import open_model
     from steatosis_tf.deploy.sr import answer_study, write_answer
@@ -52,7 +51,6 @@ def node(args: Namespace) -> Result:
     Example:
         steatosis node --orthanc http://127.0.0.1:8042
     """
-    _check_installed()
     from steatosis_tf.deploy.node import Orthanc, Worker
     from steatosis_tf.deploy.predict import open_model
     from steatosis_tf.deploy.sr import PacsAnswer, answer_study, is_answered, model_name
@@ -84,17 +82,6 @@ def _model_argument(parser: ArgumentParser) -> None:
         "--model", metavar="BUNDLE|MODEL_ONNX|RUN_DIR",
         help="what grades; the model that comes with the package if left out",
     )  # fmt: skip
-
-
-def _check_installed() -> None:
-    try:
-        import highdicom  # noqa: F401
-        import requests  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            "Expected the packages that speak DICOM to a PACS. Received: "
-            f"{error.name} is not installed. Run `pip install 'steatosis_tf[pacs]'`."
-        ) from error
 
 
 VERBS = (("sr", sr, _sr_arguments), ("node", node, _node_arguments))

@@ -5,10 +5,12 @@ import sys
 
 import pytest
 
-# Of predict, recalibrate, measure, ingest, roi, review, verify and the page.
+# Of predict, recalibrate, measure, ingest, roi, review, verify, sr, node and the page.
 _MODULES = (
     "cli", "deploy.predict", "deploy.bundle", "deploy.inputs", "deploy.figures", "deploy.tables",
-    "deploy.recalibrate", "quantitative.measure", "sources.dicom.ingest", "sources.dicom.scan",
+    "deploy.recalibrate", "deploy.study", "deploy.sr", "deploy.key_image", "deploy.node",
+    "files", "cohort.manifest", "quantitative.measure", "sources.dicom.ingest",
+    "sources.dicom.scan",
     "roi.propose", "roi.columns", "roi.sheet", "roi.review.store", "roi.review.exchange",
     "server.app", "server.review", "server.page",
 )  # fmt: skip

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 PATIENCE_MS = 30_000  # the machine may be busy with other tests
 
@@ -15,12 +16,15 @@ class Running:
 
     Args:
         words: of the command line.
+        python: that has the package; the one that runs the tests.
         options: of `subprocess.Popen`, for example `cwd`.
     """
 
-    def __init__(self, *words: object, **options: object) -> None:
+    def __init__(
+        self, *words: object, python: str | Path = sys.executable, **options: object
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "steatosis_tf.cli", *map(str, words), "--no-browser"],
+            [python, "-m", "steatosis_tf.cli", *map(str, words), "--no-browser"],
             stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options,
         )  # fmt: skip
         said = self.process.stdout.readline()

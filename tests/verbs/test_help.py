@@ -56,12 +56,21 @@ def test_the_verbs_stand_in_the_order_of_the_pipeline():
     assert [name for name in names if name in line] == line
 
 
-def test_a_package_that_is_not_there_is_one_line_with_its_command(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "pydicom", None)
-    for name in [n for n in sys.modules if n.startswith("steatosis_tf.sources.dicom")]:
+@pytest.mark.parametrize(
+    ("words", "package", "command"),
+    [
+        (["audit-phi", ".", "--source", "."], "pydicom", "pip install steatosis_tf"),
+        (["sr", ".", "--output", "o"], "highdicom", "pip install 'steatosis_tf[pacs]'"),
+    ],
+)
+def test_a_package_that_is_not_there_is_one_line_with_its_command(
+    words, package, command, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    for name in [n for n in sys.modules if re.match(r"steatosis_tf\.(sources\.dicom|deploy)", n)]:
         monkeypatch.delitem(sys.modules, name)
-    assert cli.main(["audit-phi", ".", "--source", "."]) == 1
+    assert cli.main(words) == 1
     assert capsys.readouterr().err.splitlines() == [
-        "error: Expected the package pydicom for `steatosis audit-phi`. Received: none. "
-        "Install it: pip install pydicom"
+        f"error: Expected the package {package} for `steatosis {words[0]}`. Received: none. "
+        f"Install it: {command}"
     ]
