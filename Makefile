@@ -1,8 +1,10 @@
 # Two commands are all a new user needs: make demo, make test.
 PYTHON ?= python3
 BIN := .venv/bin
+SUPPLY := .venv/supply
+EXTRAS := dev,pacs,fast,sweep,table1,dask
 
-.PHONY: demo byra test test-slow bench table1 ui install browser orthanc lock sbom audit lint clean
+.PHONY: demo byra test test-slow test-wheel bench table1 ui install browser orthanc lock sbom audit lint clean
 
 demo: .venv/.core
 	$(BIN)/steatosis demo
@@ -23,6 +25,19 @@ test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow --durations=0 --cov=steatosis_tf --cov-report=
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --cov=steatosis_tf --cov-append \
 		--cov-report=term-missing:skip-covered
+
+# The tests again on what the wheel installs in an empty environment: its files stand where the
+# sources would. TESTS=tests/deploy runs some.
+WHEEL := .venv/wheel
+test-wheel: $(SUPPLY)/.done
+	$(PYTHON) -m venv --clear $(WHEEL)
+	mkdir $(WHEEL)/tree && git archive HEAD | tar -x -C $(WHEEL)/tree
+	$(SUPPLY)/bin/python -m build --outdir $(WHEEL)/dist $(WHEEL)/tree
+	$(WHEEL)/bin/pip install --disable-pip-version-check -q -c constraints.txt \
+		"$$(ls $(WHEEL)/dist/*.whl)[$(EXTRAS)]"
+	rm -r $(WHEEL)/tree/steatosis_tf
+	ln -s $(CURDIR)/$(WHEEL)/lib/python3.*/site-packages/steatosis_tf $(WHEEL)/tree/
+	cd $(WHEEL)/tree && ../bin/python -m pytest -m "not slow" $(TESTS)
 
 # Ratios measured side by side (4 minutes on two idle cores), then peak memory to 100,000 frames,
 # which takes longer, needs 8 GB in runs/memory and goes on where it stopped.
@@ -63,12 +78,12 @@ orthanc: | .venv/bin/python
 		--no-install-recommends -o Debug::NoLocking=1 \
 		-o Dir::Cache::archives="$(CURDIR)/.venv/orthanc/debs" orthanc orthanc-dicomweb dcmtk \
 		&& for deb in .venv/orthanc/debs/*.deb; do dpkg -x "$$deb" .venv/orthanc; done
+
 # The tools of supply, in an environment of their own: what they need is none of the package's business.
-SUPPLY := .venv/supply
 $(SUPPLY)/.done: | .venv/bin/python
 	$(PYTHON) -m venv $(SUPPLY)
 	$(SUPPLY)/bin/pip install --disable-pip-version-check -q \
-		pip-tools==7.6.2 cyclonedx-bom==7.5.0 pip-audit==2.10.1 pip-licenses==5.5.5
+		pip-tools==7.6.2 build==1.6.1 cyclonedx-bom==7.5.0 pip-audit==2.10.1 pip-licenses==5.5.5
 	touch $@
 
 # requirements/node.txt, from the public index alone, so that its hashes hold everywhere.
@@ -103,7 +118,7 @@ audit: $(SUPPLY)/.done
 	touch $@
 
 .venv/.dev: .venv/.core
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,pacs,fast,sweep,table1,dask]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 clean:
