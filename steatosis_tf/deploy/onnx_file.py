@@ -233,7 +233,7 @@ def open_network(data: bytes, name: str, advice: str) -> onnxruntime.InferenceSe
     if carried != weights:
         raise ValueError(
             f"Expected weights with the SHA-256 {carried}, which the file carries. Received: "
-            f"model={name!r} with {weights}. The file is damaged or was changed: {advice}"
+            f"model={name!r} with {weights}. The file is damaged or was changed. {advice}"
         )
     return session
 

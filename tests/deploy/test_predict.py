@@ -242,7 +242,7 @@ def test_a_model_of_beam_space_is_fed_beam_space(tmp_path, frames):
     exponents = np.exp(mean * np.arange(4))
     columns = ["p_normal", "p_mild", "p_moderate", "p_severe"]
     np.testing.assert_allclose(found[columns].astype(float), exponents / exponents.sum(), atol=1e-5)
-    with pytest.raises(ValueError, match="input 96 x 80 x 1"):
+    with pytest.raises(ValueError, match=r"roi \(batch, 96, 80, 1\)"):
         predict([frames], model=_write_model(tmp_path / "square.onnx", roi=config))
 
 
@@ -366,7 +366,7 @@ def test_a_flipped_bit_in_the_weights_is_refused(tmp_path, frames):
         damaged = content.copy()
         damaged[at + bit // 8] ^= 1 << bit % 8
         (tmp_path / "copy.onnx").write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"SHA-256 .*model='copy\.onnx' with .*copy it again"):
+        with pytest.raises(ValueError, match=r"SHA-256 .*model='copy\.onnx' with .*Copy it again"):
             predict([frames], model=tmp_path / "copy.onnx")
 
 
