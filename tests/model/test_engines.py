@@ -5,6 +5,7 @@ Each engine is made once for the session: making them is the longest part of thi
 
 import hashlib
 import importlib.util
+import json
 import sys
 
 import keras
@@ -208,6 +209,18 @@ def test_auto_without_openvino_is_plain_keras_or_real_bfloat16(
     engine = choose_engine("auto", tiny_backbone, rois, tmp_path)
     assert engine.name == "keras" or (has_bfloat16() and engine.speedup >= 1)
     assert "openvino passed over: Expected the package openvino" in capsys.readouterr().err
+
+
+def test_what_auto_took_is_kept_whatever_its_speed_is_another_time(tiny_backbone, tmp_path, capsys):
+    rois = np.random.default_rng(0).integers(0, 256, (5, 224, 224, 1), np.uint8)
+    first = choose_engine("auto", tiny_backbone, rois, tmp_path)
+    (note_path,) = tmp_path.glob("engine-*.json")
+    assert json.loads(note_path.read_text()) == {"engine": f"{first.name} {first.precision}"}
+    note_path.write_text('{"engine": "keras float32"}')
+    capsys.readouterr()
+    second = choose_engine("auto", tiny_backbone, rois, tmp_path)
+    assert (second.name, second.precision) == ("keras", "float32")
+    assert "passed over" not in capsys.readouterr().err.replace("tf-bf16 passed over: this", "")
 
 
 @pytest.mark.parametrize(

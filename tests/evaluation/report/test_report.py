@@ -345,7 +345,7 @@ def test_scores_alone_give_a_report_that_says_what_was_not_done(whole_run, tmp_p
     shutil.copy(whole_run / "frame_scores.csv", tmp_path)
     page = report_text(tmp_path)
     assert "Not shown to be consistent: 8 self-checks could not be made" in page
-    assert "Versions, hardware and run time not known" in page
+    assert "Code, versions and hardware not known" in page
     assert "Patients: not done, patient_scores.csv is absent or damaged" in page
 
 
