@@ -14,7 +14,7 @@ import pytest
 
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.config import Config, RoiConfig, save_config
-from steatosis_tf.deploy.export import export_onnx, export_run
+from steatosis_tf.deploy.export import export_onnx, export_run, save_keras
 from steatosis_tf.deploy.onnx_file import weights_sha256
 from steatosis_tf.deploy.predict import predict
 from steatosis_tf.files import file_sha256
@@ -177,6 +177,21 @@ def test_model_without_probabilities_is_not_kept(tmp_path, rois):
     with pytest.raises(RuntimeError, match="within 0 to 1 and sum to 1"):
         export_onnx(keras.Model(tiny.input, logits), tmp_path / "model.onnx", rois)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_model_is_the_same_file(tmp_path, rois):
+    grader = _tiny_grader()
+    for name in ("first", "second"):
+        save_keras(grader, tmp_path / f"{name}.keras")
+        export_onnx(grader, tmp_path / f"{name}.onnx", rois)
+        keras.layers.Dense(1)  # counters of names go on
+    for suffix in (".keras", ".onnx"):
+        first, second = (
+            (tmp_path / f"{name}{suffix}").read_bytes() for name in ("first", "second")
+        )
+        assert first == second, suffix
+    again = keras.models.load_model(tmp_path / "first.keras")
+    np.testing.assert_array_equal(again.predict(rois, verbose=0), grader.predict(rois, verbose=0))
 
 
 def test_nothing_to_check_on_is_refused(tmp_path):
