@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from experiments.fat_rules.clinical import CLINICAL_COLUMNS
 from experiments.fat_rules.comparison import MeasuredStudy, compare_systems
 from experiments.fat_rules.measurements import measure_study
-from steatosis_tf.cohort.clinical import CLINICAL_COLUMNS
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from experiments.fat_rules.clinical import clinical_numbers
 from experiments.fat_rules.liver_features import LIVER_COLUMNS, liver_features
 from experiments.fat_rules.polar import POLAR_COLUMNS, polar_blocks
-from steatosis_tf.cohort.clinical import clinical_numbers
 from steatosis_tf.cohort.manifest import frame_path
 from steatosis_tf.files import replacing
 from steatosis_tf.quantitative.measure import UNITS, measure_regions

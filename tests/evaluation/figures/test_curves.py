@@ -3,8 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgba
 from statsmodels.stats.proportion import proportion_confint
 
+from steatosis_tf.evaluation.figures.canvas import COLOURS, MARKERS
 from steatosis_tf.evaluation.figures.curves import (
     coverage_risk_figure,
     decision_curve_figure,
@@ -40,7 +42,18 @@ def test_reliability_figure_holds_bins_intervals_and_counts(tmp_path, sheets):
     np.testing.assert_allclose(
         centres, [*(np.arange(10) / 10 + 0.03), *(np.arange(10) / 10 + 0.07)]
     )
-    assert upper.get_ylim()[1] > 1.06
+    assert upper.get_ylim() == pytest.approx((-0.02, 1.22))
+    assert upper.get_xlim() == pytest.approx((-0.02, 1.02))
+    np.testing.assert_allclose(upper.get_yticks(), [0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert figure.get_size_inches().tolist() == pytest.approx([5.2, 6.4])
+    assert upper.get_gridspec().get_height_ratios() == (4, 1)
+    points = [container[0] for container in upper.containers]
+    assert [line.get_color() for line in points] == [COLOURS[0], COLOURS[3]]
+    assert [line.get_marker() for line in points] == list(MARKERS[:2])
+    assert [line.get_linestyle() for line in points] == ["-", "--"]
+    faces = [bar.get_facecolor() for bar in lower.patches]
+    assert faces == [to_rgba(COLOURS[0])] * 10 + [to_rgba(COLOURS[3])] * 10
+    np.testing.assert_allclose([bar.get_width() for bar in lower.patches], 0.04)
     assert (lower.get_xlabel(), lower.get_ylabel()) == (
         "Probability stated for the predicted grade", "Patients",
     )  # fmt: skip
@@ -75,7 +88,14 @@ def test_decision_and_coverage_curves(tmp_path, sheets):
     for line, values in zip(axes.get_lines(), benefits.values(), strict=True):
         np.testing.assert_allclose(line.get_xydata(), np.c_[thresholds, values])
     assert legend(axes) == list(benefits)
+    assert [(line.get_color(), line.get_linestyle()) for line in axes.get_lines()] == [
+        ("#8a8a8a", "--"), ("#000000", "-"), (COLOURS[0], "-"),
+    ]  # fmt: skip
+    widths = [line.get_linewidth() for line in axes.get_lines()]
+    assert widths[0] == widths[1] < widths[2]
+    assert sheets[0].get_size_inches().tolist() == pytest.approx([6.2, 4.8])
     (band,) = axes.collections
+    assert tuple(band.get_facecolor()[0]) == pytest.approx((*to_rgba(COLOURS[0])[:3], 0.15))
     edges = band.get_paths()[0].vertices
     assert edges[:, 1].min() == pytest.approx(bands["model"][0].min())
     assert edges[:, 1].max() == pytest.approx(bands["model"][1].max())
@@ -87,6 +107,7 @@ def test_decision_and_coverage_curves(tmp_path, sheets):
 
     coverage_risk_figure([0.5, 1.0], {"model": [0.1, 0.4]}, path, subtitle="n = 2")
     assert texts(sheets[1])[1] == "n = 2"
+    assert sheets[1].get_size_inches().tolist() == pytest.approx([6.2, 4.6])
     (axes,) = sheets[1].axes
     np.testing.assert_allclose(axes.get_lines()[0].get_xydata(), [[0.5, 0.1], [1.0, 0.4]])
     assert axes.get_xlim() == (0, 1.01)
@@ -94,6 +115,12 @@ def test_decision_and_coverage_curves(tmp_path, sheets):
     assert axes.get_ylabel() == "Error rate among them"
     assert axes.get_ylim() == pytest.approx((-0.008, 0.46))
     assert legend(axes) == ["model"]
+    coverage_risk_figure([1.0], {"a": [0.0], "b": [0.01]}, path, subtitle="")
+    lines = sheets[2].axes[0].get_lines()
+    assert [(line.get_color(), line.get_linestyle()) for line in lines] == [
+        (COLOURS[0], "-"), (COLOURS[1], "--"),
+    ]  # fmt: skip
+    assert sheets[2].axes[0].get_ylim()[1] == 0.05, "a small risk does not fill the panel"
     for bad, message in (
         ({"model": [0.1]}, r"model with as many values as thresholds, 50. Received: shape=\(1,\)"),
         ({"model": np.full(50, np.nan)}, "finite numbers in model"),
@@ -122,6 +149,9 @@ def test_robustness_figure_leaves_rows_without_value_out(tmp_path, sheets):
     assert sheets[0].get_size_inches().tolist() == pytest.approx([5.6, 3.65])
     undisturbed, curve = gain.get_lines()
     assert undisturbed.get_ydata()[0] == 0.7
+    assert (undisturbed.get_linestyle(), curve.get_linestyle()) == ("--", "-")
+    assert (curve.get_marker(), curve.get_color()) == ("o", COLOURS[0])
+    assert gain.collections[0].get_alpha() == 0.3
     np.testing.assert_allclose(curve.get_xydata(), [[-6, 0.5], [0, 0.7], [6, 0.6]])
     edges = gain.collections[0].get_paths()[0].vertices
     assert (edges[:, 1].min(), edges[:, 1].max()) == (0.4, 0.8)

@@ -4,8 +4,17 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgba
 from sklearn import metrics as sk
 
+from steatosis_tf.evaluation.figures.canvas import (
+    COLOURS,
+    FAINT,
+    INK,
+    add_legend,
+    new_sheet,
+    style_axes,
+)
 from steatosis_tf.evaluation.figures.results import (
     comparison_figure,
     confusion_figure,
@@ -23,6 +32,48 @@ def _scores(num_patients=60, seed=3):
     labels = np.arange(num_patients) % 4
     logits = rng.normal(size=(num_patients, 4)) + 1.5 * np.eye(4)[labels]
     return labels, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
+def test_a_sheet_has_its_words_in_fixed_places():
+    figure = new_sheet("What", "who", 6.0, 4.0)
+    assert (*figure.get_size_inches(), figure.dpi) == (6.0, 4.0, 150)
+    assert texts(figure) == ["What", "who", NOTICE]
+    inches = [tuple(np.multiply(text.get_position(), (6, 4))) for text in figure.texts]
+    np.testing.assert_allclose(inches, [(0.12, 3.86), (0.12, 3.56), (0.12, 0.10)])
+    assert [text.get_va() for text in figure.texts] == ["top", "top", "bottom"]
+    assert [text.get_size() for text in figure.texts] == [12, 9, 6.5]
+    assert [text.get_color() for text in figure.texts] == [INK, FAINT, FAINT]
+    assert figure.texts[0].get_weight() == "bold"
+    rect = figure.get_layout_engine().get()["rect"]
+    np.testing.assert_allclose(rect, (0.01, 0.34 / 4, 0.98, (4 - 0.80 - 0.34) / 4))
+
+
+def test_axes_are_quiet_and_a_legend_may_stand_below():
+    figure = new_sheet("What", "who", 6.0, 4.0)
+    first, second = figure.subplots(1, 2)
+    for axes in (first, second):
+        axes.plot([0, 1], label="curve")
+        axes.plot([1, 0], label="another")
+        style_axes(axes, "across (mm)", "up (dB)")
+    assert (first.xaxis.label.get_size(), first.yaxis.label.get_size()) == (9, 9)
+    assert (first.xaxis.label.get_color(), first.yaxis.label.get_color()) == (INK, INK)
+    assert {label.get_size() for label in first.get_xticklabels()} == {8}
+    assert first.xaxis.get_gridlines()[0].get_visible()
+    assert first.xaxis.get_gridlines()[0].get_color() == "#e4e4e4"
+    assert [first.spines[side].get_visible() for side in ("top", "right", "left", "bottom")] == [
+        False, False, True, True,
+    ]  # fmt: skip
+    add_legend(first, "upper left")
+    add_legend(second, "upper center", below=True)
+    inside, below = first.get_legend(), second.get_legend()
+    assert inside.get_frame().get_alpha() == below.get_frame().get_alpha() == 0.92
+    assert {text.get_size() for text in (*inside.get_texts(), *below.get_texts())} == {8}
+    figure.canvas.draw()
+    heights = [[text.get_window_extent().y0 for text in one.get_texts()] for one in (inside, below)]
+    assert heights[0][0] > heights[0][1]
+    assert heights[1][0] == heights[1][1], "two columns"
+    assert below.get_window_extent().y1 < second.get_window_extent().y0
+    assert inside.get_window_extent().y0 > first.get_window_extent().y0
 
 
 def test_confusion_figure_holds_counts_shares_and_margins(tmp_path, sheets):
@@ -57,7 +108,15 @@ def test_confusion_figure_holds_counts_shares_and_margins(tmp_path, sheets):
     assert axes.get_ylabel().startswith("Reference grade")
     np.testing.assert_allclose(axes.get_xticks(minor=True), [0.5, 1.5, 2.5])
     np.testing.assert_allclose(axes.get_yticks(minor=True), [0.5, 1.5, 2.5])
-    assert axes.xaxis.get_minor_ticks()[0].gridline.get_visible(), "cells are told apart"
+    line = axes.xaxis.get_minor_ticks()[0].gridline
+    assert line.get_visible(), "cells are told apart"
+    assert (line.get_color(), line.get_linewidth()) == ("white", 2)
+    lengths = {tick.tick1line.get_markersize() for axis in (axes.xaxis, axes.yaxis)
+               for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())}  # fmt: skip
+    assert lengths == {0}
+    assert {spine.get_edgecolor() for spine in axes.spines.values()} == {to_rgba("#bbbbbb")}
+    assert {text.get_ha() for text in axes.texts} == {text.get_va() for text in axes.texts}
+    assert {text.get_size() for text in axes.texts} == {14, 8}
     title, cohort, notice = (text.get_window_extent() for text in figure.texts)
     picture = axes.get_tightbbox()
     assert notice.y1 < picture.y0 < picture.y1 < cohort.y0 < cohort.y1 < title.y0
@@ -119,7 +178,9 @@ def test_roc_figure_draws_the_curve_of_every_grade_and_their_mean(tmp_path, shee
         *(f"{grade} (n = 15): AUC {area:.3f}" for grade, area in zip(GRADES, areas, strict=True)),
         f"macro average: AUC {np.mean(areas):.3f}",
     ]
-    assert len({line.get_color() for line in curves}) == 4
+    assert [line.get_color() for line in curves] == list(COLOURS[:4])
+    assert {line.get_linewidth() for line in curves} == {1.8}
+    assert (mean.get_color(), chance.get_color()) == ("black", "#bbbbbb")
     assert len({str(line.get_linestyle()) for line in curves}) == 4
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("1 - specificity", "Sensitivity")
     assert axes.get_xlim() == axes.get_ylim() == (-0.02, 1.02)
@@ -183,6 +244,11 @@ def test_training_curves_from_file_and_table(tmp_path, sheets):
     assert best.get_xdata()[0] == 19
     np.testing.assert_allclose(mark.get_xydata(), [[19, 0.3]])
     assert train.get_color() != validation.get_color() == mark.get_color()
+    assert (mark.get_marker(), mark.get_linestyle(), train.get_marker()) == ("D", "None", "None")
+    assert [line.get_drawstyle() for line in (train, validation)] == ["default", "default"]
+    assert all(tick == round(tick) for tick in loss.get_xticks())
+    assert (loss.get_xlabel(), len(rate.get_lines())) == ("Epoch", 1)
+    assert rate.get_lines()[0].get_color() == COLOURS[6]
     assert sheets[0].get_size_inches().tolist() == pytest.approx([10.8, 4.0])
     assert legend(loss) == ["training", "validation", "lowest, epoch 19"]
     assert [len(axes.get_lines()) for axes in (accuracy, rate)] == [2, 1]
@@ -219,6 +285,11 @@ def test_comparison_figure_draws_every_value_and_interval(tmp_path, sheets):
     assert lines[0][0][0] == 0.5  # the reference
     assert lines[1:] == [[[0.4, 0], [0.7, 0]], [[0.5, 0]], [[0.4, 1], [0.7, 1]], [[0.7, 1]]]
     assert [line.get_xydata().tolist() for line in second.get_lines()] == [[[0.3, 1]]]
+    assert first.get_lines()[0].get_linestyle() == "--"
+    assert [line.get_color() for line in first.get_lines()[1:]] == [COLOURS[0], INK] * 2
+    assert {line.get_marker() for line in first.get_lines()[2::2]} == {"o"}
+    (note,) = first.texts
+    assert (note.xy, note.get_position(), note.get_ha()) == ((0.7, 1), (0, 5), "center")
     assert [text.get_text() for text in first.texts] == ["+0.200*"]
     assert [text.get_text() for text in first.get_yticklabels()] == ["base", "new"]
     assert first.get_ylim() == second.get_ylim() == (1.5, -0.5)

@@ -3,8 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgba
 
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_manifest
+from steatosis_tf.evaluation.figures.canvas import COLOURS
 from steatosis_tf.evaluation.figures.gallery import (
     draw_run_gallery,
     gallery_figure,
@@ -12,6 +14,7 @@ from steatosis_tf.evaluation.figures.gallery import (
     worst_errors,
 )
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS, grade_from_fat_percent
+from tests.evaluation.figures.conftest import texts
 
 # Expected grades by hand: 0*.. + 1*.. + 2*.. + 3*..
 FRAMES = pd.DataFrame(
@@ -39,6 +42,52 @@ def test_gallery_refuses_nothing_and_missing_pictures(tmp_path):
         gallery_figure(worst_errors(FRAMES.iloc[3:4]), {}, tmp_path / "g.png")
     with pytest.raises(ValueError, match="3 without, first frame_id=f1"):
         gallery_figure(worst_errors(FRAMES), {}, tmp_path / "g.png")
+
+
+def test_tiles_show_the_picture_its_roi_and_its_scores(tmp_path, sheets):
+    """Five patients in rows of four; a picture of 840 px is halved, one of 80 px stays."""
+    errors = pd.DataFrame({
+        "frame_id": list("abcde"), "patient_id": [f"P{k}" for k in range(5)], "grade": "Mild",
+        **dict(zip(SCORE_COLUMNS, (0.25, 0.05, 0.1, 0.6), strict=True)),
+    })  # fmt: skip
+    wide = np.full((420, 840), 90, np.uint8)
+    pictures = {name: (wide, None) for name in "abcd"}
+    pictures["a"] = (wide, (40, 100, 200, 300))
+    pictures["e"] = (np.full((160, 80), 7, np.uint8), (10, 20, 30, 40))
+    gallery_figure(errors, pictures, tmp_path / "g.png")
+    (figure,) = sheets
+    assert texts(figure)[0] == "Worst errors, one frame per patient"
+    assert texts(figure)[1] == "n = 5 patients; box: ROI the model saw"
+    # The tallest picture is twice as high as wide; 1.5 times is allowed for.
+    assert figure.get_size_inches().tolist() == pytest.approx([10.4, 2 * (3.75 + 0.55) + 1.15])
+    assert len(figure.axes) == 8
+    assert not any(axes.axison for axes in figure.axes)
+    drawn = [axes.images[0] for axes in figure.axes if axes.images]
+    assert [image.get_array().shape for image in drawn] == [(210, 420)] * 4 + [(160, 80)]
+    assert [image.get_array().mean() for image in drawn] == [90] * 4 + [7]
+    assert {(image.get_cmap().name, *image.get_clim()) for image in drawn} == {("gray", 0, 255)}
+    first, *plain, last = figure.axes[:5]
+    assert [len(axes.patches) for axes in plain] == [0, 0, 0]
+    for axes, bounds in ((first, (50, 20, 150, 100)), (last, (20, 10, 40, 30))):
+        under, over = axes.patches
+        assert under.get_bbox().bounds == over.get_bbox().bounds == bounds
+        assert (under.get_edgecolor(), over.get_edgecolor()) == (
+            to_rgba("white"), to_rgba(COLOURS[3]),
+        )  # fmt: skip
+        assert under.get_linewidth() > over.get_linewidth() > 1
+        assert not under.get_fill()
+        assert not over.get_fill()
+    assert first.get_title(loc="left") == "Mild, called Severe (60 %)"
+    (who,) = first.texts
+    assert who.get_text() == "patient P0; scores 25 / 5 / 10 / 60 %"
+    assert (*who.get_position(), who.get_transform()) == (0, 1.02, first.transAxes)
+
+
+def test_one_flat_picture_still_has_room_for_its_title(tmp_path, sheets):
+    flat = {"f1": (np.zeros((50, 100), np.uint8), None)}
+    gallery_figure(worst_errors(FRAMES.iloc[:1]), flat, tmp_path / "g.png")
+    assert len(sheets[0].axes) == 1
+    assert sheets[0].get_size_inches().tolist() == pytest.approx([5.6, 1.25 + 0.55 + 1.15])
 
 
 def test_gallery_of_real_frames_shows_nothing_outside_the_sector(real_data_dir, tmp_path, sheets):
@@ -75,7 +124,8 @@ def test_gallery_of_real_frames_shows_nothing_outside_the_sector(real_data_dir, 
         scale = shown.shape[1] / picture.shape[1]
         assert shown.shape[1] <= 420
         assert abs(float(shown.mean()) - picture.mean()) < 1, "the picture is another"
-        for box in axes.patches:  # white under the colour
+        assert len(axes.patches) == 2  # white under the colour
+        for box in axes.patches:
             assert box.get_bbox().bounds == pytest.approx([scale * k for k in (220, 150, 150, 150)])
         best = GRADES[int(np.argmax(row[list(SCORE_COLUMNS)].to_numpy(float)))]
         assert axes.get_title(loc="left") == f"{row['grade']}, called {best} (100 %)"

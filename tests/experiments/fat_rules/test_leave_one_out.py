@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.fat_rules.clinical import CLINICAL_COLUMNS, clinical_numbers
 from experiments.fat_rules.leave_one_out import (
     by_predicted_fat,
     leave_one_out,
     left_out_scores,
     read_as,
 )
-from steatosis_tf.cohort.clinical import CLINICAL_COLUMNS, clinical_numbers
 from steatosis_tf.cohort.splits import make_partitions
 from steatosis_tf.config import SplitConfig
 from steatosis_tf.evaluation.metrics.scores import patient_scores
