@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     frames, ids = study.frames, study.frames["patient_id"].to_numpy()
     pictures = pictures_of(frames, study.manifest_path)
     network = taps_model()
-    proto = convert_taps(network, arguments.out / "taps.onnx")
+    proto = convert_taps(network, arguments.out)
     one_each = np.unique(ids, return_index=True)[1]
     difference = check_taps(network, proto, pictures[one_each])
     near, far = run_taps(proto, pictures)

@@ -303,8 +303,10 @@ def _keep(model: keras.Model | JointModel, data: StudyData, place: Preparation) 
         return {"onnx_difference": difference, "file_mb": size / 1e6}
     save_keras(model, run_dir / "model.keras")
     path = run_dir / "model.onnx"
+    texts, cache_dir = run_metadata(run_dir, place.config), place.runs_dir / "cache"
+    difference = export_onnx(model, path, rois, texts, cache_dir=cache_dir)
     return {
-        "onnx_difference": export_onnx(model, path, rois, run_metadata(run_dir, place.config)),
+        "onnx_difference": difference,
         "file_mb": path.stat().st_size / 1e6,
         "ms_per_frame": milliseconds_per_frame(path, rois),
     }

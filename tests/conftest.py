@@ -171,7 +171,7 @@ def phantom_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_bundle(
         folder / "phantoms",
-        convert_taps(taps, folder / "taps.onnx"),
+        convert_taps(taps, folder),
         joint,
         roi,
         name="phantoms",

@@ -15,7 +15,6 @@ from onnx import helper, numpy_helper
 from steatosis_tf import __version__
 from steatosis_tf.deploy.bundle import MAX_DIFFERENCE, OUTPUTS
 from steatosis_tf.deploy.onnx_file import WEIGHTS_KEY, name_by_place, weights_sha256
-from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.joint import NETWORK, JointModel
 from steatosis_tf.model.pooling import NUM_BANDS, band_rows, pool_maps
@@ -23,40 +22,29 @@ from steatosis_tf.model.pooling import NUM_BANDS, band_rows, pool_maps
 if TYPE_CHECKING:
     import keras
 
-#: Counts up whenever another file may come of the same weights.
-TAPS_VERSION = 2
-_OPSET, _BATCH = 17, 8
+_BATCH = 8
 # How far float32 takes a whole number of 16 bits off.
 _ROUNDING = 0.02
 _LARGEST = np.iinfo(np.int16).max
 
 
-def convert_taps(taps: "keras.Model", kept_path: str | Path) -> onnx.ModelProto:
-    """The backbone as ONNX, converted unless the file is there.
+def convert_taps(taps: "keras.Model", cache_dir: str | Path) -> onnx.ModelProto:
+    """The backbone as ONNX, converted once and kept, see `export.kept_network`.
 
-    Weights of convolutions are kept as int16 with a scale per channel, half the size, and made
+    Weights of convolutions become int16 with a scale per channel, half the size, and are made
     float32 when the file is opened.
 
     Args:
         taps: `roi` `(batch, depth, beams, 1)` uint8 -> two maps, float32, as
             `steatosis_tf.model.efficientnet_lite0.lite0_taps` gives them.
-        kept_path: where the result is kept. Name it after `backbone.backbone_sha256(taps)`.
+        cache_dir: folder of what is kept.
     """
-    if not Path(kept_path).is_file():
-        import tensorflow as tf
-        import tf2onnx
+    from steatosis_tf.deploy.export import kept_network  # brings TensorFlow
 
-        from steatosis_tf.deploy.export import frugal_memory
-
-        signature = (tf.TensorSpec((None, *taps.input_shape[1:]), tf.uint8, name="roi"),)
-        with frugal_memory():
-            proto, _ = tf2onnx.convert.from_keras(taps, input_signature=signature, opset=_OPSET)
-        _rename_outputs(proto, ("near", "far"))
-        _halve(proto)
-        name_by_place(proto)
-        with replacing(kept_path) as temporary:
-            onnx.save(proto, str(temporary))
-    return onnx.load(str(kept_path))
+    proto = kept_network(taps, ("near", "far"), Path(cache_dir))
+    _halve(proto)
+    name_by_place(proto)
+    return proto
 
 
 def run_taps(proto: onnx.ModelProto, pictures: np.ndarray) -> list[np.ndarray]:
@@ -227,16 +215,6 @@ def _add_map(
 
 def _shape_of(value: onnx.ValueInfoProto) -> list[int]:
     return [dim.dim_value for dim in value.type.tensor_type.shape.dim][1:]
-
-
-def _rename_outputs(proto: onnx.ModelProto, names: tuple[str, ...]) -> None:
-    for output, name in zip(proto.graph.output, names, strict=True):
-        for node in proto.graph.node:
-            for values in (node.input, node.output):
-                for place, value in enumerate(values):
-                    if value == output.name:
-                        values[place] = name
-        output.name = name
 
 
 def _halve(proto: onnx.ModelProto) -> None:

@@ -1,15 +1,17 @@
 """A trained Keras model as an ONNX file that gives the same numbers."""
 
-import contextlib
 import dataclasses
-import gc
+import hashlib
+import importlib.metadata
 import io
 import json
 import re
+import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -25,6 +27,7 @@ from steatosis_tf.deploy.onnx_file import WEIGHTS_KEY, name_by_place, weights_sh
 from steatosis_tf.deploy.predict import are_probabilities
 from steatosis_tf.files import file_sha256, replacing
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
+from steatosis_tf.model.backbone import FEATURE_LAYER
 from steatosis_tf.records.builder import usable_rows
 from steatosis_tf.roi.columns import cut_roi
 from steatosis_tf.unfinished import refuse_unfinished
@@ -35,6 +38,17 @@ MAX_DIFFERENCE = 1e-4
 _DATE_SAVED = "1980-01-01@00:00:00"
 #: On how many frames the exported file is held against Keras.
 NUM_CHECKED = 64
+#: On how many where its backbone has been held against Keras before.
+NUM_CHECKED_AGAIN = 8
+#: Version of ONNX' operators.
+OPSET = 17
+
+# Counts up whenever another file may come of the same network.
+_VERSION = 1
+# Left to whoever runs the file: they would change kernels.
+_FUSIONS = ["ConvAddFusion", "ConvBNFusion", "ConvMulFusion"]
+# As many frames at a time: activations of many take more than the network.
+_BATCH = 8
 
 
 def export_onnx(
@@ -44,6 +58,7 @@ def export_onnx(
     metadata: Mapping[str, str] | None = None,
     *,
     max_difference: float = MAX_DIFFERENCE,
+    cache_dir: Path | None = None,
 ) -> float:
     """Write the model as ONNX and check it against Keras on real ROIs.
 
@@ -59,6 +74,8 @@ def export_onnx(
         metadata: further texts to keep in the file, for example the run id; `grades` replaces the
             class names, a JSON list, where the task is not the four grades.
         max_difference: how far an output may lie from Keras'.
+        cache_dir: keeps frozen backbones, see `kept_network`; a head is then joined to the kept
+            one, and `NUM_CHECKED_AGAIN` ROIs are compared where the backbone has been before.
 
     Returns:
         largest difference of an output between ONNX and Keras.
@@ -70,10 +87,15 @@ def export_onnx(
     """
     if not len(check_rois):
         raise ValueError("Expected at least one ROI to check the export on. Received: none.")
-    signature = (tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name="roi"),)
-    with frugal_memory():
-        proto, _ = tf2onnx.convert.from_keras(model, input_signature=signature, opset=17)
-    _rename_outputs(proto, _output_names(model))
+    backbone = _frozen_part(model) if cache_dir else None
+    if cache_dir is None or backbone is None:
+        proto = convert_network(model, _output_names(model))
+    else:
+        if _kept_path(backbone, cache_dir).is_file():
+            check_rois = check_rois[:NUM_CHECKED_AGAIN]
+        head = keras.Model(model.get_layer(FEATURE_LAYER).output, model.output)
+        proto = kept_network(backbone, [FEATURE_LAYER], cache_dir)
+        _join(proto, convert_network(head, _output_names(model)))
     name_by_place(proto)
     texts = {
         "grades": json.dumps(GRADES),
@@ -87,7 +109,125 @@ def export_onnx(
     onnx.checker.check_model(proto)
     with replacing(output_path) as temporary:
         onnx.save(proto, str(temporary))
+        del proto
         return _largest_difference(model, temporary, check_rois, max_difference)
+
+
+def kept_network(
+    model: keras.Model, output_names: Sequence[str], cache_dir: Path
+) -> onnx.ModelProto:
+    """`convert_network`, once for each network: the result is kept by the hash of its layers and
+    weights in `cache_dir/onnx`."""
+    path = _kept_path(model, cache_dir)
+    if not path.is_file():
+        with replacing(path) as temporary:
+            onnx.save(convert_network(model, output_names), str(temporary))
+    return onnx.load(str(path))
+
+
+def _kept_path(model: keras.Model, cache_dir: Path) -> Path:
+    # Names say nothing: Keras numbers them anew in each process.
+    layers = [
+        (type(one).__name__, {key: text for key, text in one.get_config().items() if key != "name"})
+        for one in model.operations
+    ]
+    made_by = [_VERSION, *(importlib.metadata.version(one) for one in ("tf2onnx", "onnxruntime"))]
+    described = json.dumps([made_by, model.input_shape, layers], sort_keys=True, default=str)
+    digest = hashlib.sha256(described.encode())
+    for weight in model.get_weights():
+        digest.update(weight.tobytes())
+    return cache_dir / "onnx" / f"{digest.hexdigest()[:32]}.onnx"
+
+
+def _frozen_part(model: keras.Model) -> keras.Model | None:
+    """The backbone of a model as `assemble` gives it, if no training has changed it."""
+    if FEATURE_LAYER not in [layer.name for layer in model.layers]:
+        return None
+    backbone = keras.Model(model.input, model.get_layer(FEATURE_LAYER).output)
+    return None if backbone.trainable_weights else backbone
+
+
+def _join(proto: onnx.ModelProto, head: onnx.ModelProto) -> None:
+    """Put a head behind the network whose one output it reads.
+
+    `onnx.compose.merge_models` would copy the weights three times.
+    """
+    (features,), (given,) = proto.graph.output, head.graph.input
+    for node in head.graph.node:
+        node.input[:] = [features.name if name == given.name else name for name in node.input]
+    head = onnx.compose.add_prefix(head, "head_", rename_inputs=False, rename_outputs=False)
+    proto.graph.node.extend(head.graph.node)
+    proto.graph.initializer.extend(head.graph.initializer)
+    del proto.graph.output[:]
+    proto.graph.output.extend(head.graph.output)
+
+
+def convert_network(model: keras.Model, output_names: Sequence[str]) -> onnx.ModelProto:
+    """A network as ONNX, in little memory.
+
+    tf2onnx copies a graph, with the constants in it, for each of its passes: the 94 MB of a
+    ResNet-50 grew to 3 GB. So it is given a graph whose weights are inputs. They are put in
+    afterwards, and onnxruntime computes once what depends on nothing else, such as their layout.
+
+    Args:
+        model: one input and one or more outputs, with any batch size.
+        output_names: what to call the outputs, in TensorFlow's order: of a dict that of its names.
+
+    Returns:
+        the input has its name in Keras. Kernels are those of Keras in ONNX's layout.
+    """
+    trainable, fixed = model.trainable_variables, model.non_trainable_variables
+    weights = {f"weight_{place}": weight for place, weight in enumerate([*trainable, *fixed])}
+
+    def answer(values: tf.Tensor, *numbers: tf.Tensor) -> Any:
+        parts = numbers[: len(trainable)], numbers[len(trainable) :]
+        return model.stateless_call(*parts, values, training=False)[0]
+
+    (given,) = model.inputs
+    signature = [tf.TensorSpec(given.shape, given.dtype, name=given.name)] + [
+        tf.TensorSpec(weight.shape, weight.dtype, name=name) for name, weight in weights.items()
+    ]
+    proto, _ = tf2onnx.convert.from_function(
+        tf.function(answer, autograph=False), input_signature=signature, opset=OPSET
+    )
+    used = {name for node in proto.graph.node for name in node.input}
+    for value in [one for one in proto.graph.input if one.name in weights]:
+        proto.graph.input.remove(value)
+        if value.name in used:  # a dropout's seed is not
+            numbers = weights[value.name].numpy()
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(numbers, value.name))
+    _rename_outputs(proto, output_names)
+    return _folded(proto)
+
+
+def _rename_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> None:
+    for output, name in zip(proto.graph.output, names, strict=True):
+        for node in proto.graph.node:
+            for values in (node.output, node.input):
+                for index, value in enumerate(values):
+                    if value == output.name:
+                        values[index] = name
+        output.name = name
+
+
+def _folded(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with what depends on weights alone computed."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "folded.onnx"
+        options.optimized_model_filepath = str(path)
+        onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, ["CPUExecutionProvider"],
+            disabled_optimizers=_FUSIONS,
+        )  # fmt: skip
+        folded = onnx.load(str(path))
+    # onnxruntime names every set of operators that it knows.
+    del folded.opset_import[:]
+    folded.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    # tf2onnx puts in what TensorFlow counts.
+    folded.graph.name, folded.graph.doc_string = "network", ""
+    return folded
 
 
 def export_run(run_dir: str | Path, output_path: str | Path) -> float:
@@ -118,7 +258,11 @@ def export_run(run_dir: str | Path, output_path: str | Path) -> float:
     rois = np.stack([cut_roi(row, manifest_path) for row in rows.to_dict("records")])
     model = keras.models.load_model(run_dir / "model.keras")
     texts = run_metadata(run_dir, load_config(run_dir / "config.json"))
-    return export_onnx(model, output_path, rois[..., np.newaxis], texts)
+    cache_dir = run_dir.absolute().parents[1] / "cache"
+    return export_onnx(
+        model, output_path, rois[..., np.newaxis], texts,
+        cache_dir=cache_dir if cache_dir.is_dir() else None,
+    )  # fmt: skip
 
 
 def save_keras(model: keras.Model, path: str | Path) -> None:
@@ -177,43 +321,9 @@ def run_metadata(run_dir: Path, config: Config) -> dict[str, str]:
     return texts
 
 
-@contextlib.contextmanager
-def frugal_memory() -> Iterator[None]:
-    """Collect garbage often, and only what is new.
-
-    tf2onnx copies the whole graph for each of its passes, in reference cycles that Python's
-    collector would leave until it has seen enough objects, however large: ResNet-50's 94 MB of
-    weights grew to 9 GB that way, to 3 GB this way.
-    """
-    thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    # The collector waits with a full collection until a quarter as many new objects are there as
-    # survived the last one. Freezing leaves that number as it was, TensorFlow's objects included:
-    # collecting once more, with nothing left to look at, sets it to zero.
-    gc.collect()
-    gc.set_threshold(700, 2, 2)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
-        gc.collect()
-
-
 def _output_names(model: keras.Model) -> list[str]:
     """Names of the outputs in the order TensorFlow flattens them: a dict's by name."""
     return sorted(model.output) if isinstance(model.output, dict) else [OUTPUT_LAYER]
-
-
-def _rename_outputs(proto: onnx.ModelProto, names: list[str]) -> None:
-    for output, name in zip(proto.graph.output, names, strict=True):
-        for node in proto.graph.node:
-            for values in (node.output, node.input):
-                for index, value in enumerate(values):
-                    if value == output.name:
-                        values[index] = name
-        output.name = name
 
 
 def _largest_difference(
@@ -221,9 +331,9 @@ def _largest_difference(
 ) -> float:
     session = onnxruntime.InferenceSession(str(onnx_path), providers=["CPUExecutionProvider"])
     names = _output_names(model)
-    answer = model.predict(rois, batch_size=32, verbose=0)
+    answer = model.predict(rois, batch_size=_BATCH, verbose=0)
     expected = answer if isinstance(answer, dict) else {OUTPUT_LAYER: answer}
-    parts = [session.run(names, {"roi": rois[i : i + 32]}) for i in range(0, len(rois), 32)]
+    parts = [session.run(names, {"roi": rois[i : i + _BATCH]}) for i in range(0, len(rois), _BATCH)]
     received = dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
     # NaN if any value is NaN
     difference = float(np.max([np.abs(received[name] - expected[name]).max() for name in names]))

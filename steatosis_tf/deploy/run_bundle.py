@@ -1,6 +1,5 @@
 """The bundle of a run whose rule reads features: what was evaluated is what it gives."""
 
-import hashlib
 import importlib.metadata
 import json
 from pathlib import Path
@@ -12,10 +11,10 @@ import pandas as pd
 from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.config import BACKBONES, Config
 from steatosis_tf.deploy.bundle import Bundle, open_bundle, write_bundle
-from steatosis_tf.deploy.bundle_network import TAPS_VERSION, convert_taps
+from steatosis_tf.deploy.bundle_network import convert_taps
 from steatosis_tf.files import file_sha256
 from steatosis_tf.grades import GRADES
-from steatosis_tf.model.backbone import backbone_sha256, build_taps
+from steatosis_tf.model.backbone import build_taps
 from steatosis_tf.model.joint import NETWORK, JointModel
 from steatosis_tf.model.pooling import pool_maps
 
@@ -37,7 +36,7 @@ def write_run_bundle(
         joint: the rule that was evaluated, or for a cross-validated run the one fitted to all.
         config: of the run.
         rois: `(num_frames, depth, beams, 1)` uint8, on which Keras and ONNX are compared.
-        cache_dir: keeps the converted backbone by the hash of its weights.
+        cache_dir: keeps the converted backbone.
 
     Returns:
         largest difference of a network score between the bundle and Keras.
@@ -46,11 +45,10 @@ def write_run_bundle(
         RuntimeError: if they differ by more than `MAX_DIFFERENCE`.
     """
     taps = build_taps(config.model, rois.shape[1:3])
-    kept = cache_dir / "taps" / f"{_taps_key(taps)}.onnx"
     folder = run_dir / "bundle"
     write_bundle(
         folder,
-        convert_taps(taps, kept),
+        convert_taps(taps, cache_dir),
         joint,
         config.roi,
         name=run_dir.parent.name.lower(),
@@ -69,12 +67,6 @@ def write_run_bundle(
             f"Received: a difference of {difference:.3g}. It must not be used."
         )
     return difference
-
-
-def _taps_key(taps: Any) -> str:
-    shape = "x".join(map(str, taps.input_shape[1:3]))
-    made_by = f"{TAPS_VERSION} {importlib.metadata.version('tf2onnx')}"
-    return hashlib.sha256(f"{backbone_sha256(taps)} {shape} {made_by}".encode()).hexdigest()[:32]
 
 
 def _difference(joint: JointModel, features: np.ndarray, bundle: Bundle, rois: np.ndarray) -> float:

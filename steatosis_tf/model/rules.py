@@ -125,9 +125,13 @@ def _rules(
 
 
 def _ridge(values: np.ndarray, target: np.ndarray, penalties: tuple[float, ...]) -> list:
-    """Ridge weights `(k,)` for each penalty, from one singular value decomposition."""
-    left, size, right = np.linalg.svd(values, full_matrices=False)
-    return [(size / (size**2 + penalty) * (left.T @ target)) @ right for penalty in penalties]
+    """Ridge weights `(k,)` for each penalty, from one decomposition of the smaller Gram matrix."""
+    if values.shape[1] <= values.shape[0]:
+        size, vectors = np.linalg.eigh(values.T @ values)
+        return [vectors / (size + penalty) @ (vectors.T @ (values.T @ target))
+                for penalty in penalties]  # fmt: skip
+    size, vectors = np.linalg.eigh(values @ values.T)
+    return [values.T @ (vectors / (size + penalty) @ (vectors.T @ target)) for penalty in penalties]
 
 
 def _one_component(values: np.ndarray, target: np.ndarray, signs: np.ndarray) -> np.ndarray:
