@@ -228,12 +228,6 @@ print(model.count_params() * 4 / 2**20, peak_mb() - before)
 """
 
 
-def test_the_same_model_is_the_same_file(rois, tmp_path):
-    for name in ("a", "b"):  # built anew: Keras and TensorFlow count on
-        export_onnx(_tiny_grader(), tmp_path / name, rois)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
 def test_heads_are_joined_to_the_kept_backbone(random_backbone, random_grader, rois, tmp_path):
     config = ModelConfig(weights="random", head="ordinal")
     features = np.random.default_rng(1).normal(1.0, 0.5, (16, 2048)).astype(np.float32)
