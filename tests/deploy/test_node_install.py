@@ -186,6 +186,18 @@ def wheel_folder(sources, tmp_path_factory) -> Path:
     return folder / "unpacked"
 
 
+def test_the_wheel_holds_every_file_of_the_package(sources, wheel_folder):
+    held, given = (
+        {
+            path.relative_to(folder)
+            for path in (folder / "steatosis_tf").rglob("*")
+            if path.is_file()
+        }
+        for folder in (wheel_folder, sources)
+    )
+    assert held == given
+
+
 def test_the_wheel_answers_with_the_packages_of_the_node_alone(wheel_folder, given, tmp_path):
     """The short form of the next test: whatever `node.txt` does not pin cannot be imported."""
     node = pinned(NODE).keys() | {"opencv-python", "steatosis-tf"}
