@@ -14,7 +14,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Annotated, Any
 
 import cv2
@@ -411,7 +411,8 @@ def split_files(body: bytes) -> tuple[dict[str, bytes], list[Correction]]:
         copy = 1
         while name in files:
             copy += 1
-            name = PurePath(shown).with_stem(f"{PurePath(shown).stem} ({copy})").name
+            stem, _, suffix = shown.rpartition(".")
+            name = f"{stem} ({copy}).{suffix}" if stem else f"{shown} ({copy})"
         files[name] = body[at : at + size]
         at += size
     return files, upload.corrections

@@ -32,7 +32,6 @@ playwright = pytest.importorskip(
 IMAGE = "<img src=x onerror=alert(1)>"
 SCRIPT = f"{IMAGE}<script>alert(2)</script>"
 SIZE_PX = (240, 320)
-NUM_CLIENTS, REQUESTS_EACH = 5, 4
 MAX_GROWTH_BYTES = 300 << 20
 
 
@@ -437,6 +436,13 @@ def _hostile() -> dict[str, bytes]:
     bodies["too many files"] = upload(*[("a.png", good)] * (MAX_FILES + 1))
     bodies["sizes that lie"] = b'{"files": [["a.png", 99999999]]}\n' + good
     bodies["negative size"] = b'{"files": [["a.png", -5], ["b.png", 5]]}\n' + good
+    bodies["one odd name twice"] = upload(
+        ("..", good), ("..", good), (".png", good), (".png", good)
+    )
+    bodies["a mark in the name"] = upload(("a.dcm#1", clip), ("a.dcm", clip))
+    bodies["corrections of no frame"] = upload(
+        ("a.png", good), corrections=[{"visit": -1, "frame": 99, "corners": [0] * 8}]
+    )
     bodies["no list"] = good
     bodies["nested list"] = b"[" * 50000 + b"\n"
     bodies["nothing"] = upload()
@@ -460,6 +466,15 @@ def test_a_hostile_upload_is_answered_and_does_no_harm(server: Running, fault: s
             assert visit["answer"]["kind"] in ("graded", "score_only", "unable")
     assert server.process.poll() is None
     assert server.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+@pytest.mark.parametrize("fault", [name for name in HOSTILE if "dicom" in name or "list" in name])
+def test_a_report_on_a_hostile_upload_is_answered(server: Running, fault: str) -> None:
+    pytest.importorskip("highdicom")
+    status, said = server.call("/page/report/0", HOSTILE[fault])
+    assert status in (200, 422), said[:300]
+    assert "Traceback" not in said
+    assert server.process.poll() is None
 
 
 def test_only_the_page_itself_may_ask(server: Running) -> None:
@@ -487,25 +502,34 @@ def test_a_bare_network_is_refused_in_one_line(tmp_path: Path) -> None:
         page(tmp_path / "none.onnx", port=0, open_browser=False)
 
 
-def test_some_clients_at_once_are_all_answered_in_bounded_memory(server: Running) -> None:
+@pytest.mark.parametrize(
+    ("num_clients", "most_each", "most_seconds"),
+    [
+        pytest.param(5, 4, 600, id="short"),
+        pytest.param(20, 1000, 60, id="a-minute", marks=pytest.mark.slow),
+    ],
+)
+def test_clients_at_once_are_all_answered_in_bounded_memory(
+    server: Running, num_clients: int, most_each: int, most_seconds: float
+) -> None:
+    """Without a pause; `benchmarks/page_load.py` measures the waiting time."""
     body = upload(*images(patient(40, 1)))
     process = psutil.Process(server.process.pid)
     server.call("/page/answers", body)  # the networks are loaded
-    before = process.memory_info().rss
+    before, end = process.memory_info().rss, time.monotonic() + most_seconds
     statuses: list[int] = []
-    seconds: list[float] = []
 
     def client() -> None:
-        for _ in range(REQUESTS_EACH):
-            start = time.monotonic()
+        for _ in range(most_each):
+            if time.monotonic() > end:
+                return
             statuses.append(server.call("/page/answers", body)[0])
-            seconds.append(time.monotonic() - start)
 
-    threads = [threading.Thread(target=client) for _ in range(NUM_CLIENTS)]
+    threads = [threading.Thread(target=client) for _ in range(num_clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    print(f"p95 {np.quantile(seconds, 0.95):.2f} s of {len(seconds)} requests")
-    assert statuses == [200] * NUM_CLIENTS * REQUESTS_EACH
+    assert len(statuses) >= num_clients
+    assert set(statuses) == {200}
     assert process.memory_info().rss - before < MAX_GROWTH_BYTES
