@@ -75,6 +75,23 @@ def test_two_runs_started_at_the_same_moment_on_a_new_store_both_land(tmp_path, 
     assert list(table["params.train.epochs"]) == ["3", "3"]
 
 
+def test_a_kill_while_the_store_is_made_leaves_none(tmp_path, store):
+    shutil.rmtree(store)
+    ready, go = tmp_path / "first", tmp_path / "go"
+    go.touch()
+    run = subprocess.Popen([sys.executable, "-c", _START_TOGETHER, str(ready), str(go)],
+                           stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(store.glob(".unfinished-*.db")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    run.kill()
+    run.wait()
+    assert not (store / "mlflow.db").exists()
+    with tracking.start_run("e", "run"):
+        pass
+    assert tracking.untracked() is None
+
+
 def test_everything_lies_below_the_store_folder(tmp_path, store, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "table.csv").write_text("a\n1\n")

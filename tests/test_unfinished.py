@@ -165,7 +165,7 @@ def test_compare_names_the_runs_that_it_leaves_out(tmp_path, monkeypatch, capsys
     (tmp_path / "patient_scores.csv").write_text("\n".join([f"{scores},predicted", *rows]) + "\n")
     with tracking.start_run("e", "good"):
         tracking.log_artifacts(tmp_path / "patient_scores.csv")
-    assert cli.main(["compare", "e", "--resamples", "50", "--json"]) == 0
+    assert cli.main(["compare", "e", "--resamples", "100", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["left_out"] == [line]
     assert cli.main(["compare", "e", "--baseline", bad.run_id]) == 1
     assert f"as baseline. Received: {line}" in capsys.readouterr().err

@@ -33,7 +33,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from sqlalchemy.exc import SQLAlchemyError
 
-from steatosis_tf.files import file_sha256
+from steatosis_tf.files import file_sha256, replacing
 from steatosis_tf.grades import OUTPUT_LAYER
 from steatosis_tf.tracking.store import (
     StoreError,
@@ -428,9 +428,12 @@ def _connect() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         wait_for_store()
         mlflow.set_tracking_uri(store_uri())
-        # The first connection creates the tables; two runs that start at the same moment would
-        # both try, and one would fail.
+        # The first connection makes the tables, one after the other: two runs that start at the
+        # same moment would both try, and a kill would leave a store that no later run can use.
         with alone():
+            if not (path := folder / "mlflow.db").exists():
+                with replacing(path) as temporary:
+                    mlflow.MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
             mlflow.search_experiments(max_results=1)
     except StoreError:
         raise
