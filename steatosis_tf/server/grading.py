@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI, Response
 from pydantic import BaseModel, Field
 
+from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.server.app import bound_socket, make_app, serve
 from steatosis_tf.server.frames import StudyFolders, check_study, picture, shown_frame
@@ -71,8 +72,9 @@ def grade(
     """
     with bound_socket(port) as bound:
         folders = StudyFolders(manifest_path, frame_folders)
+        read_manifest(manifest_path, for_review=True)  # else a store would be left beside none
+        check_study(Path(manifest_path), folders)
         study = ReadingStudy(manifest_path, repeats)
-        check_study(study.path, folders)
         app = make_app("grade", texts={"notice": NOTICE})
         add_routes(app, study, folders)
         title = f"Blind grading of {study.path.name}"

@@ -282,6 +282,23 @@ def test_a_case_without_a_readable_frame_can_only_be_unable(
     assert "All <b>broken</b>" in set(server.table()["reader_1_unable"])
 
 
+def test_what_cannot_be_read_is_named_at_the_start_and_nothing_is_left(
+    manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = manifest.parent / "more" / "manifest.csv"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text(manifest.read_text().replace(",images/", ",../images/"))
+    for path, words, text in (
+        (manifest.with_name("none.csv"), ["--grade"], "Expected a manifest"),
+        (elsewhere, ["--grade"], "8 of 8 frames outside of it"),
+        (manifest, ["--grade", "--repeats", 2], "a share of patients to repeat"),
+        (manifest, [], "Expected a reviewer"),
+    ):
+        assert call("review", path, *words, "--port", 0, "--no-browser") == 1
+        assert text in capsys.readouterr().err
+    assert not list(manifest.parent.rglob("readings*"))
+
+
 @pytest.mark.slow
 def test_forty_frames_by_two_readers_to_a_report(
     open_page: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
