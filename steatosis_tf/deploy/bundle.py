@@ -258,6 +258,23 @@ def write_bundle(
     return _seal(folder, about, network, joint, roi)
 
 
+def copy_bundle(bundle: Bundle, folder: str | Path) -> Path:
+    """Write an opened bundle again as it is, as a folder and as a zip beside it.
+
+    Args:
+        bundle: of `open_bundle`.
+        folder: to create; an earlier bundle there is replaced.
+
+    Returns:
+        the zip.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in bundle.files.items():
+        _write(folder / name, content)
+    return _write_zip(folder)
+
+
 def _seal(
     folder: Path, about: dict[str, Any], network: bytes, joint: JointModel, roi: RoiConfig
 ) -> Path:

@@ -10,13 +10,13 @@ import pandas as pd
 
 from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.config import BACKBONES, Config
-from steatosis_tf.deploy.bundle import Bundle, open_bundle, write_bundle
+from steatosis_tf.deploy.bundle import Bundle, copy_bundle, is_bundle, open_bundle, write_bundle
 from steatosis_tf.deploy.bundle_network import convert_taps
 from steatosis_tf.files import file_sha256
 from steatosis_tf.grades import GRADES
-from steatosis_tf.model.backbone import build_taps
 from steatosis_tf.model.joint import NETWORK, JointModel
 from steatosis_tf.model.pooling import pool_maps
+from steatosis_tf.unfinished import refuse_unfinished
 
 #: How far a network score of the bundle may lie from Keras', square root of fat percent (or
 #: grades): the weights are kept in 16 bits.
@@ -44,6 +44,8 @@ def write_run_bundle(
     Raises:
         RuntimeError: if they differ by more than `MAX_DIFFERENCE`.
     """
+    from steatosis_tf.model.backbone import build_taps  # brings TensorFlow
+
     taps = build_taps(config.model, rois.shape[1:3])
     folder = run_dir / "bundle"
     write_bundle(
@@ -67,6 +69,39 @@ def write_run_bundle(
             f"Received: a difference of {difference:.3g}. It must not be used."
         )
     return difference
+
+
+def export_bundle(run_dir: str | Path, folder: str | Path) -> Bundle:
+    """Write the bundle of a run somewhere else, as a folder and as a zip beside it.
+
+    Args:
+        run_dir: of a run that has come to its end.
+        folder: to create; an earlier bundle there is replaced, anything else is left alone.
+
+    Returns:
+        the bundle, byte for byte that of the run.
+
+    Raises:
+        ValueError: if the run has no bundle or a damaged one, or something else is in the way.
+    """
+    run_dir, folder = Path(run_dir), Path(folder)
+    refuse_unfinished(run_dir)
+    source = run_dir / "bundle"
+    if not is_bundle(source):
+        raise ValueError(
+            f"Expected a run with a bundle, as recipe joint trains it. Received: {run_dir.name!r} "
+            "without one: its model grades frames alone. Write it as one file: --output FILE.onnx."
+        )
+    archive = folder.with_name(f"{folder.name}.zip")
+    taken = folder.is_dir() and any(folder.iterdir()) and not is_bundle(folder)
+    if taken or folder.resolve() == source.resolve() or archive.exists() > is_bundle(archive):
+        raise ValueError(
+            "Expected a new folder for the bundle, or that of an earlier one with its zip. "
+            f"Received: {folder.name!r}, where something else is. Give --output another name."
+        )
+    bundle = open_bundle(source)
+    copy_bundle(bundle, folder)
+    return bundle
 
 
 def _difference(joint: JointModel, features: np.ndarray, bundle: Bundle, rois: np.ndarray) -> float:

@@ -213,6 +213,13 @@ class OutputDir(str):
     """A folder to write into."""
 
 
+class OutputModel(OutputDir):
+    """The folder of a bundle to write; a name that ends with .onnx is a file."""
+
+    def __new__(cls, text: str) -> "OutputModel | OutputOnnx":  # type: ignore[misc]
+        return OutputOnnx(text) if text.lower().endswith(".onnx") else super().__new__(cls, text)
+
+
 def check_outputs(args: Namespace) -> None:
     """Refuse a call whose outputs would destroy something.
 

@@ -8,7 +8,7 @@ from steatosis_tf.environment import load_tensorflow
 from steatosis_tf.files import renewing_sums
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.unfinished import refuse_unfinished
-from steatosis_tf.verbs.common import OutputDir, OutputOnnx, OutputPicture, Result
+from steatosis_tf.verbs.common import OutputDir, OutputModel, OutputOnnx, OutputPicture, Result
 
 
 def evaluate(args: Namespace) -> Result:
@@ -27,25 +27,34 @@ def evaluate(args: Namespace) -> Result:
 
 
 def export(args: Namespace) -> Result:
-    """Write a run's model as ONNX, checked against Keras on the run's own frames.
+    """Write a run's model: its bundle, or as one ONNX file checked against Keras on its frames.
 
     Example:
-        steatosis export runs/paper/RUN_ID --output model.onnx
+        steatosis export runs/joint/RUN_ID --output bundle
     """
+    now = f"now: steatosis predict FRAMES --model {args.output}"
+    if not isinstance(args.output, OutputOnnx):
+        from steatosis_tf.deploy.run_bundle import export_bundle
+
+        bundle = export_bundle(args.run_dir, args.output)
+        values = {"model": args.output, "zip": f"{args.output}.zip", "sha256": bundle.sha256}
+        text = f"{args.output}, and {args.output}.zip beside it: {bundle.name}, as it was evaluated"
+        return Result(values, f"{text}\n{now}")
     load_tensorflow()
     from steatosis_tf.deploy.export import export_run
 
     difference = export_run(args.run_dir, args.output)
     values = {"model": args.output, "largest_difference": difference}
     text = f"{args.output}: largest difference from Keras {difference:.2g}"
-    return Result(values, f"{text}\nnow: steatosis predict FRAMES --model {args.output}")
+    return Result(values, f"{text}\n{now}")
 
 
 def _export_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of the run")
     parser.add_argument(
-        "--output", required=True, type=OutputOnnx, metavar="MODEL_ONNX", help="file to write"
-    )
+        "--output", required=True, type=OutputModel, metavar="BUNDLE|MODEL_ONNX",
+        help="folder of the bundle, a zip is written beside it; or an ONNX file, of any other run",
+    )  # fmt: skip
 
 
 def predict(args: Namespace) -> Result:
