@@ -128,3 +128,12 @@ def test_every_licence_of_a_node_is_listed() -> None:
     pinned = re.findall(r"^([\w.-]+)==", (REPOSITORY / "requirements/node.txt").read_text(), re.M)
     assert listed.keys() == set(pinned)
     assert not [line for line in lines if "UNKNOWN" in line]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_tests_that_documents_name_exist(document: Path) -> None:
+    for name, function in re.findall(
+        r"`([\w/]+\.py)::(\w+)`", document.read_text(encoding="utf-8")
+    ):
+        path = REPOSITORY / "tests" / name.removeprefix("tests/")
+        assert f"def {function}(" in path.read_text(encoding="utf-8"), f"{name}::{function}"
