@@ -152,26 +152,48 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class Backbone:
-    """What is known of a published network without building it.
+    """A published network without its top; known here without building it.
 
     Attributes:
         title: as people write it.
+        builder: its name in `keras.applications`; "" where model/ has a function of its own.
+        scale, offset: what its weights were trained to see is grey * scale + offset, per channel.
+        address: where its ImageNet weights lie; "" where the package has them.
         cut_layer: last layer that stays as it is in fine-tuning; "" where that is not offered.
     """
 
     title: str
+    builder: str = ""
+    scale: float | tuple[float, ...] = 1.0
+    offset: tuple[float, ...] = (0.0, 0.0, 0.0)
+    address: str = ""
     cut_layer: str = ""
 
 
-#: `model.backbone` -> network; model/backbone.py builds it.
+# Means of the blue, green and red channel ("caffe" preprocessing, He et al. 2016); the library's
+# own preprocess_input would give the ONNX file a second required input.
+_CAFFE = (1.0, (-103.939, -116.779, -123.68))
+# Red, green, blue: (grey / 255 - mean) / deviation.
+_MEANS, _DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_TORCH = (
+    tuple(1 / (255 * deviation) for deviation in _DEVIATIONS),
+    tuple(-mean / deviation for mean, deviation in zip(_MEANS, _DEVIATIONS, strict=True)),
+)
+_KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
+_NO_TOP = "weights_tf_dim_ordering_tf_kernels_notop.h5"
+
+#: `model.backbone` -> network, the only list of them; model/backbone.py builds it.
 BACKBONES = {
-    "resnet50": Backbone("ResNet-50", "conv4_block6_out"),
-    "resnet18": Backbone("ResNet-18"),
-    "densenet121": Backbone("DenseNet-121"),
-    "vgg16": Backbone("VGG-16"),
-    "vgg19": Backbone("VGG-19"),
+    "resnet50": Backbone("ResNet-50", "ResNet50", *_CAFFE, f"{_KERAS}/resnet/resnet50_{_NO_TOP}",
+                         cut_layer="conv4_block6_out"),
+    "resnet18": Backbone("ResNet-18", "", *_TORCH,
+                         "https://huggingface.co/keras/resnet_18_imagenet/resolve/main/model.weights.h5"),
+    "densenet121": Backbone("DenseNet-121", "DenseNet121", *_TORCH,
+                            f"{_KERAS}/densenet/densenet121_{_NO_TOP}"),
+    "vgg16": Backbone("VGG-16", "VGG16", *_CAFFE, f"{_KERAS}/vgg16/vgg16_{_NO_TOP}"),
+    "vgg19": Backbone("VGG-19", "VGG19", *_CAFFE, f"{_KERAS}/vgg19/vgg19_{_NO_TOP}"),
     "efficientnet_lite0": Backbone("EfficientNet-Lite0"),
-}
+}  # fmt: skip
 
 HeadKind = Literal["softmax", "ordinal", "regression", "linear", "joint"]
 

@@ -3,8 +3,6 @@
 import contextlib
 import hashlib
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -96,37 +94,12 @@ def backbone_sha256(backbone: keras.Model) -> str:
 #: Mean grey level every frame is shifted to: about that of a well-set display.
 LEVEL = 64.0
 
-_KERAS_ADDRESS = "https://storage.googleapis.com/tensorflow/keras-applications/"
-_KERAS_HOME = "put it into ~/.keras/models/"
 
-
-@dataclass(frozen=True)
-class _Network:
-    """A published network without its top.
-
-    Attributes:
-        build: `(weights, pixels, name)` -> the last map.
-        scale, offset: what its weights were trained to see is grey * scale + offset, per channel.
-        address: where its ImageNet weights lie.
-        place: where they are found without being passed.
-    """
-
-    build: Callable[[str | None, keras.KerasTensor, str], keras.KerasTensor]
-    scale: float | tuple[float, ...]
-    offset: tuple[float, ...]
-    address: str
-    place: str
-
-
-def _of_keras(
-    constructor: Callable[..., keras.Model],
-) -> Callable[[str | None, keras.KerasTensor, str], keras.KerasTensor]:
-    def build(weights: str | None, pixels: keras.KerasTensor, name: str) -> keras.KerasTensor:
-        return constructor(
-            include_top=False, weights=weights, input_tensor=pixels, name=name
-        ).output
-
-    return build
+def _built(weights: str | None, pixels: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    if name == "resnet18":
+        return _resnet18(weights, pixels, name)
+    constructor = getattr(keras.applications, BACKBONES[name].builder)
+    return constructor(include_top=False, weights=weights, input_tensor=pixels, name=name).output
 
 
 def _resnet18(weights: str | None, pixels: keras.KerasTensor, name: str) -> keras.KerasTensor:
@@ -155,50 +128,6 @@ def _resnet18(weights: str | None, pixels: keras.KerasTensor, name: str) -> kera
     return network.call(pixels)
 
 
-# Means of the blue, green and red channel ("caffe" preprocessing, He et al. 2016); the library's
-# own preprocess_input would give the ONNX file a second required input.
-_CAFFE = (1.0, (-103.939, -116.779, -123.68))
-# Red, green, blue: (grey / 255 - mean) / deviation.
-_MEANS, _DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_TORCH = (
-    tuple(1 / (255 * deviation) for deviation in _DEVIATIONS),
-    tuple(-mean / deviation for mean, deviation in zip(_MEANS, _DEVIATIONS, strict=True)),
-)
-
-_NETWORKS = {
-    "resnet50": _Network(
-        _of_keras(keras.applications.ResNet50),
-        *_CAFFE,
-        f"{_KERAS_ADDRESS}resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        _KERAS_HOME,
-    ),
-    "resnet18": _Network(
-        _resnet18,
-        *_TORCH,
-        "https://huggingface.co/keras/resnet_18_imagenet/resolve/main/model.weights.h5",
-        "load the preset resnet_18_imagenet with KerasHub once there and copy its cache",
-    ),
-    "densenet121": _Network(
-        _of_keras(keras.applications.DenseNet121),
-        *_TORCH,
-        f"{_KERAS_ADDRESS}densenet/densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        _KERAS_HOME,
-    ),
-    "vgg16": _Network(
-        _of_keras(keras.applications.VGG16),
-        *_CAFFE,
-        f"{_KERAS_ADDRESS}vgg16/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        _KERAS_HOME,
-    ),
-    "vgg19": _Network(
-        _of_keras(keras.applications.VGG19),
-        *_CAFFE,
-        f"{_KERAS_ADDRESS}vgg19/vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        _KERAS_HOME,
-    ),
-}
-
-
 def pretrained_map(
     network: str, grey: keras.KerasTensor, weights: str, seed: int
 ) -> keras.KerasTensor:
@@ -218,32 +147,33 @@ def pretrained_map(
         RuntimeError: if ImageNet weights are asked for and cannot be fetched. There is no silent
             fall-back to random weights. Or if KerasHub is needed and not installed.
     """
-    found = _NETWORKS[network]
+    found = BACKBONES[network]
     channels = keras.layers.Concatenate(name="three_channels")([grey, grey, grey])
     pixels = keras.layers.Rescaling(found.scale, found.offset, name="imagenet_mean")(channels)
     if weights == "random":
         keras.utils.set_random_seed(seed)
-        return found.build(None, pixels, network)
+        return _built(None, pixels, network)
     if weights == "imagenet":
-        return _with_imagenet(found, pixels, network)
-    return _with_file(found, pixels, network, weights)
+        return _with_imagenet(pixels, network)
+    return _with_file(pixels, network, weights)
 
 
-def _with_imagenet(found: _Network, pixels: keras.KerasTensor, name: str) -> keras.KerasTensor:
+def _with_imagenet(pixels: keras.KerasTensor, name: str) -> keras.KerasTensor:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # Keras draws its bar on stdout
-            return found.build("imagenet", pixels, name)
+            return _built("imagenet", pixels, name)
     except Exception as error:  # Keras raises a plain Exception for a failed address
+        place = "put it into ~/.keras/models/"
+        if name == "resnet18":
+            place = "load the preset resnet_18_imagenet with KerasHub once there and copy its cache"
         raise RuntimeError(
             f"Expected to fetch the ImageNet weights. Received: {error}. On a machine with a "
-            f"network download {found.address}, then either {found.place} or pass its path: "
+            f"network download {BACKBONES[name].address}, then either {place} or pass its path: "
             "--weights PATH. --weights random runs without it, as an honest lower bound."
         ) from error
 
 
-def _with_file(
-    found: _Network, pixels: keras.KerasTensor, name: str, weights: str
-) -> keras.KerasTensor:
+def _with_file(pixels: keras.KerasTensor, name: str, weights: str) -> keras.KerasTensor:
     path = Path(weights)
     if not path.is_file():
         raise ValueError(
@@ -251,11 +181,11 @@ def _with_file(
             f"Received: weights={weights!r}, which is no file."
         )
     try:
-        return found.build(str(path), pixels, name)
+        return _built(str(path), pixels, name)
     except (ValueError, OSError, KeyError) as error:
         raise ValueError(
             f"Expected weights of {BACKBONES[name].title} without top, as "
-            f"{found.address.split('/')[-1]}. "
+            f"{BACKBONES[name].address.split('/')[-1]}. "
             f"Received: {path.name}, which does not fit ({error})."
         ) from error
 

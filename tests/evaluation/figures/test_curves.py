@@ -121,6 +121,9 @@ def test_decision_and_coverage_curves(tmp_path, sheets):
         (COLOURS[0], "-"), (COLOURS[1], "--"),
     ]  # fmt: skip
     assert sheets[2].axes[0].get_ylim()[1] == 0.05, "a small risk does not fill the panel"
+    coverage_risk_figure([1.0], {str(k): [0.1] for k in range(7)}, path, subtitle="")
+    colours = [line.get_color() for line in sheets[3].axes[0].get_lines()]
+    assert colours == [*COLOURS[:6], COLOURS[0]], "the seventh begins again"
     for bad, message in (
         ({"model": [0.1]}, r"model with as many values as thresholds, 50. Received: shape=\(1,\)"),
         ({"model": np.full(50, np.nan)}, "finite numbers in model"),

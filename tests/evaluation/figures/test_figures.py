@@ -54,6 +54,7 @@ def test_axes_are_quiet_and_a_legend_may_stand_below():
     for axes in (first, second):
         axes.plot([0, 1], label="curve")
         axes.plot([1, 0], label="another")
+        axes.plot([1, 1], label="a third")
         style_axes(axes, "across (mm)", "up (dB)")
     assert (first.xaxis.label.get_size(), first.yaxis.label.get_size()) == (9, 9)
     assert (first.xaxis.label.get_color(), first.yaxis.label.get_color()) == (INK, INK)
@@ -70,8 +71,8 @@ def test_axes_are_quiet_and_a_legend_may_stand_below():
     assert {text.get_size() for text in (*inside.get_texts(), *below.get_texts())} == {8}
     figure.canvas.draw()
     heights = [[text.get_window_extent().y0 for text in one.get_texts()] for one in (inside, below)]
-    assert heights[0][0] > heights[0][1]
-    assert heights[1][0] == heights[1][1], "two columns"
+    assert len(set(heights[0])) == 3
+    assert len(set(heights[1])) == 2, "two columns"
     assert below.get_window_extent().y1 < second.get_window_extent().y0
     assert inside.get_window_extent().y0 > first.get_window_extent().y0
 
