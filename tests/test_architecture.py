@@ -32,6 +32,7 @@ ROOMS = {
     "model": "grades files config parallel roi records",
     "evaluation": "grades files config parallel sources cohort roi quantitative model",
     "deploy": "grades files config unfinished sources cohort roi quantitative records model",
+    "validation": "grades files cohort model evaluation deploy",
     "training": "grades files config tracking unfinished cohort quantitative records model "
     "evaluation deploy",
     "run_log": "grades files config tracking unfinished roi evaluation training",
@@ -41,7 +42,7 @@ ROOMS = {
     "demo": "sources cohort evaluation deploy recipes pipeline",
     "server": "grades sources cohort roi quantitative model deploy",
     "verbs": "grades files config environment tracking unfinished parallel sources cohort roi "
-    "quantitative records evaluation deploy run_log recipes pipeline demo server",
+    "quantitative records evaluation deploy validation run_log recipes pipeline demo server",
     "cli": "grades files verbs",
 }
 
@@ -61,7 +62,7 @@ EXCEPTIONS = {
 
 #: Public functions that answer, measure, bring in, propose, review and verify: no TensorFlow.
 WITHOUT_TENSORFLOW = (
-    "deploy.predict", "deploy.bundle", "quantitative.measure", "sources.dicom.ingest",
+    "deploy.predict", "deploy.bundle", "validation", "quantitative.measure", "sources.dicom.ingest",
     "roi.columns", "roi.propose", "roi.sheet", "roi.review.exchange",
     "server.review", "server.grading", "server.page",
 )  # fmt: skip

@@ -190,6 +190,60 @@ def near_pairs(
     return sorted(found)
 
 
+def training_hashes(frame_table: pd.DataFrame, manifest_path: str | Path) -> dict[str, list[str]]:
+    """What tells later whether a frame was among these: exact and perceptual hashes, sorted.
+
+    The order says nothing of patients. Whoever holds a frame can still ask whether it took part.
+
+    Args:
+        frame_table: manifest of the frames that were learned from.
+        manifest_path: where the manifest lies.
+
+    Returns:
+        `pixels_sha256` and `HASH_NAME`, hex digits, each sorted.
+
+    Raises:
+        ValueError: as of `hash_frames`.
+    """
+    hashes = hash_frames(frame_table, manifest_path)
+    return {
+        "pixels_sha256": sorted(set(frame_table["pixels_sha256"])),
+        HASH_NAME: sorted({row.tobytes().hex() for row in hashes}),
+    }
+
+
+def find_training_frames(
+    known: dict[str, list[str]], frame_table: pd.DataFrame, manifest_path: str | Path
+) -> dict[str, list[str]]:
+    """Frames of a manifest that a model has learned from.
+
+    Args:
+        known: of `training_hashes`.
+        frame_table: manifest of frames that the model is tested on.
+        manifest_path: where the manifest lies.
+
+    Returns:
+        `same_pixels` and `near_duplicate`: `frame_id` of each, in the order of the manifest.
+
+    Raises:
+        ValueError: as of `hash_frames`, or if the hashes were made another way.
+    """
+    if {"pixels_sha256", HASH_NAME} - known.keys():
+        raise ValueError(
+            f"Expected hashes of training frames under pixels_sha256 and {HASH_NAME}. Received: "
+            f"{', '.join(sorted(known))}. Another version of steatosis_tf wrote them."
+        )
+    same = frame_table["pixels_sha256"].isin(known["pixels_sha256"]).to_numpy()
+    digits = bytes.fromhex("".join(known[HASH_NAME]))
+    learned = np.frombuffer(digits, np.uint8).reshape(-1, HASH_BYTES)
+    hashes = np.concatenate([learned, hash_frames(frame_table, manifest_path)])
+    side = np.repeat([0, 1], [len(learned), len(frame_table)])
+    near = np.zeros(len(frame_table), bool)
+    near[[later - len(learned) for _, later, _ in near_pairs(hashes, side)]] = True
+    ids = frame_table["frame_id"]
+    return {"same_pixels": ids[same].tolist(), "near_duplicate": ids[near & ~same].tolist()}
+
+
 def _signs(packed: np.ndarray) -> np.ndarray:
     return np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1
 

@@ -4,6 +4,10 @@
 grading rule as data, training, versions, licences, hashes), `card.md`, `instructions.md`, reference
 frames with their answers, `SHA256SUMS`. Every load compares every hash. Opening needs no
 TensorFlow; writing needs the package onnx.
+
+Under `training`, `leak_hashes` may stand, of `cohort.near_duplicates.training_hashes`: by it
+`steatosis validate` tells frames that the model has learned from. It is left out unless asked for
+(`export --leak-hashes`), since it tells whoever holds a frame whether its patient took part.
 """
 
 import hashlib

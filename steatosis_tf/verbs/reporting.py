@@ -1,4 +1,4 @@
-"""Verbs that judge what is claimed: report, robustness, check-tables."""
+"""Verbs that judge what is claimed: validate, report, robustness, check-tables."""
 
 import dataclasses
 import json
@@ -9,10 +9,48 @@ from typing import TYPE_CHECKING
 from steatosis_tf.files import open_regular, renewing_sums
 from steatosis_tf.grades import OUTPUT_LAYER
 from steatosis_tf.unfinished import refuse_unfinished
-from steatosis_tf.verbs.common import Result
+from steatosis_tf.verbs.common import OutputDir, Result
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+def validate(args: Namespace) -> Result:
+    """Hold a model against labelled patients whom it never saw; writes a report of them.
+
+    Example:
+        steatosis validate elsewhere/manifest.csv --output external
+    """
+    from steatosis_tf.validation import validate as hold
+    from steatosis_tf.validation import validation_text
+
+    found = hold(
+        args.manifest,
+        args.output,
+        model=args.model,
+        reference=args.reference or "",
+        num_resamples=args.resamples,
+    )
+    text = f"{validation_text(found)}\nreport: {Path(args.output) / 'report.html'}"
+    return Result(found, text)
+
+
+def _validate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("manifest", metavar="MANIFEST_CSV", help="patients with grade")
+    parser.add_argument(
+        "--model", metavar="BUNDLE|MODEL_ONNX|RUN_DIR",
+        help="what grades; the model that comes with the package if left out",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", required=True, type=OutputDir, metavar="DIR", help="answers, metrics, report"
+    )
+    parser.add_argument(
+        "--reference", metavar="COLUMN",
+        help="numbers from which the grades were read, if not fat_percent, as cap_db_per_m",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resamples", type=int, default=2000, metavar="N", help="of patients, for the intervals"
+    )
 
 
 def report(args: Namespace) -> Result:
@@ -119,6 +157,7 @@ def _tables_arguments(parser: ArgumentParser) -> None:
 
 
 VERBS = (
+    ("validate", validate, _validate_arguments),
     ("report", report, _report_arguments),
     ("robustness", robustness, _run_arguments),
     ("check-tables", check_tables, _tables_arguments),

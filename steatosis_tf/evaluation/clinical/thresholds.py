@@ -101,8 +101,8 @@ def apply_operating_points(
     """What locked thresholds are worth on test scores.
 
     Args:
-        points: from `choose_operating_points`, unchanged. Points of one fold serve any table;
-            with several, each row is called by the threshold of its fold.
+        points: from `choose_operating_points`, unchanged, or some of its rules. Points of one fold
+            serve any table; with several, each row is called by the threshold of its fold.
         scores: test patient table, or frame table if `points` were chosen on frames.
         prevalences: shares of positives for which predictive values are restated.
         confidence: 0.95 for 95 % intervals.
@@ -137,7 +137,8 @@ def apply_operating_points(
     result: dict[str, Any] = {}
     for task, score in cumulative_scores(probabilities).items():
         result[task] = {}
-        for rule in RULES:
+        known = next(iter(points["folds"].values()))[task]
+        for rule in (rule for rule in RULES if rule in known):
             cut, entry = _row_thresholds(points["folds"], task, rule, _folds(scores))
             ready = ~np.isnan(cut)
             if ready.any():

@@ -30,6 +30,7 @@ from steatosis_tf.evaluation.metrics.scores import (
     checked_matrix,
     checked_pair,
     labels_and_probabilities,
+    named_labels,
 )
 from steatosis_tf.evaluation.metrics.weighted import (
     CUMULATIVE_TASKS,
@@ -45,7 +46,10 @@ CHUNK = 64
 
 
 def compute_metrics(
-    grades_true: ArrayLike, probabilities: ArrayLike, fat_percent: ArrayLike | None = None
+    grades_true: ArrayLike,
+    probabilities: ArrayLike,
+    fat_percent: ArrayLike | None = None,
+    named: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """All metrics of one set of frames or of one set of patients.
 
@@ -55,6 +59,7 @@ def compute_metrics(
             most probable one, the lower where two tie.
         fat_percent: `(N,)` reference fat in percent, NaN where unknown; adds
             `ordinal.spearman_fat` and `ordinal.num_fat_known`.
+        named: `(N,)` labels that a decision rule names, of `scores.named_labels`.
 
     Returns:
         Nested, ready for JSON: every metric of `METRICS` at the place of its dotted name, None
@@ -73,7 +78,7 @@ def compute_metrics(
     """
     labels, scores = checked_pair(grades_true, probabilities)
     fat = None if fat_percent is None else _checked_fat(fat_percent, len(labels))
-    table = prepare(labels, scores, np.zeros(len(labels), dtype=int), 1, fat)
+    table = prepare(labels, scores, np.zeros(len(labels), dtype=int), 1, fat, named)
     result = _nested(table, with_fat=fat is not None)
     if fat is not None:
         result["ordinal"]["num_fat_known"] = int((~np.isnan(fat)).sum())
@@ -83,7 +88,7 @@ def compute_metrics(
 def metrics_of(table: pd.DataFrame) -> dict[str, Any]:
     """Every metric of a frame or patient score table, see `compute_metrics`."""
     fat = table["fat_percent"].to_numpy(np.float64) if "fat_percent" in table else None
-    return compute_metrics(*labels_and_probabilities(table), fat)
+    return compute_metrics(*labels_and_probabilities(table), fat, named_labels(table))
 
 
 def metrics_from_confusion_matrix(matrix: ArrayLike) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from steatosis_tf.evaluation.metrics.scores import (
     check_frame_scores,
     check_table,
     labels_and_probabilities,
+    named_labels,
 )
 from steatosis_tf.evaluation.metrics.weighted import WeightedTable, prepare
 from steatosis_tf.grades import GRADES
@@ -167,7 +168,7 @@ def jackknife_weights(
 def _weighted(scores: pd.DataFrame, patient: np.ndarray, num_patients: int) -> WeightedTable:
     labels, probabilities = labels_and_probabilities(scores)
     fat = scores["fat_percent"].to_numpy(dtype=float) if "fat_percent" in scores else None
-    return prepare(labels, probabilities, patient, num_patients, fat)
+    return prepare(labels, probabilities, patient, num_patients, fat, named_labels(scores))
 
 
 def _fold_cells(grade: np.ndarray, fold: np.ndarray) -> np.ndarray:

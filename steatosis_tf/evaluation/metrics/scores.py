@@ -6,7 +6,8 @@ num_frames, p_normal .. p_severe, predicted`. `fold` is 0 for a hold-out run. Re
 cross-validation adds a column `repeat`: ids are then unique within each repeat.
 
 The rule that turns frames into a patient is part of the configuration, so it is fixed before
-the test part is scored. Where two grades tie, the lower one is predicted (`numpy.argmax`).
+the test part is scored. Where two grades tie, the lower one is predicted (`numpy.argmax`). A model
+that names a grade by another rule says so in a column `decision_rule` (`joint.DECISION_RULES`).
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from scipy import special, stats
 
 from steatosis_tf.files import open_regular, replacing
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS, label_of
+from steatosis_tf.model.joint import decide
 
 FRAME_COLUMNS = (
     "frame_id",
@@ -158,6 +160,21 @@ def labels_and_probabilities(
     check_table(table, "frame_id" if "frame_id" in table else "patient_id", validation)
     labels = np.array([label_of(grade) for grade in table["grade"]], dtype=int)
     return labels, _probabilities(table)
+
+
+def named_labels(table: pd.DataFrame) -> np.ndarray:
+    """The grade that is named for each row, `(N,)` int 0..3: the most probable one, or what the
+    row's `decision_rule` makes of its probabilities.
+
+    Raises:
+        ValueError: if there is no such rule.
+    """
+    scores = _probabilities(table)
+    named = scores.argmax(axis=1)
+    for rule in table["decision_rule"].unique() if "decision_rule" in table else ():
+        rows = (table["decision_rule"] == rule).to_numpy()
+        named[rows] = decide(scores[rows], rule)
+    return named
 
 
 def read_scores(path: str | Path, *, validation: bool = False) -> pd.DataFrame:
@@ -321,9 +338,10 @@ def _check_probabilities(table: pd.DataFrame, ids: pd.Series) -> None:
     bad = np.abs(scores.sum(axis=1) - 1) > SUM_TOLERANCE
     _refuse(ids, bad, f"probabilities that sum to 1 within {SUM_TOLERANCE}", "that do not")
     if "predicted" in table:
-        predicted = np.asarray(GRADES, dtype=object)[scores.argmax(axis=1)]
+        predicted = np.asarray(GRADES, dtype=object)[named_labels(table)]
         bad = table["predicted"].to_numpy(dtype=object) != predicted
-        _refuse(ids, bad, "predicted to be the most probable grade", "that contradict their scores")
+        _refuse(ids, bad, "predicted to be the most probable grade, or that of the row's "
+                "decision_rule", "that contradict their scores")  # fmt: skip
 
 
 def _refuse(ids: pd.Series, faulty: np.ndarray, expected: str, found: str) -> None:

@@ -119,6 +119,7 @@ def prepare(
     patient: np.ndarray,
     num_patients: int,
     fat_percent: np.ndarray | None = None,
+    named: np.ndarray | None = None,
 ) -> WeightedTable:
     """Sort and total a score table so that any weighting of its patients is cheap.
 
@@ -128,8 +129,10 @@ def prepare(
         patient: `(N,)` int 0..num_patients - 1, the patient of each row.
         num_patients: patients in the weights, also those without a row here (another fold).
         fat_percent: `(N,)` float, percent, NaN where unknown.
+        named: `(N,)` int 0..3, the grade that is named; the most probable one if None.
     """
-    cell = labels * len(GRADES) + probabilities.argmax(axis=1)
+    named = probabilities.argmax(axis=1) if named is None else named
+    cell = labels * len(GRADES) + named
     confusion = np.zeros((num_patients, len(GRADES) ** 2))
     np.add.at(confusion, (patient, cell), 1.0)
     terms = proper_score_terms(labels, probabilities)

@@ -71,7 +71,7 @@ _EVIDENCE: dict[str, tuple[str, _Holds]] = {
     "config": ("method", lambda run, analysis: run.config is not None),
     "disjoint": ("split", _passed("two sides of a partition")),
     "environment": ("method", lambda run, analysis: run.environment is not None),
-    "external": ("external", lambda run, analysis: run.protocol in ("logo", "temporal")),
+    "external": ("external", lambda run, analysis: run.is_external),
     "flow": (
         "flow",
         lambda run, analysis: run.manifest is not None and run.rejected is not None,

@@ -42,6 +42,10 @@ class Check:
 def check_run(run: RunRecord) -> list[Check]:
     """Hold metrics, scores, split and manifest of a run against each other."""
     checks = [Check(f"{fault.partition(':')[0]} can be read", False, fault) for fault in run.faults]
+    if run.external:
+        table = run.patient_scores
+        return [*checks, _metrics_follow(run, "patient", table), _tables_agree(run, "patient"),
+                _everybody_is_told_of(run)]  # fmt: skip
     for level, table in (("patient", run.patient_scores), ("frame", run.frame_scores)):
         checks.append(_metrics_follow(run, level, table))
     for level in ("patient", "frame"):
@@ -211,6 +215,23 @@ def _split_is_disjoint(run: RunRecord) -> Check:
         )  # fmt: skip
     num_patients = run.split["patient_id"].nunique()
     return Check(name, True, f"{num_patients} patients in {run.num_folds} partition(s).")
+
+
+def _everybody_is_told_of(run: RunRecord) -> Check:
+    name = "Every labelled patient of manifest.csv is graded with its own grade, or listed"
+    if run.manifest is None or run.external is None:
+        return Check(name, None, "manifest.csv or external.json is absent or damaged.")
+    rows = run.manifest[(run.manifest["grade"] != "") & (run.manifest["patient_id"] != "")]
+    labelled = rows.groupby("patient_id")["grade"].first().to_dict()
+    told = {one["patient_id"]: one["grade"] for one in run.external["not_graded"]}
+    if run.patient_scores is not None:
+        scored = run.patient_scores
+        told |= dict(zip(scored["patient_id"].astype(str), scored["grade"], strict=True))
+    if differ := sorted(
+        one for one in labelled.keys() | told if labelled.get(one) != told.get(one)
+    ):
+        return Check(name, False, f"{len(differ)} are not, first patient_id={differ[0]}.")
+    return Check(name, True, f"{len(labelled)} patients found.")
 
 
 def _frames_in_manifest(run: RunRecord) -> Check:

@@ -86,6 +86,21 @@ def consistency(analysis: Analysis) -> str:
     return f"Not shown to be consistent: {num_open} self-checks could not be made."
 
 
+def titles(run: RunRecord) -> tuple[str, str]:
+    """Title of a report, in the author's words where there are any, and what it is about."""
+    if run.external:
+        model = run.external["model"]
+        return (
+            run.study.get("title") or f"External validation of {model['name']}",
+            f"Model {model['name']}, SHA-256 {model['sha256']}, on the manifest with SHA-256 "
+            f"{run.external['manifest_sha256']}",
+        )
+    return (
+        run.study.get("title") or f"Steatosis grading from ultrasound: {run.experiment}",
+        f"Experiment {run.experiment}, run {run.run_id}",
+    )
+
+
 def verdict(analysis: Analysis) -> str:
     """In words: is the model any better than an answer that needs no model?"""
     if not analysis.majority:
@@ -119,6 +134,8 @@ def who_was_tested(run: RunRecord, analysis: Analysis) -> str:
     """How many patients and frames, how, and how many of each grade."""
     found = analysis.metrics["patient"]
     how = "tested out of fold" if run.num_folds > 1 else "of the test part"
+    if run.external:
+        how = f"graded, of {run.external['counts']['patients']:,} validated"
     frames = analysis.metrics.get("frame", {}).get("n")
     grades = ", ".join(f"{found['support'][grade]} {grade}" for grade in GRADES)
     return (

@@ -57,7 +57,12 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
         "notice": NOTICE,
     }
     write_json(metrics, run_dir / "metrics.json")
-    _draw(run_dir, {"patients": patients, "frames": frames})
+    draw_scores(run_dir, {"patients": patients, "frames": frames})
+    history_path = run_dir / "history.csv"
+    if history_path.is_file():
+        history = pd.read_csv(history_path)
+        for fold, part in history.groupby("fold"):
+            training_curves(part.drop(columns="fold"), run_dir / "figures" / f"training_{fold}.png")
     return metrics
 
 
@@ -134,7 +139,13 @@ def _check_truth(run_dir: Path, frames: pd.DataFrame) -> None:
         )
 
 
-def _draw(run_dir: Path, tables: dict[str, pd.DataFrame]) -> None:
+def draw_scores(run_dir: Path, tables: dict[str, pd.DataFrame]) -> None:
+    """Draw confusion matrix and ROC curves of score tables into `figures/`.
+
+    Args:
+        run_dir: folder of the run.
+        tables: "patients" or "frames" -> score table.
+    """
     figures = run_dir / "figures"
     for unit, table in tables.items():
         labels, probabilities = labels_and_probabilities(table)
@@ -147,11 +158,6 @@ def _draw(run_dir: Path, tables: dict[str, pd.DataFrame]) -> None:
             unit=unit,
             patient_ids=table["patient_id"].to_numpy(),
         )
-    history_path = run_dir / "history.csv"
-    if history_path.is_file():
-        history = pd.read_csv(history_path)
-        for fold, part in history.groupby("fold"):
-            training_curves(part.drop(columns="fold"), figures / f"training_{fold}.png")
 
 
 def _spread(values: list[float | None]) -> str:

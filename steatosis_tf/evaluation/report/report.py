@@ -54,6 +54,9 @@ _SECTIONS = {
     "checks": "Self-check",
 }
 
+# What the folder of an external validation cannot say: nothing was split or trained there.
+_OF_TRAINING = ("flow", "split", "method", "levels", "robustness", "abstention", "failures")
+
 # Headings of a model card (Mitchell et al. 2019, doi 10.1145/3287560.3287596) and the sections of
 # the report that answer them.
 _CARD = {
@@ -82,9 +85,9 @@ def write_report(
     """Write the report of a run beside its results.
 
     Args:
-        run_dir: `runs/<experiment>/<run_id>`. Files of later steps are used if they are there:
-            leak_gate.json, robustness.csv, hepatorenal.csv (`patient_id, hepatorenal_index`), and
-            the author's study.json (`run.STUDY_KEYS`).
+        run_dir: `runs/<experiment>/<run_id>`, or the folder of an external validation. Files of
+            later steps are used if they are there: leak_gate.json, robustness.csv, hepatorenal.csv
+            (`patient_id, hepatorenal_index`), and the author's study.json (`run.STUDY_KEYS`).
         num_resamples: bootstrap resamples of every interval.
         covariates: columns of the manifest to look at as subgroups, beside `analysis.COVARIATES`.
 
@@ -100,13 +103,12 @@ def write_report(
     analysis = analyse_run(run, num_resamples=num_resamples, covariates=covariates)
     figures = tables.draw_figures(run, analysis)
     blocks = _render(run, analysis, figures)
-    title = _plain(run.study.get("title") or f"Steatosis grading from ultrasound: {run.experiment}")
-    subtitle = _plain(f"Experiment {run.experiment}, run {run.run_id}")
+    title, subtitle = map(_plain, content.titles(run))
     first = [blocks["first_page"], _self_check(analysis)]
     if not is_consistent(analysis.checks):
         first.reverse()  # a doubt stands before the numbers
     opening = "\n\n".join([subtitle, f"**{NOTICE}**", *filter(None, first)])
-    sections = {key: text for key in _SECTIONS if (text := blocks[key])}
+    sections = {key: text for key in _order(run) if (text := blocks[key])}
     numbered = [
         f"## {number}. {_SECTIONS[key]}\n\n{text}"
         for number, (key, text) in enumerate(sections.items(), start=1)
@@ -128,10 +130,17 @@ def write_report(
         ),
         "report.html": page_html("\n\n".join([head, *numbered, full, end]), run.run_dir),
     }  # fmt: skip
+    if run.external:  # of a model that was made elsewhere, and has its card
+        del pages["model_card.md"]
     for name, text in pages.items():
         with replacing(run.run_dir / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return run.run_dir / "report.html"
+
+
+def _order(run: RunRecord) -> list[str]:
+    """Keys of the sections; what a reader of a validation came for stands first."""
+    return sorted(_SECTIONS, key=lambda key: run.external is None or key != "external")
 
 
 def _self_check(analysis: Analysis) -> str:
@@ -187,7 +196,9 @@ def _render(run: RunRecord, analysis: Analysis, figures: Mapping[str, Path]) -> 
     )  # fmt: skip
     parts = (part.split("\n", 1) for part in whole.split(_MARK)[1:])
     found = {key.strip(): _tidy(text) for key, text in parts}
-    filled = [key for key in _SECTIONS if found[key]]
+    if run.external:
+        found |= dict.fromkeys(_OF_TRAINING, "")
+    filled = [key for key in _order(run) if found[key]]
     checklists = environment.get_template("checklists.md.j2").render(
         checklists=fill_checklists(run, analysis), count=count_statuses,
         numbers={key: number for number, key in enumerate(filled, start=1)},

@@ -45,7 +45,7 @@ _HINTS = "_what_to_write"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run directory.
+    """One run directory, or the folder of an external validation, which has `external`.
 
     Tables are None if absent. `faults` names files that are there but cannot be read.
     """
@@ -65,6 +65,7 @@ class RunRecord:
     robustness: pd.DataFrame | None
     hepatorenal: pd.DataFrame | None
     operating_points: dict[str, Any] | None
+    external: dict[str, Any] | None
     study: dict[str, str]
     figures: dict[str, Path]
     hashes: dict[str, str]
@@ -84,6 +85,11 @@ class RunRecord:
     def protocol(self) -> str:
         """`holdout`, `kfold`, `lopo`, ... or "" if the config is absent."""
         return str((self.config or {}).get("split", {}).get("kind", ""))
+
+    @property
+    def is_external(self) -> bool:
+        """Whether the patients tested are of another place or time than those learned from."""
+        return self.external is not None or self.protocol in ("logo", "temporal")
 
     @property
     def rule(self) -> str:
@@ -139,6 +145,7 @@ def read_run(run_dir: str | Path) -> RunRecord:
         robustness=read("robustness.csv", pd.read_csv),
         hepatorenal=read("hepatorenal.csv", _read_hepatorenal),
         operating_points=read("operating_points.json", read_json),
+        external=read("external.json", read_json),
         study=read_study(run_dir / "study.json"),
         figures={path.stem: path for path in figures},
         hashes=_hashes(run_dir),

@@ -16,7 +16,7 @@ from steatosis_tf.evaluation.figures.curves import (
     robustness_figure,
 )
 from steatosis_tf.evaluation.metrics.registry import METRICS, shown_in
-from steatosis_tf.evaluation.metrics.scores import labels_and_probabilities
+from steatosis_tf.evaluation.metrics.scores import labels_and_probabilities, named_labels
 from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS, expected_grades
 from steatosis_tf.evaluation.report.analysis import Analysis
 from steatosis_tf.evaluation.report.content import interval, number
@@ -217,7 +217,7 @@ def patient_rows(run: RunRecord) -> list[list[str]]:
     if patients is None:
         return []
     labels, scores = labels_and_probabilities(patients)
-    expected = expected_grades(scores)
+    expected, named = expected_grades(scores), named_labels(patients)
     frames: Mapping[str, pd.DataFrame] = {}
     if manifest is not None and "path" in manifest:
         frames = dict(iter(manifest.groupby("patient_id")))
@@ -232,11 +232,49 @@ def patient_rows(run: RunRecord) -> list[list[str]]:
         ]
         more = [f"and {len(paths) - _MAX_LINKS} more"] if len(paths) > _MAX_LINKS else []
         rows.append([
-            str(row["patient_id"]), row["grade"], GRADES[scores[place].argmax()],
+            str(row["patient_id"]), row["grade"], GRADES[named[place]],
             f"{expected[place]:.2f}", f"{expected[place] - labels[place]:+.2f}",
             f"{scores[place].max():.2f}", " ".join([*links, *more]),
         ])  # fmt: skip
     return rows
+
+
+def answer_rows(run: RunRecord) -> list[list[str]]:
+    """Kinds of answer of an external validation, by reference grade."""
+    found = run.external or {}
+    return [
+        [kind.replace("_", " "), number(found["counts"][kind]),
+         *(number(found["by_grade"][kind][grade]) for grade in GRADES)]
+        for kind in ("graded", "score_only", "unable")
+    ]  # fmt: skip
+
+
+def external_rows(run: RunRecord) -> list[list[str]]:
+    """Figures of an external validation, each with its n and whom it counts."""
+    found = run.external or {}
+    rows = []
+    for side, who in (("graded", "graded"), ("ranks", "with a score")):
+        for name, entry in found[side].items():
+            words = METRICS[name].label
+            if name == "ordinal.spearman_fat":
+                words = f"Spearman with {found['reference'].replace('_', ' ')}"
+            rows.append([words, interval(entry), number(entry["num_patients"]), who])
+    for key, words, who in (
+        ("prediction_sets", "Prediction set holds the grade", "graded"),
+        ("fat_interval", "Interval holds the fat percent", "with both"),
+    ):
+        if one := found[key]:
+            stated = f"{words} (stated {one['stated_coverage']:.0%})"
+            rows.append([stated, interval(one["coverage"]), number(one["num_patients"]), who])
+    return rows
+
+
+def refused_rows(run: RunRecord) -> list[list[str]]:
+    """Patients of an external validation without a grade, and why."""
+    return [
+        [one["patient_id"], one["grade"], one["kind"].replace("_", " "), one["reason"]]
+        for one in (run.external or {})["not_graded"]
+    ]
 
 
 def _target(path: str, run_dir: Path) -> str:
