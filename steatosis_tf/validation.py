@@ -15,6 +15,7 @@ from tqdm import tqdm
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.near_duplicates import find_training_frames
 from steatosis_tf.deploy.bundle import Bundle
+from steatosis_tf.deploy.explain import draw_explanations
 from steatosis_tf.deploy.inputs import open_inputs
 from steatosis_tf.deploy.predict import Grader, answer_group, open_model
 from steatosis_tf.deploy.tables import AnswerTables
@@ -97,6 +98,8 @@ def validate(
     found["manifest_sha256"] = file_sha256(manifest_path)
     found["leakage"] = _leakage(grader, table, manifest_path)
     write_json(found, folder / _SUMMARY)
+    if len(graded):
+        draw_explanations(folder, grader)
     write_report(folder, num_resamples=num_resamples)
     write_sums(folder)
     return found

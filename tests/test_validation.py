@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -115,6 +116,8 @@ def test_the_report_is_consistent_and_shows_locked_thresholds(phantom_bundle, va
     checklists = (validated[0] / "checklists.md").read_text()
     assert "Testing on external data | met" in checklists
     assert not (validated[0] / "model_card.md").exists()
+    assert "Where the score comes from" in report
+    assert cv2.imread(str(validated[0] / "figures" / "explanation.png")).shape[1] == 1280
 
 
 def test_a_patient_moved_to_another_grade_is_no_longer_consistent(validated, tmp_path):

@@ -1,5 +1,6 @@
 """One picture per frame: what was found in it, what was measured, what each place adds."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -8,8 +9,11 @@ import numpy as np
 from steatosis_tf.deploy.frames import Look
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.answer import FrameAnswer, PatientAnswer
+from steatosis_tf.quantitative.measure import NAMES
 from steatosis_tf.roi.views import to_frame
 from steatosis_tf.sources.images import write_png
+
+_Hue = tuple[int, int, int]
 
 # RGB, told apart by the colour blind as well.
 _SECTOR, _LIVER, _BOX = (86, 180, 233), (0, 158, 115), (240, 228, 66)
@@ -32,33 +36,104 @@ def draw_frame(
         frame: `(height, width)` or `(height, width, 3)` RGB, uint8.
         path: PNG to write.
     """
+    pictures = frame_pictures(frame_answer, look, frame, answer)
+    lines = _lines(answer, frame_answer, shows_map=len(pictures) > 1)
+    write_png(_page(pictures, lines), path)
+
+
+def write_sheet(rows: Sequence[tuple[str, list[np.ndarray]]], path: Path) -> Path:
+    """Write a PNG of several frames, one below the other.
+
+    Args:
+        rows: line of text and pictures of `frame_pictures`.
+        path: PNG to write.
+    """
+    pages = [_page(pictures, [(text, _TEXT)]) for text, pictures in rows]
+    width = max(page.shape[1] for page in pages)
+    wide = [
+        cv2.copyMakeBorder(page, 0, 0, 0, width - page.shape[1], cv2.BORDER_CONSTANT,
+                           value=[_BACKGROUND] * 3)
+        for page in pages
+    ]  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_png(np.concatenate(wide), path)
+    return path
+
+
+def frame_pictures(
+    frame_answer: FrameAnswer, look: Look, frame: np.ndarray, answer: PatientAnswer | None = None
+) -> list[np.ndarray]:
+    """The frame with sector, liver and boxes, and, where there is a map, the frame with it.
+
+    Args:
+        frame_answer: of the frame.
+        look: of the frame.
+        frame: `(height, width)` or `(height, width, 3)` RGB, uint8.
+        answer: of the patient: what was measured is then written where it was, with what it adds.
+    """
     scale = _SIDE_PX / max(frame.shape[:2])
     size = (round(frame.shape[1] * scale), round(frame.shape[0] * scale))
     colour = frame if frame.ndim == 3 else cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB)
-    left = np.asarray(cv2.resize(colour, size, interpolation=cv2.INTER_AREA))
-    right = _with_map(colour, frame_answer, look, size)
+    left = np.array(cv2.resize(colour, size, interpolation=cv2.INTER_AREA))
     for outline, hue in ((frame_answer.sector, _SECTOR), (frame_answer.liver, _LIVER)):
         if len(outline):
             points = np.rint(outline * scale).astype(np.int32)
             cv2.polylines(left, [points], True, hue, 1, cv2.LINE_AA)
+    said = _said_where(frame_answer, answer) if answer else {}
     for name, (top, first, height, width) in frame_answer.boxes.items():
         corner = (round(first * scale), round(top * scale))
         cv2.rectangle(left, corner, (round((first + width) * scale), round((top + height) * scale)),
                       _BOX, 1)  # fmt: skip
-        cv2.putText(left, name, (corner[0], corner[1] - 4), _FONT, _SIZE, _BOX, 1, cv2.LINE_AA)
-    lines = _lines(answer, frame_answer, shows_map=right is not None)
-    pictures = [left] if right is None else [left, right]
+        _write(left, said.get(name, name), corner[0], corner[1] - 5, _BOX)
+    if len(frame_answer.liver):
+        middle, deepest = frame_answer.liver.mean(axis=0), frame_answer.liver[:, 1].argmax()
+        for name, (across, down) in (
+            ("liver", middle), ("diaphragm", frame_answer.liver[deepest] + (0, 16 / scale))
+        ):  # fmt: skip
+            if name in said:
+                _write(left, said[name], round(across * scale) - 60, round(down * scale), _LIVER)
+    right = _with_map(colour, frame_answer, look, size)
+    return [left] if right is None else [left, right]
+
+
+# Where each measured feature is measured; the others stand in the lines below the picture.
+_MEASURED_AT = {
+    "hepatorenal_db": "kidney", "attenuation_db_per_depth": "liver", "diaphragm_db": "diaphragm",
+}  # fmt: skip
+
+
+def _said_where(frame: FrameAnswer, answer: PatientAnswer) -> dict[str, str]:
+    """Place -> what was measured there and what it adds to the patient's score."""
+    return {
+        place: f"{NAMES[name]} {frame.features[name]:.1f}: {answer.contributions[name]:+.2f}"
+        for name, place in _MEASURED_AT.items()
+        if name in answer.contributions and np.isfinite(frame.features.get(name, np.nan))
+    }
+
+
+def _write(picture: np.ndarray, text: str, left: int, bottom: int, hue: _Hue) -> None:
+    """Text on the picture on a dark ground, moved inside if it would reach beyond."""
+    (width, height), _ = cv2.getTextSize(text, _FONT, _SIZE, 1)
+    left = min(max(left, 2), max(picture.shape[1] - width - 2, 2))
+    bottom = min(max(bottom, height + 2), picture.shape[0] - 4)
+    ground = picture[bottom - height - 2 : bottom + 4, left - 2 : left + width + 2]
+    ground[:] = ground // 3
+    cv2.putText(picture, text, (left, bottom), _FONT, _SIZE, hue, 1, cv2.LINE_AA)
+
+
+def _page(pictures: Sequence[np.ndarray], lines: Sequence[tuple[str, _Hue]]) -> np.ndarray:
+    """Pictures side by side, lines of text below."""
+    height = max(one.shape[0] for one in pictures)
     width = max(sum(one.shape[1] for one in pictures), 2 * _SIDE_PX)
-    canvas = np.full((size[1] + _LINE_PX * (len(lines) + 1), width, 3), _BACKGROUND, np.uint8)
+    page = np.full((height + _LINE_PX * (len(lines) + 1), width, 3), _BACKGROUND, np.uint8)
     at = 0
     for one in pictures:
-        canvas[: size[1], at : at + one.shape[1]] = one
+        page[: one.shape[0], at : at + one.shape[1]] = one
         at += one.shape[1]
     for number, (text, hue) in enumerate(lines, start=1):
-        place = (8, size[1] + _LINE_PX * number)
         # OpenCV's fonts know ASCII only, and draw "?" for the rest.
-        cv2.putText(canvas, text, place, _FONT, _SIZE, hue, 1, cv2.LINE_AA)
-    write_png(canvas, path)
+        cv2.putText(page, text, (8, height + _LINE_PX * number), _FONT, _SIZE, hue, 1, cv2.LINE_AA)
+    return page
 
 
 def _with_map(
@@ -66,7 +141,13 @@ def _with_map(
 ) -> np.ndarray | None:
     if answer.map is None or look.fan is None:
         return None
-    drawn = to_frame(answer.map, look.fan, colour.shape[:2])
+    if "roi" in answer.boxes:  # of a network that sees a rectangle
+        top, first, height, width = answer.boxes["roi"]
+        drawn = np.zeros(colour.shape[:2], np.float32)
+        inside = cv2.resize(answer.map, (width, height), interpolation=cv2.INTER_LINEAR)
+        drawn[top : top + height, first : first + width] = inside
+    else:
+        drawn = to_frame(answer.map, look.fan, colour.shape[:2])
     strength = np.abs(drawn) / max(float(np.abs(answer.map).max()), 1e-9)
     opacity = (_STRONGEST * strength)[..., None]
     hue = np.where(drawn[..., None] >= 0, _MORE, _LESS)
@@ -74,9 +155,7 @@ def _with_map(
     return np.asarray(cv2.resize(mixed.astype(np.uint8), size, interpolation=cv2.INTER_AREA))
 
 
-def _lines(
-    answer: PatientAnswer, frame: FrameAnswer, *, shows_map: bool
-) -> list[tuple[str, tuple[int, int, int]]]:
+def _lines(answer: PatientAnswer, frame: FrameAnswer, *, shows_map: bool) -> list[tuple[str, _Hue]]:
     said = {"graded": answer.grade, "score_only": "score only", "unable": "unable to assess"}
     fat = "" if np.isnan(answer.fat_percent) else f", fat {answer.fat_percent:.0f} %"
     own = "" if np.isnan(frame.fat_score) else f"; this frame {frame.fat_score:.0f} %"
@@ -90,9 +169,14 @@ def _lines(
         lines.append((frame.reason, (230, 159, 0)))
     if shows_map:
         largest = float(np.abs(frame.map).max()) if frame.map is not None else 0.0
-        lines.append((f"right: what each place adds to the network's score; orange more fat, blue "
-                      f"less; strongest {largest:.3f}", _TEXT))  # fmt: skip
-    lines.append(("sector", _SECTOR))
-    lines.append(("liver", _LIVER))
+        what = "the network's score; orange more fat, blue less"
+        if "roi" in frame.boxes:
+            what = f"the logit of {answer.grade}; orange for it, blue against it"
+        lines.append((f"right: what each place adds to {what}; strongest {largest:.3f}", _TEXT))
+    for region, outline, hue in (
+        ("sector", frame.sector, _SECTOR), ("liver", frame.liver, _LIVER)
+    ):  # fmt: skip
+        if len(outline):
+            lines.append((region, hue))
     lines.append((NOTICE, _TEXT))
     return lines

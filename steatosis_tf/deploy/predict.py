@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
@@ -81,6 +81,7 @@ class BareNetwork:
         sha256: of its file.
         session: the network.
         roi: how frames were cut for it.
+        path: of its file; without it there are no maps.
     """
 
     name: str
@@ -90,6 +91,7 @@ class BareNetwork:
     points: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     num_training: int = 0
+    path: Path | None = None
 
     def look(self, name: str, frame: np.ndarray, display: Display | None = None) -> Look:
         """A frame's ROI, or why it has none."""
@@ -128,11 +130,27 @@ class BareNetwork:
                 "at fault: do not use its other grades either. Export or copy it again."
             )
         mean = scores.mean(axis=0, dtype=float)
+        if maps:
+            frames = self._with_maps(frames, pictures, int(mean.argmax()))
         return PatientAnswer(
             patient, "graded", grade=GRADES[int(mean.argmax())], frames=frames, date=date,
             probabilities=dict(zip(GRADES, mean.tolist(), strict=True)),
             num_frames=len(frames), num_used=len(pictures),
         )  # fmt: skip
+
+    def _with_maps(
+        self, frames: tuple[FrameAnswer, ...], pictures: Sequence[np.ndarray], label: int
+    ) -> tuple[FrameAnswer, ...]:
+        """What each place adds to the logit of a grade; without maps if the network has none."""
+        from steatosis_tf.deploy.explain import open_explainer  # needs the package onnx
+
+        explainer = None if self.path is None or self.roi.view else open_explainer(self.path)
+        if explainer is None:
+            return frames
+        places = iter(explainer.explain(np.stack(pictures), label)[0])
+        return tuple(
+            one if one.kind == "unable" else replace(one, map=next(places)) for one in frames
+        )
 
 
 def open_model(path: str | Path | None = None) -> Grader:
@@ -157,7 +175,7 @@ def open_model(path: str | Path | None = None) -> Grader:
             return open_bundle(path / "bundle")
         path = path / "model.onnx"
     session, roi, data = _open_bare(path)
-    return BareNetwork(path.name, hashlib.sha256(data).hexdigest(), session, roi)
+    return BareNetwork(path.name, hashlib.sha256(data).hexdigest(), session, roi, path=path)
 
 
 @dataclass(frozen=True)

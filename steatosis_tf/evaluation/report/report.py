@@ -49,6 +49,7 @@ _SECTIONS = {
     "abstention": "Abstention",
     "patients": "Patients, the most wrong first",
     "failures": "Failures",
+    "explanation": "Explanation",
     "external": "External validation",
     "limits": "Limits, risks, monitoring, availability",
     "checks": "Self-check",

@@ -92,6 +92,12 @@ class RunRecord:
         return self.external is not None or self.protocol in ("logo", "temporal")
 
     @property
+    def is_joint(self) -> bool:
+        """Whether the model is a grading rule on features, as a bundle holds it."""
+        head = (self.config or {}).get("model", {}).get("head", "")
+        return self.external is not None or head == "joint"
+
+    @property
     def rule(self) -> str:
         """How a patient's frames are joined."""
         return str((self.config or {}).get("evaluation", {}).get("aggregation", "mean"))

@@ -337,6 +337,7 @@ def figure_captions(figures: Sequence[str]) -> dict[str, str]:
         "reliability_patients": "Reliability of the patients' predicted grade.",
         "coverage_risk": "Coverage and risk.",
         "gallery": "Worst errors, one frame per patient; the box is what the model saw.",
+        "explanation": "Where the score comes from, in patients named right and wrong.",
         "flow": "Flow of patients and frames",
         **{f"confusion_{words.lower()}": f"Confusion matrix, {words.lower()}."
            for words in LEVELS.values()},

@@ -1,0 +1,228 @@
+"""What each place adds: the dense end of an ONNX file taken apart, and the maps of a run's report.
+
+From its last map on, a network that ends in a mean over places, normalisation, dense layers and
+softmax is linear as long as its ReLUs stay as they are for the frame at hand. So the logit of a
+grade is exactly a sum over the places of that map and a constant. The sum is Grad-CAM before its
+own ReLU, also called HiResCAM (Draelos and Carin 2020, arXiv 2011.08891). Bundles need nothing of
+this: their network gives the map of its linear rule itself. Reading the file needs the package
+onnx.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+
+from steatosis_tf.cohort.manifest import frame_path, read_manifest
+from steatosis_tf.deploy.figures import frame_pictures, write_sheet
+from steatosis_tf.grades import GRADES, OUTPUT_LAYER
+from steatosis_tf.sources.images import read_frame
+
+if TYPE_CHECKING:
+    import onnx
+
+    from steatosis_tf.deploy.predict import Grader
+
+#: One step from the mean features to the logits: "Mul", "Add", "MatMul" with its numbers, "Relu".
+Step = tuple[str, np.ndarray]
+
+_NO_NUMBERS = np.empty(0)
+# Operators that only change the shape.
+_SHAPES = ("Squeeze", "Reshape", "Flatten", "Identity")
+_EACH = 2
+
+
+def explain_mean(
+    last_map: np.ndarray, steps: tuple[Step, ...], label: int
+) -> tuple[np.ndarray, float]:
+    """What each place of a map adds to a logit that is read from the map's mean.
+
+    Args:
+        last_map: `(rows, columns, channels)`.
+        steps: from the mean over places to the logits.
+        label: which logit.
+
+    Returns:
+        `(rows, columns)` float64, and the constant that with its sum makes the logit.
+
+    Example:
+        >>> steps = (("MatMul", np.array([[2.0, 0.0]])), ("Add", np.array([1.0, 0.0])))
+        >>> places, constant = explain_mean(np.array([[[1.0], [3.0]]]), steps, 0)
+        >>> places.tolist(), constant
+        ([[1.0, 3.0]], 1.0)
+    """
+    active = []
+    x = last_map.mean(axis=(0, 1), dtype=np.float64)
+    for kind, numbers in steps:
+        if kind == "Relu":
+            active.append(x > 0)
+        x = _after(kind, numbers, x, active[-1] if kind == "Relu" else None)
+    gradient = np.eye(len(x))[label]
+    constant = np.zeros(last_map.shape[2])
+    ahead = iter(active)
+    for kind, numbers in steps:
+        constant = _after(kind, numbers, constant, next(ahead) if kind == "Relu" else None)
+    for kind, numbers in reversed(steps):
+        if kind == "Relu":
+            gradient = gradient * active.pop()
+        elif kind == "MatMul":
+            gradient = numbers @ gradient
+        elif kind == "Mul":
+            gradient = gradient * numbers
+    return last_map @ gradient / (last_map.shape[0] * last_map.shape[1]), float(constant[label])
+
+
+def _after(kind: str, numbers: np.ndarray, x: np.ndarray, active: np.ndarray | None) -> np.ndarray:
+    if kind == "MatMul":
+        return np.asarray(x @ numbers)
+    if kind == "Relu":
+        return x * active
+    return np.asarray(x * numbers if kind == "Mul" else x + numbers)
+
+
+@dataclass(frozen=True)
+class PlaceExplainer:
+    """A network file whose dense end was taken apart.
+
+    Attributes:
+        session: from `roi` to the last map and the logits.
+        steps: from the map's mean to the logits.
+        is_channels_last: how the map lies in memory.
+    """
+
+    session: onnxruntime.InferenceSession
+    steps: tuple[Step, ...]
+    is_channels_last: bool
+
+    def explain(self, pictures: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
+        """Maps `(n, rows, columns)` float32 and constants `(n,)` of the logit of a grade.
+
+        Args:
+            pictures: `(n, height, width)` uint8.
+            label: of the grade, 0 to 3.
+        """
+        (maps,) = self.session.run([self.session.get_outputs()[0].name],
+                                   {"roi": pictures[..., None]})  # fmt: skip
+        if not self.is_channels_last:
+            maps = np.moveaxis(maps, 1, -1)
+        found = [explain_mean(one, self.steps, label) for one in maps]
+        return (np.stack([places for places, _ in found]).astype(np.float32),
+                np.array([constant for _, constant in found]))  # fmt: skip
+
+    def logits(self, pictures: np.ndarray) -> np.ndarray:
+        """What the softmax is given, `(n, 4)`, by the network itself."""
+        name = self.session.get_outputs()[1].name
+        return np.asarray(self.session.run([name], {"roi": pictures[..., None]})[0])
+
+
+def open_explainer(path: str | Path) -> PlaceExplainer | None:
+    """Take the dense end of an ONNX file of ours apart; None if it ends otherwise.
+
+    Example:
+        >>> open_explainer("model.onnx") is None  # doctest: +SKIP
+        False
+    """
+    import onnx
+
+    proto = onnx.load(str(path))
+    made = {name: node for node in proto.graph.node for name in node.output}
+    numbers = {one.name: onnx.numpy_helper.to_array(one) for one in proto.graph.initializer}
+    end = made.get(OUTPUT_LAYER)
+    if end is None or end.op_type != "Softmax":
+        return None
+    steps: list[Step] = []
+    name = end.input[0]
+    while (node := made.get(name)) is not None:
+        if node.op_type in ("GlobalAveragePool", "ReduceMean"):
+            break
+        taken = _step(node, numbers)
+        if taken is None:
+            return None
+        name, more = taken
+        steps += more
+    if node is None:
+        return None
+    is_last = node.op_type == "ReduceMean" and _axes(node, numbers) == [1, 2]
+    del proto.graph.output[:]
+    proto.graph.output.extend(
+        onnx.ValueInfoProto(name=one) for one in (node.input[0], end.input[0])
+    )
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return PlaceExplainer(session, tuple(reversed(steps)), is_last)
+
+
+def _step(node: "onnx.NodeProto", numbers: dict[str, np.ndarray]) -> tuple[str, list[Step]] | None:
+    """The tensor that a node reads, and what it does to it, last first; None if not known."""
+    known = [numbers[name] for name in node.input if name in numbers]
+    free = [name for name in node.input if name not in numbers]
+    if len(free) != 1:
+        return None
+    if node.op_type in _SHAPES:
+        return free[0], []
+    if node.op_type == "Relu":
+        return free[0], [("Relu", _NO_NUMBERS)]
+    if node.op_type in ("Add", "Mul") and known[0].ndim <= 2:
+        return free[0], [(node.op_type, known[0].ravel().astype(np.float64))]
+    if node.op_type == "MatMul" and node.input[0] == free[0]:
+        return free[0], [("MatMul", known[0].astype(np.float64))]
+    return None
+
+
+def _axes(node: "onnx.NodeProto", numbers: dict[str, np.ndarray]) -> list[int]:
+    given = [list(one.ints) for one in node.attribute if one.name == "axes"]
+    return given[0] if given else [int(axis) for axis in numbers[node.input[1]]]
+
+
+def draw_explanations(folder: str | Path, grader: "Grader") -> Path | None:
+    """Draw `figures/explanation.png`: where a model's score comes from, in patients named right and
+    wrong.
+
+    Of both kinds the two most telling are shown: the least and the most fat of those named right,
+    the most wrong of the others; of each the first frame that has a map.
+
+    Args:
+        folder: of a run or a validation, with `patient_scores.csv` and a manifest that leads to the
+            frames.
+        grader: its model.
+
+    Returns:
+        the picture; None if no frame has a map.
+    """
+    folder = Path(folder)
+    scores = pd.read_csv(folder / "patient_scores.csv", dtype={"patient_id": str})
+    table = read_manifest(folder / "manifest.csv")
+    labels, named = (scores[name].map(GRADES.index) for name in ("grade", "predicted"))
+    right = scores[labels == named].assign(label=labels).sort_values("label", kind="stable")
+    wrong = scores.assign(far=(labels - named).abs()).query("far > 0")
+    wrong = wrong.sort_values("far", ascending=False, kind="stable").head(_EACH)
+    rows = []
+    for _, patient in pd.concat([right.iloc[[0, -1][: len(right)]], wrong]).iterrows():
+        paths = table.loc[table["patient_id"] == patient["patient_id"], "path"]
+        pictures = _pictures(grader, str(patient["patient_id"]), folder / "manifest.csv", paths)
+        if pictures:
+            words = "right" if patient["grade"] == patient["predicted"] else "wrong"
+            text = (f"patient {patient['patient_id']}: reference {patient['grade']}, named "
+                    f"{patient['predicted']} ({words})")  # fmt: skip
+            rows.append((text, pictures))
+    return write_sheet(rows, folder / "figures" / "explanation.png") if rows else None
+
+
+def _pictures(grader: "Grader", patient: str, manifest_path: Path, paths: Any) -> list[np.ndarray]:
+    """Outlines and map of the first frame that has a map; [] if none has."""
+    for path in paths:
+        frame = read_frame(frame_path(manifest_path, path))
+        look = grader.look("", frame)
+        answer = grader.answer(patient, [look], maps=True)
+        (found,) = answer.frames
+        if look.fan is None or found.map is None:
+            continue
+        # Names are burned in beside the sector.
+        inside = look.fan.mask(frame.shape[:2])
+        bare = np.where(inside if frame.ndim == 2 else inside[..., None], frame, np.uint8(0))
+        return frame_pictures(found, look, bare, answer)
+    return []
