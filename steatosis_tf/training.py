@@ -232,13 +232,20 @@ def _outcome(
             trained, epochs = train_fold(data, partition, config, None if nested else _log_epoch)
             scorer = _scorer(trained, data)
             arrays = {name: scorer(ids) for name, ids in patients.items() if ids}
+            if isinstance(trained, JointModel) and trained.target == "sqrt_fat" and partition.test:
+                inputs = _joint_inputs(data, rows_of(data, partition.test))
+                arrays["sqrt_fat"] = trained.score(inputs)
             arrays |= {f"history.{name}": values.to_numpy() for name, values in epochs.items()}
             np.savez(folder / "outcome.npz", allow_pickle=False, **arrays)
             if with_model:
                 _write_model(trained, folder)
     with np.load(folder / "outcome.npz") as stored:
         found = dict(stored)
-    tables = {name: _table(data, ids, fold, found[name]) for name, ids in patients.items() if ids}
+    scores = {"tested": found.get("sqrt_fat")}  # by which visits are compared
+    tables = {
+        name: _table(data, ids, fold, found[name], scores.get(name))
+        for name, ids in patients.items() if ids
+    }  # fmt: skip
     history = {name.removeprefix("history."): values for name, values in found.items()
                if name.startswith("history.")}  # fmt: skip
     model = _read_model(folder) if with_model else None
@@ -306,10 +313,17 @@ def _by_model(model: keras.Model, data: StudyData) -> Scorer:
 
 
 def _table(
-    data: StudyData, patient_ids: frozenset[str], fold: int, probabilities: np.ndarray
+    data: StudyData,
+    patient_ids: frozenset[str],
+    fold: int,
+    probabilities: np.ndarray,
+    sqrt_fat: np.ndarray | None = None,
 ) -> pd.DataFrame:
     index = data.index.iloc[rows_of(data, patient_ids)]
-    return score_table(index, probabilities, fold).sort_values("frame_id")
+    table = score_table(index, probabilities, fold)
+    if sqrt_fat is not None:
+        table["sqrt_fat"] = sqrt_fat
+    return table.sort_values("frame_id")
 
 
 def train_fold(

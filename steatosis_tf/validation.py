@@ -17,7 +17,7 @@ from steatosis_tf.cohort.near_duplicates import find_training_frames
 from steatosis_tf.deploy.bundle import Bundle
 from steatosis_tf.deploy.explain import draw_explanations
 from steatosis_tf.deploy.inputs import open_inputs
-from steatosis_tf.deploy.predict import Grader, answer_group, open_model
+from steatosis_tf.deploy.predict import Grader, answer_group, count_answers, open_model
 from steatosis_tf.deploy.tables import AnswerTables
 from steatosis_tf.evaluation.clinical.prediction_sets import evaluate_conformal
 from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, wilson_interval
@@ -82,6 +82,20 @@ def validate(
     answers = _answers(grader, table, manifest_path, folder, set(patients["patient_id"]))
     scores = _scored(grader, answers, patients)
     graded = scores[scores["kind"] == "graded"].drop(columns=["kind", "reference"])
+    write_manifest(relocate(table, manifest_path, folder), folder / "manifest.csv")
+    _write_graded(graded, grader, folder)
+    found = _summary(grader, answers, patients, scores, reference, num_resamples)
+    found["num_unlabelled"] = table["patient_id"].nunique() - len(patients)
+    found["manifest_sha256"] = file_sha256(manifest_path)
+    found["leakage"] = _leakage(grader, table, manifest_path)
+    write_json(found, folder / _SUMMARY)
+    write_report(folder, num_resamples=num_resamples)
+    write_sums(folder)
+    return found
+
+
+def _write_graded(graded: pd.DataFrame, grader: Grader, folder: Path) -> None:
+    """Scores, metrics, locked thresholds and figures of the graded patients."""
     metrics: dict[str, Any] = {"protocol": "external", "notice": NOTICE}
     for name in ("patient_scores.csv", "operating_points.json"):
         (folder / name).unlink(missing_ok=True)
@@ -89,20 +103,10 @@ def validate(
         metrics["patient"] = metrics_of(graded)
         write_scores(graded, folder / "patient_scores.csv")
         draw_scores(folder, {"patients": graded})
+        draw_explanations(folder, grader)
         if points := _operating_points(grader):
             write_json(points, folder / "operating_points.json")
-    write_manifest(relocate(table, manifest_path, folder), folder / "manifest.csv")
     write_json(metrics, folder / "metrics.json")
-    found = _summary(grader, answers, patients, scores, reference, num_resamples)
-    found["num_unlabelled"] = table["patient_id"].nunique() - len(patients)
-    found["manifest_sha256"] = file_sha256(manifest_path)
-    found["leakage"] = _leakage(grader, table, manifest_path)
-    write_json(found, folder / _SUMMARY)
-    if len(graded):
-        draw_explanations(folder, grader)
-    write_report(folder, num_resamples=num_resamples)
-    write_sums(folder)
-    return found
 
 
 def validation_text(found: dict[str, Any]) -> str:
@@ -178,9 +182,7 @@ def _answers(
 
 
 def _counts(answers: list[PatientAnswer]) -> dict[str, int]:
-    kinds = [answer.kind for answer in answers]
-    counts = {"patients": len(answers), "frames": sum(one.num_frames for one in answers)}
-    return counts | {kind: kinds.count(kind) for kind in ("graded", "score_only", "unable")}
+    return count_answers([(answer.kind, answer.num_frames) for answer in answers])
 
 
 def _scored(grader: Grader, answers: list[PatientAnswer], patients: pd.DataFrame) -> pd.DataFrame:

@@ -181,6 +181,7 @@ def phantom_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "num_frames": 28,
             "by_grade": {"Normal": 1, "Mild": 4, "Moderate": 5, "Severe": 4},
             "by_scanner": {"simulated": 14},
+            "repeatability": {"coefficient": 1.5, "scale": "sqrt_fat", "num_patients": 12},
         },
         card=card | {"datasets": ["simulated"], "limits": ["Phantoms are no patients."]},
         licences={"code": "Apache-2.0"},

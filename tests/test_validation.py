@@ -73,7 +73,7 @@ def test_nobody_is_dropped_in_silence(validated):
     folder, found = validated
     counts, told = found["counts"], found["not_graded"]
     assert counts["patients"] == 14 == counts["graded"] + len(told)
-    assert {"E12", "E13"} <= {one["patient_id"] for one in told}
+    assert "E12" in {one["patient_id"] for one in told}
     assert found["num_unlabelled"] == 1
     report = (folder / "report.md").read_text()
     for one in told:

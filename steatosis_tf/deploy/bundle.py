@@ -5,9 +5,9 @@ grading rule as data, training, versions, licences, hashes), `card.md`, `instruc
 frames with their answers, `SHA256SUMS`. Every load compares every hash. Opening needs no
 TensorFlow; writing needs the package onnx.
 
-Under `training`, `leak_hashes` may stand, of `cohort.near_duplicates.training_hashes`: by it
-`steatosis validate` tells frames that the model has learned from. It is left out unless asked for
-(`export --leak-hashes`), since it tells whoever holds a frame whether its patient took part.
+`training` may hold `repeatability` (`evaluation.clinical.repeatability`), by which visits are
+compared, and `leak_hashes` (`cohort.near_duplicates.training_hashes`), by which `validate` knows
+training frames: only if asked for, since they tell whoever holds a frame who took part.
 """
 
 import hashlib
@@ -93,6 +93,14 @@ class Bundle:
     def num_training(self) -> int:
         """Patients among whom a score has its rank: those it was trained or recalibrated on."""
         return len(self.joint.calibration.left_out)
+
+    @property
+    def change_limit(self) -> float:
+        """Square root of fat percent by which visits differ without a change; NaN if not known."""
+        known = self.about["training"].get("repeatability", {})
+        if "recalibration" in self.about or known.get("scale") != "sqrt_fat":
+            return math.nan
+        return float(known["coefficient"] or math.nan)
 
     def look(
         self,

@@ -1,13 +1,14 @@
 """One picture per frame: what was found in it, what was measured, what each place adds."""
 
-from collections.abc import Sequence
+import datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from steatosis_tf.deploy.frames import Look
-from steatosis_tf.grades import NOTICE
+from steatosis_tf.grades import FAT_CUTS_PERCENT, NOTICE
 from steatosis_tf.model.answer import FrameAnswer, PatientAnswer
 from steatosis_tf.quantitative.measure import NAMES
 from steatosis_tf.roi.views import to_frame
@@ -133,6 +134,56 @@ def _page(pictures: Sequence[np.ndarray], lines: Sequence[tuple[str, _Hue]]) -> 
     for number, (text, hue) in enumerate(lines, start=1):
         # OpenCV's fonts know ASCII only, and draw "?" for the rest.
         cv2.putText(page, text, (8, height + _LINE_PX * number), _FONT, _SIZE, hue, 1, cv2.LINE_AA)
+    return page
+
+
+def draw_trends(by_person: Mapping[str, Sequence[PatientAnswer]], folder: Path) -> list[Path]:
+    """Draw fat scores by date, with the model's interval, of everybody with two dated visits.
+
+    Args:
+        by_person: of `tables.Visits`.
+        folder: gets `trend_0001.png` and so on, by number: a name may be a person's.
+    """
+    paths = []
+    for number, answers in enumerate(by_person.values(), start=1):
+        dated = [answer for answer in answers if answer.date]
+        if len(dated) > 1:
+            folder.mkdir(parents=True, exist_ok=True)
+            paths.append(folder / f"trend_{number:04}.png")
+            write_png(_trend(dated), paths[-1])
+    return paths
+
+
+def _trend(answers: Sequence[PatientAnswer]) -> np.ndarray:
+    """Scores over time, their scale the square root of fat percent; hollow where not graded."""
+    height, width, left, right, top, bottom = 300, _SIDE_PX, 60, 30, 20, 60
+    page = np.full((height + _LINE_PX, width, 3), _BACKGROUND, np.uint8)
+    days = [datetime.date.fromisoformat(answer.date).toordinal() for answer in answers]
+    across = [
+        left + (width - left - right) * (day - days[0]) / max(days[-1] - days[0], 1) for day in days
+    ]
+
+    def down(fat: float) -> int:
+        share = np.sqrt(np.clip(fat, 0, 100) / 100)
+        return round(height - bottom - (height - top - bottom) * float(share))
+
+    for fat in (0, *FAT_CUTS_PERCENT, 100):
+        cv2.line(page, (left, down(fat)), (width - right, down(fat)), (70, 70, 70), 1)
+        cv2.putText(page, f"{fat:g} %", (8, down(fat) + 4), _FONT, _SIZE, _TEXT, 1, cv2.LINE_AA)
+    points = [(round(x), down(one.fat_percent)) for x, one in zip(across, answers, strict=True)]
+    cv2.polylines(page, [np.array(points, np.int32)], False, (120, 120, 120), 1, cv2.LINE_AA)
+    for (x, y), answer in zip(points, answers, strict=True):
+        low, high = answer.fat_interval
+        if np.isfinite(low):
+            cv2.line(page, (x, down(low)), (x, down(high)), _SECTOR, 2, cv2.LINE_AA)
+        filled = -1 if answer.kind == "graded" else 2
+        cv2.circle(page, (x, y), 6, _BOX, filled, cv2.LINE_AA)
+    for place in (0, -1):
+        _write(page, answers[place].date, points[place][0] - 40, height - bottom + 24, _TEXT)
+    words = "Fat score by date with its 90 % interval; hollow: score only. Changes: see the table."
+    for number, text in enumerate((words, NOTICE)):
+        corner = (8, height - 8 + _LINE_PX * number)
+        cv2.putText(page, text, corner, _FONT, 0.38, _TEXT, 1, cv2.LINE_AA)
     return page
 
 

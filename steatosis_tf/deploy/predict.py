@@ -18,6 +18,7 @@ from tqdm import tqdm
 from steatosis_tf import __version__
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.deploy.bundle import ABOUT_NAME, SHIPPED, is_bundle, open_bundle
+from steatosis_tf.deploy.figures import draw_frame, draw_trends
 from steatosis_tf.deploy.frames import Look, unable
 from steatosis_tf.deploy.inputs import Group, open_inputs
 from steatosis_tf.deploy.onnx_file import (
@@ -27,7 +28,7 @@ from steatosis_tf.deploy.onnx_file import (
     open_network,
     run_network,
 )
-from steatosis_tf.deploy.tables import AnswerTables, patient_text
+from steatosis_tf.deploy.tables import AnswerTables, Visits, patient_text
 from steatosis_tf.files import open_regular
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
 from steatosis_tf.model.answer import REASONS, FrameAnswer, Kind, PatientAnswer
@@ -65,6 +66,9 @@ class Grader(Protocol):
     @property
     def num_training(self) -> int: ...
 
+    @property
+    def change_limit(self) -> float: ...
+
     def look(self, name: str, frame: np.ndarray, display: Display | None = None) -> Look: ...
 
     def answer(
@@ -82,6 +86,7 @@ class BareNetwork:
         session: the network.
         roi: how frames were cut for it.
         path: of its file; without it there are no maps.
+        change_limit: it has no score to compare.
     """
 
     name: str
@@ -92,6 +97,7 @@ class BareNetwork:
     columns: tuple[str, ...] = ()
     num_training: int = 0
     path: Path | None = None
+    change_limit: float = float("nan")
 
     def look(self, name: str, frame: np.ndarray, display: Display | None = None) -> Look:
         """A frame's ROI, or why it has none."""
@@ -265,6 +271,7 @@ def predict(
     given = [str(path) for path in paths]
     texts: list[str] = []
     counted: Counter[str] = Counter()
+    visits = Visits(grader.change_limit)
     with ExitStack() as stack:
         inputs = stack.enter_context(open_inputs(paths, by_folder=by_folder))
         tables = None
@@ -273,19 +280,34 @@ def predict(
         for group in tqdm(inputs.groups, "predict", unit="patient", disable=None):
             drawn_into = output_dir if figures else None
             answer, drawn = answer_group(grader, group, drawn_into, len(texts) + 1)
+            change = visits.add(group.person, answer)
             if tables:
-                tables.add(answer, drawn)
-            texts.append(patient_text(answer, grader.num_training))
+                tables.add(answer, drawn, change)
+            texts.append(patient_text(answer, grader.num_training, change))
             counted.update({"patients": 1, "frames": answer.num_frames, answer.kind: 1})
         counted["passed_over"] = len(inputs.passed_over)
         counts = {name: counted[name] for name in _COUNTS}
         if tables:
             tables.finish(inputs.passed_over, counts)
+        if figures and output_dir is not None:
+            draw_trends(visits.by_person, Path(output_dir) / "figures")
     return Predicted(
         grader.name, grader.sha256, model is None, counts, tuple(inputs.passed_over), tuple(texts),
         None if output_dir is None else str(output_dir),
         _ALONE if inputs.are_single_pictures and len(texts) > 1 else "",
     )  # fmt: skip
+
+
+def count_answers(answers: Sequence[tuple[str, int]]) -> dict[str, int]:
+    """Patients, frames and patients by kind of answer, from (kind, number of frames) of each.
+
+    Example:
+        >>> count_answers([("graded", 3), ("unable", 1)])
+        {'patients': 2, 'frames': 4, 'graded': 1, 'score_only': 0, 'unable': 1}
+    """
+    kinds = Counter(kind for kind, _ in answers)
+    found = {"patients": len(answers), "frames": sum(num for _, num in answers)}
+    return found | {kind: kinds[kind] for kind in ("graded", "score_only", "unable")}
 
 
 def answer_group(
@@ -302,8 +324,6 @@ def answer_group(
     answer = grader.answer(group.patient, looks, group.date, maps=figures_dir is not None)
     if figures_dir is None:
         return answer, []
-    from steatosis_tf.deploy.figures import draw_frame
-
     names = []
     for place, (found, look, frame) in enumerate(zip(answer.frames, looks, frames, strict=True)):
         # By number: a patient's or a file's name may be a person's.

@@ -119,7 +119,9 @@ def _training(run_dir: Path) -> dict[str, Any]:
     patients = frames.drop_duplicates("patient_id")
     unknown = pd.Series("not stated", patients.index)
     scanner = patients.get("scanner", unknown).replace("", None).fillna("not stated")
+    repeated = json.loads((run_dir / "metrics.json").read_text()).get("repeatability")
     return {
+        **({"repeatability": repeated} if repeated else {}),
         "num_patients": len(patients),
         "num_frames": len(frames),
         "by_grade": {grade: int((patients["grade"] == grade).sum()) for grade in GRADES},

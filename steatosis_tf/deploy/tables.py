@@ -21,6 +21,12 @@ from steatosis_tf.model.answer import PatientAnswer, plain_answer
 if TYPE_CHECKING:
     from steatosis_tf.deploy.predict import Grader
 
+#: Why nothing is called a change.
+NO_LIMIT = (
+    "the model holds no repeatability limit, which takes patients seen twice; frames of one visit "
+    "do not give it."
+)
+
 TABLES = ("patients.csv", "frames.csv")
 SUMMARY = "predictions.json"
 
@@ -68,17 +74,18 @@ class AnswerTables:
             yield self
         sync_folder(self.folder)
 
-    def add(self, answer: PatientAnswer, figures: Sequence[str] = ()) -> None:
+    def add(self, answer: PatientAnswer, figures: Sequence[str] = (), change: str = "") -> None:
         """Write a patient and its frames.
 
         Args:
             answer: of the patient.
             figures: file name of each frame's figure, or "".
+            change: of `Visits.add`.
         """
         patients, frames = self._tables
-        _append(patients, [self._patient_row(answer)])
+        _append(patients, [self._patient_row(answer, change)])
         _append(frames, self._frame_rows(answer, figures))
-        values = plain_answer(answer)
+        values = plain_answer(answer) | {"change": change}
         for frame in values["frames"]:
             del frame["sector"], frame["liver"]
         self._answers.append(values)
@@ -108,7 +115,8 @@ class AnswerTables:
             _FIRST_COLUMN, "date", "kind", "grade", "fat_percent", "fat_low", "fat_high",
             *SCORE_COLUMNS, "prediction_set", *self._grader.points,
             *(f"adds {name}" for name in numbers), *(f"measured {name}" for name in numbers),
-            "novelty", "training_rank", "num_frames", "num_used", "reason", "notice",
+            "novelty", "training_rank", "num_frames", "num_used", "reason", "change",
+            "notice",
         ]  # fmt: skip
         frame = [
             _FIRST_COLUMN, "frame", "kind", "reason_code", "reason", "fat_score", "novelty",
@@ -116,7 +124,7 @@ class AnswerTables:
         ]  # fmt: skip
         return patient, frame
 
-    def _patient_row(self, answer: PatientAnswer) -> list[Any]:
+    def _patient_row(self, answer: PatientAnswer, change: str) -> list[Any]:
         numbers = self._grader.columns
         points = (answer.operating_points.get(name) for name in self._grader.points)
         return [
@@ -127,7 +135,7 @@ class AnswerTables:
             *(answer.contributions.get(name) for name in numbers),
             *(answer.features.get(name) for name in numbers),
             answer.novelty, answer.training_rank, answer.num_frames, answer.num_used,
-            answer.reason, NOTICE,
+            answer.reason, change, NOTICE,
         ]  # fmt: skip
 
     def _frame_rows(self, answer: PatientAnswer, figures: Sequence[str]) -> list[list[Any]]:
@@ -144,13 +152,60 @@ class AnswerTables:
         ]  # fmt: skip
 
 
-def patient_text(answer: PatientAnswer, num_training: int) -> str:
-    """Three lines for a person.
+class Visits:
+    """Studies of one person, one after the other: what is said of the step between two.
+
+    Args:
+        limit: of a bundle's `change_limit`.
+
+    Attributes:
+        by_person: key of the person -> answers in order of their dates.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self.by_person: dict[str, list[PatientAnswer]] = {}
+
+    def add(self, person: str, answer: PatientAnswer) -> str:
+        """One sentence on the step from the visit before; "" for the first with a fat score.
+
+        Example:
+            >>> visits = Visits(1.0)
+            >>> visits.add("p", PatientAnswer("s1", "graded", fat_percent=4.0, date="2024-01-01"))
+            ''
+            >>> visits.add("p", PatientAnswer("s2", "graded", fat_percent=25.0, date="2024-07-01"))
+            'Changed since 2024-01-01 (fat 4 % to 25 %), by more than measuring anew does.'
+        """
+        earlier = self.by_person.setdefault(person, [])
+        if math.isnan(answer.fat_percent):
+            return ""
+        before = earlier[-1] if earlier else None
+        earlier.append(answer)
+        if before is None:
+            return ""
+        step = (f"since {before.date or 'the visit before'} (fat {before.fat_percent:.0f} % to "
+                f"{answer.fat_percent:.0f} %)")  # fmt: skip
+        if math.isnan(self._limit):
+            return f"Whether it changed {step} is not known: {NO_LIMIT}"
+        if before.kind != "graded" or answer.kind != "graded":
+            return f"Whether it changed {step} is not known: a visit is unlike the training data."
+        if abs(math.sqrt(answer.fat_percent) - math.sqrt(before.fat_percent)) > self._limit:
+            return f"Changed {step}, by more than measuring anew does."
+        return f"No change shown {step}, no more than measuring anew does."
+
+
+def patient_text(answer: PatientAnswer, num_training: int, change: str = "") -> str:
+    """Three lines for a person, and one on the change since the visit before.
 
     Args:
         answer: of a patient.
         num_training: patients that the model was trained on; 0 if it does not say.
+        change: of `Visits.add`.
     """
+    return "\n  ".join([_answer_text(answer, num_training), *filter(None, [change])])
+
+
+def _answer_text(answer: PatientAnswer, num_training: int) -> str:
     name = f"{answer.patient}{f' ({answer.date})' if answer.date else ''}"
     used = f"{answer.num_used} of {answer.num_frames} frames used"
     num_placed = sum(frame.by_person for frame in answer.frames)

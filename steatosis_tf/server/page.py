@@ -10,6 +10,7 @@ import asyncio
 import importlib.util
 import io
 import json
+import math
 import threading
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -145,6 +146,7 @@ def add_routes(app: FastAPI, bundle: Bundle) -> None:
             "limits": bundle.about["card"].get("limits", []),
             "grades": GRADES,
             "fat_cuts_percent": FAT_CUTS_PERCENT,
+            "change_limit": None if math.isnan(bundle.change_limit) else bundle.change_limit,
             "set_coverage": bundle.joint.calibration.set_coverage,
             "features": {name: [NAMES[name], unit] for name, unit in UNITS.items()},
             "max_upload_bytes": MAX_UPLOAD_BYTES,

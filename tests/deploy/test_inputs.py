@@ -1,13 +1,17 @@
 """Hospital files as predict finds them: studies, dates, a reason for all that is passed over."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
+from steatosis_tf.deploy.bundle import open_bundle
 from steatosis_tf.deploy.inputs import CLIP_FRAMES, open_inputs
 from steatosis_tf.deploy.predict import predict
+from steatosis_tf.deploy.tables import Visits
+from steatosis_tf.model.answer import PatientAnswer
 from steatosis_tf.sources.phantom.study import simulate_patient
 
 made_dicom = pytest.importorskip("tests.sources.dicom.made_dicom", reason="pydicom is missing")
@@ -51,6 +55,55 @@ def test_a_study_is_a_patient_and_visits_come_by_date(tmp_path, clip, phantom_bu
     assert [one["patient"] for one in patients] == [f"{UID_ROOT}.1.{n}" for n in (2, 1, 3)]
     for personal in ("DOE", "JOHN", "OTHER", "Elsewhere"):
         assert personal not in text
+    # One liver, seen twice; the third is another person's, whose first visit it is.
+    changes = [one["change"] for one in patients]
+    assert [bool(change) for change in changes] == [False, True, False]
+    assert changes[1].startswith("No change shown since 2021-01-31 (fat ")
+
+
+def test_a_change_is_said_beyond_the_limit_alone_and_drawn_by_date(tmp_path, phantom_bundle):
+    for number, (date, fat) in enumerate((("20200301", 5.0), ("20210301", 80.0)), start=1):
+        frames, _ = simulate_patient(
+            fat, num_frames=2, generator=np.random.default_rng(number), size_px=(240, 320)
+        )
+        _save(tmp_path / "in" / f"{number}", frames, number=number,
+              **_plain(number, StudyDate=date))  # fmt: skip
+    found = predict(
+        [tmp_path / "in"], model=phantom_bundle, output_dir=tmp_path / "out", figures=True
+    )
+    assert "Changed since 2020-03-01 (fat " in found.texts[1]
+    assert "by more than measuring anew does" in found.texts[1]
+    rows = (tmp_path / "out" / "patients.csv").read_text().splitlines()
+    assert "Changed since 2020-03-01" in rows[2]
+    drawn = cv2.imread(str(tmp_path / "out" / "figures" / "trend_0001.png"))
+    # Two yellow points, the later one higher.
+    points = (np.abs(drawn.astype(int) - (66, 228, 240)).max(axis=2) < 12).astype(np.uint8)
+    count, _, _, middles = cv2.connectedComponentsWithStats(points)
+    left, right = sorted(middles[1:].tolist())
+    assert count == 3
+    assert right[1] < left[1]
+    assert not (tmp_path / "out" / "figures" / "trend_0002.png").exists()
+
+
+def test_no_change_is_said_without_a_limit_or_of_a_visit_unlike_the_training_data(phantom_bundle):
+    first = PatientAnswer("a", "graded", fat_percent=4.0, date="2020-01-01")
+    later = PatientAnswer("b", "graded", fat_percent=81.0, date="2021-01-01")
+    unlike = PatientAnswer("c", "score_only", fat_percent=81.0, date="2022-01-01")
+    unable = PatientAnswer("d", "unable", date="2023-01-01")
+    said = Visits(float("nan"))
+    assert said.add("p", first) == ""
+    assert "frames of one visit do not give it" in said.add("p", later)
+    known = Visits(7.0)
+    known.add("p", first)
+    assert known.add("p", later).startswith("No change shown since 2020-01-01")  # 9 - 2 = 7
+    assert known.add("p", unable) == ""
+    assert "unlike the training data" in known.add("p", unlike)
+    assert known.add("another", later) == ""
+    bundle = open_bundle(phantom_bundle)
+    assert bundle.change_limit == 1.5
+    elsewhere = replace(bundle, about=bundle.about | {"recalibration": {"from": "phantoms 1"}})
+    assert np.isnan(elsewhere.change_limit)
+    assert np.isnan(open_bundle().change_limit)
 
 
 def test_of_a_clip_frames_spread_over_it_are_answered(tmp_path, clip, phantom_bundle):

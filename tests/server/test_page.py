@@ -185,7 +185,7 @@ def test_what_is_saved_is_the_answer_and_comes_back_as_an_earlier_visit(
     give(tab, ("now.dcm", study("20210304", patient(70), 5)), (saved.name, saved.read_bytes()))
     dates = tab.locator("#trendTable tbody td:first-child").all_inner_texts()
     assert dates == ["2020-02-03", "2021-03-04"]
-    assert "repeatability limit" in text_of(tab, "#trend")
+    assert "since 2020-02-03" in text_of(tab, "#trendText")
 
 
 def test_a_score_without_a_grade_names_none(open_page: Callable[..., Any]) -> None:
@@ -225,6 +225,8 @@ def test_two_studies_are_visits_by_date(open_page: Callable[..., Any]) -> None:
     assert buttons == ["2020-03-01", "2021-03-01"]
     assert text_of(tab, "#visitDate") == "2021-03-01"
     assert tab.locator("#trendPlot circle").count() == 2
+    said = "Changed since 2020-03-01, by more than measuring anew does."
+    assert text_of(tab, "#trendText") == said
     tab.keyboard.press("v")
     assert text_of(tab, "#visitDate") == "2020-03-01"
     assert "Doe" not in tab.content()

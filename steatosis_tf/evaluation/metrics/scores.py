@@ -3,7 +3,8 @@
 A frame table holds `frame_id, patient_id, fold, grade, fat_percent, p_normal, p_mild,
 p_moderate, p_severe, predicted`; a patient table holds `patient_id, fold, grade, fat_percent,
 num_frames, p_normal .. p_severe, predicted`. `fold` is 0 for a hold-out run. Repeated
-cross-validation adds a column `repeat`: ids are then unique within each repeat.
+cross-validation adds a column `repeat`: ids are then unique within each repeat. A grading rule adds
+`sqrt_fat`, its score of each frame.
 
 The rule that turns frames into a patient is part of the configuration, so it is fixed before
 the test part is scored. Where two grades tie, the lower one is predicted (`numpy.argmax`). A model
@@ -198,7 +199,7 @@ def read_scores(path: str | Path, *, validation: bool = False) -> pd.DataFrame:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"Expected a score CSV. Received: {path.name}: {reason}") from error
     try:
-        for column in ("fat_percent", *SCORE_COLUMNS):
+        for column in ("fat_percent", "sqrt_fat", *SCORE_COLUMNS):
             if column in table:
                 # numpy parses the shortest text of a double back to the same double.
                 cells = table[column].to_numpy(dtype=object)

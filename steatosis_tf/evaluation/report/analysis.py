@@ -31,7 +31,7 @@ from steatosis_tf.evaluation.clinical.prediction_sets import (
     evaluate_conformal,
     fit_conformal,
 )
-from steatosis_tf.evaluation.clinical.robustness import repeatability
+from steatosis_tf.evaluation.clinical.repeatability import repeatability
 from steatosis_tf.evaluation.clinical.subgroups import abstention_by_group, subgroup_metrics
 from steatosis_tf.evaluation.clinical.thresholds import (
     apply_operating_points,

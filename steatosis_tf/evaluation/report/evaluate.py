@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.config import load_config
+from steatosis_tf.evaluation.clinical.repeatability import visit_repeatability
 from steatosis_tf.evaluation.clinical.thresholds import choose_operating_points
 from steatosis_tf.evaluation.figures.results import (
     confusion_figure,
@@ -20,6 +22,7 @@ from steatosis_tf.evaluation.metrics.scores import (
     read_scores,
     write_scores,
 )
+from steatosis_tf.evaluation.metrics.weighted import expected_grades
 from steatosis_tf.evaluation.report.checks import scored_as_listed, scored_as_split
 from steatosis_tf.evaluation.report.run import read_split
 from steatosis_tf.files import flat, write_json
@@ -36,7 +39,8 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
         run_dir: `runs/<experiment>/<run_id>`.
 
     Returns:
-        what stands in `metrics.json`: `patient` and `frame` metrics, `aggregation`, `protocol`.
+        what stands in `metrics.json`: `patient` and `frame` metrics, `aggregation`, `protocol`,
+        and, where the manifest names several visits of a patient (`study_id`), `repeatability`.
 
     Raises:
         ValueError: if the run directory lacks its scores or config, they are damaged, other
@@ -56,6 +60,8 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
         "frame": metrics_of(frames),
         "notice": NOTICE,
     }
+    if visits := _visits(run_dir, frames):
+        metrics["repeatability"] = visits
     write_json(metrics, run_dir / "metrics.json")
     draw_scores(run_dir, {"patients": patients, "frames": frames})
     history_path = run_dir / "history.csv"
@@ -137,6 +143,22 @@ def _check_truth(run_dir: Path, frames: pd.DataFrame) -> None:
             f"the run's manifest.csv. Received: {fault} One of the two was changed: `steatosis "
             "verify RUN_DIR` says which."
         )
+
+
+def _visits(run_dir: Path, frames: pd.DataFrame) -> dict[str, Any] | None:
+    """Repeatability over visits, of the fat score where the model has one; None without visits."""
+    path = run_dir / "manifest.csv"
+    table = read_manifest(path) if path.is_file() else pd.DataFrame()
+    if "study_id" not in table or "repeat" in frames:
+        return None
+    studies = table.set_index("frame_id")["study_id"].reindex(frames["frame_id"]).fillna("")
+    seen = frames.assign(study=studies.to_numpy()).query("study != ''")
+    if seen.empty or seen.groupby("patient_id")["study"].nunique().max() < 2:
+        return None
+    scale = "sqrt_fat" if "sqrt_fat" in seen else "grade"
+    values = seen.get("sqrt_fat", expected_grades(labels_and_probabilities(seen)[1]))
+    found = visit_repeatability(seen["patient_id"], seen["study"], np.asarray(values))
+    return found | {"scale": scale}
 
 
 def draw_scores(run_dir: Path, tables: dict[str, pd.DataFrame]) -> None:

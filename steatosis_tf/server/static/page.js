@@ -94,7 +94,7 @@ function showVisit() {
   const shown = visit();
   for (const id of ["json", "print", "clear"]) at(id).disabled = !shown && !(id === "clear" && now.earlier.length);
   at("report").hidden = !(shown?.is_dicom && session.can_report);
-  showTrend(allVisits());
+  showTrend(allVisits(), session);
   if (!shown) return;
   showAnswer({ ...shown.answer, date: shown.date }, session);
   at("dateAsked").hidden = Boolean(shown.answer.date);
@@ -428,7 +428,7 @@ function connect() {
   at("date").addEventListener("change", () => {
     visit().date = at("date").value;
     at("visitDate").textContent = visit().date;
-    showTrend(allVisits());
+    showTrend(allVisits(), session);
   });
   document.addEventListener("keydown", pressed);
   document.addEventListener("keyup", (event) => event.key === " " && bare(false));

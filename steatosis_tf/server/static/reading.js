@@ -165,16 +165,37 @@ export const scoreOf = (frame) => percent(frame.fat_score);
 
 // ---- visits ----------------------------------------------------------------------------------------
 
-/** Visits `{date, answer, model}` in the order of their dates. */
-export function showTrend(visits) {
+/** Visits `{date, answer, model}` in the order of their dates; `session` as of `showAnswer`. */
+export function showTrend(visits, { change_limit: limit }) {
   at("trend").hidden = visits.length < 2;
   if (visits.length < 2) return;
   at("trendTable").tBodies[0].replaceChildren(...visits.map(({ date, answer, otherModel }) => made("tr", {},
     made("td", { text: date || "no date" }), made("td", { text: percent(answer.fat_percent) }),
     made("td", { text: interval(answer.fat_interval) }),
     made("td", { text: `${answer.grade || { score_only: "Score only" }[answer.kind] || "Unable"}${otherModel ? "*" : ""}` }))));
+  at("trendText").textContent = stepsInWords(visits, limit);
   at("otherModel").hidden = !visits.some(({ otherModel }) => otherModel);
   plotTrend(visits.filter(({ date, answer }) => date && answer.fat_percent !== null));
+}
+
+/** As `tables.Visits` of the package says it: changed only beyond the limit that was measured. */
+function stepsInWords(visits, limit) {
+  if (limit === null) {
+    return "Whether anything changed is not known: the model holds no repeatability limit, which takes patients"
+      + " seen twice; frames of one visit do not give it. Intervals that overlap show no change.";
+  }
+  const scored = visits.filter(({ answer }) => answer.fat_percent !== null);
+  return scored.slice(1).map((later, place) => {
+    const earlier = scored[place];
+    const step = `since ${earlier.date || "the visit before"}`;
+    if (earlier.otherModel || later.otherModel) return `Not compared ${step}: another model.`;
+    if (earlier.answer.kind !== "graded" || later.answer.kind !== "graded") {
+      return `Whether it changed ${step} is not known: a visit is unlike the training data.`;
+    }
+    const [before, after] = [earlier, later].map(({ answer }) => Math.sqrt(answer.fat_percent));
+    return Math.abs(after - before) > limit ? `Changed ${step}, by more than measuring anew does.`
+      : `No change shown ${step}, no more than measuring anew does.`;
+  }).join(" ");
 }
 
 function plotTrend(visits) {

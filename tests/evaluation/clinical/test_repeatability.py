@@ -4,7 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steatosis_tf.evaluation.clinical.robustness import repeatability
+from steatosis_tf.evaluation.clinical.repeatability import (
+    repeatability,
+    visit_repeatability,
+)
 from steatosis_tf.grades import SCORE_COLUMNS
 
 
@@ -77,3 +80,34 @@ def test_refusals():
         repeatability(_frames({"A": [0.0]}).drop(columns="p_mild"))
     with pytest.raises(ValueError, match="finite probabilities"):
         repeatability(_frames({"A": [0.0]}).assign(p_mild=np.nan))
+
+
+def test_a_limit_over_visits_by_hand():
+    """Ten patients; nine pairs of visits 1 apart, one of two frames each: 0 and 2, mean 1."""
+    patients = [f"P{k}" for k in range(9) for _ in range(2)] + ["P9"] * 4 + ["P10", "P10"]
+    visits = [f"V{k}" for k in range(18)] + ["A", "A", "B", "B"] + ["C", ""]
+    values = np.array([0.0, 1.0] * 9 + [0.0, 2.0, 2.0, 2.0] + [5.0, 9.0])
+    found = visit_repeatability(pd.Series(patients), pd.Series(visits), values)
+    # Every pair of visit means is 1 apart: variance 0.5 each. The last was seen once.
+    assert found["within_sd"] == pytest.approx(np.sqrt(0.5))
+    assert found["coefficient"] == pytest.approx(1.96)
+    assert (found["num_patients"], found["num_visits"], found["note"]) == (10, 20, None)
+
+
+def test_a_limit_over_visits_holds_95_percent_of_pairs():
+    rng = np.random.default_rng(1)
+    values = np.repeat(rng.normal(5, 2, 400), 2) + rng.normal(0, 0.6, 800)
+    patients = pd.Series(np.repeat(np.arange(400), 2).astype(str))
+    visits = pd.Series(np.arange(800).astype(str))
+    found = visit_repeatability(patients, visits, values)
+    low, high = found["within_sd_interval"]
+    assert low < 0.6 < high
+    again = rng.normal(0, 0.6, (100_000, 2))
+    assert np.mean(np.abs(np.diff(again)) < found["coefficient"]) == pytest.approx(0.95, abs=0.02)
+
+
+def test_few_patients_seen_twice_give_no_limit():
+    patients, visits = pd.Series(["A", "A", "B"]), pd.Series(["1", "2", "3"])
+    found = visit_repeatability(patients, visits, np.array([1.0, 2.0, 3.0]))
+    assert found["coefficient"] is None
+    assert found["note"] == "1 patients were seen twice; a limit needs 10."

@@ -127,6 +127,23 @@ def test_validation_fixes_temperature_cut_offs_and_grade_sets(whole_run):
     assert "Against the hepatorenal index: not done, no hepatorenal.csv" in text
 
 
+def test_patients_seen_twice_give_a_repeatability_limit(run_dir):
+    """Visit A is the first frame of each patient, B the other two; the score rises by 1 in B."""
+    for name in ("frame_scores.csv", "manifest.csv"):
+        table = pd.read_csv(run_dir / name, dtype={"pixels_sha256": str})
+        is_first = table["frame_id"].str.endswith("0")
+        if name == "manifest.csv":
+            table["study_id"] = table["patient_id"] + np.where(is_first, "A", "B")
+        else:
+            table["sqrt_fat"] = np.where(is_first, 3.0, 4.0)
+        table.to_csv(run_dir / name, index=False)
+    limit = evaluate_run(run_dir)["repeatability"]
+    assert limit["coefficient"] == pytest.approx(1.96)
+    assert (limit["scale"], limit["num_patients"], limit["num_visits"]) == ("sqrt_fat", 48, 96)
+    text = report_text(run_dir)
+    assert "repeatability limit 1.960 (square root of fat percent)" in text
+
+
 def test_locked_cut_offs_of_the_run_are_used_and_damaged_ones_refused(run_dir):
     validation = read_scores(run_dir / "validation_scores.csv", validation=True)
     points = choose_operating_points(patient_scores(validation, validation=True))
