@@ -22,7 +22,9 @@ from steatosis_tf.cohort.partition import Partition, split_table, test_column
 from steatosis_tf.cohort.rejected import read_rejected
 from steatosis_tf.cohort.splits import make_partitions, resolve_split
 from steatosis_tf.config import Config, override, save_config
+from steatosis_tf.deploy.explain import draw_explanations
 from steatosis_tf.deploy.export import export_onnx, milliseconds_per_frame, run_metadata, save_keras
+from steatosis_tf.deploy.predict import open_model
 from steatosis_tf.deploy.run_bundle import write_run_bundle
 from steatosis_tf.environment import describe_environment
 from steatosis_tf.evaluation.clinical.baselines import write_hepatorenal
@@ -294,17 +296,19 @@ def _with_measured(data: StudyData, manifest_path: Path, cache_dir: Path) -> Stu
 
 
 def _keep(model: keras.Model | JointModel, data: StudyData, place: Preparation) -> dict[str, float]:
-    """Save and export the model; what that showed, for the comparison of runs."""
+    """Save and export the model, draw how it sees; what that showed, for comparing runs."""
     rois, run_dir = check_rois(data.index, read_records(data.records_dir)), place.folder
     if isinstance(model, JointModel):
         cache_dir = place.runs_dir / "cache"
         difference = write_run_bundle(run_dir, model, place.config, rois, cache_dir)
         size = (run_dir / "bundle" / "model.onnx").stat().st_size
+        draw_explanations(run_dir, open_model(run_dir / "bundle"))
         return {"onnx_difference": difference, "file_mb": size / 1e6}
     save_keras(model, run_dir / "model.keras")
     path = run_dir / "model.onnx"
     texts, cache_dir = run_metadata(run_dir, place.config), place.runs_dir / "cache"
     difference = export_onnx(model, path, rois, texts, cache_dir=cache_dir)
+    draw_explanations(run_dir, open_model(path))
     return {
         "onnx_difference": difference,
         "file_mb": path.stat().st_size / 1e6,

@@ -53,7 +53,9 @@ def test_run_directory_is_complete(study: Path) -> None:
         "report.html", "model_card.md", "hepatorenal.csv", "SHA256SUMS",
     }  # fmt: skip
     figures = {path.name for path in (run_dir(study) / "figures").iterdir()}
-    assert figures >= {"confusion_patients.png", "roc_patients.png", "training_0.png"}
+    assert figures >= {
+        "confusion_patients.png", "roc_patients.png", "training_0.png", "explanation.png",
+    }  # fmt: skip
 
 
 def test_a_run_verifies(study: Path) -> None:
