@@ -18,14 +18,14 @@ from steatosis_tf.deploy.bundle import Bundle
 from steatosis_tf.deploy.explain import draw_explanations
 from steatosis_tf.deploy.inputs import open_inputs
 from steatosis_tf.deploy.predict import Grader, answer_group, count_answers, open_model
-from steatosis_tf.deploy.tables import AnswerTables
+from steatosis_tf.deploy.tables import TABLES, AnswerTables
 from steatosis_tf.evaluation.clinical.prediction_sets import evaluate_conformal
 from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, wilson_interval
 from steatosis_tf.evaluation.metrics.registry import METRICS, metrics_of
 from steatosis_tf.evaluation.metrics.scores import named_labels, write_scores
 from steatosis_tf.evaluation.report.evaluate import draw_scores
 from steatosis_tf.evaluation.report.report import write_report
-from steatosis_tf.files import file_sha256, write_json, write_sums
+from steatosis_tf.files import check_output, file_sha256, write_json, write_sums
 from steatosis_tf.grades import GRADES, NOTICE, SCORE_COLUMNS
 from steatosis_tf.model.answer import PatientAnswer
 
@@ -77,7 +77,7 @@ def validate(
     manifest_path, folder = Path(manifest_path), Path(output_dir)
     table = read_manifest(manifest_path)
     patients = _patients(table, reference)
-    _check_folder(folder)
+    _check_folder(folder, manifest_path)
     grader = open_model(model)
     answers = _answers(grader, table, manifest_path, folder, set(patients["patient_id"]))
     scores = _scored(grader, answers, patients)
@@ -153,8 +153,11 @@ def _patients(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     ).reset_index()  # fmt: skip
 
 
-def _check_folder(folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / _SUMMARY).is_file():
+def _check_folder(folder: Path, manifest_path: Path) -> None:
+    check_output(folder / "manifest.csv", [manifest_path])
+    # A call that was killed leaves the tables of `predict`.
+    is_ours = any((folder / name).is_file() for name in (_SUMMARY, *TABLES))
+    if folder.is_dir() and any(folder.iterdir()) and not is_ours:
         raise ValueError(
             f"Expected a new folder, or one of an earlier validation. Received: {folder.name!r}, "
             "which holds something else. Give --output another folder."

@@ -160,7 +160,10 @@ def test_training_frames_are_told_by_the_hashes_of_the_bundle(phantom_bundle, st
         2,
     )
     assert "of 2 patients in all" in found["text"]
-    assert "**Attention.** Leak: 2 frames" in (tmp_path / "out" / "report.md").read_text()
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "**Attention.** Leak: 2 frames" in report
+    before_numbers = report.index("Not consistent: 1 of 4 self-checks failed")
+    assert before_numbers < report.index("| Per patient |")
 
 
 def test_a_set_without_histology_is_read_as_the_document_says(
@@ -204,6 +207,7 @@ def test_refusals_are_one_line(study, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.json").write_text("{}")
     assert "holds something else" in said(str(study), *out)
+    assert "none of the inputs" in said(str(study), "--output", str(study.parent))
     table = read_manifest(study)
     table[table["grade"] == ""].to_csv(study.with_name("unlabelled.csv"), index=False)
     assert "Expected patients with a grade" in said(str(study.with_name("unlabelled.csv")), *out)

@@ -43,9 +43,7 @@ def check_run(run: RunRecord) -> list[Check]:
     """Hold metrics, scores, split and manifest of a run against each other."""
     checks = [Check(f"{fault.partition(':')[0]} can be read", False, fault) for fault in run.faults]
     if run.external:
-        table = run.patient_scores
-        return [*checks, _metrics_follow(run, "patient", table), _tables_agree(run, "patient"),
-                _everybody_is_told_of(run)]  # fmt: skip
+        return [*checks, *_check_external(run, run.external)]
     for level, table in (("patient", run.patient_scores), ("frame", run.frame_scores)):
         checks.append(_metrics_follow(run, level, table))
     for level in ("patient", "frame"):
@@ -215,6 +213,17 @@ def _split_is_disjoint(run: RunRecord) -> Check:
         )  # fmt: skip
     num_patients = run.split["patient_id"].nunique()
     return Check(name, True, f"{num_patients} patients in {run.num_folds} partition(s).")
+
+
+def _check_external(run: RunRecord, external: Mapping[str, Any]) -> list[Check]:
+    """What has to hold of patients of another study; a leak stands before every number."""
+    found = [_metrics_follow(run, "patient", run.patient_scores), _tables_agree(run, "patient"),
+             _everybody_is_told_of(run)]  # fmt: skip
+    leakage = external["leakage"]
+    if leakage["passed"] is not None:
+        name = "No frame is one that the model was trained on"
+        found.append(Check(name, leakage["passed"], leakage["text"]))
+    return found
 
 
 def _everybody_is_told_of(run: RunRecord) -> Check:
