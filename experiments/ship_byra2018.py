@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from experiments import byra
 from steatosis_tf.cohort.manifest import frame_path
+from steatosis_tf.cohort.near_duplicates import training_hashes
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.deploy.bundle import SHIPPED, open_bundle, write_bundle
 from steatosis_tf.deploy.bundle_network import check_taps, convert_taps, run_taps
@@ -168,6 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "manifest_sha256": file_sha256(study.manifest_path),
             "split": "none: all patients train; thresholds come from leaving one out",
             "largest_difference_from_keras": difference,
+            # The frames are public: nobody's part in it is told by their hashes.
+            "leak_hashes": training_hashes(frames, study.manifest_path),
         },
         card=CARD | {"performance": performance_text(answers, of_patient.to_numpy(float))},
         licences=LICENCES, versions=describe_environment()["packages"],
