@@ -3,11 +3,7 @@
 `model.onnx` (frame in beam space to features, score, probabilities, map), `bundle.json` (input,
 grading rule as data, training, versions, licences, hashes), `card.md`, `instructions.md`, reference
 frames with their answers, `SHA256SUMS`. Every load compares every hash. Opening needs no
-TensorFlow; writing needs the package onnx.
-
-`training` may hold `repeatability` (`evaluation.clinical.repeatability`), by which visits are
-compared, and `leak_hashes` (`cohort.near_duplicates.training_hashes`), by which `validate` knows
-training frames: only if asked for, since they tell whoever holds a frame who took part.
+TensorFlow; writing needs the package onnx. `training` may hold `repeatability` and, if asked for, `leak_hashes` (docs/deployment.md).
 """
 
 import hashlib
@@ -413,16 +409,13 @@ def _write_reference(folder: Path, bundle: Bundle) -> None:
     ]
     shape = input_shape(bundle.roi.view)
     # Phantoms without a liver for the network still say what the network makes of a picture.
-    shown = np.stack(pictures) if pictures else _noise(shape)
+    noise = np.random.default_rng(0).integers(1, 200, (2, *shape), np.uint8)
+    shown = np.stack(pictures) if pictures else noise
     with replacing(folder / _VECTORS_NAME) as temporary:
         vectors: dict[str, Any] = bundle.run(shown)
         np.savez_compressed(temporary, frames=frames, patients=patients, pictures=shown, **vectors)
     answers = _reference_answers(bundle, frames, patients)
     write_json(answers, folder / _ANSWERS_NAME)
-
-
-def _noise(shape: tuple[int, int]) -> np.ndarray:
-    return np.random.default_rng(0).integers(1, 200, (2, *shape), np.uint8)
 
 
 def _reference_answers(

@@ -137,13 +137,19 @@ def _page(pictures: Sequence[np.ndarray], lines: Sequence[tuple[str, _Hue]]) -> 
     return page
 
 
-def draw_trends(by_person: Mapping[str, Sequence[PatientAnswer]], folder: Path) -> list[Path]:
+def draw_trends(
+    by_person: Mapping[str, Sequence[PatientAnswer]], output_dir: str | Path | None
+) -> list[Path]:
     """Draw fat scores by date, with the model's interval, of everybody with two dated visits.
 
     Args:
         by_person: of `tables.Visits`.
-        folder: gets `trend_0001.png` and so on, by number: a name may be a person's.
+        output_dir: gets `figures/trend_0001.png` and so on, by number: a name may be a person's.
+            None draws nothing.
     """
+    if output_dir is None:
+        return []
+    folder = Path(output_dir) / "figures"
     paths = []
     for number, answers in enumerate(by_person.values(), start=1):
         dated = [answer for answer in answers if answer.date]

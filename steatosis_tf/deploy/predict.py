@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -271,16 +271,13 @@ def predict(
     given = [str(path) for path in paths]
     texts: list[str] = []
     counted: Counter[str] = Counter()
-    visits = Visits(grader.change_limit)
     with ExitStack() as stack:
         inputs = stack.enter_context(open_inputs(paths, by_folder=by_folder))
         tables = None
         if output_dir is not None:
             tables = stack.enter_context(AnswerTables(output_dir, grader, given).opened())
-        for group in tqdm(inputs.groups, "predict", unit="patient", disable=None):
-            drawn_into = output_dir if figures else None
-            answer, drawn = answer_group(grader, group, drawn_into, len(texts) + 1)
-            change = visits.add(group.person, answer)
+        drawn_into = output_dir if figures else None
+        for answer, drawn, change in _answers(grader, inputs.groups, drawn_into):
             if tables:
                 tables.add(answer, drawn, change)
             texts.append(patient_text(answer, grader.num_training, change))
@@ -289,8 +286,6 @@ def predict(
         counts = {name: counted[name] for name in _COUNTS}
         if tables:
             tables.finish(inputs.passed_over, counts)
-        if figures and output_dir is not None:
-            draw_trends(visits.by_person, Path(output_dir) / "figures")
     return Predicted(
         grader.name, grader.sha256, model is None, counts, tuple(inputs.passed_over), tuple(texts),
         None if output_dir is None else str(output_dir),
@@ -298,16 +293,16 @@ def predict(
     )  # fmt: skip
 
 
-def count_answers(answers: Sequence[tuple[str, int]]) -> dict[str, int]:
-    """Patients, frames and patients by kind of answer, from (kind, number of frames) of each.
-
-    Example:
-        >>> count_answers([("graded", 3), ("unable", 1)])
-        {'patients': 2, 'frames': 4, 'graded': 1, 'score_only': 0, 'unable': 1}
-    """
-    kinds = Counter(kind for kind, _ in answers)
-    found = {"patients": len(answers), "frames": sum(num for _, num in answers)}
-    return found | {kind: kinds[kind] for kind in ("graded", "score_only", "unable")}
+def _answers(
+    grader: Grader, groups: Iterable[Group], drawn_into: str | Path | None
+) -> Iterator[tuple[PatientAnswer, list[str], str]]:
+    """Of each patient the answer, the figures, and the change since the visit before."""
+    visits = Visits(grader.change_limit)
+    shown = tqdm(groups, "predict", unit="patient", disable=None)
+    for number, group in enumerate(shown, start=1):
+        answer, drawn = answer_group(grader, group, drawn_into, number)
+        yield answer, drawn, visits.add(group.person, answer)
+    draw_trends(visits.by_person, drawn_into)
 
 
 def answer_group(
