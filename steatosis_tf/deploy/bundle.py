@@ -3,7 +3,7 @@
 `model.onnx` (frame in beam space to features, score, probabilities, map), `bundle.json` (input,
 grading rule as data, training, versions, licences, hashes), `card.md`, `instructions.md`, reference
 frames with their answers, `SHA256SUMS`. Every load compares every hash. Opening needs no
-TensorFlow; writing needs the package onnx. `training` may hold `repeatability` and, if asked for, `leak_hashes` (docs/deployment.md).
+TensorFlow; writing needs the package onnx. docs/deployment.md says what `training` may hold.
 """
 
 import hashlib
