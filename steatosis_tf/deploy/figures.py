@@ -50,6 +50,7 @@ def write_sheet(rows: Sequence[tuple[str, list[np.ndarray]]], path: Path) -> Pat
         path: PNG to write.
     """
     pages = [_page(pictures, [(text, _TEXT)]) for text, pictures in rows]
+    pages.append(_page([], [(NOTICE, _TEXT)]))
     width = max(page.shape[1] for page in pages)
     wide = [
         cv2.copyMakeBorder(page, 0, 0, 0, width - page.shape[1], cv2.BORDER_CONSTANT,
@@ -87,10 +88,11 @@ def frame_pictures(
                       _BOX, 1)  # fmt: skip
         _write(left, said.get(name, name), corner[0], corner[1] - 5, _BOX)
     if len(frame_answer.liver):
-        middle, deepest = frame_answer.liver.mean(axis=0), frame_answer.liver[:, 1].argmax()
-        for name, (across, down) in (
-            ("liver", middle), ("diaphragm", frame_answer.liver[deepest] + (0, 16 / scale))
-        ):  # fmt: skip
+        outline = frame_answer.liver
+        # Above the kidney, and below the deep end.
+        shallow = np.array([outline[:, 0].mean(), np.quantile(outline[:, 1], 0.1) + 20 / scale])
+        deep = outline[outline[:, 1].argmax()] + (0, 16 / scale)
+        for name, (across, down) in (("liver", shallow), ("diaphragm", deep)):
             if name in said:
                 _write(left, said[name], round(across * scale) - 60, round(down * scale), _LIVER)
     right = _with_map(colour, frame_answer, look, size)
@@ -124,7 +126,7 @@ def _write(picture: np.ndarray, text: str, left: int, bottom: int, hue: _Hue) ->
 
 def _page(pictures: Sequence[np.ndarray], lines: Sequence[tuple[str, _Hue]]) -> np.ndarray:
     """Pictures side by side, lines of text below."""
-    height = max(one.shape[0] for one in pictures)
+    height = max((one.shape[0] for one in pictures), default=0)
     width = max(sum(one.shape[1] for one in pictures), 2 * _SIDE_PX)
     page = np.full((height + _LINE_PX * (len(lines) + 1), width, 3), _BACKGROUND, np.uint8)
     at = 0
