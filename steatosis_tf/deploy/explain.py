@@ -170,7 +170,17 @@ def _step(node: "onnx.NodeProto", numbers: dict[str, np.ndarray]) -> tuple[str, 
         return free[0], [(node.op_type, known[0].ravel().astype(np.float64))]
     if node.op_type == "MatMul" and node.input[0] == free[0]:
         return free[0], [("MatMul", known[0].astype(np.float64))]
+    if node.op_type == "Gemm" and node.input[0] == free[0] and len(known) == 2:
+        return free[0], _gemm(node, *(one.astype(np.float64) for one in known))
     return None
+
+
+def _gemm(node: "onnx.NodeProto", weights: np.ndarray, shift: np.ndarray) -> list[Step]:
+    """A dense layer in one operator, last step first."""
+    given = {one.name: one.f if one.name in ("alpha", "beta") else one.i for one in node.attribute}
+    turned = weights.T if given.get("transB") else weights
+    return [("Add", given.get("beta", 1.0) * shift.ravel()),
+            ("MatMul", given.get("alpha", 1.0) * turned)]  # fmt: skip
 
 
 def _axes(node: "onnx.NodeProto", numbers: dict[str, np.ndarray]) -> list[int]:
