@@ -62,7 +62,8 @@ byra: .venv/.core
 # nothing here asks for.
 PORT ?= 5000
 ui: .venv/.core
-	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --port $(PORT) --backend-store-uri sqlite:///mlruns/mlflow.db
+	@$(BIN)/python -c 'from steatosis_tf.tracking import ui_address; print("the newest runs:", ui_address(port=$(PORT)))'
+	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 --port $(PORT) --backend-store-uri sqlite:///mlruns/mlflow.db
 
 install: .venv/.core
 

@@ -401,6 +401,23 @@ def flatten(config: Config) -> dict[str, Any]:
     return flat(dataclasses.asdict(config))
 
 
+def run_name(config: Config, repeat: int = 0) -> str:
+    """What people call a run of a resolved config: backbone and weights, head, ROI, split.
+
+    Args:
+        config: of the run.
+        repeat: which round of a repeated k-fold, from 0.
+
+    Example:
+        >>> run_name(Config(SplitConfig(kind="kfold"), model=ModelConfig(weights="random")))
+        'resnet50 random, liver, 5-fold'
+    """
+    weights = Path(config.model.weights).stem
+    head = "" if config.model.head == "softmax" else f" {config.model.head}"
+    split = config.split.words + (f", round {repeat + 1}" if config.split.repeats > 1 else "")
+    return f"{config.model.backbone} {weights}{head}, {config.roi.method}, {split}"
+
+
 def save_config(config: Config, path: str | Path) -> None:
     """Write `config.json`."""
     write_json(dataclasses.asdict(config), path)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steatosis_tf import tracking
 from steatosis_tf.cohort.manifest import build_manifest
 from steatosis_tf.deploy.predict import predict
 from steatosis_tf.evaluation.report.evaluate import metrics_text
@@ -57,7 +58,8 @@ def run_demo(output_dir: str | Path, *, num_patients: int = 60) -> DemoSummary:
     parts.append(
         f"the bundle of {_TRAINED[-1]} graded {predicted.counts['graded']} of "
         f"{predicted.counts['patients']} of the demo's own patients: {output_dir / 'predictions'}\n"
-        f"compare the runs: steatosis compare {EXPERIMENT}, or make ui"
+        f"compare the runs: steatosis compare {EXPERIMENT}, or make ui: "
+        f"{tracking.ui_address(EXPERIMENT)}"
     )
     text = "\n\n".join(parts)
     return DemoSummary(values, text)

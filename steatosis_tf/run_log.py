@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 
 from steatosis_tf import tracking
-from steatosis_tf.config import Config, flatten, load_config
-from steatosis_tf.evaluation.metrics.comparison import tracked_intervals
+from steatosis_tf.config import Config, flatten, load_config, run_name
+from steatosis_tf.evaluation.metrics.comparison import COMPARED
 from steatosis_tf.evaluation.metrics.scores import read_scores
-from steatosis_tf.files import UNFINISHED_NAME, file_sha256
+from steatosis_tf.files import UNFINISHED_NAME, file_sha256, flat
 from steatosis_tf.grades import GRADES
+from steatosis_tf.recipes import RECIPES
 from steatosis_tf.roi.views import input_shape
 from steatosis_tf.training import fold_run, log_fold
 from steatosis_tf.unfinished import (
@@ -25,6 +26,9 @@ from steatosis_tf.unfinished import (
     only_one,
     refuse_unfinished,
 )
+
+# Numbers of environment.json that stand beside the metrics of a run.
+_COST = ("train_minutes", "seconds", "file_mb", "ms_per_frame")
 
 
 @contextmanager
@@ -52,7 +56,7 @@ def begun(folder: Path, key: str, config: Config, repeat: int) -> Iterator[Path]
     with only_one(folder, key):
         again = find_unfinished(folder, key)
         with tracking.start_run(
-            folder.name, config.split.kind, params, again=again, key=tag
+            folder.name, run_name(config, repeat), params, again=again, key=tag
         ) as tracked:
             run_dir = folder / tracked.run_id
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -80,10 +84,14 @@ def read_results(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def track(run_dir: Path) -> None:
     """Log what a run directory holds into the run that is open."""
     metrics, environment = read_results(run_dir)
-    compared = tracked_intervals(read_scores(run_dir / "patient_scores.csv"))
+    config = load_config(run_dir / "config.json")
+    tracking.log_manifest(run_dir / "manifest.csv")
+    tracking.describe(_description(run_dir, config))
+    # What runs are told apart by; metrics.json, which is logged too, has all.
+    patient, cost = flat(metrics["patient"]), environment["cost"]
     tracking.log_metrics(
-        {"patient": metrics["patient"], "frame": metrics["frame"], "compare": compared}
-        | environment["cost"]
+        {"patient": {name: patient[name] for name in COMPARED}}
+        | {name: cost[name] for name in _COST if name in cost}
     )
     tracking.log_tags(
         {f"{name}_sha256": file_sha256(run_dir / f"{name}.csv") for name in ("manifest", "split")}
@@ -96,8 +104,21 @@ def track(run_dir: Path) -> None:
     if (run_dir / "bundle").is_dir():
         tracking.log_artifacts(run_dir / "bundle", "bundle")
         return
-    shape = input_shape(load_config(run_dir / "config.json").roi.view)
+    shape = input_shape(config.roi.view)
     tracking.log_onnx_model(run_dir / "model.onnx", input_shape=shape, num_grades=len(GRADES))
+
+
+def _description(run_dir: Path, config: Config) -> str:
+    """What differs from the recipe, then the opening of the report: verdict and headline table."""
+    name = run_dir.parent.name
+    recipe = RECIPES.get(name)
+    usual = flatten(recipe.config if recipe else Config())
+    changed = [f"`{key}={value}`" for key, value in flatten(config).items()
+               if usual[key] != value and key != "split.kind"]  # fmt: skip
+    told = f"Differs from {f'recipe {name}' if recipe else 'the defaults'}: "
+    opening = (run_dir / "report.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    untitled = opening.partition("\n\n")[2]
+    return f"{told}{', '.join(changed) or 'nothing'}\n\n{untitled}"
 
 
 def log_run(run_dir: str | Path) -> str | None:
@@ -123,7 +144,8 @@ def log_run(run_dir: str | Path) -> str | None:
             "Expected a run with metrics.json and the environment.json of this version. "
             f"Received: {run_dir.name!r} ({error})."
         ) from error
-    with tracking.start_run(run_dir.parent.name, config.split.kind, params, again=run_dir.name):
+    name = run_name(config, environment["repeat"])
+    with tracking.start_run(run_dir.parent.name, name, params, again=run_dir.name):
         _log_folds(run_dir)
         track(run_dir)
     return tracking.untracked()

@@ -16,13 +16,14 @@ from steatosis_tf import tracking
 from steatosis_tf.cohort.partition import Partition
 from steatosis_tf.config import CLOSED_FORM, Config, HeadKind
 from steatosis_tf.deploy.export import NUM_CHECKED
+from steatosis_tf.evaluation.metrics.comparison import COMPARED
 from steatosis_tf.evaluation.metrics.registry import compute_metrics
 from steatosis_tf.evaluation.metrics.scores import (
     labels_and_probabilities,
     score_table,
     write_scores,
 )
-from steatosis_tf.files import replacing
+from steatosis_tf.files import flat, replacing
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import Engine, choose_engine
@@ -210,7 +211,8 @@ def log_fold(tested: pd.DataFrame, history: pd.DataFrame) -> None:
         history: one row per epoch; empty of a head that is solved.
     """
     tracking.log_history(history.drop(columns="fold"))
-    tracking.log_metrics({"test": compute_metrics(*labels_and_probabilities(tested))})
+    found = flat(compute_metrics(*labels_and_probabilities(tested)))
+    tracking.log_metrics({"test": {name: found[name] for name in COMPARED}})
 
 
 def fold_run(name: str) -> contextlib.AbstractContextManager[tracking.Run]:

@@ -35,11 +35,11 @@ ROOMS = {
     "validation": "grades files cohort model evaluation deploy",
     "training": "grades files config tracking unfinished cohort quantitative records model "
     "evaluation deploy",
-    "run_log": "grades files config tracking unfinished roi evaluation training",
     "recipes": "config",
+    "run_log": "grades files config tracking unfinished roi evaluation training recipes",
     "pipeline": "grades files config environment tracking unfinished cohort roi quantitative "
     "records model evaluation deploy training run_log recipes",
-    "demo": "sources cohort evaluation deploy recipes pipeline",
+    "demo": "tracking sources cohort evaluation deploy recipes pipeline",
     "server": "grades sources cohort roi quantitative model deploy",
     "verbs": "grades files config environment tracking unfinished parallel sources cohort roi "
     "quantitative records evaluation deploy validation run_log recipes pipeline demo server",

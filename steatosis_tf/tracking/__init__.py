@@ -64,12 +64,10 @@ class Run:
     Attributes:
         run_id: MLflow's, or one made here where the store could not be used.
         experiment: its name.
-        url: where `make ui` shows it; "" if it is not tracked.
     """
 
     run_id: str
     experiment: str
-    url: str = ""
 
 
 class _State:
@@ -119,6 +117,7 @@ def start_run(
     except BaseException as error:
         reason = str(error) or "interrupted"
         log_tags({_REASON_TAG: f"{type(error).__name__}: {reason}"[:_PARAM_LENGTH]})
+        describe(f"Failed: {reason}"[:_PARAM_LENGTH])
         _end("FAILED", outer)
         raise
     _end("FINISHED", outer)
@@ -153,9 +152,7 @@ def _begin(
     new = {name: value for name, value in params.items() if name not in started.data.params}
     if new:
         mlflow.log_params({name: str(value)[:_PARAM_LENGTH] for name, value in new.items()})
-    found = str(started.info.run_id)
-    url = f"http://127.0.0.1:5000/#/experiments/{experiment_id}/runs/{found}"
-    return Run(again or found, experiment, url)
+    return Run(again or str(started.info.run_id), experiment)
 
 
 def _end(status: str, outer: mlflow.ActiveRun | None) -> None:
@@ -284,6 +281,24 @@ def log_tags(tags: Mapping[str, str]) -> None:
 def describe(markdown: str) -> None:
     """Give the open run the text that the UI shows first."""
     log_tags({"mlflow.note.content": markdown})
+
+
+def ui_address(experiment: str = "", port: int = 5000) -> str:
+    """Where `make ui` shows the runs of an experiment, or of the newest run if none is named.
+
+    Without a usable store, or a run, it is where the UI begins.
+    """
+
+    def look() -> str:
+        _connect()
+        client, known = mlflow.MlflowClient(), mlflow.search_experiments()
+        ids = [one.experiment_id for one in known if one.name == experiment or not experiment]
+        newest = client.search_runs(ids, max_results=1) if ids else []
+        # Unless told, the UI shows what it has for language models.
+        return "".join(f"/#/experiments/{run.info.experiment_id}/runs?workflowType=machine_learning"
+                       for run in newest)  # fmt: skip
+
+    return f"http://127.0.0.1:{port}{_attempt(look) or ''}"
 
 
 def log_manifest(path: str | Path) -> None:

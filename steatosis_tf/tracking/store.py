@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 #: How long a locked store is waited for; a message says so after the first second.
-LONGEST_WAIT_S = 30.0
+LONGEST_WAIT_S = 10.0
 
 
 class StoreError(OSError):

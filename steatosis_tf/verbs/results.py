@@ -2,13 +2,16 @@
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steatosis_tf.environment import load_tensorflow
 from steatosis_tf.files import renewing_sums
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.unfinished import refuse_unfinished
 from steatosis_tf.verbs.common import OutputDir, OutputModel, OutputOnnx, OutputPicture, Result
+
+if TYPE_CHECKING:
+    from steatosis_tf.evaluation.metrics.comparison import ComparedRun
 
 
 def evaluate(args: Namespace) -> Result:
@@ -181,36 +184,49 @@ def compare(args: Namespace) -> Result:
     """
     from steatosis_tf import tracking
     from steatosis_tf.evaluation.figures.results import comparison_figure
-    from steatosis_tf.evaluation.metrics.comparison import (
-        ComparedRun,
-        compare_runs,
-        comparison_text,
-    )
-    from steatosis_tf.evaluation.metrics.scores import read_scores
+    from steatosis_tf.evaluation.metrics.comparison import compare_runs, comparison_text
 
-    runs, left_out = [], []
-    for experiment in args.experiments:
-        left_out += _unfinished(experiment)
-        for row in tracking.runs_table(experiment).to_dict("records"):
-            scores = read_scores(tracking.artifact_path(row["run_id"], "patient_scores.csv"))
-            # A run that lacks a metric others have holds NaN there.
-            logged = {key: row.get(f"metrics.{key}") for key in _COST}
-            cost = {key: value if value == value else None for key, value in logged.items()}
-            name = f"{experiment} {row['run_id'][:8]}"
-            runs.append(ComparedRun(row["run_id"], name, scores, cost))
-    if not runs:
+    rows = [row for experiment in args.experiments
+            for row in tracking.runs_table(experiment).to_dict("records")]  # fmt: skip
+    left_out = [one for experiment in args.experiments for one in _unfinished(experiment)]
+    if not rows:
         raise ValueError(
             f"Expected finished runs. Received: none in {', '.join(args.experiments)}"
             f"{'; ' if left_out else ''}{', '.join(left_out)}."
         )
+    runs = _compared(rows)
     if chosen := [one for one in left_out if args.baseline and one.startswith(args.baseline[:8])]:
         raise ValueError(f"Expected a finished run as baseline. Received: {chosen[0]}.")
     # Without a baseline named, the oldest run is what the others are held against.
-    rows = compare_runs(runs, args.baseline or runs[-1].run_id, num_resamples=args.resamples)
+    compared = compare_runs(runs, args.baseline or runs[-1].run_id, num_resamples=args.resamples)
     if args.figure:
-        comparison_figure(rows, args.figure)
-    text = "\n".join([comparison_text(rows), *(f"left out: {one}" for one in left_out), NOTICE])
-    return Result({"runs": rows, "left_out": left_out, "notice": NOTICE}, text)
+        comparison_figure(compared, args.figure)
+    text = "\n".join([comparison_text(compared), *(f"left out: {one}" for one in left_out), NOTICE])
+    return Result({"runs": compared, "left_out": left_out, "notice": NOTICE}, text)
+
+
+def _compared(rows: list[dict[str, Any]]) -> list["ComparedRun"]:
+    """Runs of MLflow with their scores, and with what differs between them."""
+    from steatosis_tf import tracking
+    from steatosis_tf.evaluation.metrics.comparison import ComparedRun, what_differs
+    from steatosis_tf.evaluation.metrics.scores import read_scores
+
+    # A run that lacks a setting or a metric that others have holds NaN there.
+    known = [{key: value for key, value in row.items() if value == value} for row in rows]
+    settings = [
+        {key.removeprefix("params."): str(value) for key, value in row.items()
+         if key.startswith("params.")} for row in known
+    ]  # fmt: skip
+    return [
+        ComparedRun(
+            row["run_id"],
+            f"{row.get('tags.mlflow.runName', '')} {row['run_id'][:8]}".strip(),
+            read_scores(tracking.artifact_path(row["run_id"], "patient_scores.csv")),
+            {key: row.get(f"metrics.{key}") for key in _COST},
+            differs,
+        )
+        for row, differs in zip(known, what_differs(settings), strict=True)
+    ]
 
 
 def _unfinished(experiment: str) -> list[str]:

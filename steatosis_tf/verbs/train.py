@@ -59,11 +59,13 @@ def _run(experiment: str, config: Config, args: argparse.Namespace) -> Result:
     load_tensorflow()
     from steatosis_tf.evaluation.report.evaluate import metrics_text
     from steatosis_tf.pipeline import run_rounds
+    from steatosis_tf.tracking import ui_address
 
     summaries = run_rounds(experiment, args.manifest, config, args.runs_dir, options)
     lines = [metrics_text([summary.metrics for summary in summaries]), ""]
     lines += [f"run: {summary.run_dir}" for summary in summaries]
-    lines += [f"compare: steatosis compare {experiment}, or make ui"]
+    lines += [f"report: {summary.run_dir}/report.html" for summary in summaries]
+    lines += [f"compare: steatosis compare {experiment}, or make ui: {ui_address(experiment)}"]
     values = {"runs": [dataclasses.asdict(summary) for summary in summaries], "notice": NOTICE}
     return Result(values, "\n".join(lines))
 

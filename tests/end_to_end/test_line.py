@@ -135,6 +135,7 @@ def test_mlflow_holds_the_run(
         steps = store.execute("SELECT COUNT(*) FROM metrics WHERE key = 'val_accuracy'").fetchone()
         tags = dict(store.execute("SELECT key, value FROM tags").fetchall())
         signature = store.execute("SELECT COUNT(*) FROM logged_models").fetchone()
+        inputs = store.execute("SELECT COUNT(*) FROM inputs").fetchone()
         columns = store.execute(
             "SELECT key, value FROM latest_metrics WHERE run_uuid = ?", (runs[0]["run_id"],)
         ).fetchall()
@@ -143,12 +144,18 @@ def test_mlflow_holds_the_run(
     assert len(tags["manifest_sha256"]) == len(tags["split_sha256"]) == 64
     assert signature == (2,)
     shown = dict(columns)  # the UI shows what `compare` prints
-    kappa = runs[0]["ordinal.quadratic_kappa"]
-    for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
-        if kappa[key] is not None:
-            assert shown[f"compare.ordinal.quadratic_kappa{end}"] == kappa[key]
-    assert shown["compare.accuracy"] == runs[0]["accuracy"]["value"]
+    of_epochs = {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"}
+    assert shown.keys() - of_epochs == {
+        "patient.accuracy", "patient.macro.f1", "patient.ordinal.quadratic_kappa",
+        "patient.ordinal.auc_at_least_mild", "train_minutes", "seconds", "file_mb", "ms_per_frame",
+    }  # fmt: skip
+    assert shown["patient.accuracy"] == runs[0]["accuracy"]["value"]
     assert shown["ms_per_frame"] == runs[0]["ms_per_frame"]
+    assert runs[0]["name"].startswith("resnet50 random, sector, hold-out ")
+    assert runs[0]["differs"] == {}  # but for the seeds' digits the two runs are one
+    assert tags["mlflow.note.content"].startswith("Differs from the defaults: `roi.method=sector`")
+    assert "| Accuracy |" in tags["mlflow.note.content"]
+    assert inputs == (2,)
     assert list((study / "mlruns").rglob("confusion_patients.png"))
 
 

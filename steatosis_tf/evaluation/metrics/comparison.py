@@ -5,8 +5,8 @@ structural components are summed by patient first (Obuchowski 1997, Biometrics 5
 is DeLong's formula again when each patient has one row.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,9 @@ from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS, cumulativ
 #: Metric -> heading. Named beforehand, so that a comparison does not pick its winner's metric.
 COMPARED = shown_in("compare")
 
+# Settings in the column of what differs.
+_MOST_SHOWN = 4
+
 
 @dataclass(frozen=True)
 class ComparedRun:
@@ -36,12 +39,14 @@ class ComparedRun:
         name: what tells it from the others.
         patient_scores: its patient table.
         cost: for example `train_minutes`, `file_mb`, `ms_per_frame`; None where unknown.
+        differs: settings in which it differs from the others, as of `what_differs`.
     """
 
     run_id: str
     name: str
     patient_scores: pd.DataFrame
     cost: dict[str, float | None]
+    differs: dict[str, str] = field(default_factory=dict)
 
 
 def compare_runs(
@@ -55,9 +60,9 @@ def compare_runs(
         num_resamples: bootstrap resamples of patients.
 
     Returns:
-        per run `run_id`, `name`, `num_patients`, the cost, and for each of `COMPARED` a dict
-        `value, low, high, difference`; `difference` is `{value, low, high, p_value}`, None for
-        the baseline, or a text if the run has other patients and cannot be paired. Beside it
+        per run `run_id`, `name`, `differs`, `num_patients`, the cost, and per metric of `COMPARED`
+        a dict `value, low, high, difference`; `difference` is `{value, low, high, p_value}`, None
+        for the baseline, or a text if the run has other patients and cannot be paired. Beside it
         `delong`: DeLong's test of the AUC, see `delong.delong_test`; None for the baseline, for
         unpaired runs and for repeated cross-validation.
 
@@ -90,6 +95,7 @@ def _row(run: ComparedRun, baseline: ComparedRun, num_resamples: int) -> dict[st
     row: dict[str, Any] = {
         "run_id": run.run_id,
         "name": run.name,
+        "differs": run.differs,
         "num_patients": int(run.patient_scores["patient_id"].nunique()),
         **run.cost,
     }
@@ -102,14 +108,22 @@ def _row(run: ComparedRun, baseline: ComparedRun, num_resamples: int) -> dict[st
     return row | {"delong": delong_test(*tables) if is_paired and once else None}
 
 
-def tracked_intervals(patient_scores: pd.DataFrame) -> dict[str, float | None]:
-    """`COMPARED` for the columns of MLflow's UI: `<metric>`, `<metric>_low`, `<metric>_high`."""
-    found = bootstrap_intervals(patient_scores)
-    return {
-        f"{name}{end}": found[name][key]
-        for name in COMPARED
-        for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))
-    }
+def what_differs(params: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The settings of each run that are not the same in all of them, those of the model first.
+
+    Args:
+        params: of each run `{"stage.name": value}`.
+
+    Example:
+        >>> what_differs([{"model.head": "joint", "train.seed": "0"}, {"model.head": "softmax"}])
+        [{'model.head': 'joint', 'train.seed': '0'}, {'model.head': 'softmax', 'train.seed': '-'}]
+    """
+    names = {name for one in params for name in one}
+    stages = ("model", "roi", "split", "train", "augment")
+    places = {stage: place for place, stage in enumerate(stages)}
+    order = sorted(names, key=lambda name: (places.get(name.split(".")[0], len(stages)), name))
+    several = [name for name in order if len({one.get(name, "-") for one in params}) > 1]
+    return [{name: one.get(name, "-") for name in several} for one in params]
 
 
 def comparison_text(rows: Sequence[dict[str, Any]]) -> str:
@@ -119,6 +133,7 @@ def comparison_text(rows: Sequence[dict[str, Any]]) -> str:
             {"run": row["name"], "patients": row["num_patients"]}
             | {heading: _value_text(row[name]) for name, heading in COMPARED.items()}
             | {key: _number(row.get(key)) for key in ("train_minutes", "file_mb", "ms_per_frame")}
+            | {"what differs": _short(row["differs"])}
             for row in rows
         ]
     )
@@ -132,6 +147,12 @@ def comparison_text(rows: Sequence[dict[str, Any]]) -> str:
     if unpaired:
         lines.append(f"{unpaired} runs tested other patients than the baseline: not paired")
     return "\n".join(lines)
+
+
+def _short(differs: Mapping[str, str]) -> str:
+    texts = [f"{name}={value}" for name, value in differs.items()]
+    more = f" and {len(texts) - _MOST_SHOWN} more" if len(texts) > _MOST_SHOWN else ""
+    return (", ".join(texts[:_MOST_SHOWN]) or "-") + more
 
 
 def _value_text(cell: dict[str, Any]) -> str:
