@@ -243,8 +243,10 @@ def _run(
     train_minutes = (time.monotonic() - train_start) / 60
     lock_operating_points(run_dir, config.evaluation.aggregation)
     evaluate_run(run_dir)
+    print("exporting the model, and checking what was exported", file=sys.stderr)
     cost = _keep(model, data, place) | {"train_minutes": train_minutes}
     _write_environment(data.engine, repeat, cost, start, run_dir / "environment.json")
+    print("drawing figures, and writing the report with its intervals", file=sys.stderr)
     draw_run_gallery(run_dir)
     write_hepatorenal(run_dir)
     write_report(run_dir)

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from tqdm import tqdm
 
 from steatosis_tf import tracking
 from steatosis_tf.cohort.partition import Partition
@@ -162,7 +163,8 @@ def train_and_score(
     nested = len(partitions) > 1
     logged = tracking.finished_children() if nested else set()
     outcomes = []
-    for fold, partition in enumerate(partitions):
+    folds = tqdm(partitions, "training", unit="fold", disable=not nested)
+    for fold, partition in enumerate(folds):
         is_logged = not nested or partition.name in logged
         with contextlib.nullcontext() if is_logged else fold_run(partition.name):
             outcomes.append(_outcome(data, partition, fold, config, run_dir, nested=nested))
@@ -229,9 +231,8 @@ def _outcome(
     patients = {"tested": partition.test, "validated": partition.validation}
     folder = kept(run_dir, part)
     if folder is None:
-        with keeping(run_dir, part) as folder:
-            # Epochs are told as they pass where the run that is open is the fold's own.
-            trained, epochs = train_fold(data, partition, config, None if nested else _log_epoch)
+        with keeping(run_dir, part) as folder, _telling(config, nested=nested) as told:
+            trained, epochs = train_fold(data, partition, config, told)
             scorer = _scorer(trained, data)
             arrays = {name: scorer(ids) for name, ids in patients.items() if ids}
             if isinstance(trained, JointModel) and trained.target == "sqrt_fat" and partition.test:
@@ -267,8 +268,19 @@ def _read_model(folder: Path) -> keras.Model | JointModel:
     return keras.models.load_model(folder / "trained.keras", compile=False)
 
 
-def _log_epoch(epoch: int, logs: dict[str, float]) -> None:
-    tracking.log_metrics(logs, step=epoch)
+@contextlib.contextmanager
+def _telling(config: Config, *, nested: bool) -> Iterator[EpochCallback | None]:
+    """Log and show epochs as they pass, where the run that is open is the fold's own."""
+    if nested or config.model.head in CLOSED_FORM:
+        yield None
+        return
+    with tqdm(desc="training", total=config.train.epochs, unit="epoch") as bar:
+
+        def tell(epoch: int, logs: dict[str, float]) -> None:
+            tracking.log_metrics(logs, step=epoch)
+            bar.update()
+
+        yield tell
 
 
 def _without_test(partition: Partition) -> Partition:
