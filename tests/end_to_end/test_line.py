@@ -1,6 +1,7 @@
 """The line from simulated frames to a graded patient, through the doors a user has."""
 
 import json
+import re
 import sqlite3
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
             env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "HOME": str(folder)},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+        (folder / f"{name}.err").write_text(done.stderr)
     return folder
 
 
@@ -56,6 +58,13 @@ def test_run_directory_is_complete(study: Path) -> None:
     assert figures >= {
         "confusion_patients.png", "roc_patients.png", "training_0.png", "explanation.png",
     }  # fmt: skip
+
+
+def test_stderr_says_what_we_do_and_nothing_of_libraries(study: Path) -> None:
+    lines = (study / "first.err").read_text().replace("\r", "\n").splitlines()
+    noise = re.compile(r"oneDNN|absl|cuda|\bINFO\b|Downloading|downloaded|Warning")
+    assert [line for line in lines if noise.search(line)] == []
+    assert "split: hold-out of 24 patients" in lines
 
 
 def test_a_run_verifies(study: Path) -> None:

@@ -1,0 +1,52 @@
+"""Draw docs/images/mlflow.png: the runs of `make demo` in MLflow, in a headless browser.
+
+Command: python docs/images/draw_mlflow.py (after `make demo`; needs playwright and chromium)
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from playwright.sync_api import Error, sync_playwright
+
+from steatosis_tf.demo import EXPERIMENT
+from steatosis_tf.tracking import store, ui_address
+
+PORT = 5055
+TARGET = Path(__file__).with_name("mlflow.png")
+
+
+def main() -> None:
+    """Serve the store as `make ui` does, open the link that is printed, take the picture."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--port", str(PORT),
+         "--backend-store-uri", store.store_uri()],
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        with sync_playwright() as driver:
+            browser = driver.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+            )
+            page = browser.new_page(viewport={"width": 1280, "height": 430})
+            for _ in range(120):
+                try:
+                    page.goto(ui_address(EXPERIMENT, PORT))
+                    break
+                except Error:  # not up yet
+                    page.wait_for_timeout(1000)
+            page.get_by_role("link", name="5-fold").first.wait_for(timeout=60_000)
+            if page.get_by_label("Close").count():  # MLflow's assistant
+                page.get_by_label("Close").click()
+            page.wait_for_timeout(1500)
+            page.screenshot(path=TARGET)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+if __name__ == "__main__":
+    main()
