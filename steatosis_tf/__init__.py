@@ -37,6 +37,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 # goes wrong still arrives, as a Python exception.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # Progress is told of what takes long, and into a file or a pipe a few times a minute.
 os.environ.setdefault("TQDM_DELAY", "2")
 os.environ.setdefault("TQDM_MININTERVAL", "0.1" if sys.stderr and sys.stderr.isatty() else "10")

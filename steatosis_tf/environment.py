@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.metadata
+import logging
 import os
 import platform
 import subprocess
@@ -122,3 +123,5 @@ def load_tensorflow() -> None:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+    # Its warnings are about retraced graphs; what goes wrong arrives as an exception.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf import cli
-from steatosis_tf.config import Config, save_config
+from steatosis_tf.config import override, save_config
 from steatosis_tf.evaluation.metrics.registry import metrics_of
 from steatosis_tf.evaluation.metrics.scores import patient_scores, score_table, write_scores
+from steatosis_tf.recipes import RECIPES
 
 
 def _finished_run(run_dir: Path) -> None:
@@ -36,10 +37,13 @@ def _finished_run(run_dir: Path) -> None:
     )
     history = pd.DataFrame({"epoch": [0, 1] * 3, "loss": 0.5, "fold": [0, 0, 1, 1, -1, -1]})
     history.to_csv(run_dir / "history.csv", index=False)
-    (run_dir / "manifest.csv").write_text("path\n")
+    (run_dir / "manifest.csv").write_text("path,grade\n")
+    (run_dir / "report.md").write_text("# A run\n\n**Better.**\n\n## 1. Use\n\nNot this.\n")
     environment = {"repeat": 0, "engine": "keras float32", "cost": {"seconds": 2.5}}
     (run_dir / "environment.json").write_text(json.dumps(environment))
-    save_config(Config(), run_dir / "config.json")
+    settings = ["split.kind=kfold", "model.weights=random", "model.backbone=resnet50",
+                "model.pooling=global"]  # fmt: skip
+    save_config(override(RECIPES["joint"].config, settings), run_dir / "config.json")
 
 
 def test_a_run_is_logged_later_and_nothing_twice(tmp_path, monkeypatch, capsys):
@@ -57,10 +61,22 @@ def test_a_run_is_logged_later_and_nothing_twice(tmp_path, monkeypatch, capsys):
         status = store.execute("SELECT status FROM runs").fetchall()
         metrics = store.execute("SELECT key, step, value FROM metrics WHERE run_uuid = ?",
                                 (tags["made-here"],)).fetchall()  # fmt: skip
+        told = dict(store.execute("SELECT key, value FROM tags WHERE run_uuid = ?",
+                                  (tags["made-here"],)))  # fmt: skip
+        inputs = store.execute("SELECT COUNT(*) FROM inputs").fetchone()
         of_folds = store.execute("SELECT COUNT(*) FROM metrics WHERE key = 'loss'").fetchone()
     assert status == [("FINISHED",)] * 3  # the run and its two folds
     assert ("seconds", 0, 2.5) in metrics
-    assert len(metrics) == len({key for key, *_ in metrics}) > 20
+    assert sorted(key for key, *_ in metrics) == [
+        "patient.accuracy", "patient.macro.f1", "patient.ordinal.auc_at_least_mild",
+        "patient.ordinal.quadratic_kappa", "seconds",
+    ]  # fmt: skip
+    assert told["mlflow.runName"] == "resnet50 random joint, beamspace, 5-fold"
+    assert told["mlflow.note.content"] == (
+        "Differs from recipe joint: `model.backbone=resnet50`, `model.weights=random`, "
+        "`model.pooling=global`\n\n**Better.**"
+    )
+    assert inputs == (1,)  # the manifest
     assert of_folds == (4,)
 
 

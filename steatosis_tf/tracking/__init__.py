@@ -15,6 +15,7 @@ import sqlite3
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -308,9 +309,11 @@ def log_manifest(path: str | Path) -> None:
     digest = file_sha256(path)[:36]  # MLflow's limit
 
     def log() -> None:
-        dataset = from_pandas(
-            table, source=path.name, name=path.stem, digest=digest, targets="grade"
-        )
+        with warnings.catch_warnings():  # two kinds of source fit a bare name; it is only shown
+            warnings.simplefilter("ignore", UserWarning)
+            dataset = from_pandas(
+                table, source=path.name, name=path.stem, digest=digest, targets="grade"
+            )
         mlflow.log_input(dataset, context="training")
 
     _attempt(log)

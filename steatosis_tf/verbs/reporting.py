@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from steatosis_tf.environment import load_tensorflow
 from steatosis_tf.files import open_regular, renewing_sums
 from steatosis_tf.grades import OUTPUT_LAYER
 from steatosis_tf.unfinished import refuse_unfinished
@@ -71,6 +72,7 @@ def report(args: Namespace) -> Result:
             {"study": str(study)}, "\n".join([*lines, f"now: steatosis report {args.run_dir}"])
         )
     if args.log:
+        load_tensorflow()
         from steatosis_tf.run_log import log_run
 
         if why := log_run(args.run_dir):

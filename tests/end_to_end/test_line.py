@@ -62,7 +62,7 @@ def test_run_directory_is_complete(study: Path) -> None:
 
 def test_stderr_says_what_we_do_and_nothing_of_libraries(study: Path) -> None:
     lines = (study / "first.err").read_text().replace("\r", "\n").splitlines()
-    noise = re.compile(r"oneDNN|absl|cuda|\bINFO\b|Downloading|downloaded|Warning")
+    noise = re.compile(r"oneDNN|absl|cuda|\bINFO\b|Downloading|downloaded|Warning|WARNING")
     assert [line for line in lines if noise.search(line)] == []
     assert "split: hold-out of 24 patients" in lines
 
