@@ -117,7 +117,7 @@ def _description(run_dir: Path, config: Config) -> str:
                if usual[key] != value and key != "split.kind"]  # fmt: skip
     told = f"Differs from {f'recipe {name}' if recipe else 'the defaults'}: "
     opening = (run_dir / "report.md").read_text(encoding="utf-8").partition("\n## ")[0]
-    untitled = opening.partition("\n\n")[2]
+    untitled = opening.partition("\n\n")[2].strip()
     return f"{told}{', '.join(changed) or 'nothing'}\n\n{untitled}"
 
 
