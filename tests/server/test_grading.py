@@ -282,6 +282,25 @@ def test_a_case_without_a_readable_frame_can_only_be_unable(
     assert "All <b>broken</b>" in set(server.table()["reader_1_unable"])
 
 
+@pytest.mark.slow
+def test_real_frames_of_another_folder_are_read(
+    open_page: Callable[..., Any], real_data_dir: Path, tmp_path: Path
+) -> None:
+    images = real_data_dir / "byra2018" / "images"
+    paths = [path for patient in ("P02", "P15") for path in sorted(images.glob(f"{patient}_*"))[:3]]
+    labels = pd.DataFrame({"path": paths, "patient_id": [path.name[:3] for path in paths]})
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    manifest = tmp_path / "manifest.csv"
+    assert call("manifest", tmp_path / "labels.csv", "--output", manifest) == 0
+    server = Server(manifest, "--repeats", 0, "--frames", images)
+    page = open_page(server, "AB")
+    assert page.inner_text("#size") == "636 × 434 px"
+    assert page.locator("#strip button").count() == 3
+    read_all(page, 2, lambda case: case)
+    server.stop()
+    assert sorted(server.table()["reader_1"]) == ["Mild"] * 3 + ["Moderate"] * 3
+
+
 def test_what_cannot_be_read_is_named_at_the_start_and_nothing_is_left(
     manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -239,6 +239,10 @@ def test_real_frames_have_an_answer(open_page: Callable[..., Any], real_data_dir
     give(tab, *((path.name, path.read_bytes()) for path in frames))
     assert text_of(tab, "#grade")
     assert tab.locator("#outlines path.liver").get_attribute("d").startswith("M")
+    for key in ("c", "h", "Shift+ArrowUp"):
+        tab.keyboard.press(key)
+    read_again(tab, "Enter")
+    assert "placed by a person" in text_of(tab, "#byPerson")
 
 
 def test_a_phone_shows_all_and_prints_on_one_page(open_page: Callable[..., Any]) -> None:
