@@ -386,7 +386,7 @@ def keep_records(
 
 
 def prepare_study(
-    manifest_path: str | Path, config: Config, folder: Path, runs_dir: Path, *, every: int = 1
+    manifest_path: str | Path, config: Config, folder: Path, runs_dir: Path
 ) -> tuple[StudyData, str]:
     """Records and features of a manifest, for scripts that train many heads.
 
@@ -395,7 +395,6 @@ def prepare_study(
         config: split, ROI, backbone, engine, augmentation and number of views.
         folder: where the completed manifest and the leakage check's findings are kept.
         runs_dir: records and features are kept in `runs_dir/cache`, shared by all runs.
-        every: take every n-th frame of each patient, in order of `frame_id`.
 
     Returns:
         records and features, and the fingerprint of the records.
@@ -403,16 +402,9 @@ def prepare_study(
     Raises:
         ValueError, RuntimeError, OSError: as `write_records` and `load_study`.
     """
-    table = _every(read_manifest(manifest_path), every)
+    table = read_manifest(manifest_path)
     partitions = make_partitions(table, config.split)
     place = Preparation(config, folder, runs_dir)
     table = complete_manifest(table, manifest_path, partitions, place)
     records_dir, fingerprint = keep_records(table, partitions, place)
     return load_study(records_dir, runs_dir / "cache" / "features", config), fingerprint
-
-
-def _every(table: pd.DataFrame, every: int) -> pd.DataFrame:
-    if every == 1:
-        return table
-    place = table.sort_values("frame_id").groupby("patient_id").cumcount()
-    return table.loc[place.sort_index() % every == 0].reset_index(drop=True)
