@@ -69,7 +69,7 @@ def verify(args: Namespace) -> Result:
 
 
 def demo(args: Namespace) -> Result:
-    """Run the whole line on simulated phantoms: no data and no network needed.
+    """Run the whole pipeline on simulated phantoms: no data and no network needed.
 
     Example:
         steatosis demo --output demo
