@@ -2,7 +2,8 @@
 
 The plain loop decodes each PNG, cuts one fixed rectangle, makes it square and writes it: no sector
 is looked for, nothing outside it is blanked, no leak is searched, nothing is shuffled or checked.
-A frame is decoded twice by ours: for its ROI with the hash against leakage, and for its record.
+A frame is decoded once by ours, for its ROI, marks and the hash against leakage; its record takes
+the ROI from a file that this step leaves.
 """
 
 import shutil
@@ -58,16 +59,22 @@ def _ours(
     table: pd.DataFrame, manifest_path: Path, folder: Path, *, forget_hashes: bool = True
 ) -> None:
     shutil.rmtree(folder / "records", ignore_errors=True)
-    hashes_path = folder / "hashes.csv"
+    hashes_path, crops_dir = folder / "hashes.csv", folder / "crops"
     if forget_hashes:
         hashes_path.unlink(missing_ok=True)
     sector = RoiConfig(method="sector")
-    table = add_roi_columns(table, manifest_path, sector, hashes_path=hashes_path)
+    table = add_roi_columns(
+        table, manifest_path, sector, hashes_path=hashes_path, crops_dir=crops_dir
+    )
     partitions = make_partitions(table, SplitConfig(kind="holdout"))
     table = relocate(table, manifest_path, folder)
     table["split"] = test_column(table, partitions)
     write_manifest(table, folder / "manifest.csv")
-    write_records(folder / "manifest.csv", folder / "records", partitions, hashes_path=hashes_path)
+    write_records(
+        folder / "manifest.csv", folder / "records", partitions, hashes_path=hashes_path,
+        crops_dir=crops_dir,
+    )  # fmt: skip
+    shutil.rmtree(crops_dir)
 
 
 def _plain(table: pd.DataFrame, manifest_path: Path, folder: Path) -> None:

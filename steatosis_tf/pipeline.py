@@ -5,6 +5,7 @@ records, features. Scripts that train many heads take the same first steps by `p
 """
 
 import dataclasses
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -85,6 +86,11 @@ class Preparation:
     def hashes_path(self) -> Path:
         """File that keeps the data-leakage check's hashes, which the ROI step takes along."""
         return self.runs_dir / "cache" / f"perceptual_hashes-{HASH_VERSION}.csv"
+
+    @property
+    def crops_dir(self) -> Path:
+        """Where the ROI step leaves what it cut for the records; gone when these are written."""
+        return self.folder / "crops"
 
 
 def train(
@@ -347,8 +353,9 @@ def complete_manifest(
         what was written.
     """
     table = add_roi_columns(
-        table, Path(manifest_path), place.config.roi, place.options, place.hashes_path
-    )
+        table, Path(manifest_path), place.config.roi, place.options, place.hashes_path,
+        place.crops_dir,
+    )  # fmt: skip
     table = relocate(table, manifest_path, place.folder)
     table["split"] = test_column(table, partitions)
     write_manifest(table, place.folder / "manifest.csv")
@@ -380,8 +387,10 @@ def keep_records(
         time_column=place.config.split.time_column,
         gate_path=place.folder / "leak_gate.json",
         hashes_path=place.hashes_path,
+        crops_dir=place.crops_dir,
         options=place.options,
     )
+    shutil.rmtree(place.crops_dir, ignore_errors=True)
     return records_dir, fingerprint
 
 

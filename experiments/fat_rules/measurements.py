@@ -26,7 +26,7 @@ from steatosis_tf.roi.views import Rectangle
 from steatosis_tf.sources.images import read_frame, to_grey
 
 #: Counts up whenever a definition changes, so that what is stored is measured anew.
-VERSION = 1
+VERSION = 2
 #: Names of what is measured of every frame.
 MEASURED_COLUMNS = (*UNITS, *POLAR_COLUMNS, *LIVER_COLUMNS)
 

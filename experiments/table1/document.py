@@ -68,7 +68,8 @@ finished is not run again. How the protocol works: [architecture.md](architectur
 
 {len(patients)} patients ({counts}), {len(study.index)} frames. Whole patients in
 {study.config.split.folds} folds, stratified by grade; repeats deal them anew. Every method sees the
-same ROI (`{study.config.roi.method}`, chosen before any was scored) and is tested on all frames; a
+same ROI (`{study.config.roi.method}`, chosen before any was scored; the joint system whole frames)
+and is tested on all frames; a
 patient's probabilities are the mean over frames. Hyperparameters that are chosen are chosen by
 inner folds of the training patients. Values are pooled over folds and averaged over repeats;
 intervals are 95 % BCa over patients and do not contain the spread over training sets. With this
@@ -131,7 +132,7 @@ def _costs(rows: Sequence[Row]) -> str:
             str(len(TASKS[row.task][0])),
             f"{row.cost['num_parameters']:,}",
             f"{row.cost['train_minutes']:.2f}",
-            f"{row.cost['ms_per_frame']:.1f}",
+            "-" if row.method.whole_frames else f"{row.cost['ms_per_frame']:.1f}",
             _repeats(row),
             ", ".join(f"{name} {value}" for name, value in row.method.settings.items()),
         )

@@ -100,6 +100,8 @@ class Method:
         fit: `fit(fold_data, **settings)` gives a `Fitted`.
         settings: hyperparameters; part of the key of a result, logged, and stated in the table.
         repeats: rounds of 5-fold cross-validation with other folds.
+        whole_frames: sees the frames, not their ROIs: `probabilities` is handed rows of the study,
+            and its file is not timed, since one would begin at the ROI.
 
     Raises:
         ValueError: for an unknown task or a number of repeats out of range.
@@ -113,6 +115,7 @@ class Method:
     fit: Callable[..., Fitted]
     settings: Mapping[str, Any] = field(default_factory=dict)
     repeats: int = 1
+    whole_frames: bool = False
 
     def __post_init__(self) -> None:
         unknown = [task for task in self.tasks if task not in TASKS]

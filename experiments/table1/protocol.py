@@ -128,11 +128,11 @@ def _run_repeat(
                 start = time.process_time()
                 fitted = method.fit(_lesson(study, partition, task, seed), **method.settings)
                 cost["train_minutes"] += (time.process_time() - start) / 60
-                table = _score_table(fitted, study, tested, task, fold)
+                table = _score_table(method, fitted, study, tested, task, fold)
                 tracking.log_metrics({"test": compute_metrics(*labels_and_probabilities(table))})
             tables.append(table)
             if fold == 0:
-                cost |= _export(fitted, study, folder)
+                cost |= _export(method, fitted, study, folder)
         if repeat == 0:
             cost |= {"by_image_accuracy": _by_image(method, task, study, seed)}
         with replacing(folder / "split.csv") as temporary:
@@ -166,10 +166,10 @@ def _evaluate(folder: Path, study: Study, task: str, cost: dict[str, Any]) -> No
 
 
 def _score_table(
-    fitted: Fitted, study: Study, rows: np.ndarray, task: str, fold: int
+    method: Method, fitted: Fitted, study: Study, rows: np.ndarray, task: str, fold: int
 ) -> pd.DataFrame:
     """Frame scores; a class is written as its lowest grade, truth and probabilities alike."""
-    probabilities = np.asarray(fitted.probabilities(study.rois[rows]), np.float64)
+    probabilities = np.asarray(fitted.probabilities(_seen(method, study, rows)), np.float64)
     expected = (len(rows), len(TASKS[task][0]))
     if probabilities.shape != expected:
         raise ValueError(
@@ -195,11 +195,19 @@ def _by_image(method: Method, task: str, study: Study, seed: int) -> float:
     fold_data = FoldData(study.hiding(tested), np.sort(train), np.sort(validation), task, seed)
     fitted = method.fit(fold_data, **method.settings)
     truth = classes_of(study.index["label"].to_numpy()[tested], task)
-    return float((fitted.probabilities(study.rois[tested]).argmax(axis=1) == truth).mean())
+    found = fitted.probabilities(_seen(method, study, tested))
+    return float((found.argmax(axis=1) == truth).mean())
 
 
-def _export(fitted: Fitted, study: Study, folder: Path) -> dict[str, float]:
+def _seen(method: Method, study: Study, rows: np.ndarray) -> np.ndarray:
+    return rows if method.whole_frames else study.rois[rows]
+
+
+def _export(method: Method, fitted: Fitted, study: Study, folder: Path) -> dict[str, float]:
     """Save the first fold's method, hold the file against it, and time the file."""
+    if method.whole_frames:
+        fitted.save(folder, np.arange(0))
+        return {"num_parameters": fitted.num_parameters, "ms_per_frame": float("nan")}
     rois = study.rois[:: max(1, len(study.rois) // _NUM_CHECKED)][:_NUM_CHECKED]
     path = fitted.save(folder, rois)
     grader = load_exported(path)

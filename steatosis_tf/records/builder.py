@@ -63,11 +63,13 @@ class SteatosisRecords(tfds.core.dataset_builder.FileReaderBuilder):
         manifest_path: str | Path,
         unfinished_dir: str | Path,
         view: str = "",
+        crops_dir: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
         self._manifest_path = Path(manifest_path)
         self._unfinished_dir = Path(unfinished_dir)
         self._view = view
+        self._crops_dir = crops_dir
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -88,7 +90,7 @@ class SteatosisRecords(tfds.core.dataset_builder.FileReaderBuilder):
             for split, group in rows.groupby("split")
         }
         # A runner spreads shards over cores; here the frames of a shard are.
-        work = partial(write_shard, all_cores=options is None)
+        work = partial(write_shard, all_cores=options is None, crops_dir=self._crops_dir)
         every_shard = [shard for shards in planned.values() for shard in shards]
         run_parts(work, every_shard, options, desc="records")
         split_infos = []
@@ -116,6 +118,7 @@ def write_records(
     time_column: str = "",
     gate_path: str | Path | None = None,
     hashes_path: str | Path | None = None,
+    crops_dir: str | Path | None = None,
     options: "PipelineOptions | None" = None,
 ) -> Path:
     """Pass the data-leakage check, then write a manifest's records unless the same ones are there.
@@ -130,6 +133,7 @@ def write_records(
         time_column: date column of a temporal split.
         gate_path: JSON file for what the check looked at.
         hashes_path: file that keeps the check's perceptual hashes between calls.
+        crops_dir: ROIs that `add_roi_columns` left; a frame of whom there is none is decoded.
         options: Beam runner whose workers write the shards, see `parallel.beam_options`; None
             writes them in this process.
 
@@ -161,7 +165,7 @@ def write_records(
     records_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(records_dir / ".lock"):
         if not _holds(records_dir, fingerprint):
-            _prepare(manifest_path, records_dir, fingerprint, view, options)
+            _prepare(manifest_path, records_dir, fingerprint, view, crops_dir, options)
             write_json({"fingerprint": fingerprint, "frames": counts}, records_dir / "records.json")
     return records_location(records_dir)
 
@@ -183,6 +187,7 @@ def _prepare(
     records_dir: Path,
     fingerprint: str,
     view: str,
+    crops_dir: str | Path | None,
     options: "PipelineOptions | None",
 ) -> None:
     unfinished = records_dir / f"unfinished-{fingerprint[:16]}"
@@ -195,7 +200,7 @@ def _prepare(
         path.unlink()
     shutil.rmtree(records_dir / SteatosisRecords.name, ignore_errors=True)
     builder = SteatosisRecords(
-        manifest_path=manifest_path, unfinished_dir=unfinished, view=view,
+        manifest_path=manifest_path, unfinished_dir=unfinished, view=view, crops_dir=crops_dir,
         data_dir=str(records_dir),
     )  # fmt: skip
     config = tfds.download.DownloadConfig(beam_options=options, try_download_gcs=False)
@@ -348,12 +353,15 @@ def example_of(row: dict[str, Any], roi: np.ndarray) -> dict[str, Any]:
     }
 
 
-def write_shard(shard: Shard, *, all_cores: bool = False) -> None:
+def write_shard(
+    shard: Shard, *, all_cores: bool = False, crops_dir: str | Path | None = None
+) -> None:
     """Write a shard, whole or not at all, unless it is there.
 
     Args:
         shard: what to write.
         all_cores: cut the frames on every core of this machine.
+        crops_dir: of `cut_roi`.
 
     Raises:
         ValueError: if a frame cannot be used; the text names it.
@@ -364,7 +372,7 @@ def write_shard(shard: Shard, *, all_cores: bool = False) -> None:
     rows = read_manifest(shard.plan_path).to_dict("records")
     features = record_features(rows[0].get(VIEW_COLUMN, ""))
     # Worker processes only cut, in a module without TensorFlow: they start at once.
-    work = partial(cut_roi, manifest_path=shard.manifest_path)
+    work = partial(cut_roi, manifest_path=shard.manifest_path, crops_dir=crops_dir)
     rois = map_on_cores(work, rows, "records") if all_cores else map(work, rows)
     try:
         with (

@@ -47,6 +47,7 @@ from steatosis_tf.roi.views import (
     Rectangle,
     crop_roi,
     depth_px_per_cm,
+    input_shape,
     model_input,
 )
 from steatosis_tf.sources.images import read_frame
@@ -110,6 +111,7 @@ def add_roi_columns(
     config: RoiConfig,
     options: "PipelineOptions | None" = None,
     hashes_path: str | Path | None = None,
+    crops_dir: str | Path | None = None,
 ) -> pd.DataFrame:
     """Propose a ROI for every frame of a table that has none, leaving the manifest alone.
 
@@ -124,6 +126,8 @@ def add_roi_columns(
         options: Beam runner whose workers propose; None proposes on the cores of this machine.
         hashes_path: file that keeps the data-leakage check's hashes. Those of frames looked at
             here are added, so that it need not decode them again.
+        crops_dir: folder in which the ROIs of frames looked at here are left for `cut_roi`, 50 kB
+            each (beam space 120), so that records need not decode them again.
 
     Returns:
         the table with `roi_top, roi_left, roi_height, roi_width` (px of the full frame, empty
@@ -131,7 +135,7 @@ def add_roi_columns(
         the model sees, see `views.input_shape`) and `roi_sector`.
     """
     table = _without_other_views(with_roi_columns(frame_table), config)
-    for _ in _propose(table, manifest_path, config, options, hashes_path):
+    for _ in _propose(table, manifest_path, config, options, hashes_path, crops_dir):
         pass
     _empty_useless_boxes(table, manifest_path)
     return table
@@ -154,26 +158,58 @@ def write_automatic_boxes(manifest_path: str | Path, new_table: pd.DataFrame) ->
         write_manifest(keep_persons_boxes(read_manifest(manifest_path), new_table), manifest_path)
 
 
-def cut_roi(row: dict[str, Any], manifest_path: str | Path) -> np.ndarray:
+def cut_roi(
+    row: dict[str, Any], manifest_path: str | Path, crops_dir: str | Path | None = None
+) -> np.ndarray:
     """The ROI of a manifest row as the model sees it, uint8, 0 outside the sector.
 
     `(224, 224)` for a rectangle; for beam space the size that the cell `roi_view` says.
+
+    Args:
+        row: of the manifest.
+        manifest_path: where it lies; frame paths are relative to it.
+        crops_dir: where `add_roi_columns` left ROIs. One of the same pixels, sector and rectangle
+            is taken from there; else the frame is decoded and cut.
 
     Raises:
         ValueError: if the frame is gone or changed, has no sector, or does not hold the
             rectangle. The text names the frame.
     """
     path = frame_path(manifest_path, row["path"])
+    view, cell = row.get(VIEW_COLUMN, ""), row.get(SECTOR_COLUMN, "")
     try:
+        rectangle = Rectangle(*(int(row[name]) for name in ROI_COLUMNS))
+        if crops_dir is not None and cell:
+            crop = _kept_crop(
+                _crop_path(crops_dir, row["pixels_sha256"], rectangle, view, cell), view
+            )
+            if crop is not None:
+                return crop
         frame = read_frame(path)
         digest = pixels_sha256(frame)
         if digest != row["pixels_sha256"]:
             raise ValueError("the pixels are not those the manifest was made from")
-        rectangle = Rectangle(*(int(row[name]) for name in ROI_COLUMNS))
-        fan = sector_fan(frame, digest, row.get(SECTOR_COLUMN, ""))
-        return model_input(frame, fan, rectangle, row.get(VIEW_COLUMN, ""))
+        return model_input(frame, sector_fan(frame, digest, cell), rectangle, view)
     except ValueError as error:
         raise ValueError(f"{path.name} (frame_id={row['frame_id']}): {error}") from error
+
+
+def _crop_path(folder: str | Path, digest: str, rectangle: Rectangle, view: str, cell: str) -> Path:
+    """File of a ROI: another one for other pixels, sectors, rectangles, views or code."""
+    text = f"{__version__} {VIEW_VERSION} {digest} {rectangle} {view} {cell}"
+    return Path(folder, hashlib.sha256(text.encode()).hexdigest()[:32])
+
+
+def _kept_crop(path: Path, view: str) -> np.ndarray | None:
+    """A ROI that the proposal left; None where there is none, or half of one of a killed run."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    shape = input_shape(view)
+    if len(data) != shape[0] * shape[1]:
+        return None
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def with_roi_columns(frame_table: pd.DataFrame) -> pd.DataFrame:
@@ -210,6 +246,7 @@ def _propose(
     config: RoiConfig,
     options: "PipelineOptions | None" = None,
     hashes_path: str | Path | None = None,
+    crops_dir: str | Path | None = None,
 ) -> Iterator[None]:
     """Fill the rows nobody has looked at, in place; yields after each step, so that the caller can
     store it. A runner's answers lie in files until then, and are one step."""
@@ -224,7 +261,9 @@ def _propose(
         (path, hashes_path is not None and digest not in known, cell)
         for path, digest, cell in zip(paths, digests, cells, strict=True)
     ]
-    work = partial(_answer, config)
+    if crops_dir is not None:
+        Path(crops_dir).mkdir(parents=True, exist_ok=True)
+    work = partial(_answer, config, crops_dir)
     folder = None
     if options is None:
         found = map_on_cores(work, items, "ROI")
@@ -253,10 +292,12 @@ def _propose(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _answer(config: RoiConfig, item: tuple[str, bool, str]) -> tuple[list[Any], str, str]:
+def _answer(
+    config: RoiConfig, crops_dir: str | Path | None, item: tuple[str, bool, str]
+) -> tuple[list[Any], str, str]:
     """The columns of one frame, the hash of its pixels, and its perceptual hash if it is wanted.
 
-    Without the sector's mask, to travel light between processes.
+    Without the sector's mask, to travel light between processes. The ROI itself is left in a file.
     """
     path, is_hashed, cell = item
     try:
@@ -270,6 +311,9 @@ def _answer(config: RoiConfig, item: tuple[str, bool, str]) -> tuple[list[Any], 
     box = roi.rectangle
     cell = sector_cell(roi.sector.fan, digest, by_person=fan is not None)
     sides = [box.top, box.left, box.height, box.width]
+    if crops_dir is not None:
+        crop = model_input(frame, roi.sector.fan, box, config.view, roi.overlay_mask)
+        _crop_path(crops_dir, digest, box, config.view, cell).write_bytes(crop.tobytes())
     marks = round(overlay_fraction(roi.overlay_mask, roi.sector.mask), _MARKS_DIGITS)
     cells = [*sides, roi.quality, roi.reason, marks, config.view, cell]
     return cells, digest, perceptual_hash(frame).tobytes().hex() if is_hashed else ""

@@ -152,6 +152,36 @@ def test_a_manifest_without_sectors_gives_the_same_bytes(small_manifest, tmp_pat
         assert kept == found
 
 
+@pytest.mark.parametrize(
+    "config",
+    [RoiConfig(method="sector"), RoiConfig(method="beamspace", depth_px=96, num_beams=80)],
+    ids=["sector", "beamspace"],
+)
+def test_rois_that_the_proposal_left_give_the_same_records(phantom_manifest, tmp_path, config):
+    """No frame is decoded again, unless a killed run left half of its ROI."""
+    table = read_manifest(phantom_manifest).iloc[:4].drop(columns=["roi_source", *ROI_COLUMNS])
+    for number, path in enumerate(table["path"]):
+        shutil.copy(frame_path(phantom_manifest, path), tmp_path / f"{number}.png")
+    table["path"] = [f"{number}.png" for number in range(4)]
+    manifest_path, crops_dir = tmp_path / "manifest.csv", tmp_path / "crops"
+    kept = {"hashes_path": tmp_path / "hashes.csv", "crops_dir": crops_dir}
+    write_manifest(add_roi_columns(table, manifest_path, config, **kept), manifest_path)
+    write_records(manifest_path, tmp_path / "decoded")
+    one = sorted(crops_dir.iterdir())[0]
+    data = one.read_bytes()
+    one.write_bytes(data[:50])
+    write_records(manifest_path, tmp_path / "half", **kept)
+    one.write_bytes(data)
+    for number in range(4):
+        (tmp_path / f"{number}.png").unlink()
+    write_records(manifest_path, tmp_path / "kept", **kept)
+    decoded, half, taken = (
+        {name: content for name, (_, content) in _files(tmp_path / folder).items()}
+        for folder in ("decoded", "half", "kept")
+    )
+    assert decoded == half == taken
+
+
 def test_a_frame_that_changed_after_the_gate_is_refused(phantom_manifest, tmp_path):
     """The check hashes each picture once; its sector and box would be those of another picture."""
     table = read_manifest(phantom_manifest).iloc[:4].copy()

@@ -68,9 +68,9 @@ def find_overlays(frame: np.ndarray, sector_mask: np.ndarray) -> np.ndarray:
     grey = to_grey(part)
     # The sector's own border is a sharp edge too.
     core = cv2.erode(inside, np.ones((5, 5), np.uint8), borderValue=0)
-    rise, way = _rise(grey, core)
-    marks = _strokes(grey, rise, way) | _ruled_lines(grey, scale=frame.shape[0] / 600)
-    marks |= _level_letters(grey, rise, way)
+    rise, across = _rise(grey, core)
+    marks = _strokes(grey, rise, across) | _ruled_lines(grey, scale=frame.shape[0] / 600)
+    marks |= _level_letters(grey, rise, across)
     dark = cv2.bitwise_not(grey)
     marks |= _level_letters(dark, *_rise(dark, core))
     if part.ndim == 3:
@@ -150,8 +150,8 @@ def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _rise(grey: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How far each pixel stands out of both its flanks, uint8, and across which: 0 left and right,
-    1 above and below, 2 and 3 the diagonals."""
+    """How far each pixel stands out of both its flanks, `(height, width)` uint8; and the same
+    across each of four ways, `(4, height, width)`: left and right, above and below, diagonals."""
     step = 3
     padded = cv2.copyMakeBorder(grey, step, step, step, step, cv2.BORDER_REPLICATE)
     height, width = grey.shape
@@ -159,21 +159,28 @@ def _rise(grey: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     def shifted(down: int, right: int) -> np.ndarray:
         return padded[step + down : step + down + height, step + right : step + right + width]
 
-    rise, way = np.zeros_like(grey), np.zeros_like(grey)
-    for number, (down, right) in enumerate(((0, step), (step, 0), (step, step), (step, -step))):
-        flank = cv2.max(shifted(down, right), shifted(-down, -right))
-        risen = cv2.subtract(grey, flank)
-        way[risen > rise] = number
-        rise = cv2.max(rise, risen)
-    return rise * inside, way
+    across = np.empty((4, height, width), np.uint8)
+    for risen, (down, right) in zip(
+        across, ((0, step), (step, 0), (step, step), (step, -step)), strict=True
+    ):
+        cv2.subtract(grey, cv2.max(shifted(down, right), shifted(-down, -right)), dst=risen)
+    rise = cv2.max(cv2.max(across[0], across[1]), cv2.max(across[2], across[3]))
+    return rise * inside, across
 
 
-def _strokes(grey: np.ndarray, rise: np.ndarray, way: np.ndarray) -> np.ndarray:
+def _ways(across: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Across which of the four ways pixels (places in the flat picture) rise most; for few."""
+    return np.asarray(across.reshape(4, -1)[:, places].argmax(axis=0))
+
+
+def _strokes(grey: np.ndarray, rise: np.ndarray, across: np.ndarray) -> np.ndarray:
     """Bright strokes up to four px wide with sharp flanks on both sides; uint8 0 or 1."""
     marks = np.zeros_like(grey)
     for level, body, core, min_px, *shares in _STROKES:
         bright = grey >= level
-        marks |= _with_core(bright & (rise >= body), bright & (rise >= core), way, min_px, *shares)
+        risen = bright & (rise >= core)
+        if np.count_nonzero(risen) >= min_px:
+            marks |= _with_core(bright & (rise >= body), risen, across, min_px, *shares)
     if not marks.any():
         return marks
     level = _BESIDE_LEVEL * np.median(grey[marks > 0])
@@ -187,46 +194,41 @@ def _strokes(grey: np.ndarray, rise: np.ndarray, way: np.ndarray) -> np.ndarray:
 def _with_core(
     body: np.ndarray,
     core: np.ndarray,
-    way: np.ndarray,
+    across: np.ndarray,
     min_px: int,
     min_share: float,
     min_upright: float,
 ) -> np.ndarray:
     """Those strokes whose core is large enough, and upright enough; uint8 0 or 1."""
     strokes = body.astype(np.uint8)
-    if core.sum() < min_px:
-        return np.zeros_like(strokes)
     # Dots of a dotted line are one mark.
     joined = cv2.dilate(strokes, np.ones((5, 5), np.uint8))
     num, labels = cv2.connectedComponents(joined, connectivity=8, ltype=cv2.CV_16U)
-    label_of_core = labels[core]
+    places = np.flatnonzero(core)
+    label_of_core = labels.ravel()[places]
     num_core = np.bincount(label_of_core, minlength=num)
-    size = np.bincount(labels[joined > 0], minlength=num)
-    ways = np.bincount(label_of_core * 4 + way[core], minlength=4 * num).reshape(num, 4)
+    size = np.bincount(labels.ravel()[np.flatnonzero(joined.view(bool))], minlength=num)
+    ways = np.bincount(label_of_core * 4 + _ways(across, places), minlength=4 * num).reshape(num, 4)
     keep = (num_core >= min_px) & (num_core >= min_share * size)
     keep &= ways[:, 0] >= min_upright * num_core
     keep[0] = False
-    return keep.astype(np.uint8)[labels] * strokes
+    kept, drawn = np.zeros_like(strokes), np.flatnonzero(body)
+    kept.ravel()[drawn] = keep[labels.ravel()[drawn]]
+    return kept
 
 
-def _level_letters(grey: np.ndarray, rise: np.ndarray, way: np.ndarray) -> np.ndarray:
+def _level_letters(grey: np.ndarray, rise: np.ndarray, across: np.ndarray) -> np.ndarray:
     """Strokes of exactly one grey level, as letters are drawn and echo never is; uint8 0 or 1."""
-    thin = (rise >= _EQUAL_RISE).astype(np.uint8)
-    like = np.zeros_like(grey)
-    height, width = grey.shape
-    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
-        here = (slice(0, height - down), slice(max(0, -right), width - max(0, right)))
-        there = (slice(down, height), slice(max(0, right), width - max(0, -right)))
-        same = (grey[here] == grey[there]) & (thin[here] & thin[there] > 0)
-        like[here] += same
-        like[there] += same
-    amid = ((like >= 2) & (thin > 0)).astype(np.uint8)
+    amid = _amid_equals(grey, rise >= _EQUAL_RISE)
+    places = np.flatnonzero(amid.view(bool))
+    if len(places) < _EQUAL_PX:
+        return np.zeros_like(grey)
     num, labels = cv2.connectedComponents(amid, connectivity=8, ltype=cv2.CV_32S)
-    label, level = labels[amid > 0], grey[amid > 0].astype(np.float64)
+    label, level = labels.ravel()[places], grey.ravel()[places].astype(np.float64)
     size = np.maximum(np.bincount(label, minlength=num), 1)
     mean = np.bincount(label, level, minlength=num) / size
     variance = np.bincount(label, level**2, minlength=num) / size - mean**2
-    upright = np.bincount(label, way[amid > 0] == 0, minlength=num)
+    upright = np.bincount(label, _ways(across, places) == 0, minlength=num)
     keep = (size >= _EQUAL_PX) & (variance < 1) & (upright >= _EQUAL_UPRIGHT * size)
     keep[0] = False
     if not keep.any():
@@ -235,6 +237,25 @@ def _level_letters(grey: np.ndarray, rise: np.ndarray, way: np.ndarray) -> np.nd
     level_nearby = cv2.dilate(letters * grey, np.ones(_EQUAL_REACH_PX, np.uint8))
     rest = (cv2.absdiff(level_nearby, grey) <= 1) & (rise >= _EQUAL_REST)
     return letters | (rest & (level_nearby > 0)).astype(np.uint8)
+
+
+def _amid_equals(grey: np.ndarray, thin: np.ndarray) -> np.ndarray:
+    """1 on thin pixels with two or more thin neighbours of the same grey level; uint8.
+
+    A few in a hundred pixels are thin, so they are looked at one by one. None of them is black,
+    since it rises above its flanks; the others are made so.
+    """
+    levels = cv2.copyMakeBorder(grey * thin, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    flat, width = levels.ravel(), levels.shape[1]
+    places = np.flatnonzero(flat > 0)
+    own = flat[places]
+    like = np.zeros(len(places), np.uint8)
+    for step in (1, width - 1, width, width + 1):
+        like += flat[places + step] == own
+        like += flat[places - step] == own
+    amid = np.zeros_like(levels)
+    amid.ravel()[places[like >= 2]] = 1
+    return np.ascontiguousarray(amid[1:-1, 1:-1])
 
 
 def _ruled_lines(grey: np.ndarray, scale: float) -> np.ndarray:
@@ -246,12 +267,14 @@ def _ruled_lines(grey: np.ndarray, scale: float) -> np.ndarray:
         line = np.ones((length, 1), np.uint8)
         spread = cv2.subtract(cv2.dilate(picture, line), cv2.erode(picture, line))
         level = cv2.blur(picture, (1, length))
+        drawn = (spread <= _LINE_FLATNESS) & (level >= _LINE_LEVEL) & (level < _CLIPPED)
+        if not drawn.any():
+            continue
         # The darkest of the five px on the left, and of the five on the right.
         side = np.ones((1, 5), np.uint8)
         flank = cv2.max(
             cv2.erode(level, side, anchor=(4, 0)), cv2.erode(level, side, anchor=(0, 0))
         )
-        drawn = (spread <= _LINE_FLATNESS) & (level >= _LINE_LEVEL) & (level < _CLIPPED)
         drawn &= cv2.subtract(level, flank) >= _LINE_CONTRAST
         if drawn.any():
             grown = cv2.dilate(drawn.astype(np.uint8), line)
