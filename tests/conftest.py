@@ -163,7 +163,10 @@ def phantom_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     numbers = [[look.answer.features[name] for name in names] for look in looks]
     inputs = {"network": pool_maps(near, far), "measured": np.array(numbers)}
     patients = np.repeat([f"SIM{number:02}" for number in range(len(fat))], 2)
-    joint = fit_joint(parts, inputs, patients, fat_percent=np.repeat(fat, 2))
+    joint = fit_joint(
+        parts, inputs, patients, fat_percent=np.repeat(fat, 2),
+        grey_spreads=np.array([look.answer.grey_spread for look in looks]),
+    )  # fmt: skip
     folder = tmp_path_factory.mktemp("bundle")
     card = dict.fromkeys(
         ("summary", "reference_standard", "performance", "provider", "intended_view", "groups"),

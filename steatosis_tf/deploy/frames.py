@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from steatosis_tf.model.answer import REASONS, FrameAnswer
+from steatosis_tf.model.novelty import grey_spread
 from steatosis_tf.quantitative.display import Display
 from steatosis_tf.quantitative.measure import FAT_SIGNS, measure_regions
 from steatosis_tf.roi.anatomy.kidney import find_kidney_cortex
@@ -90,16 +91,17 @@ def look_at(
     cortex = find_kidney_cortex(frame, sector, liver).box
     measured = measure_regions(frame, sector, liver, cortex, display)
     boxes = {"kidney": (cortex.top, cortex.left, cortex.height, cortex.width)} if cortex else {}
+    picture = model_input(frame, sector.fan, view=view, overlay_mask=marks)
     answer = FrameAnswer(
         name,
         "graded",
         features={number: float(getattr(measured, number)) for number in FAT_SIGNS},
+        grey_spread=grey_spread(picture),
         sector=outlines[0],
         liver=outlines[1],
         boxes=boxes,
         by_person=corners is not None,
     )
-    picture = model_input(frame, sector.fan, view=view, overlay_mask=marks)
     return Look(answer, picture, sector.fan)
 
 

@@ -24,7 +24,7 @@ from steatosis_tf.files import file_sha256
 from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.model.joint import JointModel, decide
 from steatosis_tf.model.joint_fit import calibrate
-from steatosis_tf.model.novelty import fit_novelty
+from steatosis_tf.model.novelty import Novelty, fit_novelty, grey_spread
 from steatosis_tf.model.rules import CumulativeLink, fit_cumulative_link
 from steatosis_tf.sources.images import read_frame
 
@@ -46,6 +46,7 @@ class _Local:
     kinds: dict[str, int]  # how the model answered them as it was
     features: np.ndarray  # network features, one row per frame
     frame_patients: np.ndarray
+    grey_spreads: np.ndarray  # of the same frames
     num_left_out: int
 
 
@@ -115,7 +116,7 @@ def _local_patients(bundle: Bundle, table: pd.DataFrame, manifest_path: Path) ->
     """Look at every frame; score every patient whatever the novelty of its frames."""
     blind = replace(bundle, joint=replace(bundle.joint, novelty=None))
     table = table.loc[(table["grade"] != "") & (table["patient_id"] != "")]
-    rows, features, owners = [], [], []
+    rows, features, owners, spreads = [], [], [], []
     kinds: Counter[str] = Counter()
     groups = table.groupby("patient_id", sort=True)
     for patient, frames in tqdm(groups, "recalibrate", unit="patient", disable=None):
@@ -140,6 +141,7 @@ def _local_patients(bundle: Bundle, table: pd.DataFrame, manifest_path: Path) ->
         rows.append((score, first["fat_percent"], first["grade"]))
         features.append(found)
         owners += [str(patient)] * len(found)
+        spreads += [grey_spread(picture) for picture in seen]
     scores, fat, grades = zip(*rows, strict=True) if rows else ((), (), ())
     labels = np.array([label_of(grade) for grade in grades], int)
     percent = np.array(fat, float)
@@ -147,7 +149,7 @@ def _local_patients(bundle: Bundle, table: pd.DataFrame, manifest_path: Path) ->
     return _Local(
         np.array(scores), targets, labels, dict(kinds),
         np.concatenate(features) if features else np.empty((0, 0)), np.array(owners),
-        len(groups) - len(rows),
+        np.array(spreads), len(groups) - len(rows),
     )  # fmt: skip
 
 
@@ -194,10 +196,20 @@ def _fitted(old: JointModel, local: _Local) -> tuple[JointModel, np.ndarray, dic
     )
     if line is None:  # nothing was learned of how far the score is off
         calibration = replace(calibration, half_width=old.calibration.half_width)
-    novelty = old.novelty and fit_novelty(local.features, local.frame_patients.tolist())
+    novelty = old.novelty and _local_novelty(old.novelty, local)
     joint = replace(old, parts=parts, link=fit_cumulative_link(left_out, local.labels),
                     calibration=calibration, novelty=novelty)  # fmt: skip
     return joint, left_out, line
+
+
+def _local_novelty(old: Novelty, local: _Local) -> Novelty:
+    """Distance from the local patients; the rule that knows livers refuses none of their frames."""
+    known_odds = old.log_odds(local.features)
+    return replace(
+        fit_novelty(local.features, local.frame_patients.tolist(), local.grey_spreads),
+        liver_weights=old.liver_weights,
+        liver_intercept=old.liver_intercept + max(0.0, -float(known_odds.min())),
+    )
 
 
 def _line(scores: np.ndarray, targets: np.ndarray) -> tuple[float, float]:

@@ -42,6 +42,7 @@ class FrameAnswer:
         network_sqrt_fat: the network's own prediction, square root of fat percent; NaN if unable.
         novelty: distance from the training data, 1 where grades end; NaN if not looked at.
         features: measured feature -> value (NaN where it could not be measured).
+        grey_spread: of what the network sees, `novelty.grey_spread`; NaN if unable.
         sector: `(n, 2)` float, outline as (x, y) in px of the frame; empty if none.
         liver: the same, outline of the liver.
         boxes: name ("liver", "kidney", "diaphragm", ...) -> (top, left, height, width) px.
@@ -58,6 +59,7 @@ class FrameAnswer:
     network_sqrt_fat: float = float("nan")
     novelty: float = float("nan")
     features: dict[str, float] = field(default_factory=dict)
+    grey_spread: float = float("nan")
     sector: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     liver: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     boxes: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)

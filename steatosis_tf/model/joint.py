@@ -250,8 +250,9 @@ def grade_patient(
 ) -> PatientAnswer:
     """Grade a patient, or say why not.
 
-    A frame unlike the training data is told by its distance in the network's features. The patient
-    is graded by the frames like it if they are at least half of those that show a liver; by all of
+    A frame unlike the training data is told by its distance in the network's features, one that
+    shows no liver by the model's rule on them, where it has one. The patient is graded by the
+    frames like the training data if they are at least half of those that show a liver; by all of
     these, with a score alone, if not.
 
     Args:
@@ -345,14 +346,14 @@ def _scored_frames(
     own = {part.name: part.rule.sqrt_fat(inputs[part.name]) for part in model.parts}
     fat = model.fat_percent(scores)
     for index, place in enumerate(shown):
-        novelty = _relative(model.novelty, rows[place])
+        novelty = _relative(model.novelty, rows[place], frames[place].grey_spread)
         found[place] = replace(
             frames[place],
             novelty=novelty,
             fat_score=float(fat[index]),
             network_sqrt_fat=float(own[NETWORK][index]) if NETWORK in own else float("nan"),
         )
-        if model.novelty and novelty > model.novelty.unable_limit / model.novelty.score_limit:
+        if model.novelty and not model.novelty.shows_liver(rows[[place]])[0]:
             found[place] = replace(found[place], fat_score=float("nan"),
                                    network_sqrt_fat=float("nan"))  # fmt: skip
             found[place] = _told(found[place], "unable", "not_liver_ultrasound")
@@ -361,10 +362,10 @@ def _scored_frames(
     return found
 
 
-def _relative(novelty: Novelty | None, row: np.ndarray) -> float:
+def _relative(novelty: Novelty | None, row: np.ndarray, spread: float) -> float:
     if novelty is None:
         return float("nan")
-    return float(novelty.distance(row[None])[0]) / novelty.score_limit
+    return float(novelty.relative(row[None], np.array([spread]))[0])
 
 
 def _told(frame: FrameAnswer, kind: Kind, code: str) -> FrameAnswer:
@@ -472,6 +473,7 @@ def _typed(content: dict[str, Any]) -> dict[str, Any]:
     points = tuple(OperatingPoint(**point) for point in known["operating_points"])
     novelty = content["novelty"]
     if novelty is not None:
+        novelty = {"liver_weights": ()} | novelty  # bundles of schema 1 have none
         arrays = {name: np.array(novelty[name], float) for name in _NOVELTY_ARRAYS}
         novelty = Novelty(**(novelty | arrays))
     return {
@@ -485,4 +487,4 @@ def _typed(content: dict[str, Any]) -> dict[str, Any]:
 
 
 _RULE_ARRAYS = ("fill", "centre", "scale", "weights")
-_NOVELTY_ARRAYS = ("centre", "scale", "basis")
+_NOVELTY_ARRAYS = ("centre", "scale", "basis", "liver_weights")

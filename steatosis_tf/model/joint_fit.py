@@ -64,6 +64,7 @@ def fit_joint(
     *,
     fat_percent: Sequence[float] | None = None,
     grades: Sequence[str] | None = None,
+    grey_spreads: np.ndarray | None = None,
     notes: dict[str, str] | None = None,
 ) -> JointModel:
     """Fit everything from arrays of frames.
@@ -74,6 +75,8 @@ def fit_joint(
         patient_ids: of each frame; a patient counts once, by the means over its frames.
         fat_percent: of each frame's patient, 0 to 100; the target is its square root.
         grades: of each frame's patient, where no fat percent is known: the target is the grade.
+        grey_spreads: `novelty.grey_spread` of what the network sees of each frame; None sets no
+            limits to it.
         notes: what a reader should know, such as the study.
 
     Raises:
@@ -113,7 +116,9 @@ def fit_joint(
         link=fit_cumulative_link(joined, labels),
         decision_rule=rule,
         calibration=calibration,
-        novelty=fit_novelty(inputs[NETWORK], patient_ids) if NETWORK in means else None,
+        novelty=fit_novelty(inputs[NETWORK], patient_ids, grey_spreads)
+        if NETWORK in means
+        else None,
         target="sqrt_fat" if grades is None else "grade",
         notes=dict(notes or {}),
     )

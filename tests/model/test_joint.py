@@ -141,6 +141,25 @@ def test_three_answers_by_distance(model, places, kind, used, code):
     assert [np.isnan(frame.fat_score) for frame in answer.frames] == [p == 2 for p in places]
 
 
+def test_a_rule_refuses_what_is_near_but_no_liver(model):
+    """The rule: the second feature is at least 5."""
+    inputs, _, _ = study()
+    rows = np.repeat(inputs["network"][:1], 2, axis=0)
+    rows[:, 1] = 4.0, 6.0
+    frames = frames_of(np.repeat(inputs["measured"][1:2], 2, axis=0))
+    weights = np.eye(WIDTH)[1]
+    near = with_novelty(model)
+    assert near.novelty.log_odds(rows).tolist() == [np.inf, np.inf]  # without a rule
+    novelty = dataclasses.replace(near.novelty, liver_weights=weights, liver_intercept=-5.0)
+    assert novelty.log_odds(rows).tolist() == [-1.0, 1.0]
+    ruled = JointModel.from_json(dataclasses.replace(model, novelty=novelty).to_json())
+    answer = grade_patient(ruled, "P", frames, rows)
+    assert [frame.kind for frame in answer.frames] == ["unable", "graded"]
+    assert answer.frames[0].reason_code == "not_liver_ultrasound"
+    far = np.where(np.arange(WIDTH) == 0, 1e5, rows[1:])
+    assert not novelty.shows_liver(far)[0]  # however sure the rule is
+
+
 def test_distance_is_calibrated_on_patients_the_fit_had_not_seen():
     rng = np.random.default_rng(1)
     ids = np.repeat([f"P{place:02d}" for place in range(40)], 2)
