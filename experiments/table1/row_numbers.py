@@ -53,11 +53,12 @@ def text_lines(row: Row, numbers: dict[str, dict[str, Any]]) -> list[str]:
     """A row for the terminal."""
     classes = ", ".join(TASKS[row.task][0])
     cost = row.cost
+    timed = "" if row.method.whole_frames else f", {cost['ms_per_frame']:.1f} ms a frame"
     return [
         f"{row.method.title}: {classes}",
         *(f"  {heading:16} {interval_text(numbers[name])}" for name, heading in SHOWN.items()),
         f"  {cost['num_parameters']:,} parameters, {cost['train_minutes']:.1f} processor minutes "
-        f"for five folds, {cost['ms_per_frame']:.1f} ms a frame",
+        "for five folds" + timed,
         f"  split by image, the mistake: accuracy per frame {cost['by_image_accuracy']:.2f}",
     ]
 

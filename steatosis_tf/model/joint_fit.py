@@ -92,14 +92,8 @@ def fit_joint(
         1.0
     """
     ids = np.asarray(patient_ids)
-    if (fat_percent is None) == (grades is None):
-        raise ValueError("Expected either fat_percent or grades. Received: both or neither.")
     patients, first = np.unique(ids, return_index=True)
-    if grades is None:
-        target, labels = _sqrt_fat(np.asarray(fat_percent, float)[first])
-    else:
-        labels = np.array([label_of(grade) for grade in np.asarray(grades)[first]])
-        target = labels.astype(float)
+    target, labels = _targets(fat_percent, grades, first)
     means = {part.name: patient_means(_checked(part, inputs, ids), ids) for part in parts}
     fits = [
         fit_linear_rule(means[part.name], target, signs=part.signs, flag_missing=part.flag_missing)
@@ -124,12 +118,19 @@ def fit_joint(
     )
 
 
-def _sqrt_fat(fat_percent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Target and label of each patient."""
-    if not ((fat_percent >= 0) & (fat_percent <= 100)).all():
+def _targets(
+    fat_percent: Sequence[float] | None, grades: Sequence[str] | None, first: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Target and label of each patient, whose first frame is named."""
+    if (fat_percent is None) == (grades is None):
+        raise ValueError("Expected either fat_percent or grades. Received: both or neither.")
+    if grades is not None:
+        labels = np.array([label_of(grade) for grade in np.asarray(grades)[first]])
+        return labels.astype(float), labels
+    fat = np.asarray(fat_percent, float)[first]
+    if not ((fat >= 0) & (fat <= 100)).all():
         raise ValueError("Expected fat_percent from 0 to 100. Received: a value outside.")
-    labels = [label_of(grade_from_fat_percent(percent)) for percent in fat_percent]
-    return np.sqrt(fat_percent), np.array(labels)
+    return np.sqrt(fat), np.array([label_of(grade_from_fat_percent(percent)) for percent in fat])
 
 
 def choose_shares(left_out: np.ndarray, target: np.ndarray) -> np.ndarray:

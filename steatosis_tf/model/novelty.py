@@ -19,7 +19,7 @@ _NUM_DIRECTIONS, _NOVELTY_FOLDS = 8, 10
 _UNABLE = 2.0
 _TINY_SCALE = 1e-9
 # Beyond the training frames' spreads of grey by this share of their range, and at least one level.
-_SPREAD_MARGIN, _MIN_MARGIN = 0.25, 1.0
+_SPREAD_MARGIN, _MIN_MARGIN = 0.1, 0.5
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def fit_novelty(
     Args:
         features: `(num_frames, width)`.
         patient_ids: of each frame.
-        spreads: `grey_spread` of each frame, `(num_frames,)`; grades end a quarter of their range
+        spreads: `grey_spread` of each frame, `(num_frames,)`; grades end a tenth of their range
             outside it. None sets no limits.
 
     Raises:

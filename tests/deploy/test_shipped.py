@@ -1,5 +1,7 @@
 """The model that comes with the package: whole, small, sparing, and of one opinion with Keras."""
 
+import dataclasses
+import hashlib
 import json
 import resource
 import subprocess
@@ -42,12 +44,23 @@ def test_its_card_says_what_it_is_and_is_not():
         assert words in card, words
 
 
-def test_phantoms_get_no_grade(phantom_manifest):
-    # Nine of the twelve no score either; three look enough like a liver for one.
+def test_phantoms_are_refused(phantom_manifest):
     found = predict([phantom_manifest.parent / "phantoms" / "images"])
     assert found.is_shipped
-    assert (found.counts["patients"], found.counts["graded"]) == (12, 0)
-    assert found.counts["unable"] >= 9
+    assert (found.counts["patients"], found.counts["unable"]) == (12, 12)
+
+
+def test_livers_of_other_scanners_get_a_score_and_no_grade_but_none_upside_down(real_data_dir):
+    """Twelve images whose sha256 is odd, so that the rule was not fitted to them."""
+    bundle = open_bundle()
+    paths = [path for path in sorted((real_data_dir / "aul").rglob("*.jpg"))
+             if hashlib.sha256(path.name.encode()).digest()[0] % 2]  # fmt: skip
+    looks = [bundle.look(path.name, read_frame(path)) for path in paths[::24][:12]]
+    kinds = [bundle.answer("one", [look]).kind for look in looks]
+    assert kinds.count("score_only") >= 11
+    assert "graded" not in kinds
+    backwards = [dataclasses.replace(look, picture=look.picture[::-1]) for look in looks]
+    assert {bundle.answer("one", [look]).kind for look in backwards} == {"unable"}
 
 
 def test_it_answers_as_keras_does_on_real_frames(patients):
@@ -97,7 +110,7 @@ def test_ten_frames_of_one_patient_are_answered_sparingly(patients, tmp_path):
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     lines = done.stdout.splitlines()
     assert lines[0].startswith("P26: Severe, fat ")
-    assert "model: byra2018-joint 1 (comes with the package" in done.stdout
+    assert "model: byra2018-joint 2 (comes with the package" in done.stdout
     assert NOTICE in done.stdout
     loaded, kilobytes = lines[-1].rsplit(" ", 1)
     assert loaded == "[]"
