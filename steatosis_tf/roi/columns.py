@@ -196,7 +196,7 @@ def cut_roi(
 
 def _crop_path(folder: str | Path, digest: str, rectangle: Rectangle, view: str, cell: str) -> Path:
     """File of a ROI: another one for other pixels, sectors, rectangles, views or code."""
-    text = f"{__version__} {VIEW_VERSION} {digest} {rectangle} {view} {cell}"
+    text = f"{VIEW_VERSION} {digest} {rectangle} {view} {cell}"
     return Path(folder, hashlib.sha256(text.encode()).hexdigest()[:32])
 
 

@@ -153,12 +153,8 @@ def _side_line(rows: np.ndarray, reach: np.ndarray) -> _Line | None:
     support = (np.abs(residual) < tolerance).sum(axis=1) - (residual > 2 * tolerance).sum(axis=1)
     best = int(support.argmax())
     close = np.abs(residual[best]) < tolerance[best]
-    rows, reach = rows[close], reach[close]
-    # np.polyfit takes as long as all above.
-    middle = rows.mean()
-    along = rows - middle
-    slope_fit = float(along @ reach) / float(along @ along)
-    return slope_fit, float(reach.mean() - slope_fit * middle)
+    slope_fit, offset_fit = np.polyfit(rows[close], reach[close], 1)
+    return float(slope_fit), float(offset_fit)
 
 
 def _with_radii(fans: list[Fan], border: Border) -> list[Fan]:
