@@ -434,19 +434,18 @@ def _reference_answers(
         ]
         for kind, grader in zip(found, (bundle, blind), strict=True):
             answer = plain_answer(grader.answer(f"phantom {patient}", looks))
-            # A point of an outline more or less, or a sentence told better, is no other answer, and
-            # bundles of schema 1 do not know the spread.
+            # A point of an outline more or less, or a sentence told better, is no other answer.
             del answer["reason"]
             for frame in answer["frames"]:
-                del frame["sector"], frame["liver"], frame["reason"], frame["grey_spread"]
+                del frame["sector"], frame["liver"], frame["reason"]
             found[kind].append(answer)
     return found
 
 
 def _differences(expected: Any, received: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Where two JSON values differ by more than rounding."""
+    """Where two JSON values differ by more than rounding; what is received beside is newer."""
     if isinstance(expected, dict) and isinstance(received, dict):
-        for name in expected.keys() | received.keys():
+        for name in expected:
             yield from _differences(expected.get(name), received.get(name), f"{place}, {name}")
     elif isinstance(expected, list) and isinstance(received, list):
         if len(expected) != len(received):
