@@ -68,12 +68,11 @@ finished is not run again. How the protocol works: [architecture.md](architectur
 
 {len(patients)} patients ({counts}), {len(study.index)} frames. Whole patients in
 {study.config.split.folds} folds, stratified by grade; repeats deal them anew. Every method sees the
-same ROI (`{study.config.roi.method}`, chosen before any was scored; the joint system whole frames)
-and is tested on all frames; a
-patient's probabilities are the mean over frames. Hyperparameters that are chosen are chosen by
-inner folds of the training patients. Values are pooled over folds and averaged over repeats;
-intervals are 95 % BCa over patients and do not contain the spread over training sets. With this
-few patients most intervals overlap: the order of two rows is no finding.
+same ROI (`{study.config.roi.method}`, chosen before any was scored), the joint system whole frames,
+and is tested on all frames; a patient's probabilities are the mean over frames. Hyperparameters
+that are chosen are chosen by inner folds of the training patients. Values are pooled over folds and
+averaged over repeats; intervals are 95 % BCa over patients and do not contain the spread over
+training sets. With this few patients most intervals overlap: the order of two rows is no finding.
 
 The struck-through column is **wrong on purpose**: the same method with frames dealt without regard
 to patients (one fifth tested, accuracy per frame). It measures how well a method recognises a
