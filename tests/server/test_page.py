@@ -229,6 +229,7 @@ def test_two_studies_are_visits_by_date(open_page: Callable[..., Any]) -> None:
     assert text_of(tab, "#trendText") == said
     tab.keyboard.press("v")
     assert text_of(tab, "#visitDate") == "2020-03-01"
+    assert tab.pdf(prefer_css_page_size=True).count(b"/Type /Page\n") == 1
     assert "Doe" not in tab.content()
     assert "0012345" not in tab.content()
 
