@@ -130,10 +130,23 @@ def test_failing_run_is_marked_and_left_out_of_the_table():
     failed = mlflow.get_run(bad.run_id)
     assert failed.info.status == "FAILED"
     assert failed.data.tags["steatosis.reason"] == "ValueError: no such frame"
+    assert failed.data.tags["mlflow.note.content"] == "Failed: no such frame"
     assert tracking.runs_table("e").empty
     with tracking.start_run("e", "good") as good:
         pass
     assert list(tracking.runs_table("e")["run_id"]) == [good.run_id]
+
+
+def test_the_link_opens_the_runs_of_an_experiment_or_the_newest():
+    places = {}
+    for name in ("first", "second"):
+        with tracking.start_run(name, "run"):
+            time.sleep(0.002)  # start times are kept in ms
+        number = mlflow.get_experiment_by_name(name).experiment_id
+        places[name] = f"/#/experiments/{number}/runs?workflowType=machine_learning"
+    assert tracking.ui_address("first") == "http://127.0.0.1:5000" + places["first"]
+    assert tracking.ui_address(port=5001) == "http://127.0.0.1:5001" + places["second"]
+    assert tracking.ui_address("third") == "http://127.0.0.1:5000"
 
 
 def test_table_is_newest_first():

@@ -1,5 +1,7 @@
 """Runs side by side: values, paired differences, DeLong, and what cannot be paired."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ from steatosis_tf.evaluation.metrics.comparison import (
     compare_runs,
     comparison_text,
     delong_test,
+    what_differs,
 )
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 
@@ -73,6 +76,23 @@ def test_the_text_shows_interval_difference_test_and_cost(runs):
     assert "p = 0.0" in text
     assert "1 runs tested other patients than the baseline: not paired" in text
     assert "nan" not in text.lower()
+
+
+def test_the_text_has_a_column_of_what_differs_the_model_first(runs):
+    settings = [
+        {"train.seed": "0", "model.head": head, "train.epochs": "9", **more}
+        for head, more in (("joint", {}), ("softmax", {"roi.method": "sector"}), ("joint", {}))
+    ]
+    differing = what_differs(settings)
+    assert differing[1] == {"model.head": "softmax", "roi.method": "sector"}
+    told = [dataclasses.replace(run, differs=differs)
+            for run, differs in zip(runs, differing, strict=True)]  # fmt: skip
+    text = comparison_text(compare_runs(told, "b", num_resamples=200))
+    assert text.splitlines()[0].endswith("what differs")
+    assert text.splitlines()[2].endswith(" model.head=softmax, roi.method=sector")
+    five = dict.fromkeys("abcde", "1")
+    told = [dataclasses.replace(runs[0], differs=five)]
+    assert "a=1, b=1, c=1, d=1 and 1 more" in comparison_text(compare_runs(told, "b"))
 
 
 def test_the_figure_has_a_panel_for_every_metric(runs, tmp_path):
