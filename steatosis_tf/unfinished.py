@@ -135,7 +135,11 @@ def finished_before(folder: Path, key: str) -> Path | None:
     """Folder of a run that a command has finished which was killed later, in another run."""
     run_id = _read(_note_path(folder, key)).get("run_id")
     run_dir = folder / str(run_id)
-    return run_dir if run_id and (run_dir / SUMS_NAME).is_file() else None
+    is_whole = (run_dir / SUMS_NAME).is_file() and not (run_dir / UNFINISHED_NAME).exists()
+    if not run_id or not is_whole:
+        return None
+    shutil.rmtree(run_dir / _WORK, ignore_errors=True)  # the kill may have come before this
+    return run_dir
 
 
 def forget(folder: Path, key: str) -> None:

@@ -113,7 +113,12 @@ def test_a_finished_run_is_known_until_its_command_is_done(run_dir):
         write_sums(run_dir)
     assert finished_before(run_dir.parent, "key") is None
     finish(run_dir, "key")
+    (run_dir / ".work").mkdir()  # killed before it was gone
     assert finished_before(run_dir.parent, "key") == run_dir
+    assert not (run_dir / ".work").exists()
+    with marked(run_dir, "key"):  # killed before the mark was gone: it is gone on with
+        assert finished_before(run_dir.parent, "key") is None
+    finish(run_dir, "key")
     forget(run_dir.parent, "key")
     assert finished_before(run_dir.parent, "key") is None
 
