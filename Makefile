@@ -4,7 +4,7 @@ BIN := .venv/bin
 SUPPLY := .venv/supply
 EXTRAS := dev,pacs,fast,sweep,table1,dask
 
-.PHONY: demo byra test test-slow test-wheel bench table1 ui install browser orthanc lock sbom audit lint clean
+.PHONY: demo byra test test-slow fuzz test-wheel bench table1 ui install browser orthanc lock sbom audit lint clean
 
 demo: .venv/.core
 	$(BIN)/steatosis demo
@@ -38,6 +38,13 @@ test-wheel: $(SUPPLY)/.done
 	rm -r $(WHEEL)/tree/steatosis_tf
 	ln -s $(CURDIR)/$(WHEEL)/lib/python3.*/site-packages/steatosis_tf $(WHEEL)/tree/
 	cd $(WHEEL)/tree && ../bin/python -m pytest -m "not slow" $(TESTS)
+
+# Coverage-guided fuzzing of five readers, SECONDS each; what is found lies in tests/faults/findings.
+SECONDS ?= 600
+fuzz: .venv/.dev
+	$(BIN)/python -m pip install --quiet atheris
+	for target in image dicom labels decisions bundle; do \
+		$(BIN)/python tests/faults/fuzz.py $$target --seconds $(SECONDS) || exit 1; done
 
 # Ratios measured side by side (4 minutes on two idle cores), then peak memory to 100,000 frames,
 # which takes longer, needs 8 GB in runs/memory and goes on where it stopped.
