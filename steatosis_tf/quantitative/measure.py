@@ -66,7 +66,7 @@ FAT_SIGNS = {
 
 
 @dataclass(frozen=True)
-class Physics:
+class MeasuredFeatures:
     """The numbers of one frame; NaN where something could not be measured.
 
     Attributes:
@@ -95,7 +95,7 @@ class Physics:
     diaphragm_db: float
     is_assumed_scale: bool
 
-    def reading(self) -> str:
+    def text(self) -> str:
         """One line per number, with its unit, for a person."""
         lines = [_line(name, getattr(self, name)) for name in UNITS]
         if self.is_assumed_scale:
@@ -103,7 +103,7 @@ class Physics:
         return "\n".join(lines)
 
 
-def measure_frame(frame: np.ndarray, display: Display | None = None) -> Physics:
+def measure_frame(frame: np.ndarray, display: Display | None = None) -> MeasuredFeatures:
     """Find sector, liver and renal cortex of a frame and measure it.
 
     Args:
@@ -153,7 +153,7 @@ def measure_regions(
     liver: np.ndarray,
     cortex: Rectangle | None,
     display: Display | None = None,
-) -> Physics:
+) -> MeasuredFeatures:
     """Measure a frame whose regions are known.
 
     Args:
@@ -179,7 +179,7 @@ def measure_regions(
     speckle = measure_speckle(grey, core, place[-1], display)
     marks = measure_landmarks(grey, core, sector.mask, *place, display)
     nan = float("nan")
-    return Physics(
+    return MeasuredFeatures(
         hepatorenal_db=index.index_db if index else nan,
         hepatorenal_ratio=index.ratio if index else nan,
         attenuation_grey_per_px=slope.grey_per_px if slope else nan,

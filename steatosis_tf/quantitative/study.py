@@ -12,12 +12,14 @@ from steatosis_tf.cohort.manifest import frame_path
 from steatosis_tf.files import replacing
 from steatosis_tf.parallel import map_on_cores
 from steatosis_tf.quantitative.display import Display
-from steatosis_tf.quantitative.measure import UNITS, Physics, measure_frame
+from steatosis_tf.quantitative.measure import UNITS, MeasuredFeatures, measure_frame
 from steatosis_tf.roi.sector.find import SECTOR_VERSION
 from steatosis_tf.sources.images import read_frame
 
 
-def measure_patient(paths: Sequence[str | Path], display: Display) -> tuple[list[Physics], Physics]:
+def measure_patient(
+    paths: Sequence[str | Path], display: Display
+) -> tuple[list[MeasuredFeatures], MeasuredFeatures]:
     """Measure a patient's frames.
 
     Args:
@@ -38,7 +40,7 @@ def measure_patient(paths: Sequence[str | Path], display: Display) -> tuple[list
             raise ValueError(f"{Path(path).name}: {error}") from error
     table = pd.DataFrame([asdict(numbers) for numbers in found])
     means: dict[str, Any] = table[list(UNITS)].mean().to_dict()
-    return found, Physics(**means, is_assumed_scale=display.dynamic_range_db is None)
+    return found, MeasuredFeatures(**means, is_assumed_scale=display.dynamic_range_db is None)
 
 
 #: What the joint head reads: hepatorenal index, attenuation, diaphragm.

@@ -225,7 +225,7 @@ def measure(args: Namespace) -> Result:
         "mean": _without_nan(asdict(mean)),
         "notice": NOTICE,
     }
-    text = [f"mean over {len(of_frames)} frame(s), taken as one patient's", mean.reading()]
+    text = [f"mean over {len(of_frames)} frame(s), taken as one patient's", mean.text()]
     return Result(values, "\n".join([*text, "", NOTICE]))
 
 

@@ -12,7 +12,12 @@ from scipy import stats
 from steatosis_tf.quantitative.attenuation import Attenuation, measure_attenuation
 from steatosis_tf.quantitative.display import Display
 from steatosis_tf.quantitative.hepatorenal import HepatorenalIndex, measure_hepatorenal
-from steatosis_tf.quantitative.measure import UNITS, Physics, measure_frame, measure_regions
+from steatosis_tf.quantitative.measure import (
+    UNITS,
+    MeasuredFeatures,
+    measure_frame,
+    measure_regions,
+)
 from steatosis_tf.roi.anatomy.liver import liver_mask
 from steatosis_tf.roi.sector import Sector, find_sector
 from steatosis_tf.roi.views import Rectangle
@@ -63,7 +68,7 @@ def in_truth_boxes(
     )
 
 
-def in_found_liver(frame: np.ndarray, truth: PhantomTruth) -> Physics:
+def in_found_liver(frame: np.ndarray, truth: PhantomTruth) -> MeasuredFeatures:
     """Everything automatic but the kidney: its finder is for real anatomy."""
     sector = find_sector(frame)
     cortex = Rectangle(*truth.kidney_box)
@@ -155,11 +160,11 @@ def test_without_scale_the_reading_says_so():
     assert numbers.is_assumed_scale
     assert np.isnan(numbers.attenuation_db_per_cm)
     assert numbers.attenuation_db_per_depth > 0
-    reading = numbers.reading()
+    reading = numbers.text()
     assert "attenuation db per cm: not measured" in reading
     assert "assumed dynamic range" in reading
     assert len(reading.splitlines()) == len(UNITS) + 1
-    assert [field.name for field in fields(Physics)][:-1] == list(UNITS)
+    assert [field.name for field in fields(MeasuredFeatures)][:-1] == list(UNITS)
 
 
 def test_a_frame_without_liver_or_cortex_gives_no_numbers():
