@@ -402,7 +402,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def run_name(config: Config, repeat: int = 0) -> str:
-    """What people call a run of a resolved config: backbone and weights, head, ROI, split.
+    """What people call a run of a resolved config: head, backbone and weights, ROI, split.
 
     Args:
         config: of the run.
@@ -413,9 +413,9 @@ def run_name(config: Config, repeat: int = 0) -> str:
         'resnet50 random, liver, 5-fold'
     """
     weights = Path(config.model.weights).stem
-    head = "" if config.model.head == "softmax" else f" {config.model.head}"
+    head = "" if config.model.head == "softmax" else f"{config.model.head}, "
     split = config.split.words + (f", round {repeat + 1}" if config.split.repeats > 1 else "")
-    return f"{config.model.backbone} {weights}{head}, {config.roi.method}, {split}"
+    return f"{head}{config.model.backbone} {weights}, {config.roi.method}, {split}"
 
 
 def save_config(config: Config, path: str | Path) -> None:

@@ -50,7 +50,7 @@ def begun(folder: Path, key: str, config: Config, repeat: int) -> Iterator[Path]
     Raises:
         RuntimeError: if another process computes the same run.
     """
-    params = flatten(config) | {"repeat": repeat}
+    params = _params(folder.name, config, repeat)
     # One store may have the runs of several folders: the lock is where the run is.
     tag = f"{key} {folder.resolve()}"
     with only_one(folder, key):
@@ -108,17 +108,28 @@ def track(run_dir: Path) -> None:
     tracking.log_onnx_model(run_dir / "model.onnx", input_shape=shape, num_grades=len(GRADES))
 
 
+def _changed(name: str, config: Config) -> dict[str, Any]:
+    """Settings that are not those of the recipe with the experiment's name, or of none."""
+    usual = flatten(RECIPES[name].config if name in RECIPES else Config())
+    return {key: value for key, value in flatten(config).items()
+            if usual[key] != value and key != "split.kind"}  # fmt: skip
+
+
+def _params(name: str, config: Config, repeat: int) -> dict[str, Any]:
+    """Parameters of a run in the order in which the UI shows them: first what was changed."""
+    return _changed(name, config) | flatten(config) | {"repeat": repeat}
+
+
 def _description(run_dir: Path, config: Config) -> str:
-    """What differs from the recipe, then the opening of the report: verdict and headline table."""
+    """How the report opens, with the verdict first, since the UI shows three lines unasked."""
     name = run_dir.parent.name
-    recipe = RECIPES.get(name)
-    usual = flatten(recipe.config if recipe else Config())
-    changed = [f"`{key}={value}`" for key, value in flatten(config).items()
-               if usual[key] != value and key != "split.kind"]  # fmt: skip
-    told = f"Differs from {f'recipe {name}' if recipe else 'the defaults'}: "
+    changed = [f"`{key}={value}`" for key, value in _changed(name, config).items()]
+    told = f"Differs from {f'recipe {name}' if name in RECIPES else 'the defaults'}: "
+    told += ", ".join(changed) or "nothing"
     opening = (run_dir / "report.md").read_text(encoding="utf-8").partition("\n## ")[0]
-    untitled = opening.partition("\n\n")[2].strip()
-    return f"{told}{', '.join(changed) or 'nothing'}\n\n{untitled}"
+    # Title and subtitle say what the page of the run says.
+    _, _, notice, verdict, *rest = opening.strip().split("\n\n")
+    return "\n\n".join([verdict, told, notice, *rest])
 
 
 def log_run(run_dir: str | Path) -> str | None:
@@ -138,7 +149,7 @@ def log_run(run_dir: str | Path) -> str | None:
     config = load_config(run_dir / "config.json")
     try:
         _, environment = read_results(run_dir)
-        params = flatten(config) | {"repeat": environment["repeat"]}
+        params = _params(run_dir.parent.name, config, environment["repeat"])
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             "Expected a run with metrics.json and the environment.json of this version. "

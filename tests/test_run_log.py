@@ -38,7 +38,9 @@ def _finished_run(run_dir: Path) -> None:
     history = pd.DataFrame({"epoch": [0, 1] * 3, "loss": 0.5, "fold": [0, 0, 1, 1, -1, -1]})
     history.to_csv(run_dir / "history.csv", index=False)
     (run_dir / "manifest.csv").write_text("path,grade\n")
-    (run_dir / "report.md").write_text("# A run\n\n**Better.**\n\n## 1. Use\n\nNot this.\n")
+    (run_dir / "report.md").write_text(
+        "# A run\n\nrun 1\n\n**Notice.**\n\n**Better.**\n\n| a |\n| - |\n\n## 1. Use\n\nNot this.\n"
+    )
     environment = {"repeat": 0, "engine": "keras float32", "cost": {"seconds": 2.5}}
     (run_dir / "environment.json").write_text(json.dumps(environment))
     settings = ["split.kind=kfold", "model.weights=random", "model.backbone=resnet50",
@@ -71,10 +73,10 @@ def test_a_run_is_logged_later_and_nothing_twice(tmp_path, monkeypatch, capsys):
         "patient.accuracy", "patient.macro.f1", "patient.ordinal.auc_at_least_mild",
         "patient.ordinal.quadratic_kappa", "seconds",
     ]  # fmt: skip
-    assert told["mlflow.runName"] == "resnet50 random joint, beamspace, 5-fold"
+    assert told["mlflow.runName"] == "joint, resnet50 random, beamspace, 5-fold"
     assert told["mlflow.note.content"] == (
-        "Differs from recipe joint: `model.backbone=resnet50`, `model.weights=random`, "
-        "`model.pooling=global`\n\n**Better.**"
+        "**Better.**\n\nDiffers from recipe joint: `model.backbone=resnet50`, "
+        "`model.weights=random`, `model.pooling=global`\n\n**Notice.**\n\n| a |\n| - |"
     )
     assert inputs == (1,)  # the manifest
     assert of_folds == (4,)

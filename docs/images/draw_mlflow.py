@@ -39,8 +39,9 @@ def main() -> None:
                 except Error:  # not up yet
                     page.wait_for_timeout(1000)
             page.get_by_role("link", name="5-fold").first.wait_for(timeout=60_000)
-            if page.get_by_label("Close").count():  # MLflow's assistant
-                page.get_by_label("Close").click()
+            assistant = page.get_by_role("button", name="Close", exact=True)
+            if assistant.count():
+                assistant.click()
             page.wait_for_timeout(1500)
             page.screenshot(path=TARGET)
     finally:
