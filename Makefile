@@ -12,7 +12,6 @@ demo: .venv/.core
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell
 	$(BIN)/mypy steatosis_tf experiments/segmentation experiments/table1
 
 test: lint

@@ -3,6 +3,8 @@
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,15 @@ def test_every_slow_test_stands_in_the_table_with_its_short_form() -> None:
     for _, short in rows:
         for name in re.findall(r"`(test_\w+)`", short):
             assert f"def {name}(" in tests
+
+
+def test_spelling() -> None:
+    """By the settings in setup.cfg, as the hook does it."""
+    pytest.importorskip("codespell_lib", reason="pip install codespell")
+    words = [sys.executable, "-m", "codespell_lib"]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.stdout == ""
+    assert done.returncode == 0, done.stderr
 
 
 def test_words_that_were_ours_alone_are_not_used() -> None:
