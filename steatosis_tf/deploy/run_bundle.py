@@ -9,9 +9,17 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf.cohort.manifest import read_manifest
+from steatosis_tf.cohort.near_duplicates import training_hashes
 from steatosis_tf.config import BACKBONES, Config
-from steatosis_tf.deploy.bundle import Bundle, copy_bundle, is_bundle, open_bundle, write_bundle
-from steatosis_tf.deploy.bundle_network import convert_taps
+from steatosis_tf.deploy.bundle import (
+    NETWORK_NAME,
+    Bundle,
+    copy_bundle,
+    is_bundle,
+    open_bundle,
+    write_bundle,
+)
+from steatosis_tf.deploy.bundle_network import convert_taps, taps_of
 from steatosis_tf.files import file_sha256
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.joint import NETWORK, JointModel
@@ -71,15 +79,16 @@ def write_run_bundle(
     return difference
 
 
-def export_bundle(run_dir: str | Path, folder: str | Path) -> Bundle:
+def export_bundle(run_dir: str | Path, folder: str | Path, *, leak_hashes: bool = False) -> Bundle:
     """Write the bundle of a run somewhere else, as a folder and as a zip beside it.
 
     Args:
         run_dir: of a run that has come to its end.
         folder: to create; an earlier bundle there is replaced, anything else is left alone.
+        leak_hashes: also keep hashes of the run's frames, by which `validate` finds them.
 
     Returns:
-        the bundle, byte for byte that of the run.
+        the bundle, byte for byte that of the run; with hashes, other in `bundle.json` alone.
 
     Raises:
         ValueError: if the run has no bundle or a damaged one, or something else is in the way.
@@ -100,8 +109,32 @@ def export_bundle(run_dir: str | Path, folder: str | Path) -> Bundle:
             f"Received: {folder.name!r}, where something else is. Give --output another name."
         )
     bundle = open_bundle(source)
+    if leak_hashes:
+        # Of validation and test frames too: a study that chose anything is no stranger to it.
+        path = run_dir / "manifest.csv"
+        return add_training(
+            bundle, folder, {"leak_hashes": training_hashes(read_manifest(path), path)}
+        )
     copy_bundle(bundle, folder)
     return bundle
+
+
+def add_training(bundle: Bundle, folder: str | Path, more: dict[str, Any]) -> Bundle:
+    """Seal a bundle again with more said of its training.
+
+    Args:
+        bundle: that stays as it is.
+        folder: of the new one; a zip is written beside it.
+        more: joins `training` of `bundle.json`.
+    """
+    about = bundle.about
+    write_bundle(
+        folder, taps_of(bundle.files[NETWORK_NAME]), bundle.joint, bundle.roi, name=about["name"],
+        version=about["version"], training=about["training"] | more, card=about["card"],
+        licences=about["licences"], versions=about["versions"],
+        recalibration=about.get("recalibration"),
+    )  # fmt: skip
+    return open_bundle(folder)
 
 
 def _difference(joint: JointModel, features: np.ndarray, bundle: Bundle, rois: np.ndarray) -> float:

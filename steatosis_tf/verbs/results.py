@@ -39,10 +39,15 @@ def export(args: Namespace) -> Result:
     if not isinstance(args.output, OutputOnnx):
         from steatosis_tf.deploy.run_bundle import export_bundle
 
-        bundle = export_bundle(args.run_dir, args.output)
+        bundle = export_bundle(args.run_dir, args.output, leak_hashes=args.leak_hashes)
         values = {"model": args.output, "zip": f"{args.output}.zip", "sha256": bundle.sha256}
         text = f"{args.output}, and {args.output}.zip beside it: {bundle.name}, as it was evaluated"
         return Result(values, f"{text}\n{now}")
+    if args.leak_hashes:
+        raise ValueError(
+            "Expected --leak-hashes with a bundle. Received: one ONNX file, which holds no hashes "
+            "of training frames. Give --output a folder, for a run with a bundle."
+        )
     load_tensorflow()
     from steatosis_tf.deploy.export import export_run
 
@@ -57,6 +62,11 @@ def _export_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--output", required=True, type=OutputModel, metavar="BUNDLE|MODEL_ONNX",
         help="folder of the bundle, a zip is written beside it; or an ONNX file, of any other run",
+    )  # fmt: skip
+    parser.add_argument(
+        "--leak-hashes", action="store_true",
+        help="keep hashes of the training frames, by which validate finds them; whoever holds a "
+        "frame can then tell whether its patient took part",
     )  # fmt: skip
 
 
