@@ -14,9 +14,7 @@ from steatosis_tf.config import Config, flatten, load_config, run_name
 from steatosis_tf.evaluation.metrics.comparison import COMPARED
 from steatosis_tf.evaluation.metrics.scores import read_scores
 from steatosis_tf.files import UNFINISHED_NAME, file_sha256, flat
-from steatosis_tf.grades import GRADES
 from steatosis_tf.recipes import RECIPES
-from steatosis_tf.roi.views import input_shape
 from steatosis_tf.training import fold_run, log_fold
 from steatosis_tf.unfinished import (
     find_unfinished,
@@ -29,6 +27,8 @@ from steatosis_tf.unfinished import (
 
 # Numbers of environment.json that stand beside the metrics of a run.
 _COST = ("train_minutes", "seconds", "file_mb", "ms_per_frame")
+# Run by MLflow, as a file.
+_SERVED_BY = Path(__file__).with_name("served_model.py")
 
 
 @contextmanager
@@ -101,11 +101,8 @@ def track(run_dir: Path) -> None:
         if path.is_file() and not path.name.startswith(("model.", "bundle.", UNFINISHED_NAME)):
             tracking.log_artifacts(path)
     tracking.log_artifacts(run_dir / "figures", "figures")
-    if (run_dir / "bundle").is_dir():
-        tracking.log_artifacts(run_dir / "bundle", "bundle")
-        return
-    shape = input_shape(config.roi.view)
-    tracking.log_onnx_model(run_dir / "model.onnx", input_shape=shape, num_grades=len(GRADES))
+    model = run_dir / "bundle.zip"
+    tracking.log_model(model if model.is_file() else run_dir / "model.onnx", _SERVED_BY)
 
 
 def _changed(name: str, config: Config) -> dict[str, Any]:

@@ -35,8 +35,9 @@ ROOMS = {
     "validation": "grades files cohort model evaluation deploy",
     "training": "grades files config tracking unfinished cohort quantitative records model "
     "evaluation deploy",
+    "served_model": "grades model deploy",
     "recipes": "config",
-    "run_log": "grades files config tracking unfinished roi evaluation training recipes",
+    "run_log": "files config tracking unfinished evaluation training recipes",
     "pipeline": "grades files config environment tracking unfinished cohort roi quantitative "
     "records model evaluation deploy training run_log recipes",
     "demo": "tracking sources cohort evaluation deploy recipes pipeline",

@@ -1,6 +1,5 @@
 """Runs land in a real SQLite store, also when two start at the same moment."""
 
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
-import onnx
 import pandas as pd
 import pytest
 
@@ -201,33 +199,6 @@ def test_long_parameters_do_not_stop_a_run():
 def test_no_open_run_is_an_error():
     with pytest.raises(ValueError, match=r"open run.*tracking\.start_run"):
         tracking.open_experiment()
-
-
-def test_model_is_logged_with_its_signature(tmp_path):
-    helper, kinds = onnx.helper, onnx.TensorProto
-    graph = helper.make_graph(
-        [
-            helper.make_node("Cast", ["roi"], ["pixels"], to=kinds.FLOAT),
-            helper.make_node("ReduceMean", ["pixels"], ["probabilities"], axes=[1, 2]),
-        ],
-        "mean",
-        [helper.make_tensor_value_info("roi", kinds.UINT8, ["batch", 8, 8, 1])],
-        [helper.make_tensor_value_info("probabilities", kinds.FLOAT, ["batch", 1, 1, 1])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, str(tmp_path / "model.onnx"))
-    with tracking.start_run("e", "run"):
-        tracking.log_onnx_model(tmp_path / "model.onnx", input_shape=(8, 8), num_grades=4)
-    logged = mlflow.search_logged_models(experiment_ids=["1"], output_format="list")[0]
-    info = mlflow.models.get_model_info(f"models:/{logged.model_id}")
-    assert info.signature.inputs.inputs[0].shape == (-1, 8, 8, 1)
-    assert info.signature.inputs.inputs[0].name == "roi"
-    assert info.signature.inputs.inputs[0].type == np.dtype("uint8")
-    assert info.signature.outputs.inputs[0].shape == (-1, 4)
-    (copy,) = Path(os.environ["STEATOSIS_MLRUNS"]).rglob("model.onnx")
-    assert copy.read_bytes() == (tmp_path / "model.onnx").read_bytes()
-    loaded = mlflow.onnx.load_model(f"models:/{logged.model_id}")
-    assert loaded.graph.input[0].name == "roi"
 
 
 def _lock(path: Path) -> sqlite3.Connection:

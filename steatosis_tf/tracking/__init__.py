@@ -10,6 +10,7 @@ below `$STEATOSIS_MLRUNS`. Look at it with `make ui` or
 `mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db`.
 """
 
+import io
 import os
 import sqlite3
 import sys
@@ -17,7 +18,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -31,11 +32,12 @@ from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import ColSpec, Schema
 from sqlalchemy.exc import SQLAlchemyError
 
+from steatosis_tf import __version__
 from steatosis_tf.files import file_sha256, replacing
-from steatosis_tf.grades import OUTPUT_LAYER
+from steatosis_tf.grades import SCORE_COLUMNS
 from steatosis_tf.tracking.store import (
     StoreError,
     alone,
@@ -48,6 +50,15 @@ from steatosis_tf.tracking.store import (
 _PARAM_LENGTH = 6000  # MLflow's limit for one parameter's text
 _METRICS_PER_BATCH = 1000  # MLflow's limit for one call
 
+
+# Columns of an answer about a patient, as `served_model` gives them -> MLflow's type.
+_ANSWER = {
+    **dict.fromkeys(("patient", "date", "kind", "grade"), "string"),
+    **dict.fromkeys(("fat_percent", *SCORE_COLUMNS), "double"),
+    "prediction_set": "string",
+    **dict.fromkeys(("num_frames", "num_used"), "long"),
+    **dict.fromkeys(("reason", "frames_left_out", "notice"), "string"),
+}
 
 _T = TypeVar("_T")
 
@@ -326,24 +337,22 @@ def log_artifacts(path: str | Path, folder: str | None = None) -> None:
     _attempt(lambda: log(str(path), folder))
 
 
-def log_onnx_model(path: str | Path, *, input_shape: tuple[int, int], num_grades: int) -> None:
-    """Log an ONNX grading model with its signature, loadable with `mlflow.onnx.load_model`.
+def log_model(path: str | Path, served_by: str | Path) -> None:
+    """Log a grading model with its signature, and register it under the experiment's name.
 
-    The logged `model.onnx` is the file, byte for byte. A model that the run has already is left
-    as it is.
+    The logged file is the one given, byte for byte. A model that the run has already is left as it
+    is.
 
     Args:
-        path: ONNX file with the input `roi` and the output `probabilities`.
-        input_shape: height and width of the ROI in px.
-        num_grades: number of probabilities.
+        path: ONNX file or zip of a bundle.
+        served_by: Python file that answers with it (MLflow's models from code).
     """
-    import onnx
-
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *input_shape, 1), "roi")]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, num_grades), OUTPUT_LAYER)]),
-    )
+    path = Path(path)
     sha256 = file_sha256(path)
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("string", "image"), ColSpec("string", "patient", required=False)]),
+        outputs=Schema([ColSpec(kind, name) for name, kind in _ANSWER.items()]),
+    )
 
     def log() -> None:
         run = _open_run()
@@ -353,13 +362,16 @@ def log_onnx_model(path: str | Path, *, input_shape: tuple[int, int], num_grades
             if known.status == "READY" and known.tags.get("sha256") == sha256:
                 return
             mlflow.MlflowClient().delete_logged_model(known.model_id)
-        logged = mlflow.onnx.log_model(
-            onnx.load(str(path)),
-            name="model",
-            signature=signature,
-            pip_requirements=["onnxruntime", "numpy"],
-            save_as_external_data=False,  # MLflow would put the weights into a second file
-        )
+        # It says that it has registered the model, and asks for an example of a patient's picture.
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
+            logged = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(served_by),
+                artifacts={"model": str(path)},
+                signature=signature,
+                pip_requirements=[f"steatosis_tf=={__version__}"],
+                registered_model_name=open_experiment(),
+            )
         mlflow.set_logged_model_tags(logged.model_id, {"sha256": sha256})
 
     _attempt(log)
