@@ -8,11 +8,13 @@ answers is `deploy`, of the version of steatosis_tf that is installed. On this m
 
 import base64
 import binascii
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.pyfunc import PythonModel
 
 from steatosis_tf.deploy.inputs import Inputs
 from steatosis_tf.deploy.predict import answer_group, open_model
@@ -20,7 +22,7 @@ from steatosis_tf.grades import GRADES, NOTICE, SCORE_COLUMNS
 from steatosis_tf.model.answer import PatientAnswer, plain_answer
 
 
-class ServedModel(mlflow.pyfunc.PythonModel):
+class ServedModel(PythonModel):
     """A bundle or ONNX file as an MLflow model; the artifact `model` is the file."""
 
     def load_context(self, context: Any) -> None:
@@ -44,13 +46,14 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             count, by their row, with the reason of each.
         """
         names = model_input.get("patient", pd.Series("", model_input.index)).fillna("")
-        inputs, shown = Inputs(by_folder=True), {}
+        inputs = Inputs(by_folder=True)
+        shown: dict[str, tuple[str, str]] = {}
         for row, (image, name) in enumerate(zip(model_input["image"], names, strict=True)):
             key = f"patient {name}" if name else f"row {row}"
             # By number, since an id may look like a path.
             place = shown.setdefault(key, (str(len(shown)), name or f"row {row}"))[0]
-            data = _decoded(image)
-            inputs.add(f"row {row}", lambda data=data: data, Path(place), named=True)
+            load = partial(bytes, _decoded(image))
+            inputs.add(f"row {row}", load, Path(place), named=True)
         patients = dict(shown.values())
         answers = [answer_group(self._grader, group)[0] for group in inputs.groups]
         rows = [_row(one, patients.get(one.patient, one.patient)) for one in answers]

@@ -17,8 +17,7 @@ from steatosis_tf.recipes import RECIPES
 def _finished_run(run_dir: Path) -> None:
     """What stands in the folder of a run of two folds."""
     (run_dir / "figures").mkdir(parents=True)
-    (run_dir / "bundle").mkdir()
-    (run_dir / "bundle" / "bundle.json").write_text("{}")
+    (run_dir / "bundle.zip").write_bytes(b"not opened here")
     ids = [f"p{n:02}" for n in range(24)]
     index = pd.DataFrame({
         "frame_id": [f"f{n}" for n in ids], "patient_id": ids, "label": np.arange(24) % 4,
@@ -65,7 +64,10 @@ def test_a_run_is_logged_later_and_nothing_twice(tmp_path, monkeypatch, capsys):
                                 (tags["made-here"],)).fetchall()  # fmt: skip
         told = dict(store.execute("SELECT key, value FROM tags WHERE run_uuid = ?",
                                   (tags["made-here"],)))  # fmt: skip
-        inputs = store.execute("SELECT COUNT(*) FROM inputs").fetchone()
+        inputs = store.execute(
+            "SELECT COUNT(*) FROM inputs WHERE source_type = 'DATASET'"
+        ).fetchone()
+        models = store.execute("SELECT name, version FROM model_versions").fetchall()
         of_folds = store.execute("SELECT COUNT(*) FROM metrics WHERE key = 'loss'").fetchone()
     assert status == [("FINISHED",)] * 3  # the run and its two folds
     assert ("seconds", 0, 2.5) in metrics
@@ -80,6 +82,7 @@ def test_a_run_is_logged_later_and_nothing_twice(tmp_path, monkeypatch, capsys):
     )
     assert inputs == (1,)  # the manifest
     assert of_folds == (4,)
+    assert models == [("joint", 1)]
 
 
 def test_a_folder_that_is_no_run_of_this_version_is_refused(tmp_path, monkeypatch, capsys):
