@@ -27,8 +27,6 @@ from steatosis_tf.unfinished import (
 
 # Numbers of environment.json that stand beside the metrics of a run.
 _COST = ("train_minutes", "seconds", "file_mb", "ms_per_frame")
-# Run by MLflow, as a file.
-_SERVED_BY = Path(__file__).with_name("served_model.py")
 
 
 @contextmanager
@@ -102,7 +100,7 @@ def track(run_dir: Path) -> None:
             tracking.log_artifacts(path)
     tracking.log_artifacts(run_dir / "figures", "figures")
     model = run_dir / "bundle.zip"
-    tracking.log_model(model if model.is_file() else run_dir / "model.onnx", _SERVED_BY)
+    tracking.log_model(model if model.is_file() else run_dir / "model.onnx")
 
 
 def _changed(name: str, config: Config) -> dict[str, Any]:

@@ -23,8 +23,6 @@ from steatosis_tf.files import file_sha256
 from steatosis_tf.grades import NOTICE, SCORE_COLUMNS
 from steatosis_tf.sources.phantom.study import simulate_patient
 
-_SERVED_BY = Path(steatosis_tf.__file__).with_name("served_model.py")
-
 
 @pytest.fixture(scope="module")
 def model_uri(phantom_bundle, tmp_path_factory):
@@ -34,7 +32,7 @@ def model_uri(phantom_bundle, tmp_path_factory):
         patch.setenv("STEATOSIS_MLRUNS", str(folder))
         with tracking.start_run("joint", "run"):
             for _ in range(2):  # the second time it is there
-                tracking.log_model(f"{phantom_bundle}.zip", _SERVED_BY)
+                tracking.log_model(f"{phantom_bundle}.zip")
         yield "models:/joint/1"
 
 
@@ -104,7 +102,7 @@ def test_a_served_model_answers_as_predict_does(model_uri, phantom_bundle, frame
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": tracking.store_uri(),
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "PYTHONPATH": str(_SERVED_BY.parent.parent),
+        "PYTHONPATH": str(Path(steatosis_tf.__file__).parent.parent),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     server = subprocess.Popen(

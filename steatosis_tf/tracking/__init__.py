@@ -51,6 +51,8 @@ _PARAM_LENGTH = 6000  # MLflow's limit for one parameter's text
 _METRICS_PER_BATCH = 1000  # MLflow's limit for one call
 
 
+# Run by MLflow, as a file: models from code.
+_SERVED_BY = Path(__file__).with_name("served_model.py")
 # Columns of an answer about a patient, as `served_model` gives them -> MLflow's type.
 _ANSWER = {
     **dict.fromkeys(("patient", "date", "kind", "grade"), "string"),
@@ -337,7 +339,7 @@ def log_artifacts(path: str | Path, folder: str | None = None) -> None:
     _attempt(lambda: log(str(path), folder))
 
 
-def log_model(path: str | Path, served_by: str | Path) -> None:
+def log_model(path: str | Path) -> None:
     """Log a grading model with its signature, and register it under the experiment's name.
 
     The logged file is the one given, byte for byte. A model that the run has already is left as it
@@ -345,7 +347,6 @@ def log_model(path: str | Path, served_by: str | Path) -> None:
 
     Args:
         path: ONNX file or zip of a bundle.
-        served_by: Python file that answers with it (MLflow's models from code).
     """
     path = Path(path)
     sha256 = file_sha256(path)
@@ -366,7 +367,7 @@ def log_model(path: str | Path, served_by: str | Path) -> None:
         with redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
             logged = mlflow.pyfunc.log_model(
                 name="model",
-                python_model=str(served_by),
+                python_model=str(_SERVED_BY),
                 artifacts={"model": str(path)},
                 signature=signature,
                 pip_requirements=[f"steatosis_tf=={__version__}"],
