@@ -16,7 +16,7 @@ from onnx import helper
 
 from steatosis_tf import cli
 from steatosis_tf.deploy.bundle import find_faults, open_bundle
-from steatosis_tf.deploy.bundle_network import join_rule
+from steatosis_tf.deploy.bundle_network import join_rule, taps_of
 from steatosis_tf.deploy.frames import look_at
 from steatosis_tf.deploy.onnx_file import foreign_parts
 from steatosis_tf.files import write_json, write_sums
@@ -224,7 +224,7 @@ def test_other_weights_than_the_networks_own_hash_are_refused(copy):
 def test_a_rule_without_the_networks_width_is_not_joined(phantom_bundle):
     bundle = open_bundle(phantom_bundle)
     measured_alone = replace(bundle.joint, parts=bundle.joint.parts[1:])
-    taps = onnx.load(str(phantom_bundle.parent / "taps.onnx"))
+    taps = taps_of(bundle.files["model.onnx"])
     with pytest.raises(ValueError, match="network part reads both taps"):
         join_rule(taps, measured_alone, {"name": "x", "version": "1"})
 
