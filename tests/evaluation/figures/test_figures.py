@@ -269,6 +269,9 @@ def test_training_curves_of_one_epoch_and_of_a_lost_validation(tmp_path, sheets)
     train, validation = sheets[0].axes[0].get_lines()
     np.testing.assert_allclose(train.get_xydata(), [[1, 0.5]])
     assert train.get_marker() == "o", "one point draws no line"
+    training_curves(pd.DataFrame({"loss": [3.0, 2.0, 1.0]}), tmp_path / "three.png")
+    ticks = sheets[1].axes[0].get_xticks()
+    assert list(ticks) == [round(tick) for tick in ticks], "there is no half epoch"
     assert np.isnan(validation.get_ydata()).all()
 
 

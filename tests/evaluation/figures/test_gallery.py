@@ -1,5 +1,6 @@
 """Which errors are shown, and that nothing outside the sector reaches the picture."""
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -88,6 +89,21 @@ def test_one_flat_picture_still_has_room_for_its_title(tmp_path, sheets):
     gallery_figure(worst_errors(FRAMES.iloc[:1]), flat, tmp_path / "g.png")
     assert len(sheets[0].axes) == 1
     assert sheets[0].get_size_inches().tolist() == pytest.approx([5.6, 1.25 + 0.55 + 1.15])
+
+
+def test_a_frame_without_a_sector_is_shown_inside_its_roi_only(tmp_path):
+    noise = np.random.default_rng(0).integers(50, 200, (300, 400), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), noise)
+    (tmp_path / "labels.csv").write_text("path,patient_id,grade\na.png,A,Mild\n")
+    build_manifest(tmp_path / "labels.csv", tmp_path / "manifest.csv")
+    frames = read_manifest(tmp_path / "manifest.csv").assign(
+        roi_top=20, roi_left=40, roi_height=100, roi_width=150
+    )
+    write_manifest(frames, tmp_path / "manifest.csv")
+    ((picture, roi),) = sector_pictures(frames, tmp_path / "manifest.csv").values()
+    assert roi == (20, 40, 100, 150)
+    np.testing.assert_array_equal(picture[20:120, 40:190], noise[20:120, 40:190])
+    assert np.count_nonzero(picture) == 100 * 150
 
 
 def test_gallery_of_real_frames_shows_nothing_outside_the_sector(real_data_dir, tmp_path, sheets):
