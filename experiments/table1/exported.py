@@ -45,7 +45,13 @@ def load_exported(path: str | Path) -> Grader:
     if path.suffix == ".skops":
         import skops.io
 
-        named = skops.io.get_untrusted_types(file=path)
+        try:
+            named = skops.io.get_untrusted_types(file=path)
+        except Exception as error:  # whatever its readers raise
+            raise ValueError(
+                f"Expected a skops file. Received: {path.name}, which cannot be read "
+                f"({type(error).__name__}). Copy it again whole."
+            ) from error
         foreign = [name for name in named if not name.startswith(_TRUSTED)]
         if foreign:
             raise ValueError(

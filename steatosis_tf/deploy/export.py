@@ -256,13 +256,25 @@ def export_run(run_dir: str | Path, output_path: str | Path) -> float:
     rows = usable_rows(read_manifest(manifest_path)).drop_duplicates("patient_id")
     rows = rows.head(NUM_CHECKED)
     rois = np.stack([cut_roi(row, manifest_path) for row in rows.to_dict("records")])
-    model = keras.models.load_model(run_dir / "model.keras")
+    model = _load_keras(run_dir / "model.keras")
     texts = run_metadata(run_dir, load_config(run_dir / "config.json"))
     cache_dir = run_dir.absolute().parents[1] / "cache"
     return export_onnx(
         model, output_path, rois[..., np.newaxis], texts,
         cache_dir=cache_dir if cache_dir.is_dir() else None,
     )  # fmt: skip
+
+
+def _load_keras(path: Path) -> keras.Model:
+    """A model, never code: Keras' safe mode refuses what would run."""
+    try:
+        return keras.models.load_model(path)
+    except Exception as error:  # Keras raises whatever its readers raise
+        raise ValueError(
+            "Expected a model that Keras saved, without code of its own. Received: "
+            f"{path.parent.name}/{path.name}, which Keras {keras.__version__} does not load "
+            f"({type(error).__name__}). Copy the run again whole, or train it again."
+        ) from error
 
 
 def save_keras(model: keras.Model, path: str | Path) -> None:

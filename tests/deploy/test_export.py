@@ -205,6 +205,26 @@ def test_model_of_a_run_is_exported(tmp_path, phantom_manifest, rois):
     assert json.loads(texts["steatosis.roi"])["method"] == "sector"
 
 
+@pytest.mark.parametrize("kind", ["cut", "text", "code"])
+def test_an_odd_keras_file_is_refused_in_one_line(tmp_path, phantom_manifest, kind):
+    run_dir = tmp_path / "7f3a"
+    run_dir.mkdir()
+    table = relocate(read_manifest(phantom_manifest), phantom_manifest, run_dir)
+    write_manifest(table, run_dir / "manifest.csv")
+    path = run_dir / "model.keras"
+    _tiny_grader().save(path)
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:-400])
+    elif kind == "text":
+        path.write_text("no model")
+    else:
+        roi = keras.Input((224, 224, 1))
+        keras.Model(roi, keras.layers.Lambda(lambda x: x + 1)(roi)).save(path)
+    with pytest.raises(ValueError, match=r"Received: 7f3a/model\.keras, which Keras") as refused:
+        export_run(run_dir, tmp_path / "model.onnx")
+    assert "\n" not in str(refused.value)
+
+
 def test_directory_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"run directory with model\.keras.*run_dir='empty'"):
         export_run(tmp_path / "empty", tmp_path / "model.onnx")

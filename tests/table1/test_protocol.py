@@ -203,5 +203,8 @@ def test_a_file_with_foreign_code_is_not_opened(tmp_path: Path) -> None:
     skops.io.dump(FunctionTransformer(pd.read_csv), tmp_path / "model.skops")
     with pytest.raises(ValueError, match="not opened"):
         load_exported(tmp_path / "model.skops")
+    (tmp_path / "odd.skops").write_text("no model")
+    with pytest.raises(ValueError, match=r"Received: odd\.skops, which cannot be read"):
+        load_exported(tmp_path / "odd.skops")
     with pytest.raises(ValueError, match=r"Expected a \.onnx or \.skops file"):
         load_exported(tmp_path / "model.pkl")
