@@ -105,6 +105,7 @@ HOSTILE = {
     "stated gigabytes": (
         lambda: model(weights=[promised(1 << 20, 1 << 20)]), "of a size that the file does not"
     ),
+    "very many axes": (lambda: model(weights=[promised(*[2] * 100)]), "more than 64 pieces"),
     "a negative size": (lambda: model(weights=[promised(-1)]), "of a size that the file does not"),
     "stated gigabytes in an operator": (
         lambda: model((*_HEAD, _FOUR, _LAST, helper.make_node("Constant", [], ["y"],
