@@ -6,7 +6,7 @@ import sys
 import warnings
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 __all__ = ["find_sector", "measure", "predict", "propose_roi", "read_frame", "train"]
 
 # Public name -> where it is, imported when it is asked for: importing the package imports nothing.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from steatosis_tf import cli
+from steatosis_tf import __version__, cli
 from steatosis_tf.config import Config, override
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -148,3 +148,9 @@ def test_tests_that_documents_name_exist(document: Path) -> None:
     ):
         path = REPOSITORY / "tests" / name.removeprefix("tests/")
         assert f"def {function}(" in path.read_text(encoding="utf-8"), f"{name}::{function}"
+
+
+def test_one_version_stands_everywhere() -> None:
+    changes = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## (\S+)", changes, re.MULTILINE)[1] == __version__
+    assert f"\nversion: {__version__}\n" in (REPOSITORY / "CITATION.cff").read_text()
