@@ -145,13 +145,14 @@ ELSEWHERE = (
 
 
 def name_what_is_missing(verb: Verb) -> None:
-    """One line with the command that brings it."""
+    """One line with the command that brings it, after what the verb says of its progress."""
     for words in ELSEWHERE:
         said = verb(*words, expected=1).stderr
+        assert "Traceback" not in said
         assert re.fullmatch(
             rf"error: Expected the package \S+ for `steatosis {words[0]}`\. Received: none\. "
-            r"Install it: pip install steatosis_tf\n",
-            said,
+            r"Install it: pip install steatosis_tf",
+            said.splitlines()[-1],
         ), said
 
 
