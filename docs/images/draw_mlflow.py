@@ -1,4 +1,4 @@
-"""Draw docs/images/mlflow.png: the runs of `make demo` in MLflow, in a headless browser.
+"""Draw docs/images/mlflow.png: the newest cross-validated run in MLflow, in a headless browser.
 
 Command: python docs/images/draw_mlflow.py (after `make demo`; needs playwright and chromium)
 """
@@ -11,7 +11,6 @@ from pathlib import Path
 
 from playwright.sync_api import Error, sync_playwright
 
-from steatosis_tf.demo import EXPERIMENT
 from steatosis_tf.tracking import store, ui_address
 
 PORT = 5055
@@ -19,7 +18,7 @@ TARGET = Path(__file__).with_name("mlflow.png")
 
 
 def main() -> None:
-    """Serve the store as `make ui` does, open the link that is printed, take the picture."""
+    """Serve the store as `make ui` does, open the link that it prints, and the newest run there."""
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--port", str(PORT),
          "--backend-store-uri", store.store_uri()],
@@ -31,19 +30,20 @@ def main() -> None:
             browser = driver.chromium.launch(
                 executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
             )
-            page = browser.new_page(viewport={"width": 1280, "height": 430})
+            page = browser.new_page(viewport={"width": 1280, "height": 720})
             for _ in range(120):
                 try:
-                    page.goto(ui_address(EXPERIMENT, PORT))
+                    page.goto(ui_address(port=PORT))
                     break
                 except Error:  # not up yet
                     page.wait_for_timeout(1000)
-            page.get_by_role("link", name="5-fold").first.wait_for(timeout=60_000)
+            page.get_by_role("link", name="fold").first.click(timeout=60_000)
+            page.get_by_text("Description").first.wait_for(timeout=60_000)
             assistant = page.get_by_role("button", name="Close", exact=True)
             if assistant.count():
                 assistant.click()
             page.wait_for_timeout(1500)
-            page.screenshot(path=TARGET)
+            page.screenshot(path=TARGET, clip={"x": 200, "y": 10, "width": 580, "height": 700})
     finally:
         server.terminate()
         server.wait()
