@@ -93,7 +93,10 @@ def track(run_dir: Path) -> None:
     )
     tracking.log_tags(
         {f"{name}_sha256": file_sha256(run_dir / f"{name}.csv") for name in ("manifest", "split")}
-        | {"run_dir": str(run_dir), "engine": environment.get("engine", "")}
+        | {
+            "run_dir": f"{run_dir.parent.name}/{run_dir.name}",
+            "engine": environment.get("engine", ""),
+        }
     )
     for path in sorted(run_dir.iterdir()):
         if path.is_file() and not path.name.startswith(("model.", "bundle.", UNFINISHED_NAME)):
