@@ -237,9 +237,11 @@ def _outcome(
             trained, epochs = train_fold(data, partition, config, told)
             scorer = _scorer(trained, data)
             arrays = {name: scorer(ids) for name, ids in patients.items() if ids}
-            if isinstance(trained, JointModel) and trained.target == "sqrt_fat" and partition.test:
-                inputs = _joint_inputs(data, rows_of(data, partition.test))
-                arrays["sqrt_fat"] = trained.score(inputs)
+            if isinstance(trained, JointModel):
+                arrays["decision_rule"] = np.array(trained.decision_rule)
+                if trained.target == "sqrt_fat" and partition.test:
+                    inputs = _joint_inputs(data, rows_of(data, partition.test))
+                    arrays["sqrt_fat"] = trained.score(inputs)
             arrays |= {f"history.{name}": values.to_numpy() for name, values in epochs.items()}
             np.savez(folder / "outcome.npz", allow_pickle=False, **arrays)
             if with_model:
@@ -247,8 +249,9 @@ def _outcome(
     with np.load(folder / "outcome.npz") as stored:
         found = dict(stored)
     scores = {"tested": found.get("sqrt_fat")}  # by which visits are compared
+    rule = str(found["decision_rule"]) if "decision_rule" in found else None
     tables = {
-        name: _table(data, ids, fold, found[name], scores.get(name))
+        name: _table(data, ids, fold, found[name], scores.get(name), rule)
         for name, ids in patients.items() if ids
     }  # fmt: skip
     history = {name.removeprefix("history."): values for name, values in found.items()
@@ -334,9 +337,10 @@ def _table(
     fold: int,
     probabilities: np.ndarray,
     sqrt_fat: np.ndarray | None = None,
+    decision_rule: str | None = None,
 ) -> pd.DataFrame:
     index = data.index.iloc[rows_of(data, patient_ids)]
-    table = score_table(index, probabilities, fold)
+    table = score_table(index, probabilities, fold, decision_rule)
     if sqrt_fat is not None:
         table["sqrt_fat"] = sqrt_fat
     return table.sort_values("frame_id")

@@ -144,7 +144,9 @@ def test_mlflow_holds_the_run(
         steps = store.execute("SELECT COUNT(*) FROM metrics WHERE key = 'val_accuracy'").fetchone()
         tags = dict(store.execute("SELECT key, value FROM tags").fetchall())
         signature = store.execute("SELECT COUNT(*) FROM logged_models").fetchone()
-        inputs = store.execute("SELECT COUNT(*) FROM inputs").fetchone()
+        inputs = store.execute(
+            "SELECT COUNT(*) FROM inputs WHERE source_type = 'DATASET'"
+        ).fetchone()
         columns = store.execute(
             "SELECT key, value FROM latest_metrics WHERE run_uuid = ?", (runs[0]["run_id"],)
         ).fetchall()

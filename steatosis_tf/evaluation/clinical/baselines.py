@@ -57,7 +57,7 @@ def majority_scores(patient_scores: pd.DataFrame, untested: dict[str, pd.Series]
     Returns:
         the same rows with a probability of 1 for that grade; the lower of two as common.
     """
-    table = patient_scores.astype(dict.fromkeys(SCORE_COLUMNS, np.float64))
+    table = _without_rule(patient_scores)
     for fold in table["fold"].unique():
         grades = untested.get(str(fold), table["grade"])
         counts = [int(((grades if len(grades) else table["grade"]) == grade).sum())
@@ -117,7 +117,7 @@ def scores_of_tasks(patient_scores: pd.DataFrame, tasks: dict[str, np.ndarray]) 
     reached = np.minimum.accumulate(
         np.stack([np.ones(len(patient_scores)), *tasks.values()]), axis=0
     )
-    table = patient_scores.astype(dict.fromkeys(SCORE_COLUMNS, np.float64))
+    table = _without_rule(patient_scores)
     table[list(SCORE_COLUMNS)] = -np.diff(reached, axis=0, append=0.0).T
     predicted = table[list(SCORE_COLUMNS)].to_numpy().argmax(axis=1)
     return table.assign(predicted=np.asarray(GRADES, dtype=object)[predicted])
@@ -194,3 +194,9 @@ def _index_db(manifest_path: Path, row_path: str) -> float:
         return hepatorenal_db(frame)
     except ValueError:  # no sector
         return float("nan")
+
+
+def _without_rule(patient_scores: pd.DataFrame) -> pd.DataFrame:
+    """The patients, for probabilities that are not the model's: its decision rule is not theirs."""
+    table = patient_scores.drop(columns="decision_rule", errors="ignore")
+    return table.astype(dict.fromkeys(SCORE_COLUMNS, np.float64))

@@ -18,7 +18,7 @@ from steatosis_tf.evaluation.figures.canvas import (
     new_sheet,
     save_sheet,
 )
-from steatosis_tf.evaluation.metrics.scores import read_scores
+from steatosis_tf.evaluation.metrics.scores import named_labels, read_scores
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.images import read_frame, to_grey
@@ -44,7 +44,9 @@ def worst_errors(frame_scores: pd.DataFrame, max_frames: int = 12) -> pd.DataFra
     scores = table[list(SCORE_COLUMNS)].to_numpy(np.float64)
     truth = table["grade"].map(GRADES.index).to_numpy(np.int64)
     table["distance"] = np.abs(scores @ np.arange(len(GRADES)) - truth)
-    wrong = table[scores.argmax(axis=1) != truth]
+    named = named_labels(table)
+    table["predicted"] = np.asarray(GRADES, dtype=object)[named]
+    wrong = table[named != truth]
     ordered = wrong.sort_values(["distance", "frame_id"], ascending=[False, True])
     return ordered.drop_duplicates("patient_id").head(max_frames).reset_index(drop=True)
 
@@ -172,9 +174,9 @@ def _draw_tile(
                 Box((left, top), width, height, fill=False, edgecolor=colour, linewidth=line_width)
             )
     scores = row[list(SCORE_COLUMNS)].to_numpy(np.float64)
-    best = int(scores.argmax())
+    called = row["predicted"]
     axes.set_title(
-        f"{row['grade']}, called {GRADES[best]} ({100 * scores[best]:.0f} %)",
+        f"{row['grade']}, called {called} ({100 * scores[GRADES.index(called)]:.0f} %)",
         size=8.5, color=INK, loc="left", pad=14,
     )  # fmt: skip
     shares = " / ".join(f"{100 * score:.0f}" for score in scores)

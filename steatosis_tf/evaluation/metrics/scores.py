@@ -73,7 +73,10 @@ RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def score_table(
-    index: pd.DataFrame, probabilities: np.ndarray, fold: int | np.ndarray
+    index: pd.DataFrame,
+    probabilities: np.ndarray,
+    fold: int | np.ndarray,
+    decision_rule: str | None = None,
 ) -> pd.DataFrame:
     """One row per frame, from what a model says of it.
 
@@ -82,6 +85,7 @@ def score_table(
             them; one row per frame.
         probabilities: `(num_frames, 4)`, in the same order.
         fold: in which these frames were tested, one for all or `(num_frames,)` int.
+        decision_rule: by which the model names a grade, where it says so: a column of its own.
 
     Returns:
         `FRAME_COLUMNS`, with the index and in the order of `index`.
@@ -91,7 +95,12 @@ def score_table(
         fat_percent=index["fat_percent"],
     )  # fmt: skip
     table[list(SCORE_COLUMNS)] = probabilities
-    return table.assign(predicted=[GRADES[label] for label in probabilities.argmax(axis=1)])
+    if decision_rule is not None:
+        table["decision_rule"] = decision_rule
+    # The rule stands behind the columns that every table has.
+    return table.assign(predicted=_named(table))[
+        [*FRAME_COLUMNS, *(["decision_rule"] if decision_rule is not None else [])]
+    ]
 
 
 def patient_scores(
@@ -110,7 +119,8 @@ def patient_scores(
             and gets one row in each.
 
     Returns:
-        `PATIENT_COLUMNS` (after `repeat`, where there is one), sorted by patient. `fat_percent`
+        `PATIENT_COLUMNS` (after `repeat` and before `decision_rule`, where there is one), sorted
+        by patient. `fat_percent`
         is the mean of the patient's known values, NaN where none is known.
 
     Raises:
@@ -125,6 +135,7 @@ def patient_scores(
     table = frame_scores.assign(
         fold=frame_scores.get("fold", 0), fat_percent=frame_scores.get("fat_percent", np.nan)
     )
+    rule_column = ["decision_rule"] if "decision_rule" in table else []
     # Sums of the same frames in another order round differently.
     table = table.sort_values("frame_id", kind="stable")
     groups = table.groupby(id_key(table, "patient_id", validation), sort=True)
@@ -133,6 +144,7 @@ def patient_scores(
         grade=("grade", "first"),
         fat_percent=("fat_percent", "mean"),
         num_frames=("frame_id", "size"),
+        **{name: (name, "first") for name in rule_column},
     )
     joined = np.stack([RULES[rule](_probabilities(frames)) for _, frames in groups])
     totals = joined.sum(axis=1)
@@ -145,8 +157,8 @@ def patient_scores(
     # Sums that differ from 1 by rounding only are left alone: equal votes must stay equal.
     joined /= np.where(np.abs(totals - 1) < 1e-9, 1.0, totals)[:, None]
     patients[list(SCORE_COLUMNS)] = joined
-    patients["predicted"] = np.asarray(GRADES, dtype=object)[joined.argmax(axis=1)]
-    columns = [*(["repeat"] if "repeat" in table else []), *PATIENT_COLUMNS]
+    patients["predicted"] = _named(patients)
+    columns = [*(["repeat"] if "repeat" in table else []), *PATIENT_COLUMNS, *rule_column]
     return patients.reset_index()[columns]
 
 
@@ -176,6 +188,10 @@ def named_labels(table: pd.DataFrame) -> np.ndarray:
         rows = (table["decision_rule"] == rule).to_numpy()
         named[rows] = decide(scores[rows], rule)
     return named
+
+
+def _named(table: pd.DataFrame) -> np.ndarray:
+    return np.asarray(GRADES, dtype=object)[named_labels(table)]
 
 
 def read_scores(path: str | Path, *, validation: bool = False) -> pd.DataFrame:
@@ -339,8 +355,7 @@ def _check_probabilities(table: pd.DataFrame, ids: pd.Series) -> None:
     bad = np.abs(scores.sum(axis=1) - 1) > SUM_TOLERANCE
     _refuse(ids, bad, f"probabilities that sum to 1 within {SUM_TOLERANCE}", "that do not")
     if "predicted" in table:
-        predicted = np.asarray(GRADES, dtype=object)[named_labels(table)]
-        bad = table["predicted"].to_numpy(dtype=object) != predicted
+        bad = table["predicted"].to_numpy(dtype=object) != _named(table)
         _refuse(ids, bad, "predicted to be the most probable grade, or that of the row's "
                 "decision_rule", "that contradict their scores")  # fmt: skip
 

@@ -47,10 +47,10 @@ def test_gallery_refuses_nothing_and_missing_pictures(tmp_path):
 
 def test_tiles_show_the_picture_its_roi_and_its_scores(tmp_path, sheets):
     """Five patients in rows of four; a picture of 840 px is halved, one of 80 px stays."""
-    errors = pd.DataFrame({
+    errors = worst_errors(pd.DataFrame({
         "frame_id": list("abcde"), "patient_id": [f"P{k}" for k in range(5)], "grade": "Mild",
         **dict(zip(SCORE_COLUMNS, (0.25, 0.05, 0.1, 0.6), strict=True)),
-    })  # fmt: skip
+    }))  # fmt: skip
     wide = np.full((420, 840), 90, np.uint8)
     pictures = {name: (wide, None) for name in "abcd"}
     pictures["a"] = (wide, (40, 100, 200, 300))

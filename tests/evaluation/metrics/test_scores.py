@@ -4,11 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from steatosis_tf.evaluation.metrics.registry import metrics_of
 from steatosis_tf.evaluation.metrics.scores import (
     check_same_patients,
     labels_and_probabilities,
     patient_scores,
     read_scores,
+    score_table,
     write_scores,
 )
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
@@ -220,3 +222,19 @@ def test_validation_parts_of_several_folds_may_share_patients(tmp_path) -> None:
     assert len(read_scores(path, validation=True)) == 60
     with pytest.raises(ValueError, match=r"validation_scores\.csv: Expected each frame_id once"):
         read_scores(path)
+
+
+def test_a_models_decision_rule_names_the_grade_of_frames_and_patients() -> None:
+    """Half of (0.4, 0.3, 0.2, 0.1) is reached at Mild, the most probable grade is Normal."""
+    index = pd.DataFrame(
+        {"frame_id": ["a", "b"], "patient_id": "P", "label": [1, 1], "fat_percent": 20.0}
+    )
+    chances = np.array([[0.4, 0.3, 0.2, 0.1]] * 2)
+    plain = score_table(index, chances, 0)
+    ruled = score_table(index, chances, 0, "median")
+    assert set(plain["predicted"]) == {"Normal"}
+    assert set(ruled["predicted"]) == {"Mild"}
+    patients = patient_scores(ruled)
+    assert patients.loc[0, ["decision_rule", "predicted"]].tolist() == ["median", "Mild"]
+    assert metrics_of(patients)["accuracy"] == 1
+    assert metrics_of(patient_scores(plain))["accuracy"] == 0
