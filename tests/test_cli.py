@@ -108,6 +108,8 @@ def started(*words: str, **settings: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "steatosis_tf.cli", *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **settings},
+        # Jobs in the background of a shell ignore Ctrl+C, and hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
@@ -126,7 +128,8 @@ def test_a_terminal_of_ascii_gets_names_spelled_out(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_in_one_line(tmp_path: Path) -> None:
-    process = started("phantom", str(tmp_path / "phantoms"), "--patients", "100000")
+    process = started("phantom", str(tmp_path / "phantoms"), "--patients", "100000",
+                      TQDM_DELAY="0")  # fmt: skip
     assert process.stderr.read(8).strip() == "phantom"  # its progress: it is at work
     process.send_signal(signal.SIGINT)
     complaints = process.communicate(timeout=60)[1]

@@ -274,7 +274,8 @@ def test_a_doppler_study_is_passed_over_not_failed(orthanc, worker, capsys):
 def test_what_fails_three_times_goes_to_a_folder_with_its_reason(
     orthanc, worker, monkeypatch, capsys
 ):
-    monkeypatch.setattr("steatosis_tf.deploy.node.RETRY_S", (0.0, 0.0))
+    # By the function's own module: another test may have had the package imported anew.
+    monkeypatch.setitem(Worker.step.__globals__, "RETRY_S", (0.0, 0.0))
 
     def fail(folder: Path) -> PacsAnswer:
         raise KeyError("Doe^John")

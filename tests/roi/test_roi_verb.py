@@ -101,7 +101,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, drawn_fan):
     )
     command = [sys.executable, "-m", "steatosis_tf.cli", "roi", str(manifest),
                "--set", "roi.method=sector"]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TQDM_DELAY": "0"}
     killed = subprocess.Popen(
         command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
     )
