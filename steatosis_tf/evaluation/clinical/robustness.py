@@ -258,7 +258,7 @@ def _scores(
 
 
 def _patients(frames: pd.DataFrame, scores: np.ndarray, rule: str) -> pd.DataFrame:
-    table = frames.copy()
+    table = frames.drop(columns="predicted", errors="ignore")
     table[list(SCORE_COLUMNS)] = scores
     return patient_scores(table, rule)
 

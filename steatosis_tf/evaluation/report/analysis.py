@@ -39,11 +39,15 @@ from steatosis_tf.evaluation.clinical.thresholds import (
 )
 from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, paired_bootstrap
 from steatosis_tf.evaluation.metrics.registry import metrics_of
-from steatosis_tf.evaluation.metrics.scores import labels_and_probabilities, patient_scores
+from steatosis_tf.evaluation.metrics.scores import (
+    labels_and_probabilities,
+    named_labels,
+    patient_scores,
+)
 from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS, cumulative_scores
 from steatosis_tf.evaluation.report.checks import Check, check_run
 from steatosis_tf.evaluation.report.run import RunRecord
-from steatosis_tf.grades import SCORE_COLUMNS
+from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 
 _COVERAGE = 0.9
 
@@ -172,6 +176,8 @@ def _temperatures(
         scores = calibrated.loc[rows, list(SCORE_COLUMNS)].to_numpy()
         calibrated.loc[rows, list(SCORE_COLUMNS)] = apply_temperature(scores, fit["temperature"])
         found[str(fold)] = fit
+    # A temperature keeps the most probable grade, but not what another decision rule names.
+    calibrated["predicted"] = np.asarray(GRADES, dtype=object)[named_labels(calibrated)]
     return found, calibrated
 
 
