@@ -21,9 +21,9 @@ from tests.sources.dicom.made_dicom import write_made
 SHORT = {
     "manifest": ("raw", "manifest phantoms/labels.csv --output manifest.csv"),
     "split": ("manifest", "split manifest.csv --set split.kind=kfold split.folds=2"),
-    "consensus": ("raw", "consensus readings.csv --output labels.csv"),
 }
 LONG = {
+    "consensus": ("raw", "consensus readings.csv --output labels.csv"),
     "roi": ("manifest", "roi manifest.csv --set roi.method=sector --masks masks"),
     "phantom": ("raw", "phantom more --patients 2 --frames 1 --seed 4"),
     "key": ("raw", "key project.key"),
