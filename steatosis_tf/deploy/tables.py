@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 
 from steatosis_tf import __version__
-from steatosis_tf.files import check_output, sync_folder, write_json
+from steatosis_tf.files import as_cell, check_output, sync_folder, write_json
 from steatosis_tf.grades import GRADES, NOTICE, SCORE_COLUMNS
 from steatosis_tf.model.answer import PatientAnswer, plain_answer
 
@@ -31,8 +31,6 @@ TABLES = ("patients.csv", "frames.csv")
 SUMMARY = "predictions.json"
 
 _FIRST_COLUMN = "patient"
-# What a spreadsheet would run as a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class AnswerTables:
@@ -252,10 +250,8 @@ def _append(table: IO[str], rows: list[list[Any]]) -> None:
 def _cell(value: Any) -> Any:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    # A patient or file may be called =1+1; a quote before it, and no spreadsheet computes.
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    # A patient or file may be called =1+1.
+    return f"{value:.6g}" if isinstance(value, float) else as_cell(value)
 
 
 def _refuse_other_makers(path: Path) -> None:
