@@ -33,6 +33,7 @@ from steatosis_tf.files import open_regular
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
 from steatosis_tf.model.answer import REASONS, FrameAnswer, Kind, PatientAnswer
 from steatosis_tf.quantitative.display import Display
+from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.roi.views import input_shape, model_input
 from steatosis_tf.unfinished import refuse_unfinished
 
@@ -103,11 +104,14 @@ class BareNetwork:
         """A frame's ROI, or why it has none."""
         from steatosis_tf.roi.propose import propose_roi
 
+        code = "no_sector"
         try:
-            roi = propose_roi(frame, self.roi)
+            fan = find_sector(frame).fan
+            code = "no_liver"
+            roi = propose_roi(frame, self.roi, fan)
         except ValueError as error:
-            return unable(name, "no_sector" if "sector" in str(error) else "no_liver", str(error))
-        fan, box = roi.sector.fan, roi.rectangle
+            return unable(name, code, str(error))
+        box = roi.rectangle
         answer = FrameAnswer(
             name, "graded", boxes={"roi": (box.top, box.left, box.height, box.width)}
         )

@@ -233,6 +233,17 @@ def test_a_bundle_answers_patients_with_all_that_it_knows(phantom_bundle, tmp_pa
     assert rows.set_index("frame").at["black.png", "reason_code"] == "no_sector"
 
 
+def test_a_sector_without_a_liver_is_told_from_no_sector(tmp_path, frames):
+    path = _write_model(tmp_path / "liver.onnx", roi=RoiConfig(method="liver"))
+    inside = find_sector(read_frame(frames / "b.png")).mask
+    rows = 128 + 100 * np.sin(np.arange(inside.shape[0]) / 6)[:, None]
+    stripes = rows + np.random.default_rng(0).normal(0, 3, inside.shape)
+    cv2.imwrite(str(frames / "b.png"), np.where(inside, stripes, 0).astype(np.uint8))
+    _, found = _answers(path, [frames / "b.png", frames / "c.png"], tmp_path)
+    assert list(found["reason_code"]) == ["no_liver", "no_sector"]
+    assert found["reason"][0].startswith("no liver found")
+
+
 def test_a_model_of_beam_space_is_fed_beam_space(tmp_path, frames):
     config = RoiConfig(method="beamspace", depth_px=96, num_beams=80)
     path = _write_model(tmp_path / "beams.onnx", size_px=(96, 80), roi=config)
