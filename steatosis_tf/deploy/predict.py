@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import numpy as np
 import onnxruntime
@@ -36,6 +37,9 @@ from steatosis_tf.quantitative.display import Display
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.roi.views import input_shape, model_input
 from steatosis_tf.unfinished import refuse_unfinished
+
+if TYPE_CHECKING:
+    from steatosis_tf.deploy.explain import PlaceExplainer
 
 #: How far the sum of a frame's probabilities may lie from 1: rounding, also of an int8 model.
 MAX_SUM_DIFFERENCE = 1e-3
@@ -152,15 +156,19 @@ class BareNetwork:
         self, frames: tuple[FrameAnswer, ...], pictures: Sequence[np.ndarray], label: int
     ) -> tuple[FrameAnswer, ...]:
         """What each place adds to the logit of a grade; without maps if the network has none."""
-        from steatosis_tf.deploy.explain import open_explainer  # needs the package onnx
-
-        explainer = None if self.path is None or self.roi.view else open_explainer(self.path)
-        if explainer is None:
+        if self._explainer is None:
             return frames
-        places = iter(explainer.explain(np.stack(pictures), label)[0])
+        places = iter(self._explainer.explain(np.stack(pictures), label)[0])
         return tuple(
             one if one.kind == "unable" else replace(one, map=next(places)) for one in frames
         )
+
+    @cached_property
+    def _explainer(self) -> "PlaceExplainer | None":
+        """Opened once: the file is read and a second session made of it."""
+        from steatosis_tf.deploy.explain import open_explainer  # needs the package onnx
+
+        return None if self.path is None or self.roi.view else open_explainer(self.path)
 
 
 def open_model(path: str | Path | None = None) -> Grader:
