@@ -18,10 +18,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import keras
 import numpy as np
+import onnxruntime
 import pandas as pd
 from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
@@ -32,8 +34,9 @@ from experiments.liver_views import with_rule
 from steatosis_tf.cohort.manifest import frame_path
 from steatosis_tf.cohort.near_duplicates import training_hashes
 from steatosis_tf.config import RoiConfig
-from steatosis_tf.deploy.bundle import SHIPPED, open_bundle, write_bundle
-from steatosis_tf.deploy.bundle_network import check_taps, convert_taps, run_taps
+from steatosis_tf.deploy.bundle import MAX_DIFFERENCE, SHIPPED, open_bundle, write_bundle
+from steatosis_tf.deploy.bundle_network import convert_taps
+from steatosis_tf.deploy.onnx_file import BATCH, run_network
 from steatosis_tf.environment import describe_environment
 from steatosis_tf.files import file_sha256
 from steatosis_tf.grades import GRADES, NOTICE, grade_from_fat_percent, label_of
@@ -157,6 +160,29 @@ def performance_text(answers: Sequence[PatientAnswer], fat: np.ndarray) -> str:
     )
 
 
+def features_of(converted: onnxruntime.InferenceSession, pictures: np.ndarray) -> np.ndarray:
+    """Pooled features of pictures `(n, depth, beams)` uint8 by the converted backbone."""
+    return pool_maps(**run_network(converted, ("near", "far"), pictures))
+
+
+def difference_from_keras(
+    taps: keras.Model, converted: onnxruntime.InferenceSession, pictures: np.ndarray
+) -> float:
+    """Largest difference of a pooled feature between the converted backbone and Keras.
+
+    Raises:
+        RuntimeError: if it is over `MAX_DIFFERENCE`.
+    """
+    expected = pool_maps(*taps.predict(pictures[..., None], batch_size=BATCH, verbose=0))
+    found = np.abs(features_of(converted, pictures) - expected).max()
+    if not found <= MAX_DIFFERENCE:  # NaN too
+        raise RuntimeError(
+            f"Expected features within {MAX_DIFFERENCE} of Keras. Received: {found:.2g}. "
+            "No bundle is made of this network."
+        )
+    return float(found)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
@@ -170,18 +196,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     network = taps_model()
     proto = convert_taps(network, arguments.out)
     one_each = np.unique(ids, return_index=True)[1]
-    difference = check_taps(network, proto, pictures[one_each])
-    near, far = run_taps(proto, pictures)
+    converted = onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    difference = difference_from_keras(network, converted, pictures[one_each])
     inputs = {
-        NETWORK: pool_maps(near, far),
+        NETWORK: features_of(converted, pictures),
         "measured": study.features[list(byra.SIGNS)].to_numpy(float),
     }
     fat = frames["fat_percent"].to_numpy(float)
     spreads = np.array([grey_spread(picture) for picture in pictures])
     joint = fit_joint(PARTS, inputs, ids, fat_percent=fat, grey_spreads=spreads)
     novelty = with_rule(
-        joint.novelty, arguments.data, lambda shown: pool_maps(*run_taps(proto, shown)),
-        arguments.out,
+        joint.novelty, arguments.data, partial(features_of, converted), arguments.out
     )  # fmt: skip
     joint = replace(joint, novelty=novelty)
     answers = left_out_answers(inputs, ids, fat, spreads, novelty)

@@ -13,16 +13,15 @@ import onnx
 from onnx import helper, numpy_helper
 
 from steatosis_tf import __version__
-from steatosis_tf.deploy.bundle import MAX_DIFFERENCE, OUTPUTS
+from steatosis_tf.deploy.bundle import OUTPUTS
 from steatosis_tf.deploy.onnx_file import WEIGHTS_KEY, name_by_place, weights_sha256
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.joint import NETWORK, JointModel
-from steatosis_tf.model.pooling import NUM_BANDS, band_rows, pool_maps
+from steatosis_tf.model.pooling import NUM_BANDS, band_rows
 
 if TYPE_CHECKING:
     import keras
 
-_BATCH = 8
 # How far float32 takes a whole number of 16 bits off.
 _ROUNDING = 0.02
 _LARGEST = np.iinfo(np.int16).max
@@ -45,45 +44,6 @@ def convert_taps(taps: "keras.Model", cache_dir: str | Path) -> onnx.ModelProto:
     _halve(proto)
     name_by_place(proto)
     return proto
-
-
-def run_taps(proto: onnx.ModelProto, pictures: np.ndarray) -> list[np.ndarray]:
-    """Both maps of pictures `(n, depth, beams)` uint8, by onnxruntime."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    parts = [
-        session.run(["near", "far"], {"roi": pictures[first : first + _BATCH, ..., None]})
-        for first in range(0, len(pictures), _BATCH)
-    ]
-    return [np.concatenate(maps) for maps in zip(*parts, strict=True)]
-
-
-def check_taps(taps: "keras.Model", proto: onnx.ModelProto, pictures: np.ndarray) -> float:
-    """Hold the converted backbone against Keras on real pictures.
-
-    Args:
-        taps: as of `convert_taps`.
-        proto: what it made.
-        pictures: `(n, depth, beams)` uint8.
-
-    Returns:
-        largest difference of a pooled feature.
-
-    Raises:
-        RuntimeError: if it is over `MAX_DIFFERENCE`.
-    """
-    expected = taps.predict(pictures[..., None], batch_size=_BATCH, verbose=0)
-    near, far = run_taps(proto, pictures)
-    found = np.abs(pool_maps(near, far) - pool_maps(*expected)).max()
-    if not found <= MAX_DIFFERENCE:  # NaN too
-        raise RuntimeError(
-            f"Expected features within {MAX_DIFFERENCE} of Keras. Received: {found:.2g}. "
-            "No bundle is made of this network."
-        )
-    return float(found)
 
 
 def join_rule(taps: onnx.ModelProto, model: JointModel, texts: dict[str, str]) -> onnx.ModelProto:

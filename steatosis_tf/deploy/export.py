@@ -23,7 +23,13 @@ import tf2onnx
 from steatosis_tf import __version__
 from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.config import Config, load_config
-from steatosis_tf.deploy.onnx_file import WEIGHTS_KEY, name_by_place, weights_sha256
+from steatosis_tf.deploy.onnx_file import (
+    BATCH,
+    WEIGHTS_KEY,
+    name_by_place,
+    run_network,
+    weights_sha256,
+)
 from steatosis_tf.deploy.predict import are_probabilities
 from steatosis_tf.files import file_sha256, replacing
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
@@ -47,8 +53,6 @@ OPSET = 17
 _VERSION = 1
 # Left to whoever runs the file: they would change kernels.
 _FUSIONS = ["ConvAddFusion", "ConvBNFusion", "ConvMulFusion"]
-# As many frames at a time: activations of many take more than the network.
-_BATCH = 8
 
 
 def export_onnx(
@@ -343,10 +347,9 @@ def _largest_difference(
 ) -> float:
     session = onnxruntime.InferenceSession(str(onnx_path), providers=["CPUExecutionProvider"])
     names = _output_names(model)
-    answer = model.predict(rois, batch_size=_BATCH, verbose=0)
+    answer = model.predict(rois, batch_size=BATCH, verbose=0)
     expected = answer if isinstance(answer, dict) else {OUTPUT_LAYER: answer}
-    parts = [session.run(names, {"roi": rois[i : i + _BATCH]}) for i in range(0, len(rois), _BATCH)]
-    received = dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+    received = run_network(session, names, rois[..., 0])
     # NaN if any value is NaN
     difference = float(np.max([np.abs(received[name] - expected[name]).max() for name in names]))
     grades = [found[OUTPUT_LAYER].argmax(axis=1) for found in (received, expected)]

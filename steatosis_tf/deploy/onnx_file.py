@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 WEIGHTS_KEY = "steatosis.weights_sha256"
 #: A larger file is no network of ours: ResNet-50 has 96 MB.
 MAX_FILE_BYTES = 1 << 30
-#: How many frames are given to a network at a time.
+#: How many frames are given to a network at a time: activations of many take more than it does.
 BATCH = 8
 
 #: What opening and a first run may take in addition; ResNet-50 takes 0.4 GiB. Each thread of

@@ -20,6 +20,7 @@ from steatosis_tf.deploy.bundle import (
     write_bundle,
 )
 from steatosis_tf.deploy.bundle_network import convert_taps, taps_of
+from steatosis_tf.deploy.onnx_file import BATCH
 from steatosis_tf.files import file_sha256
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.joint import NETWORK, JointModel
@@ -30,7 +31,6 @@ from steatosis_tf.unfinished import refuse_unfinished
 #: grades): the weights are kept in 16 bits.
 MAX_DIFFERENCE = 0.05
 
-_BATCH = 8
 _PACKAGES = ("tensorflow", "keras", "onnx", "onnxruntime", "scikit-learn", "opencv-python")
 
 
@@ -69,7 +69,7 @@ def write_run_bundle(
         versions={name: importlib.metadata.version(name) for name in _PACKAGES},
     )
     # A few frames at a time: the maps of all layers of 64 frames take 12 GB.
-    near, far = taps.predict(rois, batch_size=_BATCH, verbose=0)
+    near, far = taps.predict(rois, batch_size=BATCH, verbose=0)
     difference = _difference(joint, pool_maps(near, far), open_bundle(folder), rois)
     if difference > MAX_DIFFERENCE:
         raise RuntimeError(
