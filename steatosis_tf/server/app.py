@@ -1,28 +1,33 @@
 """One web server for all pages: on this machine only, and closed to every other web site.
 
-A page is `static/<name>.html` with its scripts and `static/look.css`. It loads nothing from
-elsewhere and talks to the server by requests under its own paths, so that a second page needs its
-routes and its files, and has all that is here.
+A page is `templates/<name>.html`, which fills in what `base.html` leaves open, with its scripts and
+its look in `static`. It loads nothing from elsewhere and talks to the server by requests under its
+own paths, so that a second page needs its routes and its files, and has all that is here.
 """
 
 import contextlib
-import html
 import secrets
 import socket
 import threading
 import webbrowser
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
+import jinja2
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
+from steatosis_tf.grades import NOTICE
+
 _STATIC = Path(__file__).parent / "static"
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
+    trim_blocks=True, undefined=jinja2.StrictUndefined,
+)  # fmt: skip
 #: Pages are served to this machine alone where nobody asks for more.
 LOOPBACK = "127.0.0.1"
 _OWN_HOSTS = (LOOPBACK, "localhost")
@@ -48,7 +53,6 @@ def make_app(
     *,
     host: str = LOOPBACK,
     max_body_bytes: int = _MAX_BODY_BYTES,
-    texts: Mapping[str, str] = MappingProxyType({}),
     at_end: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """An application with one page at `/`; routes are added to it.
@@ -57,11 +61,10 @@ def make_app(
     change something needs the header `X-Token` with the token that stands in the page.
 
     Args:
-        page: name of a file `static/<page>.html`; its `{{token}}` is filled in.
+        page: name of a file `templates/<page>.html`, and of `static/<page>.js` and `.css`.
         host: name or address in the browser's address bar. Where it is not this machine's own,
             the page itself opens with the token only, which `serve` prints.
         max_body_bytes: of one request.
-        texts: what else is filled in, name -> plain text.
         at_end: called when the server ends, by Ctrl+C or by SIGTERM.
 
     Example:
@@ -81,7 +84,8 @@ def make_app(
     )
     token = secrets.token_urlsafe(32)
     app.state.token = token
-    page_html = _filled(page, {**texts, "token": token})
+    template = _TEMPLATES.get_template(f"{page}.html")
+    page_html = template.render(page=page, token=token, notice=NOTICE)
 
     @app.middleware("http")
     async def guard(
@@ -109,13 +113,6 @@ def _ending(at_end: Callable[[], None]) -> Callable[[FastAPI], Any]:
         at_end()
 
     return lifespan
-
-
-def _filled(page: str, texts: Mapping[str, str]) -> str:
-    page_html = (_STATIC / f"{page}.html").read_text(encoding="utf-8")
-    for name, text in texts.items():
-        page_html = page_html.replace(f"{{{{{name}}}}}", html.escape(text))
-    return page_html
 
 
 def _refusal(request: Request, token: str, host: str, max_body_bytes: int) -> Response | None:

@@ -1,8 +1,8 @@
 """`steatosis review --grade`: a page on which readers grade whole patients, blind.
 
-The page is `static/grade.html`. It shows the frames of a case and nothing that was said of them: no
-grade, no answer of a model or of another reader, no id, no file name. It is answered when the disk
-has the reading, so a reader is never told "saved" too early.
+The page is `templates/grade.html`. It shows the frames of a case and nothing that was said of them:
+no grade, no answer of a model or of another reader, no id, no file name. It is answered when the
+disk has the reading, so a reader is never told "saved" too early.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from fastapi import FastAPI, Response
 from pydantic import BaseModel, Field
 
 from steatosis_tf.cohort.manifest import read_manifest
-from steatosis_tf.grades import GRADES, NOTICE
+from steatosis_tf.grades import GRADES
 from steatosis_tf.server.app import bound_socket, make_app, serve
 from steatosis_tf.server.frames import StudyFolders, check_study, picture, shown_frame
 from steatosis_tf.server.readings import (
@@ -75,7 +75,7 @@ def grade(
         read_manifest(manifest_path, for_review=True)  # else a store would be left beside none
         check_study(Path(manifest_path), folders)
         study = ReadingStudy(manifest_path, repeats)
-        app = make_app("grade", texts={"notice": NOTICE})
+        app = make_app("grade")
         add_routes(app, study, folders)
         title = f"Blind grading of {study.path.name}"
         serve(app, bound, title=title, open_browser=open_browser)

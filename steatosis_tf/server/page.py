@@ -1,6 +1,6 @@
 """`steatosis page`: drop the frames of one patient and read the answer of a bundle.
 
-The page is `static/page.html`. Files are read in memory, graded by the same functions as
+The page is `templates/page.html`. Files are read in memory, graded by the same functions as
 `steatosis predict`, and forgotten with the answer: nothing is written anywhere. Files and pictures
 travel as one line of JSON and the bytes it names, since a form's parser would keep them on disk. A
 sector that a person has moved, and a report that is asked for, come with all files once more.
@@ -111,7 +111,7 @@ def page(
     """
     with bound_socket(port, host) as bound:
         bundle = _opened(model)
-        app = make_app("page", host=host, max_body_bytes=MAX_UPLOAD_BYTES, texts={"notice": NOTICE})
+        app = make_app("page", host=host, max_body_bytes=MAX_UPLOAD_BYTES)
         add_routes(app, bundle)
         # The networks take a moment to start, and the first patient should not wait for them.
         threading.Thread(target=_warm_up, args=[bundle], daemon=True).start()

@@ -1,6 +1,6 @@
 """`steatosis review`: a page on which a person looks through the boxes of a manifest.
 
-The page is `static/review.html`. It is answered when the disk has the decision, so a reviewer is
+The page is `templates/review.html`. It is answered when the disk has the decision, so a reviewer is
 never told "saved" too early.
 """
 

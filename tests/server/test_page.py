@@ -494,7 +494,7 @@ def test_only_the_page_itself_may_ask(server: Running) -> None:
 
 
 def test_another_host_opens_with_the_token_alone() -> None:
-    app = make_app("page", host="reading-room", texts={"notice": NOTICE})
+    app = make_app("page", host="reading-room")
     client = TestClient(app, base_url="http://reading-room")
     assert client.get("/").status_code == 403
     assert client.get("/?token=wrong").status_code == 403
