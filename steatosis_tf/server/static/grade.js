@@ -1,7 +1,6 @@
 // The grading page: a reader logs on, sees the frames of one case after another, and says a grade.
 
-import { at, message, notice } from "./panel.js";
-import { made } from "./reading.js";
+import { at, drawWhole, made, message, notice } from "./elements.js";
 import { askReason, connectReasons } from "./reasons.js";
 import { Frames, get, post } from "./server.js";
 import { Stage } from "./stage.js";
@@ -69,10 +68,7 @@ function showStrip(ticket) {
     const button = made("button", { "aria-label": `Frame ${number + 1}` }, thumbnail, made("span", { text: String(number + 1) }));
     button.addEventListener("click", () => { button.blur(); toFrame(number); });
     frames.get(idOf(number)).then(({ bitmap }) => {
-      if (ticket !== now.ticket) return;
-      const scale = Math.min(152 / bitmap.width, 108 / bitmap.height);
-      const [width, height] = [bitmap.width * scale, bitmap.height * scale];
-      thumbnail.getContext("2d").drawImage(bitmap, (152 - width) / 2, (108 - height) / 2, width, height);
+      if (ticket === now.ticket) drawWhole(bitmap, thumbnail);
     }, () => {});
     return button;
   }));

@@ -1,6 +1,7 @@
 // The reading page: what is dropped, what is shown, what keys and buttons do. Nothing is kept.
 
-import { made, scoreOf, showAnswer, showFeatures, showFrameFacts, showTrend, tagOf } from "./reading.js";
+import { at, drawWhole, made, toggleLayer } from "./elements.js";
+import { scoreOf, showAnswer, showFeatures, showFrameFacts, showTrend, tagOf } from "./reading.js";
 import { get, sendFiles, unpacked } from "./server.js";
 import { Stage, drag } from "./stage.js";
 
@@ -8,7 +9,6 @@ const PATIENCE_MS = 180000;
 const MAX_JSON_BYTES = 1 << 20;
 const START_OPACITY = 55;
 
-const at = (id) => document.getElementById(id);
 const ARROWS = { arrowup: [-1, 0], arrowdown: [1, 0], arrowleft: [0, -1], arrowright: [0, 1] };
 const nothing = () => ({ visits: [], earlier: [], files: [], corrections: [], visit: 0, frame: 0 });
 let session;
@@ -30,7 +30,7 @@ async function take(files) {
     const earlier = await Promise.all(list.filter(isOurs).map(readEarlier));
     const frames = list.filter((file) => !isOurs(file));
     if (frames.length) await ask(frames);
-    addEarlier(earlier);
+    now.earlier.push(...earlier);
     cover(now.visits.length ? "" : "drop");
     showVisit();
   } catch (error) {
@@ -72,10 +72,6 @@ async function readEarlier(file) {
   } catch {
     throw wrong;
   }
-}
-
-function addEarlier(found) {
-  now.earlier.push(...found);
 }
 
 /** All visits by date: those read now and those saved before. */
@@ -128,11 +124,7 @@ function showStrip({ answer, pictures, outlier }) {
     const className = `${one.kind === "graded" ? "" : "unused"} ${isOdd ? "odd" : ""}`;
     const thumbnail = made("canvas", { width: 212, height: 144 });
     const { bitmap } = pictures[place];
-    if (bitmap) {
-      const scale = Math.min(212 / bitmap.width, 144 / bitmap.height);
-      const [width, height] = [bitmap.width * scale, bitmap.height * scale];
-      thumbnail.getContext("2d").drawImage(bitmap, (212 - width) / 2, (144 - height) / 2, width, height);
-    }
+    if (bitmap) drawWhole(bitmap, thumbnail);
     const button = made("button", { className, title: one.name }, thumbnail,
       made("div", { className: "score" }, made("span", { text: scoreOf(one) }), made("span", { text: String(place + 1) })),
       made("div", { className: "tag", text: tagOf(one, isOdd) }));
@@ -187,12 +179,6 @@ function setMap(value) {
   at("opacity").value = value;
   at("showMap").setAttribute("aria-pressed", String(Number(at("opacity").value) > 0));
   if (visit()) drawFrame();
-}
-
-function toggle(layer, button) {
-  stage.layers[layer] = !stage.layers[layer];
-  button.setAttribute("aria-pressed", String(stage.layers[layer]));
-  stage.render();
 }
 
 // ---- a sector that a person places ---------------------------------------------------------------
@@ -351,9 +337,9 @@ const actions = {
   print: () => window.print(),
   clear,
   help: () => at("helpSheet").showModal(),
-  showSector: () => toggle("sector", at("showSector")),
-  showLiver: () => toggle("liver", at("showLiver")),
-  showBox: () => toggle("box", at("showBox")),
+  showSector: () => toggleLayer(stage, "sector"),
+  showLiver: () => toggleLayer(stage, "liver"),
+  showBox: () => toggleLayer(stage, "box"),
   correct,
   ...editing,
   showMap: () => setMap(Number(at("opacity").value) ? 0 : START_OPACITY),
@@ -373,13 +359,8 @@ const keys = {
   "[": () => stage.brighten(-1),
   "]": () => stage.brighten(1),
   escape: () => (at("trouble").hidden ? hint() : actions.troubleClose()),
-  " ": () => bare(true),
+  " ": () => stage.setBare(true),
 };
-
-function bare(isBare) {
-  stage.bare = isBare;
-  stage.render();
-}
 
 function pressed(event) {
   const isTyping = event.target.matches("input:not([type=range])");
@@ -431,7 +412,7 @@ function connect() {
     showTrend(allVisits(), session);
   });
   document.addEventListener("keydown", pressed);
-  document.addEventListener("keyup", (event) => event.key === " " && bare(false));
+  document.addEventListener("keyup", (event) => event.key === " " && stage.setBare(false));
   window.addEventListener("beforeprint", drawPrinted);
   for (const kind of ["dragover", "dragleave", "drop"]) {
     document.addEventListener(kind, (event) => {

@@ -1,6 +1,7 @@
-// What stands beside the frame, and which key and which button does what. The keyboard sheet in
-// review.html says the same.
+// What stands beside the frame under review, and which key and which button does what. The keyboard
+// sheet in review.html says the same.
 
+import { at, notice, toggleLayer } from "./elements.js";
 import { askReason, connectReasons } from "./reasons.js";
 
 const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
@@ -11,25 +12,6 @@ const REPEATING = new Set([...Object.keys(ARROWS), "n", "p", "PageDown", "PageUp
 export const STATE_NAMES = {
   "": "To review", accepted: "Accepted", corrected: "Corrected", rejected: "Rejected",
 };
-
-export const at = (id) => document.getElementById(id);
-
-/** Text in place of a frame; none takes it away. */
-export function message(title = "", ...lines) {
-  at("message").hidden = !title;
-  at("message").replaceChildren(...[title, ...lines].filter(Boolean).map((text, index) => {
-    const line = document.createElement(index ? "p" : "h2");
-    line.textContent = text;
-    return line;
-  }));
-}
-
-/** A line above the buttons; `kind` "bad" for what did not work. */
-export function notice(text = "", kind = "") {
-  at("notice").hidden = !text;
-  at("notice").textContent = text;
-  at("notice").className = `notice ${kind}`;
-}
 
 /** How far the review is, as the server has just said. */
 export function progress({ counts, fold_error: foldError }) {
@@ -113,8 +95,8 @@ export function connect(acts, stage) {
   at("numbers").addEventListener("change", acts.typedBox);
   connectReasons(acts.reject);
   document.addEventListener("keydown", (event) => onKey(event, keys, acts));
-  document.addEventListener("keyup", (event) => event.key === " " && bare(stage, false));
-  window.addEventListener("blur", () => bare(stage, false));
+  document.addEventListener("keyup", (event) => event.key === " " && stage.setBare(false));
+  window.addEventListener("blur", () => stage.setBare(false));
 }
 
 function keyTable(acts, stage) {
@@ -130,10 +112,11 @@ function keyTable(acts, stage) {
     o: acts.reopen, Escape: acts.drop, m: () => at("memo").focus(),
     n: next, PageDown: next, p: previous, PageUp: previous, w: acts.toggleWorst, f: nextFilter,
     g: () => at("number").select(), h: () => stage.nextPart(), d: acts.draw,
-    b: () => toggle(stage, "box"), s: () => toggle(stage, "sector"), l: () => toggle(stage, "liver"),
+    b: () => toggleLayer(stage, "box"), s: () => toggleLayer(stage, "sector"),
+    l: () => toggleLayer(stage, "liver"),
     z: () => stage.toggleFull(), "+": closer, "=": closer, "-": () => stage.zoom(0.8),
     "[": () => stage.brighten(-1), "]": () => stage.brighten(1),
-    "?": () => at("helpSheet").showModal(), " ": () => bare(stage, true),
+    "?": () => at("helpSheet").showModal(), " ": () => stage.setBare(true),
   };
 }
 
@@ -158,17 +141,4 @@ function onKeyInField(event, acts) {
   event.preventDefault();
   if (isEnter && event.target.id === "memo") acts.correct();
   event.target.blur();
-}
-
-function toggle(stage, layer) {
-  const button = at(`show${layer[0].toUpperCase()}${layer.slice(1)}`);
-  if (button.hidden) return;
-  stage.layers[layer] = !stage.layers[layer];
-  button.setAttribute("aria-pressed", stage.layers[layer]);
-  stage.render();
-}
-
-function bare(stage, isBare) {
-  stage.bare = isBare;
-  stage.render();
 }

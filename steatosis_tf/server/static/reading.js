@@ -1,27 +1,17 @@
 // The answer beside the frame: words, scales and tables. Knows no server and no keys.
-// All text goes in as text: a file or a patient may be called <script>.
+
+import { at, made } from "./elements.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const at = (id) => document.getElementById(id);
 const KINDS = { graded: "Graded", score_only: "Score only, no grade", unable: "Unable to assess" };
 const LEFT = 6;
 const WIDTH = 316;
 
-export const number = (value, digits = 1) =>
+const number = (value, digits = 1) =>
   (value === null || value === undefined ? "–" : value.toFixed(digits).replace("-", "−"));
 const percent = (value) => (value === null ? "–" : `${number(value, value < 9.95 ? 1 : 0)} %`);
 const signed = (value) => (value > 0 ? `+${number(value, 2)}` : number(value, 2));
 const interval = ([low, high]) => (low === null ? "–" : `${number(low, 0)} to ${number(high, 0)} %`);
-
-/** An element with its text and children. */
-export function made(tag, { text, className, ...more } = {}, ...children) {
-  const element = document.createElement(tag);
-  if (text !== undefined) element.textContent = text;
-  if (className) element.className = className;
-  for (const [name, value] of Object.entries(more)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
 
 function drawn(tag, values, text) {
   const element = document.createElementNS(SVG, tag);

@@ -1,6 +1,6 @@
 // The dialog that asks for a reason: a number picks one of the list, letters begin one of one's own.
 
-const at = (id) => document.getElementById(id);
+import { at } from "./elements.js";
 
 export function askReason() {
   at("otherReason").value = "";

@@ -1,7 +1,8 @@
 // The review page: what is shown, what keys and buttons do, what is saved.
 
+import { at, message, notice } from "./elements.js";
 import { isFan } from "./fan.js";
-import { STATE_NAMES, at, connect, message, notice, progress, showPanel } from "./panel.js";
+import { STATE_NAMES, connect, progress, showPanel } from "./panel.js";
 import { Frames, get, post } from "./server.js";
 import { Stage, drag, same, typed } from "./stage.js";
 

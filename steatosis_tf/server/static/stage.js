@@ -127,6 +127,12 @@ export class Stage {
     this.render();
   }
 
+  /** Whether the frame is shown without what is drawn on it. */
+  setBare(isBare) {
+    this.bare = isBare;
+    this.render();
+  }
+
   fit() {
     this.fitted = true;
     const { clientWidth, clientHeight } = this.root;
