@@ -151,19 +151,13 @@ def writing(manifest_path: str | Path) -> Iterator[Callable[[Iterable[Entry]], N
     folder = Path(manifest_path).parent
     with connected(folder / STORE_NAME, create=True) as connection:
         connection.executescript(_SCHEMA)
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with connection:  # commits at its end, or rolls back
+            connection.execute("BEGIN IMMEDIATE")
             taken = dict(connection.execute("SELECT journal, num_bytes FROM taken_over"))
             for name, end, content in _new_lines(folder, taken):
                 _append(connection, _from_journal(folder, name, content))
                 connection.execute("REPLACE INTO taken_over VALUES (?, ?)", (name, end))
             yield partial(_append, connection)
-            connection.execute("COMMIT")
-        except BaseException:
-            # SQLite has rolled back by itself where it was the disk that failed.
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
 
 
 def network_notice(folder: str | Path, mounts_path: str = "/proc/self/mounts") -> str:

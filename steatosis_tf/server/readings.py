@@ -229,10 +229,9 @@ class ReadingStudy:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with connected(self._store) as connection:
+        with connected(self._store) as connection, connection:  # commits at its end, or rolls back
             connection.execute("BEGIN IMMEDIATE")
-            yield connection  # closed without a COMMIT, it is rolled back
-            connection.execute("COMMIT")
+            yield connection
 
     def _write_table(self) -> None:
         """Write `readings.csv`; answers are safe in the store where that fails."""
