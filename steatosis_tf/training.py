@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from steatosis_tf.evaluation.metrics.comparison import COMPARED
 from steatosis_tf.evaluation.metrics.registry import compute_metrics
 from steatosis_tf.evaluation.metrics.scores import (
     labels_and_probabilities,
+    read_scores,
     score_table,
     write_scores,
 )
@@ -62,7 +63,8 @@ REFIT_FOLD = -1
 #: What the joint head reads beside the network: each may count in the one direction of fat.
 _MEASURED_PART = Part("measured", MEASURED, tuple(FAT_SIGNS[name] for name in MEASURED))
 
-Scorer = Callable[[frozenset[str]], np.ndarray]
+# Files of a run, and of each fold while the run is unfinished.
+_TESTED, _VALIDATED, _HISTORY = "frame_scores.csv", "validation_scores.csv", "history.csv"
 
 
 @dataclass(frozen=True)
@@ -164,47 +166,35 @@ def train_and_score(
     """
     nested = len(partitions) > 1
     logged = tracking.finished_children() if nested else set()
-    outcomes = []
+    tested, validated, histories = [], [], []
     folds = tqdm(partitions, "training", unit="fold", disable=not nested)
     for fold, partition in enumerate(folds):
         is_logged = not nested or partition.name in logged
         with contextlib.nullcontext() if is_logged else fold_run(partition.name):
-            outcomes.append(_outcome(data, partition, fold, config, run_dir, nested=nested))
+            folder = _kept_fold(data, partition, fold, config, run_dir, nested=nested)
+            tested.append(read_scores(folder / _TESTED))
+            validated.append(read_scores(folder / _VALIDATED, validation=True))
+            histories.append(pd.read_csv(folder / _HISTORY))
             if not is_logged:
-                log_fold(outcomes[-1].scores["tested"], outcomes[-1].history)
-    tested, validated = ([one.scores[name] for one in outcomes] for name in ("tested", "validated"))
+                log_fold(tested[-1], histories[-1])
     if nested:  # the final model learns from the tested patients too
         refit = _without_test(partitions[0])
-        outcomes.append(_outcome(data, refit, REFIT_FOLD, config, run_dir, nested=nested))
-    trained = outcomes[-1].model
+        folder = _kept_fold(data, refit, REFIT_FOLD, config, run_dir, nested=nested)
+        histories.append(pd.read_csv(folder / _HISTORY))
+    trained = _read_model(folder)
     # A fine-tuned model is whole already: its last stage is no longer the backbone's.
     is_whole = data.maps is not None or isinstance(trained, JointModel)
     model = trained if is_whole else assemble(data.backbone, trained, config.model)
     if not nested and not isinstance(model, JointModel):
         # What is claimed of a hold-out run is claimed of the very model that is exported, in
         # float32, whatever engine computed the features its head was trained on.
-        tested = [_table(data, partitions[0].test, 0, _by_model(model, data)(partitions[0].test))]
+        tested = [_scored(model, data, partitions[0].test, 0, whole=True)]
     if config.model.head not in CLOSED_FORM:
-        with replacing(run_dir / "history.csv") as temporary:
-            pd.concat([one.history for one in outcomes]).to_csv(temporary, index=False)
-    write_scores(pd.concat(tested), run_dir / "frame_scores.csv")
-    write_scores(pd.concat(validated), run_dir / "validation_scores.csv", validation=True)
+        with replacing(run_dir / _HISTORY) as temporary:
+            pd.concat(histories).to_csv(temporary, index=False)
+    write_scores(pd.concat(tested), run_dir / _TESTED)
+    write_scores(pd.concat(validated), run_dir / _VALIDATED, validation=True)
     return model
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What a fold leaves.
-
-    Attributes:
-        scores: of its parts `tested` and `validated`.
-        history: one row per epoch.
-        model: the trained one, of the fold whose model is exported.
-    """
-
-    scores: dict[str, pd.DataFrame]
-    history: pd.DataFrame
-    model: keras.Model | JointModel | None
 
 
 def log_fold(tested: pd.DataFrame, history: pd.DataFrame) -> None:
@@ -224,40 +214,32 @@ def fold_run(name: str) -> contextlib.AbstractContextManager[tracking.Run]:
     return tracking.start_run(tracking.open_experiment(), name, nested=True)
 
 
-def _outcome(
+def _kept_fold(
     data: StudyData, partition: Partition, fold: int, config: Config, run_dir: Path, *, nested: bool
-) -> _Outcome:
-    """Train a fold and keep what it leaves, unless that is kept already."""
-    with_model = not nested or fold == REFIT_FOLD
-    part = "refit" if fold == REFIT_FOLD else f"fold_{fold}"
-    patients = {"tested": partition.test, "validated": partition.validation}
-    folder = kept(run_dir, part)
-    if folder is None:
-        with keeping(run_dir, part) as folder, _telling(config, nested=nested) as told:
-            trained, epochs = train_fold(data, partition, config, told)
-            scorer = _scorer(trained, data)
-            arrays = {name: scorer(ids) for name, ids in patients.items() if ids}
-            if isinstance(trained, JointModel):
-                arrays["decision_rule"] = np.array(trained.decision_rule)
-                if trained.target == "sqrt_fat" and partition.test:
-                    inputs = _joint_inputs(data, rows_of(data, partition.test))
-                    arrays["sqrt_fat"] = trained.score(inputs)
-            arrays |= {f"history.{name}": values.to_numpy() for name, values in epochs.items()}
-            np.savez(folder / "outcome.npz", allow_pickle=False, **arrays)
-            if with_model:
-                _write_model(trained, folder)
-    with np.load(folder / "outcome.npz") as stored:
-        found = dict(stored)
-    scores = {"tested": found.get("sqrt_fat")}  # by which visits are compared
-    rule = str(found["decision_rule"]) if "decision_rule" in found else None
-    tables = {
-        name: _table(data, ids, fold, found[name], scores.get(name), rule)
-        for name, ids in patients.items() if ids
-    }  # fmt: skip
-    history = {name.removeprefix("history."): values for name, values in found.items()
-               if name.startswith("history.")}  # fmt: skip
-    model = _read_model(folder) if with_model else None
-    return _Outcome(tables, pd.DataFrame(history).assign(fold=fold), model)
+) -> Path:
+    """Folder of what a fold leaves; it is trained and scored unless that is kept already.
+
+    Scores and history have the run's own file names. The model lies there where it is exported;
+    one that was trained on all patients has no scores.
+    """
+    is_refit = fold == REFIT_FOLD
+    part = "refit" if is_refit else f"fold_{fold}"
+    if folder := kept(run_dir, part):
+        return folder
+    with keeping(run_dir, part) as folder, _telling(config, nested=nested) as told:
+        trained, epochs = train_fold(data, partition, config, told)
+        epochs.assign(fold=fold).to_csv(folder / _HISTORY, index=False)
+        if not is_refit:
+            whole = data.maps is not None
+            tested = _scored(trained, data, partition.test, fold, whole=whole)
+            write_scores(tested, folder / _TESTED)
+            validated = _scored(trained, data, partition.validation, fold, whole=whole)
+            # Visits are compared on tested patients alone.
+            validated = validated.drop(columns="sqrt_fat", errors="ignore")
+            write_scores(validated, folder / _VALIDATED, validation=True)
+        if is_refit or not nested:
+            _write_model(trained, folder)
+    return folder
 
 
 def _write_model(trained: keras.Model | JointModel, folder: Path) -> None:
@@ -295,55 +277,40 @@ def _without_test(partition: Partition) -> Partition:
     )
 
 
-def _scorer(trained: keras.Model | JointModel, data: StudyData) -> Scorer:
-    if isinstance(trained, JointModel):
-        return _by_rule(trained, data)
-    return _by_head(trained, data) if data.maps is None else _by_model(trained, data)
-
-
-def _by_head(head: keras.Model, data: StudyData) -> Scorer:
-    """Probabilities of a patient group from the stored plain features."""
-
-    def score(patient_ids: frozenset[str]) -> np.ndarray:
-        features = plain_rows(data.views, rows_of(data, patient_ids))
-        return np.concatenate([head(part, training=False) for part in in_slices(features)])
-
-    return score
-
-
-def _by_rule(model: JointModel, data: StudyData) -> Scorer:
-    """Probabilities of a patient group from stored plain features and measured ones."""
-
-    def score(patient_ids: frozenset[str]) -> np.ndarray:
-        return model.probabilities(model.score(_joint_inputs(data, rows_of(data, patient_ids))))
-
-    return score
-
-
-def _by_model(model: keras.Model, data: StudyData) -> Scorer:
-    """Probabilities of a patient group from the pixels."""
-
-    def score(patient_ids: frozenset[str]) -> np.ndarray:
-        examples = keep_patients(read_records(data.records_dir), patient_ids)
-        batches = pixel_batches(examples).as_numpy_iterator()
-        return np.concatenate([model.predict_on_batch(rois) for rois, _ in batches])
-
-    return score
-
-
-def _table(
+def _scored(
+    trained: keras.Model | JointModel,
     data: StudyData,
     patient_ids: frozenset[str],
     fold: int,
-    probabilities: np.ndarray,
-    sqrt_fat: np.ndarray | None = None,
-    decision_rule: str | None = None,
+    *,
+    whole: bool,
 ) -> pd.DataFrame:
-    index = data.index.iloc[rows_of(data, patient_ids)]
-    table = score_table(index, probabilities, fold, decision_rule)
-    if sqrt_fat is not None:
-        table["sqrt_fat"] = sqrt_fat
+    """Score table of a patient group, sorted by frame; a whole model is asked by the pixels."""
+    rows = rows_of(data, patient_ids)
+    index = data.index.iloc[rows]
+    if isinstance(trained, JointModel):
+        score = trained.score(_joint_inputs(data, rows))
+        table = score_table(index, trained.probabilities(score), fold, trained.decision_rule)
+        if trained.target == "sqrt_fat":
+            table["sqrt_fat"] = score
+    elif whole:
+        table = score_table(index, _by_model(trained, data, patient_ids), fold)
+    else:
+        table = score_table(index, _by_head(trained, data, rows), fold)
     return table.sort_values("frame_id")
+
+
+def _by_head(head: keras.Model, data: StudyData, rows: np.ndarray) -> np.ndarray:
+    """Probabilities of frames from the stored plain features."""
+    features = plain_rows(data.views, rows)
+    return np.concatenate([head(part, training=False) for part in in_slices(features)])
+
+
+def _by_model(model: keras.Model, data: StudyData, patient_ids: frozenset[str]) -> np.ndarray:
+    """Probabilities of a patient group from the pixels, in the order of the index."""
+    examples = keep_patients(read_records(data.records_dir), patient_ids)
+    batches = pixel_batches(examples).as_numpy_iterator()
+    return np.concatenate([model.predict_on_batch(rois) for rois, _ in batches])
 
 
 def train_fold(
