@@ -47,12 +47,17 @@ def describe_environment() -> dict[str, Any]:
         "commit": _commit(),
         "code_sha256": code_sha256(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": package_versions(),
         "system": platform.system(),
         "processor": _processor(),
         "num_cores": os.cpu_count(),
         "memory_gib": _memory_gib(),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Version of each package that a result depends on, or "not installed"."""
+    return {name: _version(name) for name in _PACKAGES}
 
 
 @cache

@@ -44,12 +44,7 @@ from steatosis_tf.records.builder import records_fingerprint, usable_rows, write
 from steatosis_tf.records.pipeline import read_records
 from steatosis_tf.roi.columns import add_roi_columns
 from steatosis_tf.run_log import begun, read_results, track
-from steatosis_tf.training import (
-    StudyData,
-    check_rois,
-    load_study,
-    train_and_score,
-)
+from steatosis_tf.training import StudyData, check_rois, load_study, train_and_score
 from steatosis_tf.unfinished import finished_before, forget, run_key
 
 if TYPE_CHECKING:
@@ -168,7 +163,7 @@ def run_all(
     """
     manifest_path, runs_dir = Path(manifest_path), Path(runs_dir)
     folder = runs_dir / experiment
-    settled = [(_settle(config, manifest_path, repeat), repeat) for config, repeat in configs]
+    settled = _settled(configs, manifest_path)
     keys = [run_key(experiment, manifest_path, config, repeat) for config, repeat in settled]
     summaries = []
     for (config, repeat), key in zip(settled, keys, strict=True):
@@ -262,12 +257,17 @@ def _run(
     track(run_dir)
 
 
-def _settle(config: Config, manifest_path: Path, repeat: int) -> Config:
-    """The config of this round: its seed, and how the patients of this manifest are divided."""
-    split, said = resolve_split(read_manifest(manifest_path), config.split)
-    print(said, file=sys.stderr)
-    train = dataclasses.replace(config.train, seed=config.train.seed + repeat)
-    return dataclasses.replace(config, split=split, train=train)
+def _settled(
+    configs: Sequence[tuple[Config, int]], manifest_path: Path
+) -> list[tuple[Config, int]]:
+    """The config of each round: its seed, and how the patients of this manifest are divided."""
+    table, settled = read_manifest(manifest_path), []
+    for config, repeat in configs:
+        split, said = resolve_split(table, config.split)
+        print(said, file=sys.stderr)
+        train = dataclasses.replace(config.train, seed=config.train.seed + repeat)
+        settled.append((dataclasses.replace(config, split=split, train=train), repeat))
+    return settled
 
 
 def _prepare(manifest_path: Path, repeat: int, place: Preparation) -> tuple[list[Partition], Path]:

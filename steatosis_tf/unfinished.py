@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from steatosis_tf.config import Config, flatten
-from steatosis_tf.environment import code_sha256, describe_environment
+from steatosis_tf.environment import code_sha256, package_versions
 from steatosis_tf.files import (
     SUMS_NAME,
     UNFINISHED_NAME,
@@ -47,11 +47,10 @@ def run_key(experiment: str, manifest_path: Path, config: Config, repeat: int) -
     Raises:
         OSError: if the manifest cannot be read.
     """
-    read = [manifest_path, manifest_path.with_name("rejected.csv"), Path(config.model.weights)]
-    contents = [file_sha256(path) if path.is_file() else "" for path in read[1:]]
-    packages = describe_environment()["packages"]
-    made_of = [experiment, repeat, flatten(config), file_sha256(read[0]), *contents, packages,
-               code_sha256()]  # fmt: skip
+    optional = [manifest_path.with_name("rejected.csv"), Path(config.model.weights)]
+    contents = [file_sha256(path) if path.is_file() else "" for path in optional]
+    made_of = [experiment, repeat, flatten(config), file_sha256(manifest_path), *contents,
+               package_versions(), code_sha256()]  # fmt: skip
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
 
