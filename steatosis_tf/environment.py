@@ -121,7 +121,7 @@ def load_tensorflow() -> None:
         os.dup2(said.fileno(), 2)
         try:
             importlib.import_module("tensorflow")
-        except BaseException:
+        except BaseException:  # Ctrl+C too: what was kept back may say why
             said.seek(0)
             os.write(kept, said.read())
             raise

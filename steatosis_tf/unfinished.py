@@ -113,7 +113,7 @@ def marked(run_dir: Path, key: str) -> Iterator[None]:
     write_json(about, path)
     try:
         yield
-    except BaseException as error:
+    except BaseException as error:  # Ctrl+C too; it is raised again
         reason = f"{type(error).__name__}: {str(error) or 'interrupted'}"
         write_json(about | {"reason": reason}, path)
         raise
