@@ -5,11 +5,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from steatosis_tf.verbs.common import (
-    OutputCsv,
-    Result,
-    plain,
-)
+from steatosis_tf.verbs.common import OutputCsv, Result, add_settings_argument, plain
 
 _GRADE_MAP_HELP = "CSV with value, grade: what other words for grades mean"
 
@@ -108,10 +104,7 @@ def split(args: Namespace) -> Result:
 
 def _split_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], dest="settings",
-        metavar="split.NAME=VALUE", help="for example split.kind=kfold split.folds=5",
-    )  # fmt: skip
+    add_settings_argument(parser, "split.NAME=VALUE", "for example split.kind=kfold split.folds=5")
     parser.add_argument("--import", dest="import_file", metavar="SPLIT_CSV",
                         help="take the split from a file with patient_id, split")  # fmt: skip
     parser.add_argument("--replace", action="store_true", help="replace a different split")

@@ -111,10 +111,14 @@ def add_config_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--engine", choices=engines, help="inference backend of the backbone (auto if left out)"
     )
+    add_settings_argument(parser, "STAGE.NAME=VALUE", "change single values of the config")
+
+
+def add_settings_argument(parser: ArgumentParser, metavar: str, told: str) -> None:
+    """`--set`, whose values are `args.settings`."""
     parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="STAGE.NAME=VALUE",
-        dest="settings", help="change single values of the config",
-    )  # fmt: skip
+        "--set", nargs="+", action="extend", default=[], metavar=metavar, dest="settings", help=told
+    )
 
 
 def given_settings(args: Namespace) -> list[str]:
@@ -151,6 +155,30 @@ def runner_options(args: Namespace) -> "PipelineOptions | None":
             "Name the runner, for example --runner DirectRunner."
         )
     return None
+
+
+def add_model_argument(parser: ArgumentParser, metavar: str = "BUNDLE|MODEL_ONNX|RUN_DIR") -> None:
+    """`--model`, of commands that answer patients."""
+    parser.add_argument(
+        "--model", metavar=metavar,
+        help="what grades; the model that comes with the package if left out",
+    )  # fmt: skip
+
+
+def add_resamples_argument(parser: ArgumentParser) -> None:
+    """`--resamples`, of commands that give intervals."""
+    parser.add_argument(
+        "--resamples", type=int, default=2000, metavar="N", help="of patients, for the intervals"
+    )
+
+
+def add_server_arguments(parser: ArgumentParser, port: int) -> None:
+    """`--port` and `--no-browser`, of commands that serve a page."""
+    parser.add_argument(
+        "--port", type=int, default=port, metavar="N",
+        help="of this machine; 0 takes any that is free",
+    )  # fmt: skip
+    parser.add_argument("--no-browser", action="store_true", help="only serve the page")
 
 
 def add_call_arguments(parser: ArgumentParser) -> None:

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from steatosis_tf.grades import NOTICE
-from steatosis_tf.verbs.common import OutputDir, Result
+from steatosis_tf.verbs.common import OutputDir, Result, add_model_argument
 
 
 def sr(args: Namespace) -> Result:
@@ -42,7 +42,7 @@ def _sr_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY_DIR", help="folder or zip with one DICOM study")
     parser.add_argument("--output", required=True, type=OutputDir, metavar="DIR",
                         help="gets steatosis-sr-*.dcm and steatosis-key-*.dcm")  # fmt: skip
-    _model_argument(parser)
+    add_model_argument(parser)
 
 
 def node(args: Namespace) -> Result:
@@ -74,14 +74,7 @@ def _node_arguments(parser: ArgumentParser) -> None:
         "--state", default="steatosis-node", type=OutputDir, metavar="DIR",
         help="folder of this worker alone: its place, and what failed with its reason",
     )  # fmt: skip
-    _model_argument(parser)
-
-
-def _model_argument(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", metavar="BUNDLE|MODEL_ONNX|RUN_DIR",
-        help="what grades; the model that comes with the package if left out",
-    )  # fmt: skip
+    add_model_argument(parser)
 
 
 VERBS = (("sr", sr, _sr_arguments), ("node", node, _node_arguments))

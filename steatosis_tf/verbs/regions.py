@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,6 +14,8 @@ from steatosis_tf.verbs.common import (
     OutputPicture,
     Result,
     add_runner_arguments,
+    add_server_arguments,
+    add_settings_argument,
     runner_options,
 )
 
@@ -57,10 +58,7 @@ def roi(args: Namespace) -> Result:
 
 def _roi_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], dest="settings",
-        metavar="roi.NAME=VALUE", help="for example roi.method=sector",
-    )  # fmt: skip
+    add_settings_argument(parser, "roi.NAME=VALUE", "for example roi.method=sector")
     parser.add_argument(
         "--masks", type=OutputDir, metavar="DIR", help="also write sector and liver masks"
     )
@@ -111,17 +109,10 @@ def _review_arguments(parser: ArgumentParser) -> None:
         help="with --grade: share of the patients that a new reader sees twice",
     )  # fmt: skip
     parser.add_argument(
-        "--port",
-        type=int,
-        default=8741,
-        metavar="N",
-        help="of this machine; 0 takes any that is free",
-    )
-    parser.add_argument(
         "--frames", action="append", default=[], metavar="DIR",
         help="show frames of this folder too; else only those in the folder of the manifest",
     )  # fmt: skip
-    parser.add_argument("--no-browser", action="store_true", help="only serve the page")
+    add_server_arguments(parser, 8741)
 
 
 def export_boxes(args: Namespace) -> Result:
@@ -219,10 +210,10 @@ def measure(args: Namespace) -> Result:
     of_frames, mean = measure_patient(args.frames, display)
     values = {
         "frames": [
-            {"path": path} | _without_nan(asdict(numbers))
+            {"path": path} | _without_nan(dataclasses.asdict(numbers))
             for path, numbers in zip(args.frames, of_frames, strict=True)
         ],
-        "mean": _without_nan(asdict(mean)),
+        "mean": _without_nan(dataclasses.asdict(mean)),
         "notice": NOTICE,
     }
     text = [f"mean over {len(of_frames)} frame(s), taken as one patient's", mean.text()]

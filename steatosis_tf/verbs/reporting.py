@@ -10,7 +10,7 @@ from steatosis_tf.environment import load_tensorflow
 from steatosis_tf.files import open_regular, renewing_sums
 from steatosis_tf.grades import OUTPUT_LAYER
 from steatosis_tf.unfinished import refuse_unfinished
-from steatosis_tf.verbs.common import OutputDir, Result
+from steatosis_tf.verbs.common import OutputDir, Result, add_model_argument, add_resamples_argument
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,10 +38,7 @@ def validate(args: Namespace) -> Result:
 
 def _validate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("manifest", metavar="MANIFEST_CSV", help="patients with grade")
-    parser.add_argument(
-        "--model", metavar="BUNDLE|MODEL_ONNX|RUN_DIR",
-        help="what grades; the model that comes with the package if left out",
-    )  # fmt: skip
+    add_model_argument(parser)
     parser.add_argument(
         "--output", required=True, type=OutputDir, metavar="DIR", help="answers, metrics, report"
     )
@@ -49,9 +46,7 @@ def _validate_arguments(parser: ArgumentParser) -> None:
         "--reference", metavar="COLUMN",
         help="numbers from which the grades were read, if not fat_percent, as cap_db_per_m",
     )  # fmt: skip
-    parser.add_argument(
-        "--resamples", type=int, default=2000, metavar="N", help="of patients, for the intervals"
-    )
+    add_resamples_argument(parser)
 
 
 def report(args: Namespace) -> Result:
@@ -85,9 +80,7 @@ def report(args: Namespace) -> Result:
 
 def _run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of the run")
-    parser.add_argument(
-        "--resamples", type=int, default=2000, metavar="N", help="of patients, for the intervals"
-    )
+    add_resamples_argument(parser)
 
 
 def _report_arguments(parser: ArgumentParser) -> None:

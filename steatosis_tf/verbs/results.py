@@ -8,7 +8,16 @@ from steatosis_tf.environment import load_tensorflow
 from steatosis_tf.files import renewing_sums
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.unfinished import refuse_unfinished
-from steatosis_tf.verbs.common import OutputDir, OutputModel, OutputOnnx, OutputPicture, Result
+from steatosis_tf.verbs.common import (
+    OutputDir,
+    OutputModel,
+    OutputOnnx,
+    OutputPicture,
+    Result,
+    add_model_argument,
+    add_resamples_argument,
+    add_server_arguments,
+)
 
 if TYPE_CHECKING:
     from steatosis_tf.evaluation.metrics.comparison import ComparedRun
@@ -93,10 +102,7 @@ def _predict_arguments(parser: ArgumentParser) -> None:
         "paths", nargs="+", metavar="PATH",
         help="frames, DICOM files, folders or zips of both, tables with path and patient_id",
     )  # fmt: skip
-    parser.add_argument(
-        "--model", metavar="BUNDLE|MODEL_ONNX|RUN_DIR",
-        help="what grades; the model that comes with the package if left out",
-    )  # fmt: skip
+    add_model_argument(parser)
     parser.add_argument(
         "--output", type=OutputDir, metavar="DIR",
         help="patients.csv, frames.csv and predictions.json; only text is printed if left out",
@@ -122,19 +128,12 @@ def page(args: Namespace) -> Result:
 
 
 def _page_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", metavar="BUNDLE|RUN_DIR",
-        help="what grades; the model that comes with the package if left out",
-    )  # fmt: skip
-    parser.add_argument(
-        "--port", type=int, default=8742, metavar="N",
-        help="of this machine; 0 takes any that is free",
-    )  # fmt: skip
+    add_model_argument(parser, "BUNDLE|RUN_DIR")
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="NAME",
         help="let others open it under this name of the machine, with the token that is printed",
     )  # fmt: skip
-    parser.add_argument("--no-browser", action="store_true", help="only serve the page")
+    add_server_arguments(parser, 8742)
 
 
 def recalibrate(args: Namespace) -> Result:
@@ -257,9 +256,7 @@ def _compare_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--figure", type=OutputPicture, metavar="PNG", help="also draw the comparison"
     )
-    parser.add_argument(
-        "--resamples", type=int, default=2000, metavar="N", help="of patients, for the intervals"
-    )
+    add_resamples_argument(parser)
 
 
 _COST = ("train_minutes", "file_mb", "ms_per_frame")
