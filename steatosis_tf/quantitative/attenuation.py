@@ -54,15 +54,11 @@ class Attenuation:
         db_per_depth: dB over the whole depth of the sector; by the assumed dynamic range where it
             is unknown.
         db_per_cm: dB per cm of depth; NaN unless spacing and dynamic range are known.
-        residual_grey: robust spread of the cells around the straight line, grey.
-        num_cells: cells of the regression.
     """
 
     grey_per_px: float
     db_per_depth: float
     db_per_cm: float
-    residual_grey: float
-    num_cells: int
 
 
 def measure_attenuation(
@@ -95,15 +91,13 @@ def measure_attenuation(
     cells = liver_cells(grey, liver, depth_px, across, sector_depth_px)
     if len(cells.level) < _MIN_CELLS:
         return None
-    slope, spread = _slope_within_beams(cells)
+    slope = _slope_within_beams(cells)
     known = display.px_per_cm is not None and display.dynamic_range_db is not None
     db_per_px = -slope * display.db_per_grey
     return Attenuation(
         grey_per_px=-slope,
         db_per_depth=db_per_px * sector_depth_px,
         db_per_cm=db_per_px * (display.px_per_cm or np.nan) if known else float("nan"),
-        residual_grey=spread,
-        num_cells=len(cells.level),
     )
 
 
@@ -140,10 +134,10 @@ def liver_cells(
     return Cells(table[long, 0], beam[long], table[long, 2])
 
 
-def _slope_within_beams(cells: Cells) -> tuple[float, float]:
-    """Slope of level on depth with one level per beam (iterated weights), and the spread."""
+def _slope_within_beams(cells: Cells) -> float:
+    """Slope of level on depth with one level per beam (iterated weights), grey per px."""
     weights = np.ones(len(cells.level))
-    slope, spread = 0.0, 0.0
+    slope = 0.0
     for _ in range(_ROUNDS):
         depth = _within(cells.depth_px, cells.beam, weights)
         level = _within(cells.level, cells.beam, weights)
@@ -151,7 +145,7 @@ def _slope_within_beams(cells: Cells) -> tuple[float, float]:
         residual = np.abs(level - slope * depth)
         spread = max(float(np.median(residual)) * 1.4826, 1e-6)
         weights = np.minimum(1.0, _HUBER * spread / np.maximum(residual, 1e-9))
-    return slope, spread
+    return slope
 
 
 def _within(values: np.ndarray, beam: np.ndarray, weights: np.ndarray) -> np.ndarray:

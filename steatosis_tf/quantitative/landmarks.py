@@ -133,12 +133,10 @@ class Speckle:
     Attributes:
         snr: mean over standard deviation of the linearised envelope, no unit.
         nakagami_m: shape, no unit.
-        num_blocks: blocks that were measured.
     """
 
     snr: float
     nakagami_m: float
-    num_blocks: int
 
 
 def measure_speckle(
@@ -167,7 +165,7 @@ def measure_speckle(
     intensity = envelope**2
     snr = envelope.mean(axis=(1, 2)) / envelope.std(axis=(1, 2))
     shape = intensity.mean(axis=(1, 2)) ** 2 / intensity.var(axis=(1, 2))
-    return Speckle(float(np.median(snr)), float(np.median(shape)), len(blocks))
+    return Speckle(float(np.median(snr)), float(np.median(shape)))
 
 
 def _blocks(grey: np.ndarray, liver: np.ndarray, side: int) -> np.ndarray:

@@ -125,25 +125,20 @@ def measure_frame(frame: np.ndarray, display: Display | None = None) -> Measured
         >>> numbers.attenuation_db_per_depth > 0
         True
     """
-    sector = find_sector(frame)
-    liver = liver_mask(frame, sector)
-    cortex = find_kidney_cortex(frame, sector, liver).box
-    return measure_regions(frame, sector, liver, cortex, display)
+    return measure_regions(frame, *_regions(frame), display)
 
 
-def hepatorenal_db(frame: np.ndarray, display: Display | None = None) -> float:
-    """`measure_frame(frame, display).hepatorenal_db`, without measuring all the rest.
+def hepatorenal_db(frame: np.ndarray) -> float:
+    """`measure_frame(frame).hepatorenal_db`, without measuring all the rest.
 
     Raises:
         ValueError: if there is no sector.
     """
-    sector = find_sector(frame)
-    liver = liver_mask(frame, sector)
-    cortex = find_kidney_cortex(frame, sector, liver).box
+    sector, liver, cortex = _regions(frame)
     if cortex is None:
         return float("nan")
     grey, core, place = _looked_at(frame, sector, liver)
-    index = measure_hepatorenal(grey, core, cortex, *place, display or Display())
+    index = measure_hepatorenal(grey, core, cortex, *place, Display())
     return index.index_db if index else float("nan")
 
 
@@ -192,6 +187,13 @@ def measure_regions(
         diaphragm_db=marks.diaphragm_db if marks else nan,
         is_assumed_scale=display.dynamic_range_db is None,
     )
+
+
+def _regions(frame: np.ndarray) -> tuple[Sector, np.ndarray, Rectangle | None]:
+    """Sector, liver and a patch of renal cortex, as found."""
+    sector = find_sector(frame)
+    liver = liver_mask(frame, sector)
+    return sector, liver, find_kidney_cortex(frame, sector, liver).box
 
 
 def _looked_at(
