@@ -1,9 +1,10 @@
-"""How well vessels and diaphragm stand out: the signs that fade as fat increases.
+"""How well vessels and diaphragm stand out, the signs that fade as fat increases; and speckle.
 
 Readers grade by "blurring of vessels" and "poor visualisation of the diaphragm" (Saverymuttu et
 al. 1986, doi 10.1136/bmj.292.6512.13; Hamaguchi et al. 2007,
 doi 10.1111/j.1572-0241.2007.01526.x). No measured definition is agreed upon; the two below are
-this project's own, kept simple enough to be checked by eye.
+this project's own, kept simple enough to be checked by eye. What is known of speckle statistics
+stands in docs/measured_features.md.
 """
 
 from dataclasses import dataclass

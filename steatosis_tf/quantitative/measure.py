@@ -2,7 +2,7 @@
 
 Sector, liver and renal cortex are found by `steatosis_tf.roi`; nothing is trained here. What each
 number means, its source and what it does not depend on stands with its own file: `hepatorenal`,
-`attenuation`, `speckle` and `landmarks`; docs/measured_features.md has them in one table.
+`attenuation` and `landmarks`, with speckle; docs/measured_features.md has them in one table.
 """
 
 from dataclasses import dataclass
