@@ -24,6 +24,9 @@ SUMS_NAME = "SHA256SUMS"
 #: Stands in the folder of a run that has not come to its end.
 UNFINISHED_NAME = "UNFINISHED.json"
 
+# Begins the name of a file that is being written.
+_BEING_WRITTEN = ".unfinished-"
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -42,7 +45,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".unfinished-{path.stem[:40]}-"  # a name may hold 255 bytes
+    prefix = f"{_BEING_WRITTEN}{path.stem[:40]}-"  # a name may hold 255 bytes
     _clear_abandoned(path.parent, prefix, path.suffix)
     handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -137,6 +140,12 @@ def check_output(
             f"Expected to replace a file that ends with {' or '.join(suffixes)}. "
             f"Received: {path.name!r}, a file of another kind. Give the output another name."
         )
+
+
+def clear_killed(folder: str | Path) -> None:
+    """Remove what killed writers left in a folder and below it. Only while nobody else writes."""
+    for left in Path(folder).rglob(f"{_BEING_WRITTEN}*"):
+        left.unlink()
 
 
 def _clear_abandoned(folder: Path, prefix: str, suffix: str) -> None:

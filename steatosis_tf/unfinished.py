@@ -21,6 +21,7 @@ from steatosis_tf.environment import code_sha256, package_versions
 from steatosis_tf.files import (
     SUMS_NAME,
     UNFINISHED_NAME,
+    clear_killed,
     file_sha256,
     find_changed,
     write_json,
@@ -104,8 +105,7 @@ def find_unfinished(folder: Path, key: str) -> str | None:
 def marked(run_dir: Path, key: str) -> Iterator[None]:
     """Mark a run as not finished while the block runs; where it raises, the mark stays and says
     why. A block that ends well leaves the mark too, see `finish`."""
-    for left in run_dir.rglob(".unfinished-*"):  # of a killed writer; there is no other than this
-        left.unlink()
+    clear_killed(run_dir)  # there is no other writer than this
     path = run_dir / UNFINISHED_NAME
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
     words[0] = "steatosis" if words[0] in ("cli.py", "__main__.py") else words[0]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from steatosis_tf.files import file_sha256, replacing, write_json
+from steatosis_tf.files import clear_killed, file_sha256, replacing, write_json
 
 #: Place of a row that no whole shard holds.
 ABSENT = -1
@@ -138,8 +138,7 @@ def find_rows(folder: Path, names: Sequence[str]) -> tuple[list[Path], np.ndarra
 
 def clear_away(folder: Path) -> None:
     """Remove what is damaged or was never finished. Only while nobody else writes."""
-    for path in folder.glob(".unfinished-*"):
-        path.unlink()
+    clear_killed(folder)
     for data_path in folder.glob("*.npy"):
         if not data_path.with_suffix(".json").exists():
             data_path.unlink()

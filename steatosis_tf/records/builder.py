@@ -28,7 +28,7 @@ from filelock import FileLock
 from steatosis_tf.cohort.leakage import refuse_leaks
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, read_manifest, write_manifest
 from steatosis_tf.cohort.partition import Partition, partitions_of_column
-from steatosis_tf.files import move_into_place, replacing, write_json
+from steatosis_tf.files import clear_killed, move_into_place, replacing, write_json
 from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.parallel import map_on_cores, run_parts
 from steatosis_tf.roi.columns import cut_roi
@@ -196,8 +196,7 @@ def _prepare(
     for path in records_dir.glob("unfinished-*"):
         if path != unfinished:
             shutil.rmtree(path)
-    for path in unfinished.glob(".unfinished-*"):
-        path.unlink()
+    clear_killed(unfinished)
     shutil.rmtree(records_dir / SteatosisRecords.name, ignore_errors=True)
     builder = SteatosisRecords(
         manifest_path=manifest_path, unfinished_dir=unfinished, view=view, crops_dir=crops_dir,
