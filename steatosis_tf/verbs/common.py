@@ -279,10 +279,10 @@ def _check_report(path: Path) -> None:
     if not path.exists():
         return
     try:
-        is_report = "exit_code" in json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        is_report = False
-    if not is_report:
+        content = None
+    if not isinstance(content, dict) or "exit_code" not in content:
         raise ValueError(
             "Expected to replace the report of an earlier call, or no file. "
             f"Received: {path.name!r}, which is none. Give --report another name."

@@ -133,6 +133,7 @@ def test_a_model_a_frame_of_a_folder_and_a_file_of_a_run_stay(tmp_path, capsys):
     model = tmp_path / "model.onnx"
     for path in (model, run / "model.keras", run / "config.json"):
         path.write_text("{}")
+    (run / "seconds.json").write_text("5")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for words in (
         ["predict", frames, "--model", model, "--output", model],
@@ -140,6 +141,7 @@ def test_a_model_a_frame_of_a_folder_and_a_file_of_a_run_stay(tmp_path, capsys):
         ["predict", frames, "--model", model, "--report", frames / "a.png"],
         ["export", run, "--output", run / "model.keras"],
         ["evaluate", run, "--report", run / "config.json"],
+        ["evaluate", run, "--report", run / "seconds.json"],
     ):
         assert "Expected" in _refused([str(word) for word in words], capsys)
         after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
