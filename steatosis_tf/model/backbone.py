@@ -158,10 +158,17 @@ def pretrained_map(
     return _with_file(pixels, network, weights)
 
 
+# Keras and KerasHub build and download in one call. A fault of the network, the disk or a damaged
+# file is none of these; a missing package or a fault of the code is.
+_NOT_OF_A_DOWNLOAD = (AttributeError, ImportError, NameError, RuntimeError, TypeError)
+
+
 def _with_imagenet(pixels: keras.KerasTensor, name: str) -> keras.KerasTensor:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # Keras draws its bar on stdout
             return _built("imagenet", pixels, name)
+    except _NOT_OF_A_DOWNLOAD:
+        raise
     except Exception as error:  # Keras raises a plain Exception for a failed address
         place = "put it into ~/.keras/models/"
         if name == "resnet18":

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import http.server
+import sys
 import threading
 
 import keras
@@ -249,6 +250,12 @@ def test_failed_download_of_resnet18_says_what_to_do(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"fetch the ImageNet weights.*resnet_18_imagenet"):
+        build_backbone(ModelConfig(backbone="resnet18", weights="imagenet"))
+
+
+def test_missing_keras_hub_is_not_told_as_a_failed_download(monkeypatch):
+    monkeypatch.setitem(sys.modules, "keras_hub.models", None)
+    with pytest.raises(RuntimeError, match=r"^Expected the package keras-hub.*not installed"):
         build_backbone(ModelConfig(backbone="resnet18", weights="imagenet"))
 
 
