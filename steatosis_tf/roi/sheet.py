@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path
+from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, pixels_sha256
 from steatosis_tf.parallel import map_on_cores
 from steatosis_tf.roi.anatomy.liver import liver_mask
-from steatosis_tf.roi.sector import Sector, find_sector
-from steatosis_tf.roi.sector.cell import SECTOR_COLUMN, persons_fan
+from steatosis_tf.roi.sector import Sector
+from steatosis_tf.roi.sector.cell import SECTOR_COLUMN, sector_fan
 from steatosis_tf.roi.views import VIEW_COLUMN, Rectangle
 from steatosis_tf.sources.images import read_frame, write_png
 
@@ -89,7 +89,7 @@ def write_masks(
         )
     cells = frame_table.get(SECTOR_COLUMN, pd.Series("", index=frame_table.index))
     paths = [frame_path(manifest_path, path) for path in frame_table["path"]]
-    frames = list(zip(paths, frame_table["pixels_sha256"], cells, strict=True))
+    frames = list(zip(paths, cells, strict=True))
     if not again:
         frames = [one for one in frames if not _have_masks(Path(masks_dir), one[0].stem)]
     for _ in map_on_cores(partial(_write_masks_of, Path(masks_dir)), frames, "masks"):
@@ -229,10 +229,10 @@ def _have_masks(masks_dir: Path, stem: str) -> bool:
     return all(path.is_file() and path.read_bytes().endswith(_PNG_END) for path in paths)
 
 
-def _write_masks_of(masks_dir: Path, frame: tuple[Path, str, str]) -> None:
-    path, digest, cell = frame
+def _write_masks_of(masks_dir: Path, frame: tuple[Path, str]) -> None:
+    path, cell = frame
     try:
-        masks = _masks(read_frame(path), digest, cell)
+        masks = _masks(read_frame(path), cell)
     except ValueError:
         return  # the manifest holds the reason
     for name, mask in masks.items():
@@ -246,7 +246,7 @@ def _sheet_rows(rows: pd.DataFrame, manifest_path: Path) -> Iterator[SheetRow]:
         except ValueError:
             frame = np.zeros((260, 360), np.uint8)  # an empty tile with its reason below
         try:
-            masks = _masks(frame, row["pixels_sha256"], row[SECTOR_COLUMN])
+            masks = _masks(frame, row[SECTOR_COLUMN])
         except ValueError:
             masks = {}
         yield SheetRow(
@@ -262,10 +262,9 @@ def _sheet_rows(rows: pd.DataFrame, manifest_path: Path) -> Iterator[SheetRow]:
         )
 
 
-def _masks(frame: np.ndarray, digest: str, cell: str) -> dict[str, np.ndarray]:
-    """Sector (a person's if there is one) and liver of a frame."""
-    fan = persons_fan(digest, cell)
-    sector = find_sector(frame) if fan is None else Sector.of_fan(fan, frame.shape)
+def _masks(frame: np.ndarray, cell: str) -> dict[str, np.ndarray]:
+    """Sector (of the manifest's cell, a person's too, if it holds) and liver of a frame."""
+    sector = Sector.of_fan(sector_fan(frame, pixels_sha256(frame), cell), frame.shape)
     return {"sector": sector.mask, "liver": liver_mask(frame, sector)}
 
 
