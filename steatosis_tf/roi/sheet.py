@@ -108,10 +108,17 @@ def draw_sheet(
     """
     rank = frame_table["roi_quality"].fillna(2.0) - 10 * frame_table["roi_height"].isna()
     worst = frame_table.loc[rank.sort_values(kind="stable").index[:MAX_TILES]]
-    return write_sheet(_sheet_rows(worst, Path(manifest_path)), output_path)
+    rows = _sheet_rows(worst, Path(manifest_path))
+    return write_sheet(rows, output_path, num_better=len(frame_table) - len(worst))
 
 
-def write_sheet(rows: Iterable[SheetRow], output_path: str | Path, num_columns: int = 4) -> Path:
+def write_sheet(
+    rows: Iterable[SheetRow],
+    output_path: str | Path,
+    num_columns: int = 4,
+    *,
+    num_better: int = 0,
+) -> Path:
     """Draw a contact sheet.
 
     Only the worst 120 rows are drawn. Rows may come from a generator: each is shrunk at once and
@@ -121,6 +128,7 @@ def write_sheet(rows: Iterable[SheetRow], output_path: str | Path, num_columns: 
         rows: the frames, in any order.
         output_path: PNG file to write.
         num_columns: tiles side by side.
+        num_better: frames that were left out of the rows, to be counted in the header.
 
     Returns:
         The path written.
@@ -132,7 +140,7 @@ def write_sheet(rows: Iterable[SheetRow], output_path: str | Path, num_columns: 
     if output_path.suffix.lower() != ".png":
         raise ValueError(f"expected a .png file. Received: output_path={output_path.name}")
     tiles: list[tuple[float, str, np.ndarray]] = []
-    total = 0
+    total = num_better
     for row in rows:
         total += 1
         tiles.append((_rank(row), row.caption, _tile(row)))

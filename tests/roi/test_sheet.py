@@ -70,6 +70,18 @@ def test_only_the_worst_are_kept_of_many(tmp_path):
     assert tile_levels(path, 3, 10) == [20, 21, 22]
 
 
+def test_frames_left_out_are_counted_in_the_header(tmp_path):
+    rows = [grey_row(level) for level in (40, 50)]
+    sheet, same, other = (
+        write_sheet(rows[:shown], tmp_path / f"{shown}_{more}.png", 1, num_better=more)
+        for shown, more in ((2, 0), (1, 1), (1, 0))
+    )
+    two, one_of_two, one_of_one = (cv2.imread(str(path))[:34] for path in (sheet, same, other))
+    place = slice(20, None)  # behind the first digit
+    np.testing.assert_array_equal(one_of_two[:, place], two[:, place])
+    assert (one_of_two[:, place] != one_of_one[:, place]).any()
+
+
 def test_faults_are_named(tmp_path):
     with pytest.raises(ValueError, match="at least one row"):
         write_sheet([], tmp_path / "sheet.png")
