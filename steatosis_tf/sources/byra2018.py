@@ -11,10 +11,10 @@ import urllib.error
 import urllib.request
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 import scipy.io
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from steatosis_tf.files import move_into_place, replacing
 from steatosis_tf.grades import grade_from_fat_percent
+from steatosis_tf.sources.images import write_png
 
 MAT_NAME = "dataset_liver_bmodes_steatosis_assessment_IJCARS.mat"
 URL = f"https://zenodo.org/records/1009146/files/{MAT_NAME}?download=1"
@@ -149,9 +150,7 @@ def _write_frames(patient: _Patient, output_dir: Path) -> list[dict[str, object]
     rows: list[dict[str, object]] = []
     for index, frame in enumerate(patient.frames):
         path = f"images/P{patient.number:02d}_F{index:02d}.png"
-        data = cv2.imencode(".png", frame)[1].tobytes()
-        with replacing(output_dir / path) as temporary:
-            temporary.write_bytes(data)
+        write_png(frame, output_dir / path)
         rows.append(
             {
                 "path": path,
@@ -216,11 +215,8 @@ def download(url: str, path: str | Path, md5: str, *, wait_s: float = 2.0) -> Pa
 
 def file_md5(path: str | Path) -> str:
     """MD5 of a file, hex: a check against accidents, as the publisher gives it."""
-    digest = hashlib.md5(usedforsecurity=False)
     with Path(path).open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 def _fetch_whole(url: str, part: Path, wait_s: float) -> None:

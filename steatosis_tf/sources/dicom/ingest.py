@@ -2,7 +2,6 @@
 
 import collections
 import csv
-import hashlib
 import json
 import os
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 import filelock
 from tqdm import tqdm
 
-from steatosis_tf.files import as_cell, move_into_place
+from steatosis_tf.files import as_cell, file_sha256, move_into_place
 from steatosis_tf.sources.dicom.deidentify import (
     ClipResult,
     check_frame_choice,
@@ -103,7 +102,7 @@ class Output:
             return None
         for index, png_hash in result.frames:
             path = self.images_dir / frame_name(clip_id, index)
-            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != png_hash:
+            if not path.is_file() or file_sha256(path) != png_hash:
                 return None
         return result
 
