@@ -46,19 +46,16 @@ _MEAN, _SCALE = 127.0, 128.0
 _STEM = 32
 
 
-def build_taps(
-    weights: str = "imagenet", shape: tuple[int | None, int | None] = (None, None), seed: int = 0
-) -> keras.Model:
-    """The frozen network from grey pixels to its two taps.
+def lite0_taps(grey: keras.KerasTensor, weights: str, seed: int) -> list[keras.KerasTensor]:
+    """The two tapped maps of grey pixels, the layers flat in the graph.
 
     Args:
+        grey: `(batch, height, width, 1)` float32, 0 to 255.
         weights: "imagenet" (from the package, no network needed), "random" or a `.npz` such as
             `WEIGHTS_PATH`.
-        shape: height and width of the input in px; None for any.
         seed: of random weights.
 
     Returns:
-        `image` `(batch, height, width, 1)` uint8, 0 to 255 -> two maps, float32:
         `(batch, height / 16, width / 16, 112)` and `(batch, height / 32, width / 32, 192)`, sizes
         rounded up. `steatosis_tf.model.pooling.pool_maps` makes feature vectors of them.
 
@@ -66,27 +63,9 @@ def build_taps(
         ValueError: if the weights file is missing or is not for this network.
 
     Example:
-        >>> near, far = build_taps()(np.zeros((1, 384, 320, 1), np.uint8))
+        >>> near, far = lite0_taps(keras.Input((384, 320, 1)), "imagenet", seed=0)
         >>> near.shape, far.shape
-        (TensorShape([1, 24, 20, 112]), TensorShape([1, 12, 10, 192]))
-    """
-    image = keras.Input((*shape, 1), dtype="uint8", name="image")
-    maps = lite0_taps(layers.Rescaling(1.0, name="to_float")(image), weights, seed)
-    model = keras.Model(image, maps, name="efficientnet_lite0")
-    for layer in model.layers:
-        layer.trainable = False
-    return model
-
-
-def lite0_taps(grey: keras.KerasTensor, weights: str, seed: int) -> list[keras.KerasTensor]:
-    """The two tapped maps of grey pixels, the layers flat in the graph.
-
-    Args:
-        grey: `(batch, height, width, 1)` float32, 0 to 255.
-        weights, seed: as of `build_taps`.
-
-    Raises:
-        ValueError: if the weights file is missing or is not for this network.
+        ((None, 24, 20, 112), (None, 12, 10, 192))
     """
     if weights == "random":
         keras.utils.set_random_seed(seed)
