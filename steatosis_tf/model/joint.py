@@ -16,6 +16,7 @@ import numpy as np
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.answer import REASONS, FrameAnswer, Kind, PatientAnswer
 from steatosis_tf.model.novelty import Novelty
+from steatosis_tf.model.pooling import NUM_BANDS, band_rows
 from steatosis_tf.model.rules import CumulativeLink, FatRule
 
 #: Name of the part that reads the backbone's features.
@@ -310,8 +311,6 @@ def explain_places(model: JointModel, near: np.ndarray, far: np.ndarray) -> np.n
     Raises:
         ValueError: if the model has no such part, or the maps do not fit.
     """
-    from steatosis_tf.model.pooling import NUM_BANDS, band_rows
-
     rules = [part.rule for part in model.parts if part.name == NETWORK]
     depth = NUM_BANDS * near.shape[2]
     fits = near.shape[:2] == (2 * far.shape[0], 2 * far.shape[1])
@@ -347,18 +346,16 @@ def _scored_frames(
     fat = model.fat_percent(scores)
     for index, place in enumerate(shown):
         novelty = _relative(model.novelty, rows[place], frames[place].grey_spread)
-        found[place] = replace(
-            frames[place],
-            novelty=novelty,
+        frame = replace(frames[place], novelty=novelty)
+        if model.novelty and not model.novelty.shows_liver(rows[[place]])[0]:
+            found[place] = _told(frame, "unable", "not_liver_ultrasound")
+            continue
+        frame = replace(
+            frame,
             fat_score=float(fat[index]),
             network_sqrt_fat=float(own[NETWORK][index]) if NETWORK in own else float("nan"),
         )
-        if model.novelty and not model.novelty.shows_liver(rows[[place]])[0]:
-            found[place] = replace(found[place], fat_score=float("nan"),
-                                   network_sqrt_fat=float("nan"))  # fmt: skip
-            found[place] = _told(found[place], "unable", "not_liver_ultrasound")
-        elif novelty > 1:
-            found[place] = _told(found[place], "score_only", "unlike_training")
+        found[place] = _told(frame, "score_only", "unlike_training") if novelty > 1 else frame
     return found
 
 
