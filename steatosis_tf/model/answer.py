@@ -40,7 +40,8 @@ class FrameAnswer:
         reason: the same as a sentence.
         fat_score: predicted fat percent of all parts joined; NaN if unable.
         network_sqrt_fat: the network's own prediction, square root of fat percent; NaN if unable.
-        novelty: distance from the training data, 1 where grades end; NaN if not looked at.
+        novelty: how unlike the training data, 1 where grades end (`Novelty.relative`); NaN if not
+            looked at.
         features: measured feature -> value (NaN where it could not be measured).
         grey_spread: of what the network sees, `novelty.grey_spread`; NaN if unable.
         sector: `(n, 2)` float, outline as (x, y) in px of the frame; empty if none.
@@ -76,7 +77,7 @@ class PatientAnswer:
         kind, reason_code, reason: as of a frame.
         fat_percent: fat score, percent of hepatocytes as the training biopsies read it; NaN if
             unable, or if the model was trained on grades alone.
-        novelty: distance from the training data, 1 where grades end; NaN if unable.
+        novelty: mean of the frames that entered, 1 where grades end; NaN if unable.
         fat_interval: 90 % interval of it, from left-out patients.
         grade: "" unless graded; by the model's decision rule from the probabilities, not from
             `fat_percent`, which leans to the middle and may lie beyond the grade's usual cut.

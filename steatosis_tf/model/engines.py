@@ -271,7 +271,7 @@ MIN_COSINE = 0.999
 MAX_CHANGED = 0.10
 
 _NUM_HEADS = 256
-_EPSILON = 1e-6  # of the head's feature normalisation, see classifier.py
+_EPSILON = 1e-6  # of the head's feature normalisation, see `heads.hidden_layers`
 
 
 def smallest_cosine(received: np.ndarray, expected: np.ndarray) -> float:

@@ -92,7 +92,7 @@ class JointModel:
         decision_rule: how one grade is named: the most probable, the one at which half of the
             probability is reached, or the rounded mean.
         calibration: from left-out training patients.
-        novelty: None where distance from the training data is not looked at.
+        novelty: None where it is not asked how unlike the training data a frame is.
         target: a score is the square root of fat percent, or a grade from 0 to 3.
         notes: what a reader should know.
     """
@@ -251,8 +251,9 @@ def grade_patient(
 ) -> PatientAnswer:
     """Grade a patient, or say why not.
 
-    A frame unlike the training data is told by its distance in the network's features, one that
-    shows no liver by the model's rule on them, where it has one. The patient is graded by the
+    A frame unlike the training data is told by its distance in the network's features or by its
+    spread of grey levels, one that shows no liver by a larger distance or by the model's rule on
+    the features, where it has one. The patient is graded by the
     frames like the training data if they are at least half of those that show a liver; by all of
     these, with a score alone, if not.
 
@@ -266,7 +267,7 @@ def grade_patient(
         date: of the study.
 
     Returns:
-        the patient's answer; its frames are those given, with score, distance, kind and reason.
+        the patient's answer; its frames are those given, with score, novelty, kind and reason.
 
     Raises:
         ValueError: if the model sees a network and `network` is absent or of another shape.
@@ -333,7 +334,7 @@ def explain_places(model: JointModel, near: np.ndarray, far: np.ndarray) -> np.n
 def _scored_frames(
     model: JointModel, frames: Sequence[FrameAnswer], rows: np.ndarray
 ) -> list[FrameAnswer]:
-    """The frames with distance and score; those too far from the training data are told so."""
+    """The frames with novelty and score; those unlike the training data are told so."""
     shown = [place for place, frame in enumerate(frames) if frame.kind != "unable"]
     found = list(frames)
     if not shown:

@@ -15,7 +15,7 @@ import numpy as np
 _MIN_PATIENTS = 10
 # Main directions of the features, and parts into which patients are split to calibrate distance.
 _NUM_DIRECTIONS, _NOVELTY_FOLDS = 8, 10
-# Scores end at this many times the distance at which grades end.
+# Scores end at this many times the distance at which grades end, where nobody set another limit.
 _UNABLE = 2.0
 _TINY_SCALE = 1e-9
 # Beyond the training frames' spreads of grey by this share of their range, and at least one level.

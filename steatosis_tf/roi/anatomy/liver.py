@@ -226,7 +226,7 @@ def single_threaded_session(path: Path) -> onnxruntime.InferenceSession:
     if not path.is_file():
         raise ValueError(
             "Expected the package's own network file. "
-            f"Received: no {path.name} in steatosis_tf/roi. Install the package again."
+            f"Received: no {path.name} in steatosis_tf/roi/anatomy. Install the package again."
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
