@@ -123,7 +123,10 @@ def _share(held: np.ndarray) -> dict[str, Any]:
 
 
 def coverage_risk_curve(
-    grades_true: ArrayLike, probabilities: ArrayLike, confidence: ArrayLike | None = None
+    grades_true: ArrayLike,
+    probabilities: ArrayLike,
+    confidence: ArrayLike | None = None,
+    named: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Error rate and error in grades among the most confident rows, for every share of them.
 
@@ -131,7 +134,9 @@ def coverage_risk_curve(
         grades_true: `(N,)` int 0..3.
         probabilities: `(N, 4)`, rows sum to 1.
         confidence: `(N,)` finite; rows with lower values are refused first. Default: the
-            probability of the predicted grade.
+            highest probability of the row.
+        named: `(N,)` labels that a decision rule names, of `scores.named_labels`; the most
+            probable grades if None.
 
     Returns:
         Lists of equal length, most confident first, one entry per distinct confidence (rows
@@ -152,7 +157,7 @@ def coverage_risk_curve(
         )
     if not np.isfinite(certainty).all():
         raise ValueError("Expected finite confidence. Received: NaN or infinite values.")
-    distance = np.abs(labels - scores.argmax(axis=1))
+    distance = np.abs(labels - (scores.argmax(axis=1) if named is None else named))
     values, group = np.unique(-certainty, return_inverse=True)
     graded = np.cumsum(np.bincount(group))
     risk = np.cumsum(np.bincount(group, weights=distance > 0)) / graded

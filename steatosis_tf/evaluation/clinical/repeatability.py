@@ -17,6 +17,7 @@ from steatosis_tf.evaluation.metrics.intervals import (
     make_entry,
 )
 from steatosis_tf.evaluation.metrics.resampling import bootstrap_weights, jackknife_weights
+from steatosis_tf.evaluation.metrics.scores import named_labels
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 
 #: Fewer patients seen twice give no limit.
@@ -27,8 +28,8 @@ def repeatability(frame_scores: pd.DataFrame) -> dict[str, Any]:
     """Within-patient variation of the expected grade over the frames of each patient.
 
     Args:
-        frame_scores: one row per frame: `patient_id, p_normal .. p_severe`; a reference grade is
-            not needed.
+        frame_scores: one row per frame: `patient_id, p_normal .. p_severe`, and `decision_rule`
+            where there is one; a reference grade is not needed.
 
     Returns:
         `num_patients` (with two frames or more), `num_frames` (of those), `num_single` (patients
@@ -57,7 +58,7 @@ def repeatability(frame_scores: pd.DataFrame) -> dict[str, Any]:
         {
             "patient_id": frame_scores["patient_id"].to_numpy(),
             "expected": scores @ np.arange(len(GRADES)),
-            "predicted": scores.argmax(axis=1),
+            "predicted": named_labels(frame_scores),
         }
     )
     groups = rows.groupby("patient_id")

@@ -306,7 +306,9 @@ def analyse_run(
         majority=majority,
         baselines=baselines,
         abstaining=None if patients is None
-        else coverage_risk_curve(*labels_and_probabilities(patients)),
+        else coverage_risk_curve(
+            *labels_and_probabilities(patients), named=named_labels(patients)
+        ),
         subgroups=subgroups,
         abstention=_abstention(run, subgroups),
         subgroup_notes=notes,

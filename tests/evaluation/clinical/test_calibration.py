@@ -91,6 +91,13 @@ def test_coverage_risk_by_hand() -> None:
     assert found["full_risk"] == pytest.approx(0.4)
 
 
+def test_coverage_risk_counts_the_grades_that_are_named() -> None:
+    scores = np.array([[0.6, 0.4, 0, 0], [0.4, 0.3, 0.2, 0.1]])
+    found = coverage_risk_curve([0, 1], scores, named=np.array([0, 1]))
+    assert found["risk"] == pytest.approx([0, 0])
+    assert coverage_risk_curve([0, 1], scores)["risk"] == pytest.approx([0, 1 / 2])
+
+
 def test_coverage_risk_with_another_confidence_and_refusals() -> None:
     labels, scores = sample(0)
     wrong = labels != scores.argmax(axis=1)

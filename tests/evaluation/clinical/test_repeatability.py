@@ -38,6 +38,14 @@ def test_two_patients_by_hand():
     assert found["notes"] == []
 
 
+def test_frames_are_named_by_the_decision_rule():
+    """Half of the probability is reached at Mild in both frames, most of it lies elsewhere."""
+    rows = [("A", 0.4, 0.3, 0.2, 0.1), ("A", 0.1, 0.4, 0.0, 0.5)]
+    frames = pd.DataFrame(rows, columns=["patient_id", *SCORE_COLUMNS])
+    assert repeatability(frames)["mixed_share"] == 1
+    assert repeatability(frames.assign(decision_rule="median"))["mixed_share"] == 0
+
+
 def test_the_interval_of_the_within_patient_sd_holds_the_truth():
     """60 studies of 40 patients with 3 frames, SD 0.2; per patient the spread itself varies."""
     rng = np.random.default_rng(0)

@@ -426,6 +426,17 @@ def test_the_verdict_compares_with_answers_that_need_no_model(whole_run, run_dir
     )
 
 
+def test_errors_of_the_decision_rule_are_counted_alike_everywhere(run_dir):
+    path = run_dir / "frame_scores.csv"
+    frames = pd.read_csv(path, dtype={"frame_id": str}).drop(columns="predicted")
+    frames.assign(decision_rule="rounded_mean").to_csv(path, index=False)
+    patients = evaluate_run(run_dir)["patient"]
+    probable = read_scores(run_dir / "patient_scores.csv")[list(SCORE_COLUMNS)].to_numpy()
+    assert patients["num_predicted"]["Mild"] != (probable.argmax(axis=1) == 1).sum()
+    text = report_text(run_dir)
+    assert f"Error rate {1 - patients['accuracy']:.3f} when every patient is graded" in text
+
+
 def test_the_model_is_described_as_configured(run_dir):
     config = json.loads((run_dir / "config.json").read_text())
     config["model"] = {"backbone": "vgg16", "weights": "imagenet", "head": "ordinal",
