@@ -15,6 +15,7 @@ from scipy import special
 from sklearn.linear_model import LogisticRegression
 
 from steatosis_tf.cohort.manifest import frame_path, read_manifest
+from steatosis_tf.evaluation.metrics.scores import named_grades
 from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
@@ -57,15 +58,13 @@ def majority_scores(patient_scores: pd.DataFrame, untested: dict[str, pd.Series]
     Returns:
         the same rows with a probability of 1 for that grade; the lower of two as common.
     """
-    table = _without_rule(patient_scores)
-    for fold in table["fold"].unique():
-        grades = untested.get(str(fold), table["grade"])
-        counts = [int(((grades if len(grades) else table["grade"]) == grade).sum())
+    probabilities = np.zeros((len(patient_scores), len(GRADES)))
+    for fold in patient_scores["fold"].unique():
+        grades = untested.get(str(fold), patient_scores["grade"])
+        counts = [int(((grades if len(grades) else patient_scores["grade"]) == grade).sum())
                   for grade in GRADES]  # fmt: skip
-        answer = np.eye(len(GRADES))[int(np.argmax(counts))]
-        table.loc[table["fold"] == fold, list(SCORE_COLUMNS)] = answer
-    predicted = table[list(SCORE_COLUMNS)].to_numpy().argmax(axis=1)
-    return table.assign(predicted=np.asarray(GRADES, dtype=object)[predicted])
+        probabilities[(patient_scores["fold"] == fold).to_numpy(), np.argmax(counts)] = 1
+    return _answered(patient_scores, probabilities)
 
 
 def index_probabilities(
@@ -117,10 +116,7 @@ def scores_of_tasks(patient_scores: pd.DataFrame, tasks: dict[str, np.ndarray]) 
     reached = np.minimum.accumulate(
         np.stack([np.ones(len(patient_scores)), *tasks.values()]), axis=0
     )
-    table = _without_rule(patient_scores)
-    table[list(SCORE_COLUMNS)] = -np.diff(reached, axis=0, append=0.0).T
-    predicted = table[list(SCORE_COLUMNS)].to_numpy().argmax(axis=1)
-    return table.assign(predicted=np.asarray(GRADES, dtype=object)[predicted])
+    return _answered(patient_scores, -np.diff(reached, axis=0, append=0.0).T)
 
 
 def fit_index_probability(values: ArrayLike, positive: ArrayLike) -> dict[str, float]:
@@ -196,7 +192,8 @@ def _index_db(manifest_path: Path, row_path: str) -> float:
         return float("nan")
 
 
-def _without_rule(patient_scores: pd.DataFrame) -> pd.DataFrame:
-    """The patients, for probabilities that are not the model's: its decision rule is not theirs."""
+def _answered(patient_scores: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
+    """The patients with probabilities that are not the model's: its decision rule is not theirs."""
     table = patient_scores.drop(columns="decision_rule", errors="ignore")
-    return table.astype(dict.fromkeys(SCORE_COLUMNS, np.float64))
+    table[list(SCORE_COLUMNS)] = probabilities
+    return table.assign(predicted=named_grades(table))

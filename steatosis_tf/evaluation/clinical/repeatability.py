@@ -18,7 +18,8 @@ from steatosis_tf.evaluation.metrics.intervals import (
 )
 from steatosis_tf.evaluation.metrics.resampling import bootstrap_weights, jackknife_weights
 from steatosis_tf.evaluation.metrics.scores import named_labels
-from steatosis_tf.grades import GRADES, SCORE_COLUMNS
+from steatosis_tf.evaluation.metrics.weighted import expected_grades
+from steatosis_tf.grades import SCORE_COLUMNS
 
 #: Fewer patients seen twice give no limit.
 MIN_REPEATED = 10
@@ -57,7 +58,7 @@ def repeatability(frame_scores: pd.DataFrame) -> dict[str, Any]:
     rows = pd.DataFrame(
         {
             "patient_id": frame_scores["patient_id"].to_numpy(),
-            "expected": scores @ np.arange(len(GRADES)),
+            "expected": expected_grades(scores),
             "predicted": named_labels(frame_scores),
         }
     )

@@ -20,6 +20,7 @@ from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, pixels_sha256
 from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals
 from steatosis_tf.evaluation.metrics.registry import shown_in
 from steatosis_tf.evaluation.metrics.scores import patient_scores
+from steatosis_tf.evaluation.metrics.weighted import expected_grades
 from steatosis_tf.evaluation.report.run import RunRecord, read_run
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
@@ -258,22 +259,19 @@ def _scores(
 
 
 def _patients(frames: pd.DataFrame, scores: np.ndarray, rule: str) -> pd.DataFrame:
-    table = frames.drop(columns="predicted", errors="ignore")
-    table[list(SCORE_COLUMNS)] = scores
-    return patient_scores(table, rule)
+    return patient_scores(frames.assign(**dict(zip(SCORE_COLUMNS, scores.T, strict=True))), rule)
 
 
 def _measured(
     patients: pd.DataFrame, undisturbed: pd.DataFrame, num_resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    places = np.arange(len(GRADES))
-    shift = (patients[list(SCORE_COLUMNS)].to_numpy() @ places) - (
-        undisturbed[list(SCORE_COLUMNS)].to_numpy() @ places
+    now, before = (
+        expected_grades(table[list(SCORE_COLUMNS)].to_numpy()) for table in (patients, undisturbed)
     )
     changed = (patients["predicted"] != undisturbed["predicted"]).mean()
     rows: list[dict[str, Any]] = [
         {"metric": metric, "value": float(value), "low": None, "high": None, "reason": ""}
-        for metric, value in (("mean_shift", shift.mean()), ("changed_share", changed))
+        for metric, value in (("mean_shift", (now - before).mean()), ("changed_share", changed))
     ]
     found = bootstrap_intervals(patients, num_resamples=num_resamples, seed=seed)
     for metric, name in CURVES.items():

@@ -18,7 +18,8 @@ from steatosis_tf.evaluation.figures.canvas import (
     new_sheet,
     save_sheet,
 )
-from steatosis_tf.evaluation.metrics.scores import named_labels, read_scores
+from steatosis_tf.evaluation.metrics.scores import named_grades, read_scores
+from steatosis_tf.evaluation.metrics.weighted import expected_grades
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.images import read_frame, to_grey
@@ -43,10 +44,9 @@ def worst_errors(frame_scores: pd.DataFrame, max_frames: int = 12) -> pd.DataFra
     table = frame_scores[frame_scores["grade"].isin(GRADES)].copy()
     scores = table[list(SCORE_COLUMNS)].to_numpy(np.float64)
     truth = table["grade"].map(GRADES.index).to_numpy(np.int64)
-    table["distance"] = np.abs(scores @ np.arange(len(GRADES)) - truth)
-    named = named_labels(table)
-    table["predicted"] = np.asarray(GRADES, dtype=object)[named]
-    wrong = table[named != truth]
+    table["distance"] = np.abs(expected_grades(scores) - truth)
+    table["predicted"] = named_grades(table)
+    wrong = table[table["predicted"] != table["grade"]]
     ordered = wrong.sort_values(["distance", "frame_id"], ascending=[False, True])
     return ordered.drop_duplicates("patient_id").head(max_frames).reset_index(drop=True)
 

@@ -98,7 +98,7 @@ def score_table(
     if decision_rule is not None:
         table["decision_rule"] = decision_rule
     # The rule stands behind the columns that every table has.
-    return table.assign(predicted=_named(table))[
+    return table.assign(predicted=named_grades(table))[
         [*FRAME_COLUMNS, *(["decision_rule"] if decision_rule is not None else [])]
     ]
 
@@ -157,7 +157,7 @@ def patient_scores(
     # Sums that differ from 1 by rounding only are left alone: equal votes must stay equal.
     joined /= np.where(np.abs(totals - 1) < 1e-9, 1.0, totals)[:, None]
     patients[list(SCORE_COLUMNS)] = joined
-    patients["predicted"] = _named(patients)
+    patients["predicted"] = named_grades(patients)
     columns = [*(["repeat"] if "repeat" in table else []), *PATIENT_COLUMNS, *rule_column]
     return patients.reset_index()[columns]
 
@@ -190,7 +190,8 @@ def named_labels(table: pd.DataFrame) -> np.ndarray:
     return named
 
 
-def _named(table: pd.DataFrame) -> np.ndarray:
+def named_grades(table: pd.DataFrame) -> np.ndarray:
+    """`named_labels` as names, `(N,)` str."""
     return np.asarray(GRADES, dtype=object)[named_labels(table)]
 
 
@@ -355,7 +356,7 @@ def _check_probabilities(table: pd.DataFrame, ids: pd.Series) -> None:
     bad = np.abs(scores.sum(axis=1) - 1) > SUM_TOLERANCE
     _refuse(ids, bad, f"probabilities that sum to 1 within {SUM_TOLERANCE}", "that do not")
     if "predicted" in table:
-        bad = table["predicted"].to_numpy(dtype=object) != _named(table)
+        bad = table["predicted"].to_numpy(dtype=object) != named_grades(table)
         _refuse(ids, bad, "predicted to be the most probable grade, or that of the row's "
                 "decision_rule", "that contradict their scores")  # fmt: skip
 

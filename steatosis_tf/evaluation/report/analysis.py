@@ -47,7 +47,7 @@ from steatosis_tf.evaluation.metrics.scores import (
 from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS, cumulative_scores
 from steatosis_tf.evaluation.report.checks import Check, check_run
 from steatosis_tf.evaluation.report.run import RunRecord
-from steatosis_tf.grades import GRADES, SCORE_COLUMNS
+from steatosis_tf.grades import SCORE_COLUMNS
 
 _COVERAGE = 0.9
 
@@ -168,7 +168,9 @@ def _temperatures(
         notes["temperature"] = f"fold {lacking[0]} has no validation patients"
         return None, None
     found = {}
-    calibrated = test.astype(dict.fromkeys(SCORE_COLUMNS, np.float64))
+    # A temperature keeps the most probable grade, but not what another decision rule names.
+    calibrated = test.drop(columns="predicted", errors="ignore")
+    calibrated = calibrated.astype(dict.fromkeys(SCORE_COLUMNS, np.float64))
     for fold in folds:
         part = validation[validation["fold"] == fold]
         fit = fit_temperature(*labels_and_probabilities(part, validation=True))
@@ -176,8 +178,6 @@ def _temperatures(
         scores = calibrated.loc[rows, list(SCORE_COLUMNS)].to_numpy()
         calibrated.loc[rows, list(SCORE_COLUMNS)] = apply_temperature(scores, fit["temperature"])
         found[str(fold)] = fit
-    # A temperature keeps the most probable grade, but not what another decision rule names.
-    calibrated["predicted"] = np.asarray(GRADES, dtype=object)[named_labels(calibrated)]
     return found, calibrated
 
 
