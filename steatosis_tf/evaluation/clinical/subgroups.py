@@ -308,7 +308,7 @@ def abstention_by_group(
     Args:
         patient_scores: patient score table; certainty is the probability of the predicted grade.
         covariates: one or more rows per patient: `patient_id` and `column`.
-        column: covariate, see `covariate_groups.group_patients`.
+        column: covariate, see `group_patients`.
         share: share of all patients to leave out, 0 to 1; patients who tie with the last one left
             out are left out too. Groups of fewer than 10 patients get their count only.
 

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy.stats import binomtest
 
+from steatosis_tf.evaluation.clinical.calibration import NUM_BINS
 from steatosis_tf.evaluation.figures.canvas import (
     COLOURS,
     FAINT,
@@ -23,7 +24,6 @@ from steatosis_tf.evaluation.figures.canvas import (
 from steatosis_tf.evaluation.metrics.scores import checked_pair
 
 # Colours of named decision strategies; a model takes the first free one.
-_NUM_BINS = 10
 _REFERENCE_STYLE = {"treat all": ("#8a8a8a", "--"), "treat none": ("#000000", "-")}
 
 
@@ -52,14 +52,14 @@ def reliability_figure(
     figure = new_sheet(title, cohort_line({"patients": len(labels)}), 5.2, 6.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     upper.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
-    edges = np.linspace(0, 1, _NUM_BINS + 1)
+    edges = np.linspace(0, 1, NUM_BINS + 1)
     for place, (name, (truth, scores)) in enumerate(checked.items()):
         stated = scores.max(axis=1)
         right = scores.argmax(axis=1) == truth
-        bins = np.clip(np.digitize(stated, edges) - 1, 0, _NUM_BINS - 1)
+        bins = np.clip(np.digitize(stated, edges) - 1, 0, NUM_BINS - 1)
         _reliability_points(upper, place, name, (bins, stated, right))
-        counts = np.bincount(bins, minlength=_NUM_BINS)
-        width = 0.8 / _NUM_BINS / len(checked)
+        counts = np.bincount(bins, minlength=NUM_BINS)
+        width = 0.8 / NUM_BINS / len(checked)
         centres = (edges[:-1] + edges[1:]) / 2 + (place - (len(checked) - 1) / 2) * width
         lower.bar(centres, counts, width=width, color=COLOURS[3 * place % 7])
     unit_square(upper)

@@ -63,7 +63,7 @@ def compare_runs(
         per run `run_id`, `name`, `differs`, `num_patients`, the cost, and per metric of `COMPARED`
         a dict `value, low, high, difference`; `difference` is `{value, low, high, p_value}`, None
         for the baseline, or a text if the run has other patients and cannot be paired. Beside it
-        `delong`: DeLong's test of the AUC, see `delong.delong_test`; None for the baseline, for
+        `delong`: DeLong's test of the AUC, see `delong_test`; None for the baseline, for
         unpaired runs and for repeated cross-validation.
 
     Raises:

@@ -63,8 +63,8 @@ class Thresholds:
             `brier`, `nll` and `<question>.<binning>` with intervals, `<task>.line` of
             `calibration.calibration_line`.
         points_source: "operating_points.json" or "validation_scores.csv".
-        operating: of `operating_points.apply_operating_points`.
-        conformal: of `conformal.evaluate_conformal`; hold-out runs only.
+        operating: of `thresholds.apply_operating_points`.
+        conformal: of `prediction_sets.evaluate_conformal`; hold-out runs only.
         decisions: task -> result of `decision_curve.decision_curve`.
         hepatorenal: task -> its probability by the hepatorenal index alone.
         notes: part -> why it is None.
@@ -91,7 +91,7 @@ def apply_validation(
     """Fit on validation patients, apply to test patients.
 
     Args:
-        run: of `run_record.read_run`.
+        run: of `run.read_run`.
         intervals: `bootstrap_intervals` of its patients as scored; None without patient scores.
         num_resamples: bootstrap resamples of further intervals and of the decision curves' bands.
         seed: of these.
@@ -250,7 +250,7 @@ class Analysis:
         baselines: heading -> intervals of a reader without the model.
         abstaining: of `prediction_sets.coverage_risk_curve` on patients, or None.
         subgroups: column -> result of `subgroups.subgroup_metrics`.
-        abstention: of `abstention.abstention_by_group`, one per column of `subgroups`.
+        abstention: of `subgroups.abstention_by_group`, one per column of `subgroups`.
         subgroup_notes: covariate -> why it was not looked at.
         repeatability: of `repeatability.repeatability`, or None.
         thresholds: what validation fixes, applied to the test patients.
@@ -281,7 +281,7 @@ def analyse_run(
     """Compute everything a report adds to the files of a run.
 
     Args:
-        run: of `run_record.read_run`.
+        run: of `run.read_run`.
         num_resamples: bootstrap resamples, 2,000 or more for a report.
         covariates: further columns of the manifest to look at, beside `COVARIATES`.
         seed: of the bootstrap.

@@ -107,7 +107,7 @@ def _tables_agree(run: RunRecord, level: str) -> Check:
 
 
 def published_form(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics of one level in the form `consistency.check_tables` reads.
+    """Metrics of one level in the form `published.check_tables` reads.
 
     Raises:
         KeyError: if a part is missing.
