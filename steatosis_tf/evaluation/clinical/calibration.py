@@ -31,7 +31,7 @@ def fit_temperature(grades_true: ArrayLike, probabilities: ArrayLike) -> dict[st
 
     Probabilities to the power 1 / temperature, scaled to sum 1, are the softmax of the logits
     divided by the temperature; so the model need not give its logits. The order of grades in a
-    row stays, and so does every predicted grade.
+    row stays, and so does the most probable one.
 
     Args:
         grades_true: `(N,)` int 0..3 of the validation part.

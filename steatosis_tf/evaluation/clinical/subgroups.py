@@ -306,7 +306,7 @@ def abstention_by_group(
     """Share of each group that is left out when the least certain patients are.
 
     Args:
-        patient_scores: patient score table; certainty is the probability of the predicted grade.
+        patient_scores: patient score table; certainty is the highest probability.
         covariates: one or more rows per patient: `patient_id` and `column`.
         column: covariate, see `group_patients`.
         share: share of all patients to leave out, 0 to 1; patients who tie with the last one left

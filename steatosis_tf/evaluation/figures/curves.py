@@ -32,7 +32,7 @@ def reliability_figure(
     probabilities: Mapping[str, np.ndarray],
     path: str | Path,
 ) -> Path:
-    """Stated probability of the predicted grade against how often it was right.
+    """Stated probability of the most probable grade against how often it was right.
 
     Bins are of equal width. Bars are 95 % Wilson intervals of the share that was right, so that a
     bin of three patients does not look like a finding; below stands how many fell into each bin.
@@ -48,7 +48,7 @@ def reliability_figure(
     if not probabilities:
         raise ValueError("Expected at least one set of probabilities. Received: none.")
     checked = {name: checked_pair(labels, scores) for name, scores in probabilities.items()}
-    title = "Reliability of the predicted grade"
+    title = "Reliability of the most probable grade"
     figure = new_sheet(title, cohort_line({"patients": len(labels)}), 5.2, 6.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     upper.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
@@ -66,7 +66,7 @@ def reliability_figure(
     upper.set_aspect("auto")
     upper.set(ylim=(-0.02, 1.06 + 0.08 * len(checked)), yticks=np.linspace(0, 1, 6))
     style_axes(upper, "", "Share right (bars: 95 % Wilson)")
-    style_axes(lower, "Probability stated for the predicted grade", "Patients")
+    style_axes(lower, "Probability stated for the most probable grade", "Patients")
     add_legend(upper, "upper left")
     return save_sheet(figure, path)
 

@@ -154,7 +154,7 @@ def calibration_rows(analysis: Analysis) -> list[list[str]]:
     rows = [
         [METRICS[name].label, *(interval(c[name]) for c in columns)] for name in ("brier", "nll")
     ]
-    for question, words in ({"confidence": "predicted grade"} | QUESTIONS).items():
+    for question, words in ({"confidence": "most probable grade"} | QUESTIONS).items():
         for binning in ("equal_width", "equal_mass"):
             name = f"ECE, {words}, {binning.replace('_', ' ')} bins"
             rows.append([name, *(error(c[f"{question}.{binning}"]) for c in columns)])
@@ -334,7 +334,7 @@ def figure_captions(figures: Sequence[str]) -> dict[str, str]:
     training = [name for name in figures if name.startswith("training")]
     of = f", first of {len(training)}" if len(training) > 1 else ""
     known = {
-        "reliability_patients": "Reliability of the patients' predicted grade.",
+        "reliability_patients": "Reliability of the patients' most probable grade.",
         "coverage_risk": "Coverage and risk.",
         "gallery": "Worst errors, one frame per patient; the box is what the model saw.",
         "explanation": "Where the score comes from, in patients named right and wrong.",

@@ -23,7 +23,7 @@ def test_reliability_figure_holds_bins_intervals_and_counts(tmp_path, sheets):
     labels = np.array([0, 1, 1, 1, 0, 0, 0, 0, 0, 1])
     reliability_figure(labels, {"as scored": scores, "again": scores}, tmp_path / "r.png")
     figure = sheets[0]
-    assert texts(figure)[:2] == ["Reliability of the predicted grade", "n = 10 patients"]
+    assert texts(figure)[:2] == ["Reliability of the most probable grade", "n = 10 patients"]
     upper, lower = figure.axes
     np.testing.assert_array_equal(upper.get_lines()[0].get_xydata(), [[0, 0], [1, 1]])
     right = np.array([1 / 4, 5 / 6])
@@ -55,7 +55,7 @@ def test_reliability_figure_holds_bins_intervals_and_counts(tmp_path, sheets):
     assert faces == [to_rgba(COLOURS[0])] * 10 + [to_rgba(COLOURS[3])] * 10
     np.testing.assert_allclose([bar.get_width() for bar in lower.patches], 0.04)
     assert (lower.get_xlabel(), lower.get_ylabel()) == (
-        "Probability stated for the predicted grade", "Patients",
+        "Probability stated for the most probable grade", "Patients",
     )  # fmt: skip
 
 
