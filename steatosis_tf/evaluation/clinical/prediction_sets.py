@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike
 
 from steatosis_tf.evaluation.metrics.intervals import wilson_interval
 from steatosis_tf.evaluation.metrics.scores import (
-    check_table,
     checked_labels,
     checked_probabilities,
     labels_and_probabilities,
@@ -111,7 +110,6 @@ def _patients(scores: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
             "Expected patient scores, one row per patient. Received: a column "
             f"{'frame_id' if 'frame_id' in scores else 'repeat'}. Use patient_scores() first."
         )
-    check_table(scores, "patient_id")
     return labels_and_probabilities(scores)
 
 

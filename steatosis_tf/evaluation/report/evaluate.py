@@ -50,7 +50,9 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
     run_dir = Path(run_dir)
     config = load_config(run_dir / "config.json")
     frames = read_scores(run_dir / "frame_scores.csv")
-    _check_truth(run_dir, frames)
+    manifest_path = run_dir / "manifest.csv"
+    manifest = read_manifest(manifest_path) if manifest_path.is_file() else None
+    _check_truth(run_dir, frames, manifest)
     patients = patient_scores(frames, config.evaluation.aggregation)
     write_scores(patients, run_dir / "patient_scores.csv")
     metrics = {
@@ -60,7 +62,7 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
         "frame": metrics_of(frames),
         "notice": NOTICE,
     }
-    if visits := _visits(run_dir, frames):
+    if visits := _visits(frames, manifest):
         metrics["repeatability"] = visits
     write_json(metrics, run_dir / "metrics.json")
     draw_scores(run_dir, {"patients": patients, "frames": frames})
@@ -125,12 +127,11 @@ def metrics_text(runs: list[dict[str, Any]]) -> str:
 _PER_GRADE = ("precision", "recall", "f1", "auc", "support")
 
 
-def _check_truth(run_dir: Path, frames: pd.DataFrame) -> None:
+def _check_truth(run_dir: Path, frames: pd.DataFrame, manifest: pd.DataFrame | None) -> None:
     """A lost patient or another grade would only make the numbers other ones."""
-    split_path, manifest_path = run_dir / "split.csv", run_dir / "manifest.csv"
-    if not (split_path.is_file() and manifest_path.is_file()):
+    split_path = run_dir / "split.csv"
+    if manifest is None or not split_path.is_file():
         return  # not a run of the pipeline; the report says what is absent
-    manifest = read_manifest(manifest_path)
     fault, _ = scored_as_split(read_split(split_path), frames, manifest)
     if fault:
         raise ValueError(
@@ -145,13 +146,11 @@ def _check_truth(run_dir: Path, frames: pd.DataFrame) -> None:
         )
 
 
-def _visits(run_dir: Path, frames: pd.DataFrame) -> dict[str, Any] | None:
+def _visits(frames: pd.DataFrame, manifest: pd.DataFrame | None) -> dict[str, Any] | None:
     """Repeatability over visits, of the fat score where the model has one; None without visits."""
-    path = run_dir / "manifest.csv"
-    table = read_manifest(path) if path.is_file() else pd.DataFrame()
-    if "study_id" not in table or "repeat" in frames:
+    if manifest is None or "study_id" not in manifest or "repeat" in frames:
         return None
-    studies = table.set_index("frame_id")["study_id"].reindex(frames["frame_id"]).fillna("")
+    studies = manifest.set_index("frame_id")["study_id"].reindex(frames["frame_id"]).fillna("")
     seen = frames.assign(study=studies.to_numpy()).query("study != ''")
     if seen.empty or seen.groupby("patient_id")["study"].nunique().max() < 2:
         return None

@@ -20,7 +20,7 @@ from steatosis_tf.evaluation.clinical.calibration import NUM_BINS
 from steatosis_tf.evaluation.metrics.registry import METRICS, shown_in
 from steatosis_tf.evaluation.report import content, tables
 from steatosis_tf.evaluation.report.analysis import Analysis, analyse_run
-from steatosis_tf.evaluation.report.checklists import count_statuses, fill_checklists
+from steatosis_tf.evaluation.report.checklists import Item, count_statuses, fill_checklists
 from steatosis_tf.evaluation.report.checks import is_consistent
 from steatosis_tf.evaluation.report.page import page_html
 from steatosis_tf.evaluation.report.run import RunRecord, read_run
@@ -103,7 +103,8 @@ def write_report(
     run = read_run(run_dir)
     analysis = analyse_run(run, num_resamples=num_resamples, covariates=covariates)
     figures = tables.draw_figures(run, analysis)
-    blocks = _render(run, analysis, figures)
+    checklists = fill_checklists(run, analysis)
+    blocks = _render(run, analysis, figures, checklists)
     title, subtitle = map(_plain, content.titles(run))
     first = [blocks["first_page"], _self_check(analysis)]
     if not is_consistent(analysis.checks):
@@ -115,10 +116,7 @@ def write_report(
         for number, (key, text) in enumerate(sections.items(), start=1)
     ]
     end = f"*{NOTICE}*\n"
-    counts = "\n".join(
-        f"- {name}: {count_statuses(items)}"
-        for name, items in fill_checklists(run, analysis).items()
-    )
+    counts = "\n".join(f"- {name}: {count_statuses(items)}" for name, items in checklists.items())
     short = f"## Reporting checklists\n\nIn full in `checklists.md`.\n\n{counts}"
     full = f"## Reporting checklists\n\n{_MET}\n\n" + blocks["checklists"].replace("## ", "### ")
     head = f"# {title}\n\n{opening}"
@@ -170,7 +168,12 @@ def _card(blocks: Mapping[str, str]) -> list[str]:
     return parts
 
 
-def _render(run: RunRecord, analysis: Analysis, figures: Mapping[str, Path]) -> dict[str, str]:
+def _render(
+    run: RunRecord,
+    analysis: Analysis,
+    figures: Mapping[str, Path],
+    checklists: dict[str, list[Item]],
+) -> dict[str, str]:
     """Section -> its Markdown, "" for one that has nothing to say; and `checklists`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), trim_blocks=True, lstrip_blocks=True,
@@ -200,11 +203,11 @@ def _render(run: RunRecord, analysis: Analysis, figures: Mapping[str, Path]) -> 
     if run.external:
         found |= dict.fromkeys(_OF_TRAINING, "")
     filled = [key for key in _order(run) if found[key]]
-    checklists = environment.get_template("checklists.md.j2").render(
-        checklists=fill_checklists(run, analysis), count=count_statuses,
+    items = environment.get_template("checklists.md.j2").render(
+        checklists=checklists, count=count_statuses,
         numbers={key: number for number, key in enumerate(filled, start=1)},
     )  # fmt: skip
-    return found | {"checklists": _tidy(checklists)}
+    return found | {"checklists": _tidy(items)}
 
 
 def _plain(value: Any) -> Markup:
