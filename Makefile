@@ -12,7 +12,7 @@ demo: .venv/.core
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy steatosis_tf experiments/segmentation experiments/table1
+	$(BIN)/mypy
 
 test: lint
 	@command -v chromium >/dev/null || $(MAKE) --no-print-directory browser
