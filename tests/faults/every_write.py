@@ -1,12 +1,14 @@
 """Run one call of `steatosis` many times, each time with another of its writes failing.
 
-    python every_write.py STUDY CALL_JSON [--ends] [--kinds ENOSPC,EIO,KILL]
+    python every_write.py STUDY CALL_JSON [--ends] [--kinds ENOSPC,EIO,FULL,KILL,CUT]
 
 Every file that is opened for writing and every move into place inside the study's folder is one
 event; Python tells of them itself (`sys.addaudithook`), whichever library writes. The n-th event
-fails with the given error, or the process is killed at it. Each try has a fresh copy of the study
-and is a fork of a process that has everything imported, so a try costs little. Prints one line of
-JSON with what was found.
+fails with the given error, or the process is killed at it (`KILL`). Or it goes well, and up to the
+next event no file takes more than its first bytes: what was opened fails half-written (`FULL`), or
+the process is killed there (`CUT`). Each try has a fresh copy of the study and is a fork of a
+process that has everything imported, so a try costs little. Prints one line of JSON with what was
+found.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -25,6 +28,7 @@ import traceback
 from pathlib import Path
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND
+_FIRST_BYTES = 10
 #: What differs between two runs of the same call: times.
 _TIMES = re.compile(rb'"(seconds|created|written_at|finished|started)[a-z_]*": *("[^"]*"|[\d.e-]+)')
 
@@ -45,16 +49,19 @@ def _is_write(event: str, arguments: tuple, folder: str) -> bool:
 def _inject(folder: str, at: int, kind: str, tell: int) -> None:
     """Count the writes; fail the one with number `at`. Each is told as a byte to `tell`."""
     seen = 0
-    is_over = False
+    if kind == "CUT":
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it: a write fails instead
 
     def hook(event: str, arguments: tuple) -> None:
-        nonlocal seen, is_over
-        if is_over or event not in ("open", "os.rename") or not _is_write(event, arguments, folder):
+        nonlocal seen
+        if not _is_write(event, arguments, folder):
             return
         seen += 1
         os.write(tell, b".")
-        if seen == at:
-            is_over = True
+        if kind in ("FULL", "CUT"):
+            most = _FIRST_BYTES if seen == at else resource.RLIM_INFINITY
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+        elif seen == at:
             if kind == "KILL":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise OSError(getattr(errno, kind), os.strerror(getattr(errno, kind)))
@@ -66,40 +73,39 @@ def _run(folder: Path, words: list[str], at: int = 0, kind: str = "") -> dict:
     """One call in a fork, in `folder`; what it printed, how it ended, how many writes it made."""
     from steatosis_tf.cli import main
 
-    said_path = folder.parent / f"{folder.name}.said"
+    hears, says = os.pipe()  # a file would be cut, too
     tells, tell = os.pipe()
     child = os.fork()
     if child == 0:
+        os.close(hears)
         os.close(tells)
         code = 70
-        with said_path.open("w") as said:
-            os.dup2(said.fileno(), 1)
-            os.dup2(said.fileno(), 2)
-            sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), line_buffering=True)
-            sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), line_buffering=True)
-            os.chdir(folder)
-            _inject(str(folder), at, kind, tell)
-            try:
-                code = main(words)
-            except SystemExit as ended:
-                code = ended.code if isinstance(ended.code, int) else 1
-            except BaseException:  # noqa: BLE001 whatever it is, it is told
-                traceback.print_exc()
-            sys.stdout.flush()
-            sys.stderr.flush()
+        os.dup2(says, 1)
+        os.dup2(says, 2)
+        os.close(says)
+        sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), line_buffering=True)
+        sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), line_buffering=True)
+        os.chdir(folder)
+        _inject(str(folder), at, kind, tell)
+        try:
+            code = main(words)
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        except BaseException:  # noqa: BLE001 whatever it is, it is told
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
+    os.close(says)
     os.close(tell)
-    events = 0
-    while part := os.read(tells, 65536):
-        events += len(part)
-    os.close(tells)
+    with os.fdopen(hears, errors="replace") as heard, os.fdopen(tells, "rb") as told:
+        said, events = heard.read(), len(told.read())  # a pipe holds the bytes of 65536 events
     status = os.waitpid(child, 0)[1]
-    return {"code": os.waitstatus_to_exitcode(status), "events": events,
-            "said": said_path.read_text(errors="replace")}  # fmt: skip
+    return {"code": os.waitstatus_to_exitcode(status), "events": events, "said": said}
 
 
 def _content(folder: Path) -> dict[str, str]:
-    """Hash of every file; unfinished ones, locks and data bases' pages are looked at by name."""
+    """Hash of every file without its times, by its path inside."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -121,23 +127,25 @@ def _is_passing(name: str) -> bool:
 def _faults(before: dict, good: dict, after: dict, try_: dict, kind: str) -> list[str]:
     """What a try did wrong."""
     found = []
+    code = try_["code"]
+    is_killed = code == {"KILL": -signal.SIGKILL, "CUT": -signal.SIGXFSZ}.get(kind)
     for name, digest in after.items():
         if not _is_passing(name) and digest not in (before.get(name), good.get(name)):
             found.append(f"half-written or changed: {name}")
-        if kind != "KILL" and name.rsplit("/", 1)[-1].startswith((".unfinished-", ".part-")):
+        if not is_killed and name.rsplit("/", 1)[-1].startswith((".unfinished-", ".part-")):
             found.append(f"left behind: {name}")
     found += [f"lost: {name}" for name in before if name not in after and name in good]
     if "Traceback" in try_["said"]:
         found.append("traceback")
-    if kind == "KILL" and try_["code"] != -signal.SIGKILL:
-        found.append(f"not killed: exit {try_['code']}")
-    if kind != "KILL" and try_["code"] == 0:
+    if kind == "KILL" and not is_killed:
+        found.append(f"not killed: exit {code}")
+    if code == 0:
         missing = [name for name in good if name not in after and not _is_passing(name)]
         if missing or any(after[n] != good[n] for n in good if n in after and not _is_passing(n)):
             found.append(f"exit 0, but not the same files; missing {missing}")
-    if kind != "KILL" and try_["code"] not in (0, 1):
-        found.append(f"exit {try_['code']}")
-    if kind != "KILL" and try_["code"] == 1 and "error: " not in try_["said"]:
+    if not is_killed and code not in (0, 1):
+        found.append(f"exit {code}")
+    if code == 1 and "error: " not in try_["said"]:
         found.append("no reason given")
     return found
 
@@ -162,7 +170,7 @@ def walk(study: Path, words: list[str], only_ends: bool, kinds: list[str]) -> di
                 shutil.copytree(study, folder, symlinks=True)
                 try_ = _run(folder, words, at, kind)
                 tries += 1
-                if kind != "KILL":
+                if kind not in ("KILL", "CUT"):
                     texts.add(re.sub(r"\s+", " ", try_["said"].strip().splitlines()[-1])[:200]
                               if try_["said"].strip() else "")  # fmt: skip
                 faults = _faults(before, good, _content(folder), try_, kind)
@@ -187,7 +195,7 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("call", help="JSON list of words")
     parser.add_argument("--ends", action="store_true", help="only the first and the last write")
-    parser.add_argument("--kinds", default="ENOSPC,EIO,KILL")
+    parser.add_argument("--kinds", default="ENOSPC,EIO,FULL,KILL,CUT")
     args = parser.parse_args()
     words = json.loads(args.call)
     import steatosis_tf.verbs  # noqa: F401  what all calls need, once for all forks
