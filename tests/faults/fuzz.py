@@ -4,7 +4,7 @@
     make fuzz SECONDS=600
 
 Targets: image, dicom, labels, decisions, bundle. A reader may refuse with its documented errors
-and nothing else. What is found is mended, and its bytes are kept in `findings/`, which
+and nothing else; each target says whether it took the bytes. What is found is mended, and its bytes are kept in `findings/`, which
 `test_findings.py` reads again.
 """
 
@@ -24,7 +24,7 @@ FINDINGS = Path(__file__).parent / "findings"
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
-def read_image(data: bytes) -> None:
+def read_image(data: bytes) -> bool:
     """A picture of any format: a frame or a reason."""
     from steatosis_tf.sources.images import decode_frame
     from steatosis_tf.sources.rejection import Rejection
@@ -33,10 +33,12 @@ def read_image(data: bytes) -> None:
         frame = decode_frame(data)
         assert frame.dtype.name == "uint8"
         assert frame.ndim in (2, 3)
+        return True
+    return False
 
 
-def read_dicom(data: bytes) -> None:
-    """A DICOM file: header, region, every frame."""
+def read_dicom(data: bytes) -> bool:
+    """A DICOM file: header, region, its first frames."""
     from steatosis_tf.sources.dicom.pixels import FrameReader, read_layout
     from steatosis_tf.sources.dicom.read import (
         find_region,
@@ -52,40 +54,49 @@ def read_dicom(data: bytes) -> None:
         layout = read_layout(dataset)
         find_region(dataset, layout.rows, layout.columns)
         reader = FrameReader(dataset, layout)
+        num_read = 0
         for index in range(min(reader.num_frames, 3)):
             with contextlib.suppress(Rejection):
                 reader.read(index)
+                num_read += 1
+        return num_read > 0
+    return False
 
 
-def read_labels(data: bytes) -> None:
+def read_labels(data: bytes) -> bool:
     """A table of labels, up to the faults of its rows."""
     from steatosis_tf.cohort.labels import check_labels, read_table
 
     path = _scratch("labels.csv", data)
     with contextlib.suppress(ValueError):
         check_labels(read_table(path), path.name, {})
+        return True
+    return False
 
 
-def read_decisions(data: bytes) -> None:
-    """A store of decisions."""
+def read_decisions(data: bytes) -> bool:
+    """A store of decisions; one without any is no seed."""
     from steatosis_tf.cohort.decision_store import STORE_NAME, read_entries
 
     path = _scratch(STORE_NAME, data)
     for name in ("-journal", "-wal"):
         path.with_name(path.name + name).unlink(missing_ok=True)
     with contextlib.suppress(ValueError, OSError):
-        read_entries(path.with_name("manifest.csv"))
+        return len(read_entries(path.with_name("manifest.csv"))) > 0
+    return False
 
 
-def read_bundle(data: bytes) -> None:
+def read_bundle(data: bytes) -> bool:
     """The text `bundle.json` of a bundle whose hashes are right: what it says must be checked."""
     from steatosis_tf.deploy.bundle import open_bundle
 
     with contextlib.suppress(ValueError):
         open_bundle(_scratch("bundle.zip", _zip_with(data)))
+        return True
+    return False
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {
+TARGETS: dict[str, Callable[[bytes], bool]] = {
     "image": read_image,
     "dicom": read_dicom,
     "labels": read_labels,
@@ -152,10 +163,9 @@ def _a_store() -> bytes:
     from steatosis_tf.cohort.decision_store import STORE_NAME, Entry, writing
 
     with tempfile.TemporaryDirectory() as folder:
-        manifest = Path(folder) / "manifest.csv"
-        with writing(manifest) as write:
-            write([])
-        del Entry
+        with writing(Path(folder) / "manifest.csv") as write:
+            write([Entry("manifest.csv", "1", "ab", 1, "2026-01-01T00:00:00+00:00", "AB", "accept",
+                         "{}", '{"roi_state": "accepted"}')])  # fmt: skip
         return (Path(folder) / STORE_NAME).read_bytes()
 
 
@@ -179,13 +189,17 @@ def main() -> None:
     for number, seed in enumerate(seeds(args.target)):
         (corpus / f"seed-{number}").write_bytes(seed)
     FINDINGS.mkdir(exist_ok=True)
+
+    def one_input(data: bytes) -> None:  # libFuzzer takes an answer for a command
+        TARGETS[args.target](data)
+
     words = [
         sys.argv[0], str(corpus), f"-max_total_time={args.seconds}", "-timeout=20",
         "-rss_limit_mb=3000", f"-artifact_prefix={FINDINGS}/{args.target}-", "-print_final_stats=1",
         "-max_len=200000",
     ]  # fmt: skip
     print(json.dumps({"target": args.target, "seconds": args.seconds}), flush=True)
-    atheris.Setup(words, TARGETS[args.target])
+    atheris.Setup(words, one_input)
     atheris.Fuzz()
 
 
