@@ -4,8 +4,8 @@
     make fuzz SECONDS=600
 
 Targets: image, dicom, labels, decisions, bundle. A reader may refuse with its documented errors
-and nothing else; each target says whether it took the bytes. What is found is mended, and its bytes are kept in `findings/`, which
-`test_findings.py` reads again.
+and nothing else; each target says whether it took the bytes. What is found is mended, and its bytes
+are kept in `findings/`, which `test_findings.py` reads again.
 """
 
 import argparse
