@@ -10,7 +10,7 @@ import numpy as np
 from steatosis_tf.deploy.frames import Look
 from steatosis_tf.grades import FAT_CUTS_PERCENT, NOTICE
 from steatosis_tf.model.answer import FrameAnswer, PatientAnswer
-from steatosis_tf.quantitative.measure import NAMES
+from steatosis_tf.quantitative.measure import NAMES, UNITS
 from steatosis_tf.roi.views import to_frame
 from steatosis_tf.sources.images import write_png
 
@@ -221,9 +221,9 @@ def _lines(answer: PatientAnswer, frame: FrameAnswer, *, shows_map: bool) -> lis
     lines = [(f"patient: {said[answer.kind]}{fat}{own}", _TEXT)]
     for name, value in frame.features.items():
         if name in answer.contributions:
-            shown = "not measured" if np.isnan(value) else f"{value:.2f}"
+            shown = "not measured" if np.isnan(value) else f"{value:.2f} {UNITS[name]}"
             adds = f"adds {answer.contributions[name]:+.2f} (patient, root of fat percent)"
-            lines.append((f"{name.replace('_', ' ')}: {shown}; {adds}", _BOX))
+            lines.append((f"{NAMES[name]}: {shown}; {adds}", _BOX))
     if frame.reason:
         lines.append((frame.reason, (230, 159, 0)))
     if shows_map:

@@ -8,6 +8,7 @@ import contextlib
 import csv
 import hashlib
 import io
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -170,6 +171,7 @@ class Inputs:
             key, shown = (
                 ((str(root), folder), inside) if self._by_folder else ((str(root), name), name)
             )
+            self.are_single_pictures |= not self._by_folder
             self._group(key, shown)._files.append(self._image(name, load))
         elif suffix in _NOT_FRAMES or PurePosixPath(name).name.startswith("."):
             self.passed_over.append((name, f"no frame ({suffix or 'hidden'})"))
@@ -240,9 +242,16 @@ def open_inputs(paths: Iterable[str | Path], *, by_folder: bool = False) -> Iter
         by_folder: images of one folder are one patient's.
 
     Raises:
-        ValueError: if there is no frame, or a table or archive cannot be used.
+        ValueError: if no path exists, there is no frame, or a table or archive cannot be used.
     """
     inputs = Inputs(by_folder)
+    paths = list(paths)
+    if paths and not any(os.path.lexists(path) for path in paths):
+        more = f", and {len(paths) - 1} more" if paths[1:] else ""
+        raise ValueError(
+            f"Expected frames, folders or zips that exist. Received: {str(paths[0])!r}, which is "
+            f"not there{more}. Check how it is spelt."
+        )
     with contextlib.ExitStack() as stack:
         for path in paths:
             inputs.add_path(path, stack)
@@ -300,8 +309,8 @@ def _dicom_shots(
     chosen = chosen_frames(f"evenly:{CLIP_FRAMES}", layout.num_frames)
     if len(chosen) < layout.num_frames:
         rest = layout.num_frames - len(chosen)
-        passed_over.append((name, f"{rest} frames of the clip; {len(chosen)} spread over it are "
-                                  "answered"))  # fmt: skip
+        passed_over.append((name, f"{rest} of the clip's {layout.num_frames} frames; answered are "
+                                  f"{len(chosen)}, spread over it"))  # fmt: skip
     mask = None
     if region is not None and not says_nothing(region, layout):
         mask = region_mask(region, layout.rows, layout.columns)

@@ -222,8 +222,10 @@ class Predicted:
     def text(self) -> str:
         """For a person."""
         comes = " (comes with the package; --model takes another)" if self.is_shipped else ""
+        words = {name: name.replace("_", " ") for name in self.counts}
         counted = ", ".join(
-            f"{many} {name.replace('_', ' ')}" for name, many in self.counts.items()
+            f"{many} {words[name].rstrip('s') if many == 1 else words[name]}"
+            for name, many in self.counts.items()
         )
         lines = [*self.texts, "", f"model: {self.model}{comes}", counted]
         lines += [f"  passed over: {name}: {why}" for name, why in self.passed_over[:_SHOWN]]

@@ -15,8 +15,9 @@ import onnxruntime
 
 from steatosis_tf import __version__
 from steatosis_tf.files import as_cell, check_output, sync_folder, write_json
-from steatosis_tf.grades import GRADES, NOTICE, SCORE_COLUMNS
+from steatosis_tf.grades import GRADES, NOTICE, SCORE_COLUMNS, grade_from_fat_percent
 from steatosis_tf.model.answer import PatientAnswer, plain_answer
+from steatosis_tf.quantitative.measure import NAMES
 
 if TYPE_CHECKING:
     from steatosis_tf.deploy.predict import Grader
@@ -217,7 +218,19 @@ def _answer_text(answer: PatientAnswer, num_training: int) -> str:
         return f"{name}: score only{fat}{rank}\n  {answer.reason}\n  {used}{_adds_text(answer)}"
     chances = ", ".join(f"{grade} {p:.2f}" for grade, p in answer.probabilities.items())
     kept = f"; not ruled out: {', '.join(answer.prediction_set)}" if answer.prediction_set else ""
-    return f"{name}: {answer.grade}{fat}\n  {chances}{kept}\n  {used}{_adds_text(answer)}"
+    grade = f"{answer.grade}{_against_the_grade(answer)}"
+    return f"{name}: {grade}{fat}\n  {chances}{kept}\n  {used}{_adds_text(answer)}"
+
+
+def _against_the_grade(answer: PatientAnswer) -> str:
+    """What else the answer holds that a reader may take for another grade; "" if nothing does."""
+    most = max(answer.probabilities, key=answer.probabilities.__getitem__)
+    if most != answer.grade:
+        return f" (by the model's decision rule; the most probable one is {most})"
+    if math.isnan(answer.fat_percent):
+        return ""
+    band = grade_from_fat_percent(answer.fat_percent)
+    return "" if band == answer.grade else f" (by its probability; the score lies in {band})"
 
 
 def _reason(answer: PatientAnswer) -> str:
@@ -236,7 +249,7 @@ def _adds_text(answer: PatientAnswer) -> str:
     largest = list(answer.contributions.items())[:3]
     if not largest:
         return ""
-    parts = ", ".join(f"{name.replace('_', ' ')} {add:+.1f}" for name, add in largest)
+    parts = ", ".join(f"{NAMES.get(name, name).lower()} {add:+.1f}" for name, add in largest)
     return f"; adds to the root of fat: {parts}"
 
 

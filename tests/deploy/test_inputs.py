@@ -111,7 +111,7 @@ def test_of_a_clip_frames_spread_over_it_are_answered(tmp_path, clip, phantom_bu
     found = predict([path], model=phantom_bundle, output_dir=tmp_path / "out")
     assert found.counts["frames"] == CLIP_FRAMES
     assert found.passed_over == (
-        ("clip.dcm", "2 frames of the clip; 10 spread over it are answered"),
+        ("clip.dcm", "2 of the clip's 12 frames; answered are 10, spread over it"),
     )
     first = (tmp_path / "out" / "frames.csv").read_text().splitlines()[1]
     assert first.split(",")[1] == "clip.dcm#1"

@@ -22,8 +22,9 @@ from steatosis_tf import cli
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.deploy.onnx_file import WEIGHTS_KEY, weights_sha256
 from steatosis_tf.deploy.predict import are_probabilities, predict
-from steatosis_tf.deploy.tables import TABLES
+from steatosis_tf.deploy.tables import TABLES, patient_text
 from steatosis_tf.grades import GRADES, NOTICE
+from steatosis_tf.model.answer import PatientAnswer
 from steatosis_tf.roi.propose import propose_roi
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.roi.views import beam_space, crop_roi
@@ -130,6 +131,39 @@ def test_a_folder_is_a_patient_when_asked(model_path, frames, tmp_path):
     assert list(patients["num_frames"]) == [3, 1]
     assert list(patients["num_used"]) == [1, 1]
     assert list(found["patient"]) == ["frames"] * 3 + ["frames/later"]
+
+
+def test_pictures_of_nobody_are_answered_one_by_one_with_a_word(model_path, frames):
+    def advice(*paths, **options):
+        return predict(paths, model=model_path, **options).advice
+
+    assert "--patient folder joins" in advice(frames)
+    assert advice(frames, by_folder=True) == ""
+    assert advice(frames / "b.png") == ""
+
+
+@pytest.mark.parametrize(
+    ("chances", "fat", "said"),
+    [
+        ((0.01, 0.25, 0.33, 0.41), 40.0, "Moderate (by the model's decision rule; the most "
+         "probable one is Severe), fat 40 %"),
+        ((0.1, 0.2, 0.5, 0.2), 20.0, "Moderate (by its probability; the score lies in Mild), fat "),
+        ((0.1, 0.2, 0.5, 0.2), 40.0, "Moderate, fat 40 %"),
+        ((0.1, 0.2, 0.5, 0.2), float("nan"), "Moderate\n"),
+    ],
+    ids=["rule", "band", "agree", "no_score"],
+)  # fmt: skip
+def test_a_grade_that_the_score_or_the_probabilities_would_not_give_is_explained(
+    chances, fat, said
+):
+    probabilities = dict(zip(GRADES, chances, strict=True))
+    answer = PatientAnswer(
+        "P1", "graded", fat_percent=fat, fat_interval=(15.0, 76.0), grade="Moderate",
+        probabilities=probabilities, contributions={"network": 1.2, "hepatorenal_db": 0.4},
+    )  # fmt: skip
+    text = patient_text(answer, 44)
+    assert text.startswith(f"P1: {said}")
+    assert text.endswith("adds to the root of fat: network +1.2, hepatorenal index +0.4")
 
 
 def test_the_same_name_in_two_places_is_two_patients(model_path, frames, tmp_path):
@@ -319,6 +353,8 @@ def test_no_frames_is_an_error(model_path, tmp_path):
         predict([tmp_path / "empty"], model=model_path)
     with pytest.raises(ValueError, match="Received: none"):
         predict([], model=model_path)
+    with pytest.raises(ValueError, match=r"that exist\. Received: 'gone', .*not there, and 1 more"):
+        predict(["gone", "lost.png"], model=model_path)
 
 
 _NO_PROBABILITIES = {

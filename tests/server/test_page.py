@@ -19,7 +19,7 @@ import pytest
 from fastapi.testclient import TestClient
 from running import PATIENCE_MS, Running
 
-from steatosis_tf.grades import NOTICE
+from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.server.app import make_app
 from steatosis_tf.server.page import MAX_FILES, MAX_UPLOAD_BYTES, page
 from steatosis_tf.sources.phantom.study import simulate_patient
@@ -203,9 +203,13 @@ def test_a_score_in_the_band_of_another_grade_is_explained(open_page: Callable[.
     tab = open_page()
     give(tab, *images(patient(5)))
     score = float(text_of(tab, "#fatText").split()[2])
-    band = ("Normal", "Mild", "Moderate", "Severe")[sum(score >= cut for cut in (5, 33, 66))]
+    band = GRADES[sum(score >= cut for cut in (5, 33, 66))]
     explained = f"lies in the band of {band}" in text_of(tab, "#fatText")
     assert explained == (band != text_of(tab, "#grade"))
+    shares = [int(share.split()[0]) for share in tab.locator("#bars .number").all_inner_texts()]
+    most = GRADES[int(np.argmax(shares))]
+    assert tab.locator("#ruleText").is_visible() == (most != text_of(tab, "#grade"))
+    assert tab.locator("#bars .number.top").count() == 1
 
 
 def test_unable_says_why(open_page: Callable[..., Any]) -> None:

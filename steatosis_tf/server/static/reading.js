@@ -87,13 +87,15 @@ function showFat(answer, session) {
     + (given && band !== given ? ` The score lies in the band of ${band}; the grade is read from the probabilities.` : "");
 }
 
-function showChances({ probabilities, operating_points: points }, { grades }) {
+function showChances({ probabilities, grade: given, operating_points: points }, { grades }) {
   const known = grades.filter((grade) => grade in probabilities);
   at("chances").hidden = !known.length;
-  const top = Math.max(...known.map((grade) => probabilities[grade]));
+  const top = known.reduce((best, grade) => (probabilities[grade] > probabilities[best] ? grade : best), known[0]);
+  at("ruleText").hidden = !given || given === top;
+  at("ruleText").textContent = `${given} is named by the model's decision rule; the most probable grade is ${top}.`;
   at("bars").replaceChildren(...known.flatMap((grade) => {
     const value = probabilities[grade];
-    const className = value === top ? "top" : "";
+    const className = grade === given ? "top" : "";
     const bar = drawn("svg", { viewBox: "0 0 100 9", preserveAspectRatio: "none", "aria-hidden": "true" });
     bar.append(drawn("rect", { class: className, width: 100 * value, height: 9 }));
     return [made("span", { text: grade, className }), made("span", { className: "rail" }, bar),
