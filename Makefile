@@ -69,9 +69,10 @@ byra: .venv/.core
 PORT ?= 5000
 ui: .venv/.core
 	@$(BIN)/python -c 'from steatosis_tf.tracking import ui_address; print("the newest runs:", ui_address(port=$(PORT)))'
-	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 --port $(PORT) --backend-store-uri sqlite:///mlruns/mlflow.db
+	@PYTHONWARNINGS=ignore MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 --port $(PORT) --backend-store-uri sqlite:///mlruns/mlflow.db
 
 install: .venv/.core
+	@echo "now: . .venv/bin/activate, then steatosis page, or steatosis --help"
 
 # The browser tests skip, and say so, where this cannot be done.
 browser:
@@ -121,6 +122,7 @@ audit: $(SUPPLY)/.done
 	$(PYTHON) -m venv .venv
 
 .venv/.core: setup.cfg constraints.txt | .venv/bin/python
+	@echo "installing into .venv: 2 to 4 minutes, 3 GB on the disk"
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e .
 	touch $@
 

@@ -46,5 +46,9 @@ os.environ.setdefault("TQDM_MININTERVAL", "0.1" if sys.stderr and sys.stderr.isa
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "train":
+        from steatosis_tf.environment import load_tensorflow
+
+        load_tensorflow()  # else its libraries speak before they know their log level
     module, _, attribute = _PUBLIC[name].partition(":")
     return getattr(importlib.import_module(module), attribute)

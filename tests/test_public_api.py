@@ -43,6 +43,12 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def test_training_by_python_is_as_quiet_as_by_the_verb() -> None:
+    code = "import steatosis_tf; steatosis_tf.train"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "loading TensorFlow\n")
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'grade'"):
         _ = steatosis_tf.grade  # type: ignore[attr-defined]

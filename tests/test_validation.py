@@ -120,6 +120,23 @@ def test_the_report_is_consistent_and_shows_locked_thresholds(phantom_bundle, va
     assert cv2.imread(str(validated[0] / "figures" / "explanation.png")).shape[1] == 1280
 
 
+def test_every_tested_patient_has_a_map_that_the_report_links(validated):
+    folder = validated[0]
+    scores = pd.read_csv(folder / "patient_scores.csv", dtype={"patient_id": str})
+    owner = read_manifest(folder / "manifest.csv").set_index("frame_id")["patient_id"]
+    maps = sorted((folder / "figures" / "maps").iterdir())
+    assert sorted(owner[path.stem] for path in maps) == sorted(scores["patient_id"])
+    report = (folder / "report.md").read_text()
+    for path in maps:
+        picture = cv2.imread(str(path))
+        height, width = picture.shape[:2]
+        # On the left the bare frame with its outlines, on the right the map's colours.
+        left, right = (picture[:, half].astype(int) for half in (slice(640), slice(640, None)))
+        assert (width, height) == (1280, 480 + 60)  # two lines of text below
+        assert np.ptp(right, axis=2).mean() > np.ptp(left, axis=2).mean()
+        assert f"| [map](<figures/maps/{path.name}>) |" in report
+
+
 def test_a_patient_moved_to_another_grade_is_no_longer_consistent(validated, tmp_path):
     folder = shutil.copytree(validated[0], tmp_path / "edited")
     path = folder / "external.json"

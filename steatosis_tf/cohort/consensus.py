@@ -30,6 +30,7 @@ Rule = Literal["majority", "median", "unanimous"]
 RULES = ("majority", "median", "unanimous")
 UNREAD = -1  # label of a patient whom a reader has not graded
 _REPEAT = "_repeat"
+_MIN_PATIENTS = 10  # of a kappa whose interval is told
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class KappaInterval:
     def __str__(self) -> str:
         if self.estimate is None:
             return f"not defined ({self.num_patients} patients, or one grade throughout)"
+        if self.num_patients < _MIN_PATIENTS:
+            return f"{self.estimate:.3f} ({self.num_patients} patients, too few for an interval)"
         return (
             f"{self.estimate:.3f} (95 % interval {self.low:.3f} to {self.high:.3f}, "
             f"{self.num_patients} patients)"
@@ -149,7 +152,8 @@ def _check_places(labels_path: Path, output_path: Path, adjudicate_path: Path) -
     if output_path.resolve().parent != labels_path.resolve().parent:
         raise ValueError(
             "Expected the output in the folder of the label table, because its paths are relative "
-            f"to it. Received: {output_path.name} in another folder."
+            f"to it. Received: {output_path.name} in another folder. Write it there: "
+            f"--output {labels_path.parent / output_path.name}"
         )
     for written in (output_path, adjudicate_path):
         check_output(written, [labels_path])

@@ -52,6 +52,7 @@ MARKS_COLUMN = "roi_marks"
 SCALE_COLUMN = "roi_px_per_cm"
 
 _ROWS_AT_A_TIME = 4096
+_SHOWN_FAULTS = 5  # where rejected.csv has them all
 
 
 @dataclass(frozen=True)
@@ -119,16 +120,15 @@ def build_manifest(
 
     faulty = table["row"].isin(list(reasons))
     rejected = _set_aside(table.loc[faulty], reasons)
-    report = _fault_report(labels_path.name, rejected, unknown_grades)
     if strict and faulty.any():
-        raise ValueError(report)
+        raise ValueError(_fault_report(labels_path.name, rejected, unknown_grades))
 
     before = _rejected_by_ingest({folder.resolve(), output_path.parent.resolve()})
     accepted = _named(table.loc[~faulty], folder, output_path.parent)
     left_out = pd.concat([rejected.astype(str), before])
     accepted = _write_both(accepted, left_out, output_path, rejected_path)
     if accepted.empty:
-        raise ValueError(f"{report}\nNo row is left.")
+        raise ValueError(_fault_report(labels_path.name, rejected, unknown_grades, rejected_path))
     return ManifestSummary(
         num_rejected_before=len(before),
         num_grades_unused=num_unused,
@@ -169,7 +169,9 @@ def _counts(accepted: pd.DataFrame, rejected: pd.DataFrame) -> dict[str, Any]:
         "num_rejected": len(rejected),
         "num_ungraded": int((accepted["grade"] == "").sum()),
         "num_patients": accepted["patient_id"].nunique(),
-        "patients_per_grade": {str(k): int(v) for k, v in graded["grade"].value_counts().items()},
+        "patients_per_grade": {
+            grade: int(n) for grade in GRADES if (n := (graded["grade"] == grade).sum())
+        },
     }
 
 
@@ -438,7 +440,13 @@ def _relative(path: Path, folder: Path) -> str:
         return path.resolve().as_posix()
 
 
-def _fault_report(name: str, rejected: pd.DataFrame, unknown_grades: str) -> str:
-    lines = [f"{name}: {len(rejected)} rows with faults. Correct them, or leave out --strict."]
-    lines += [f"  row {row.row}, {row.path}: {row.reason}" for row in rejected.itertuples()]
-    return "\n".join([*lines, *filter(None, [unknown_grades])])
+def _fault_report(
+    name: str, rejected: pd.DataFrame, unknown_grades: str, written_to: Path | None = None
+) -> str:
+    """Every fault, or the first ones where a file has them all."""
+    told = f"{len(rejected)} rows with faults. Correct them, or leave out --strict."
+    if written_to:
+        told = f"none of {len(rejected)} rows can be used; all reasons are in {written_to}."
+        rejected = rejected.head(_SHOWN_FAULTS)
+    lines = [f"  row {row.row}, {row.path}: {row.reason}" for row in rejected.itertuples()]
+    return "\n".join([f"{name}: {told}", *lines, *filter(None, [unknown_grades])])

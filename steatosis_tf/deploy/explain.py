@@ -8,16 +8,18 @@ this: their network gives the map of its linear rule itself. Reading the file ne
 onnx.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime
 import pandas as pd
+from tqdm import tqdm
 
 from steatosis_tf.cohort.manifest import frame_path, read_manifest
-from steatosis_tf.deploy.figures import frame_pictures, write_sheet
+from steatosis_tf.deploy.figures import frame_pictures, write_map, write_sheet
 from steatosis_tf.grades import GRADES, OUTPUT_LAYER
 from steatosis_tf.sources.images import read_frame
 
@@ -33,6 +35,9 @@ _NO_NUMBERS = np.empty(0)
 # Operators that only change the shape.
 _SHAPES = ("Squeeze", "Reshape", "Flatten", "Identity")
 _EACH = 2
+
+#: Patients of a run or validation with a map: each takes 70 KB and a quarter of a CPU second.
+MAX_MAPS = 50
 
 
 def explain_mean(
@@ -189,11 +194,11 @@ def _axes(node: "onnx.NodeProto", numbers: dict[str, np.ndarray]) -> list[int]:
 
 
 def draw_explanations(folder: str | Path, grader: "Grader") -> Path | None:
-    """Draw `figures/explanation.png`: where a model's score comes from, in patients named right and
-    wrong.
+    """Draw where a model's score comes from: a map of each tested patient, and a sheet of four.
 
-    Of both kinds the two most telling are shown: the least and the most fat of those named right,
-    the most wrong of the others; of each the first frame that has a map.
+    `figures/maps/FRAME_ID.jpg` shows the first frame of a patient that has a map, for at most
+    `MAX_MAPS` patients, the most wrong first. Of `figures/explanation.png` the four are the least
+    and the most fat of those named right and the two most wrong.
 
     Args:
         folder: of a run or a validation, with `patient_scores.csv` and a manifest that leads to the
@@ -201,31 +206,39 @@ def draw_explanations(folder: str | Path, grader: "Grader") -> Path | None:
         grader: its model.
 
     Returns:
-        the picture; None if no frame has a map.
+        the sheet; None if no frame has a map.
     """
     folder = Path(folder)
     scores = pd.read_csv(folder / "patient_scores.csv", dtype={"patient_id": str})
-    table = read_manifest(folder / "manifest.csv")
-    labels, named = (scores[name].map(GRADES.index) for name in ("grade", "predicted"))
-    right = scores[labels == named].assign(label=labels).sort_values("label", kind="stable")
-    wrong = scores.assign(far=(labels - named).abs()).query("far > 0")
-    wrong = wrong.sort_values("far", ascending=False, kind="stable").head(_EACH)
-    rows = []
-    for _, patient in pd.concat([right.iloc[[0, -1][: len(right)]], wrong]).iterrows():
-        paths = table.loc[table["patient_id"] == patient["patient_id"], "path"]
-        pictures = _pictures(grader, str(patient["patient_id"]), folder / "manifest.csv", paths)
-        if pictures:
-            words = "right" if patient["grade"] == patient["predicted"] else "wrong"
-            text = (f"patient {patient['patient_id']}: reference {patient['grade']}, named "
-                    f"{patient['predicted']} ({words})")  # fmt: skip
-            rows.append((text, pictures))
-    return write_sheet(rows, folder / "figures" / "explanation.png") if rows else None
+    frames = dict(iter(read_manifest(folder / "manifest.csv").groupby("patient_id")))
+    label, named = (scores[name].map(GRADES.index) for name in ("grade", "predicted"))
+    scores = scores.assign(label=label, far=(label - named).abs())
+    scores = scores.sort_values("far", ascending=False, kind="stable")
+    right = scores.query("far == 0").sort_values("label", kind="stable")
+    told = [*right.index[[0, -1][: len(right)]], *scores.query("far > 0").index[:_EACH]]
+    shutil.rmtree(folder / "figures" / "maps", ignore_errors=True)
+    rows = {}
+    shown = tqdm(dict.fromkeys([*told, *scores.index[:MAX_MAPS]]), "maps", unit="patient")
+    for place in shown:
+        patient = scores.loc[place]
+        listed = frames.get(patient["patient_id"], pd.DataFrame())
+        frame_id, pictures = _pictures(grader, patient["patient_id"], folder, listed)
+        if not pictures:
+            continue
+        text = (f"patient {patient['patient_id']}: reference {patient['grade']}, named "
+                f"{patient['predicted']} ({'wrong' if patient['far'] else 'right'})")  # fmt: skip
+        write_map(text, pictures, folder / "figures" / "maps" / f"{frame_id}.jpg")
+        if place in told:
+            rows[text] = pictures
+    return write_sheet(list(rows.items()), folder / "figures" / "explanation.png") if rows else None
 
 
-def _pictures(grader: "Grader", patient: str, manifest_path: Path, paths: Any) -> list[np.ndarray]:
-    """Outlines and map of the first frame that has a map; [] if none has."""
-    for path in paths:
-        frame = read_frame(frame_path(manifest_path, path))
+def _pictures(
+    grader: "Grader", patient: str, folder: Path, frames: pd.DataFrame
+) -> tuple[str, list[np.ndarray]]:
+    """Outlines and map of the first frame that has a map, and its id; [] if none has."""
+    for row in frames.itertuples():
+        frame = read_frame(frame_path(folder / "manifest.csv", row.path))
         look = grader.look("", frame)
         answer = grader.answer(patient, [look], maps=True)
         (found,) = answer.frames
@@ -234,5 +247,5 @@ def _pictures(grader: "Grader", patient: str, manifest_path: Path, paths: Any) -
         # Names are burned in beside the sector.
         inside = look.fan.mask(frame.shape[:2])
         bare = np.where(inside if frame.ndim == 2 else inside[..., None], frame, np.uint8(0))
-        return frame_pictures(found, look, bare, answer)
-    return []
+        return row.frame_id, frame_pictures(found, look, bare, answer)
+    return "", []

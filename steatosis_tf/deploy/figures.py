@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from steatosis_tf.deploy.frames import Look
+from steatosis_tf.files import replacing
 from steatosis_tf.grades import FAT_CUTS_PERCENT, NOTICE
 from steatosis_tf.model.answer import FrameAnswer, PatientAnswer
 from steatosis_tf.quantitative.measure import NAMES, UNITS
@@ -60,6 +61,22 @@ def write_sheet(rows: Sequence[tuple[str, list[np.ndarray]]], path: Path) -> Pat
     path.parent.mkdir(parents=True, exist_ok=True)
     write_png(np.concatenate(wide), path)
     return path
+
+
+def write_map(text: str, pictures: Sequence[np.ndarray], path: Path) -> None:
+    """Write a JPEG of one frame, a tenth of the PNG's size: a run holds many.
+
+    Args:
+        text: line below.
+        pictures: of `frame_pictures`.
+        path: JPEG to write; its folder is made.
+    """
+    page = _page(pictures, [(text, _TEXT), (NOTICE, _TEXT)])
+    turned = cv2.cvtColor(page, cv2.COLOR_RGB2BGR)
+    _, data = cv2.imencode(".jpg", turned, [cv2.IMWRITE_JPEG_QUALITY, 80])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.tobytes())
 
 
 def frame_pictures(

@@ -149,11 +149,15 @@ def _expanded(features: np.ndarray, fill: np.ndarray, indicators: tuple[int, ...
 
 
 def _check(features: np.ndarray, target: np.ndarray, signs: tuple[int, ...] | None) -> None:
-    if features.ndim != 2 or target.shape != features.shape[:1] or len(target) < _MIN_PATIENTS:
+    if features.ndim != 2 or target.shape != features.shape[:1]:
         raise ValueError(
-            f"Expected features (num_patients, k) and a target (num_patients,) of at least "
-            f"{_MIN_PATIENTS} patients. Received: features.shape={features.shape} "
-            f"target.shape={target.shape}."
+            f"Expected features (num_patients, k) and a target (num_patients,). Received: "
+            f"features.shape={features.shape} target.shape={target.shape}."
+        )
+    if len(target) < _MIN_PATIENTS:
+        raise ValueError(
+            f"Expected {_MIN_PATIENTS} patients or more to fit a rule to. Received: {len(target)}. "
+            "Add patients, or leave more for training: more folds by --set split.folds=10."
         )
     if signs is not None and (len(signs) != features.shape[1] or set(signs) - {-1, 1}):
         raise ValueError(

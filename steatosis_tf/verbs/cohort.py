@@ -43,6 +43,8 @@ def manifest(args: Namespace) -> Result:
         )
     if summary.patients_per_grade:
         text += f"\nnow: steatosis train {args.output}"
+    else:
+        text += f"\nnow: steatosis review {args.output} --grade, or this again with --grades CSV"
     return Result(dataclasses.asdict(summary), text)
 
 

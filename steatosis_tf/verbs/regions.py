@@ -86,7 +86,8 @@ def review(args: Namespace) -> Result:
         from steatosis_tf.server.grading import grade
 
         table = grade(args.manifest, repeats=args.repeats, **where)
-        text = f"All answers are saved. Next: steatosis consensus {table} --output labels.csv"
+        agreed = table.with_name("agreed.csv")
+        text = f"All answers are saved. Next: steatosis consensus {table} --output {agreed}"
         return Result({"manifest": args.manifest, "readings": str(table)}, text)
     from steatosis_tf.server.review import review as serve
 

@@ -53,7 +53,8 @@ def ingest(args: Namespace) -> Result:
             f"before they leave: {', '.join(summary.marked[:10])}{more}"
         )
     lines.append(
-        f"now: steatosis manifest {summary.labels_path} --grades GRADES_CSV --output manifest.csv"
+        f"now: steatosis manifest {summary.labels_path} --grades GRADES_CSV --key {args.key} "
+        "--output manifest.csv (--key where the grades stand by the hospital's own ids)"
     )
     return Result(plain(summary), "\n".join(lines))
 

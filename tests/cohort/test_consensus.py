@@ -159,7 +159,7 @@ def test_bad_calls_are_refused(consensus, tmp_path):
         consensus([("P1", M, M)], "mean")
     with pytest.raises(ValueError, match="to keep them whole"):
         build_consensus(tmp_path / "readings.csv", tmp_path / "readings.csv")
-    with pytest.raises(ValueError, match="in the folder of the label table"):
+    with pytest.raises(ValueError, match=r"folder of the label table.*--output .*labels\.csv"):
         build_consensus(tmp_path / "readings.csv", tmp_path / "other" / "labels.csv")
 
 

@@ -92,7 +92,7 @@ def test_shares_add_up_to_the_prediction():
 @pytest.mark.parametrize(
     ("features", "target", "signs", "match"),
     [
-        (np.zeros((5, 2)), np.zeros(5), None, "at least 10 patients"),
+        (np.zeros((5, 2)), np.zeros(5), None, "10 patients or more"),
         (np.zeros((20, 2)), np.zeros(19), None, r"target.shape=\(19,\)"),
         (np.zeros(20), np.zeros(20), None, "features.shape"),
         (np.zeros((20, 2)), np.zeros(20), (1,), "sign of -1 or 1 for each of 2"),

@@ -174,7 +174,9 @@ def test_two_readers_on_one_server_to_labels(open_page: Callable[..., Any], mani
         at_case(first, case)
         press(first, "3", "h", "Enter")
     at_case(first, 0)
-    assert "readings.csv --output labels.csv" in server.stop()
+    readings = manifest.with_name("readings.csv")
+    agreed = readings.with_name("agreed.csv")
+    assert f"steatosis consensus {readings} --output {agreed}" in server.stop()
 
     folder = manifest.parent
     agreed = build_consensus(folder / "readings.csv", folder / "agreed.csv")

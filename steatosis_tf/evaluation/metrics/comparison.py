@@ -138,11 +138,13 @@ def comparison_text(rows: Sequence[dict[str, Any]]) -> str:
         ]
     )
     unpaired = sum(isinstance(row["accuracy"]["difference"], str) for row in rows)
-    lines = [
-        table.to_string(index=False),
-        "value [95 % interval over patients] difference to the baseline, paired; "
-        "* its interval leaves out 0 (not corrected for the number of comparisons)",
-    ]
+    lines = [table.to_string(index=False), "value [95 % interval over patients]"]
+    if len(rows) > 1:
+        baseline = next(row["name"] for row in rows if row["accuracy"]["difference"] is None)
+        lines[-1] += (
+            f" difference to the baseline, paired; * its interval leaves out 0 (not corrected for "
+            f"the number of comparisons)\nbaseline: {baseline} (--baseline RUN_ID takes another)"
+        )
     lines += [_delong_text(row["name"], row["delong"]) for row in rows if row["delong"]]
     if unpaired:
         lines.append(f"{unpaired} runs tested other patients than the baseline: not paired")

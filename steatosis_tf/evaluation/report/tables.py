@@ -33,6 +33,9 @@ QUESTIONS = {task: TASKS[task][0][1] for task in CUMULATIVE_TASKS}
 MAX_LISTED = 500
 
 _MAX_LINKS = 12
+
+# Where `deploy.explain` leaves maps, by frame.
+_MAPS_DIR = "figures/maps"
 _RULES = {
     "youden": "Youden", "sensitivity": "fixed sensitivity", "specificity": "fixed specificity",
     "cost": "least cost",
@@ -209,7 +212,7 @@ def abstention_rows(analysis: Analysis) -> list[list[str]]:
 
 
 def patient_rows(run: RunRecord) -> list[list[str]]:
-    """Tested patients, the most wrong first, with links to their frames.
+    """Tested patients, the most wrong first, with links to their frames and map.
 
     A link is a `[text](target)` of Markdown; the target leads from the run directory.
     """
@@ -225,16 +228,21 @@ def patient_rows(run: RunRecord) -> list[list[str]]:
     rows = []
     for place in order:
         row = patients.iloc[place]
-        paths = frames[row["patient_id"]]["path"] if row["patient_id"] in frames else []
+        own = frames.get(row["patient_id"], pd.DataFrame(columns=["path", "frame_id"]))
         links = [
             f"[{k}](<{_target(path, run.run_dir)}>)"
-            for k, path in enumerate(paths[:_MAX_LINKS], start=1)
+            for k, path in enumerate(own["path"][:_MAX_LINKS], start=1)
         ]
-        more = [f"and {len(paths) - _MAX_LINKS} more"] if len(paths) > _MAX_LINKS else []
+        more = [f"and {len(own) - _MAX_LINKS} more"] if len(own) > _MAX_LINKS else []
+        maps = [
+            f"[map](<{_MAPS_DIR}/{frame_id}.jpg>)"
+            for frame_id in own["frame_id"]
+            if (run.run_dir / _MAPS_DIR / f"{frame_id}.jpg").is_file()
+        ]
         rows.append([
             str(row["patient_id"]), row["grade"], GRADES[named[place]],
             f"{expected[place]:.2f}", f"{expected[place] - labels[place]:+.2f}",
-            f"{scores[place].max():.2f}", " ".join([*links, *more]),
+            f"{scores[place].max():.2f}", " ".join([*links, *more]), " ".join(maps),
         ])  # fmt: skip
     return rows
 

@@ -76,6 +76,8 @@ def test_the_text_shows_interval_difference_test_and_cost(runs):
     assert "p = 0.0" in text
     assert "1 runs tested other patients than the baseline: not paired" in text
     assert "nan" not in text.lower()
+    assert "\nbaseline: run b (--baseline RUN_ID takes another)\n" in text
+    assert "baseline" not in comparison_text(compare_runs(runs[:1], runs[0].run_id))
 
 
 def test_the_text_has_a_column_of_what_differs_the_model_first(runs):
