@@ -33,3 +33,11 @@ def half_of(asked_dir: str, number: int) -> float:
     """Half of a number; fails if it is asked twice."""
     (Path(asked_dir) / str(number)).touch(exist_ok=False)
     return number / 2
+
+
+def number_and_process(seconds: float, number: int) -> tuple[int, int]:
+    """The number and the process, after so much processor time."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+    return number, os.getpid()

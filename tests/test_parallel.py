@@ -8,7 +8,7 @@ import parallel_work
 import pytest
 
 from steatosis_tf import cli
-from steatosis_tf.parallel import beam_options, map_on_runner, run_parts
+from steatosis_tf.parallel import beam_options, map_on_cores, map_on_runner, run_parts
 from steatosis_tf.verbs.common import runner_options
 
 pytest.importorskip("apache_beam", reason="the extra beam is not installed")
@@ -29,6 +29,17 @@ def workers_of(parts: list[str]) -> set[str]:
     texts = [Path(part).read_text().split() for part in parts]
     assert [text[0] for text in texts] == [Path(part).name for part in parts]
     return {text[1] for text in texts}
+
+
+def test_little_work_is_done_here_and_much_goes_on_in_processes(monkeypatch):
+    monkeypatch.setattr("steatosis_tf.parallel._BEGUN_S", 0.05)
+    monkeypatch.setattr("steatosis_tf.parallel._LEFT_S", 0.25)
+    work = partial(parallel_work.number_and_process, 0.01)
+    little, much = (list(map_on_cores(work, range(count), "numbers")) for count in (20, 60))
+    assert [number for number, _ in [*little, *much]] == [*range(20), *range(60)]
+    assert {process for _, process in little} == {os.getpid()}
+    assert {process for _, process in much[:4]} == {os.getpid()}
+    assert os.getpid() not in {process for _, process in much[20:]}
 
 
 def test_two_beam_processes_do_all_parts(parts):

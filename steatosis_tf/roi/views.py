@@ -38,8 +38,6 @@ _MAPS_KEPT = 16
 INPUT_SIZE_PX = 224
 # The first echoes are skin, fat and muscle: this share of the sector's depth is left out.
 _NEAR_FIELD_FRACTION = 0.15
-# A wider rectangle would be squeezed sideways too much when it is made square.
-_MAX_ASPECT = 1.5
 
 
 @dataclass(frozen=True)
@@ -92,18 +90,21 @@ def central_rectangle(sector: Sector) -> Rectangle:
     start = rows[0] + round(_NEAR_FIELD_FRACTION * len(rows))
     step = max(1, len(rows) // 128)
     half = _half_widths(mask[start : rows[-1] + 1], middle)
-    # One row of each array per top, one column per last row of the rectangle.
-    tops = np.arange(0, len(half), step, dtype=np.int32)[:, None]
-    heights = np.arange(1, len(half) + 1, dtype=np.int32) - tops
-    reach = np.minimum.accumulate(np.where(heights > 0, half, half.max(initial=0)), axis=1)
-    widths = np.minimum(2 * reach + 1, (_MAX_ASPECT * heights).astype(np.int32))
-    areas = np.where(heights <= _MAX_ASPECT * widths, widths * heights, 0)
-    areas[heights < 1] = 0
-    at = np.unravel_index(areas.argmax(), areas.shape) if areas.any() else None
-    if at is None or min(heights[at], widths[at]) < 16:
+    # One column of each array per top, one row per last row of the rectangle.
+    tops = np.arange(0, len(half), step, dtype=np.int16)
+    heights = np.arange(1, len(half) + 1, dtype=np.int16)[:, None] - tops
+    is_below = heights > 0
+    reach = np.minimum.accumulate(np.where(is_below, half[:, None], half.max(initial=0)), axis=0)
+    # A wider rectangle than 1.5 would be squeezed sideways too much when it is made square.
+    widths = np.minimum(2 * reach + 1, heights + heights // 2)
+    fits = is_below & (heights <= widths + widths // 2)
+    areas = np.multiply(widths, heights, dtype=np.int32) * fits
+    at = areas.max(axis=0).argmax()
+    last = areas[:, at].argmax()
+    height, width = int(heights[last, at]), int(widths[last, at])
+    if min(height, width) < 16:
         raise ValueError("the sector is too small for a rectangle of 16 x 16 px")
-    height, width = int(heights[at]), int(widths[at])
-    return Rectangle(int(start + tops[at[0], 0]), middle - (width - 1) // 2, height, width)
+    return Rectangle(int(start + tops[at]), middle - (width - 1) // 2, height, width)
 
 
 def around_sector(sector_mask: np.ndarray) -> Rectangle:
@@ -130,7 +131,7 @@ def _half_widths(mask: np.ndarray, middle: int) -> np.ndarray:
         first_gap = side.argmin(axis=1)
         whole = side[:, 0] & (first_gap == 0)
         reach.append(np.where(whole, side.shape[1], first_gap) - 1)
-    return np.minimum(*reach).astype(np.int32)
+    return np.minimum(*reach).astype(np.int16)
 
 
 def crop_roi(
