@@ -54,7 +54,7 @@ def run_demo(output_dir: str | Path, *, num_patients: int = 60) -> DemoSummary:
     }
     parts = ["SIMULATED phantoms: shows that the pipeline runs, says nothing about patients."]
     parts += [f"recipe {name}: {RECIPES[name].summary}\n{metrics_text([summary.metrics])}\n\n"
-              f"run: {summary.run_dir}\nreport: {summary.run_dir}/report.html"
+              f"{summary.verdict}\nrun: {summary.run_dir}\nreport: {summary.run_dir}/report.html"
               for name, summary in runs.items()]  # fmt: skip
     parts.append(
         f"the bundle of {_TRAINED[-1]} graded {predicted.counts['graded']} of "

@@ -43,7 +43,7 @@ from steatosis_tf.recipes import RECIPES
 from steatosis_tf.records.builder import records_fingerprint, usable_rows, write_records
 from steatosis_tf.records.pipeline import read_records
 from steatosis_tf.roi.columns import add_roi_columns
-from steatosis_tf.run_log import begun, read_results, track
+from steatosis_tf.run_log import begun, read_results, read_verdict, track
 from steatosis_tf.training import StudyData, check_rois, load_study, train_and_score
 from steatosis_tf.unfinished import finished_before, forget, run_key
 
@@ -53,12 +53,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Where a run lies and what it found."""
+    """Where a run lies and what it found; `verdict` is the report's first sentence."""
 
     run_id: str
     experiment: str
     run_dir: str
     seconds: float
+    verdict: str
     metrics: dict[str, Any]
 
 
@@ -181,7 +182,8 @@ def run_all(
 def _summary(run_dir: Path) -> RunSummary:
     metrics, environment = read_results(run_dir)
     seconds = float(environment["cost"]["seconds"])
-    return RunSummary(run_dir.name, run_dir.parent.name, str(run_dir), seconds, metrics)
+    verdict = read_verdict(run_dir)
+    return RunSummary(run_dir.name, run_dir.parent.name, str(run_dir), seconds, verdict, metrics)
 
 
 def run(

@@ -30,9 +30,10 @@ _WORDS = {
     "mild": 1, "moderate": 2, "severe": 3,
 }  # fmt: skip
 _NUMBERED = re.compile(r"(grade |stage |g ?|s ?)?(\d)(?:[.,]0+)?")
-_PERCENT = re.compile(r"\d+(?:[.,]\d+)?(?:e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+_PERCENT = re.compile(r"(\d+(?:[.,]\d+)?(?:e[+-]?\d+)?)\s*%?", re.IGNORECASE | re.ASCII)
 #: Columns by which a table of grades can name a frame, a study or a patient.
 _JOINS = ("path", "study_id", "patient_id", "original_study_uid", "original_patient_id")
+_NAMES = (*_JOINS, "grade", "fat_percent")
 _ID_OF = {"original_study_uid": "study_id", "original_patient_id": "patient_id"}
 
 
@@ -98,7 +99,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
             or has one of the reserved names, or if a folder is laid out in another way.
     """
     path = Path(path)
-    table = _table_of_folder(path) if path.is_dir() else read_spreadsheet(path)[0]
+    table = _table_of_folder(path) if path.is_dir() else _with_our_names(read_spreadsheet(path)[0])
     _check_columns(path.name, list(table.columns.drop([*ADDED])))
     if table.empty:
         raise ValueError(f"{path.name}: expected one row per frame. Received: a header only.")
@@ -111,6 +112,17 @@ def read_table(path: str | Path) -> pd.DataFrame:
         posixpath.normpath(name) if name else "" for name in table["path"].str.replace("\\", "/")
     ]
     return table
+
+
+def _with_our_names(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose column "Patient ID" is `patient_id`, unless it has both."""
+    taken, names = set(table.columns), {}
+    for column in table.columns:
+        plain = re.sub(r"[\s-]+", "_", column.casefold())
+        if plain in _NAMES and plain not in taken:
+            taken.add(plain)
+            names[column] = plain
+    return table.rename(columns=names)
 
 
 def _table_of_folder(folder: Path) -> pd.DataFrame:
@@ -151,7 +163,7 @@ def join_grades(
             the same say different things, or the label table has such a column with other cells.
     """
     name = Path(grades_path).name
-    found, _ = read_spreadsheet(grades_path)
+    found = _with_our_names(read_spreadsheet(grades_path)[0])
     by = next((column for column in _JOINS if column in found.columns), "")
     brought = [column for column in found.columns if column not in (*ADDED, *_JOINS)]
     if not by or not {"grade", "fat_percent"} & set(brought) or set(brought) & set(RESERVED):
@@ -211,7 +223,8 @@ def check_labels(
         if all are.
 
     Raises:
-        ValueError: if grades are numbers without a 0, which may count from 1.
+        ValueError: if grades are numbers without a 0, which may count from 1, or fat percentages
+            may be fractions.
     """
     grade_map = grade_map or {}
     reasons: dict[int, list[Rejection]] = {}
@@ -237,11 +250,23 @@ def check_labels(
         known_grade, known_fat = _with_fat(known[grade] or "", fat, partial(fault, row))
         grades.append(known_grade)
         fats.append(known_fat)
+    _refuse_fractions(name, np.array(fats), table["grade"])
     table["grade"], table["fat_percent"] = grades, np.array(fats, dtype=float)
     _check_boxes(table, fault)
     _check_duplicates(table, fault)
     _check_one_per_patient(table, fault)
     return reasons, _map_to_write(unknown) if unknown else ""
+
+
+def _refuse_fractions(name: str, fats: np.ndarray, given_grades: pd.Series) -> None:
+    """Fat from 0 to 1 that no grade stands beside would make everybody Normal."""
+    fats = fats[~np.isnan(fats) & (given_grades == "").to_numpy()]
+    if len(set(fats)) > 1 and max(fats) <= 1 and set(fats) - {0, 1}:
+        raise ValueError(
+            f"{name}: expected fat_percent from 0 to 100. Received: {len(fats)} cells from "
+            f"{min(fats):g} to {max(fats):g}, which may be fractions. Write 5 % as 5; where they "
+            "are percent, put a column grade beside them."
+        )
 
 
 def read_grades(
@@ -295,7 +320,8 @@ def _check_columns(name: str, columns: list[str]) -> None:
     if missing:
         raise ValueError(
             f"{name}: expected the columns path, patient_id and grade or fat_percent. "
-            f"Received: {', '.join(columns)}; missing: {', '.join(missing)}."
+            f"Received: {', '.join(columns)}; missing: {', '.join(missing)}. Rename what holds "
+            "them."
         )
     taken = [column for column in columns if column in RESERVED]
     if taken:
@@ -308,7 +334,8 @@ def _check_columns(name: str, columns: list[str]) -> None:
 def _with_fat(known: str, fat: str, fault: Callable[..., None]) -> tuple[str, float]:
     if not fat:
         return known, np.nan
-    percent = float(fat.replace(",", ".")) if _PERCENT.fullmatch(fat) else np.nan
+    found = _PERCENT.fullmatch(fat)
+    percent = float(found[1].replace(",", ".")) if found else np.nan
     if not 0 <= percent <= 100:
         fault("fat_percent", fat=fat)
         return known, np.nan

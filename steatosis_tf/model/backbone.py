@@ -108,7 +108,7 @@ def _resnet18(weights: str | None, pixels: keras.KerasTensor, name: str) -> kera
     except ImportError as error:
         raise RuntimeError(
             "Expected the package keras-hub, which has ResNet-18. Received: not installed. "
-            "Install it with `pip install steatosis_tf[table1]`."
+            "Install it with `pip install 'steatosis_tf[table1]'`."
         ) from error
     if weights == "imagenet":
         network = ResNetBackbone.from_preset("resnet_18_imagenet")

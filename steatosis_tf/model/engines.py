@@ -328,7 +328,7 @@ def openvino_forward(
     except ImportError as error:
         raise RuntimeError(
             "Expected the package openvino. Received: not installed. "
-            "Install it with `pip install steatosis_tf[fast]`, or use model.engine=keras."
+            "Install it with `pip install 'steatosis_tf[fast]'`, or use model.engine=keras."
         ) from error
     core = openvino.Core()
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

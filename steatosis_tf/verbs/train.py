@@ -63,8 +63,9 @@ def _run(experiment: str, config: Config, args: argparse.Namespace) -> Result:
 
     summaries = run_rounds(experiment, args.manifest, config, args.runs_dir, options)
     lines = [metrics_text([summary.metrics for summary in summaries]), ""]
-    lines += [f"run: {summary.run_dir}" for summary in summaries]
-    lines += [f"report: {summary.run_dir}/report.html" for summary in summaries]
+    for summary in summaries:
+        lines += [summary.verdict, f"run: {summary.run_dir}"]
+        lines.append(f"report: {summary.run_dir}/report.html")
     lines += [f"compare: steatosis compare {experiment}, or make ui: {ui_address(experiment)}"]
     values = {"runs": [dataclasses.asdict(summary) for summary in summaries], "notice": NOTICE}
     return Result(values, "\n".join(lines))

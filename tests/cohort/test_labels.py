@@ -173,6 +173,25 @@ def test_what_is_no_number_is_no_fat(study, tmp_path, fat):
     assert list(pd.read_csv(tmp_path / "rejected.csv")["code"]) == ["fat_percent"]
 
 
+def test_a_percent_sign_and_spelt_out_headings_are_taken(study, tmp_path):
+    text = "Path;Patient ID;Fat-Percent;Fat percent\na.png;P1;12,5 %;x\nb.png;P2;70%;y\n"
+    build_manifest(study(text, FOUR[:2]), tmp_path / "manifest.csv")
+    table = read_manifest(tmp_path / "manifest.csv")
+    assert list(table["fat_percent"]) == [12.5, 70.0]
+    assert list(table["grade"]) == ["Mild", "Severe"]
+    assert list(table["Fat percent"]) == ["x", "y"]  # the second of one name is a covariate
+
+
+def test_fractions_are_asked_back_unless_a_grade_stands_beside_them(study, tmp_path):
+    rows = ["a.png,P1,0.02,Normal", "b.png,P2,0.4,Normal", "c.png,P3,0.9,Normal"]
+    text = "\n".join(["path,patient_id,fat_percent,grade", *rows])
+    build_manifest(study(text, FOUR[:3]), tmp_path / "manifest.csv")
+    assert list(read_manifest(tmp_path / "manifest.csv")["fat_percent"]) == [0.02, 0.4, 0.9]
+    bare = study(text.replace("Normal", ""), FOUR[:3])
+    with pytest.raises(ValueError, match=r"3 cells from 0\.02 to 0\.9, which may be fractions"):
+        build_manifest(bare, tmp_path / "other.csv")
+
+
 def test_two_fat_values_of_one_patient_are_a_conflict(study, tmp_path):
     text = "path,patient_id,fat_percent\na.png,P1,40\nb.png,P1,41\nc.png,P2,7\nd.png,P2,7.0\n"
     build_manifest(study(text, FOUR), tmp_path / "manifest.csv")

@@ -78,7 +78,7 @@ def test_rows_without_a_grade_are_kept(study, tmp_path):
         ("a.png,P1,,101", 2, "fat_percent '101' is not a number from 0 to 100"),
         ("a.png,P1,,-1", 2, "fat_percent '-1' is not a number from 0 to 100"),
         ("a.png,P1,,nan", 2, "fat_percent 'nan' is not a number from 0 to 100"),
-        ("a.png,P1,,7%", 2, "fat_percent '7%' is not a number from 0 to 100"),
+        ("a.png,P1,,7%%", 2, "fat_percent '7%%' is not a number from 0 to 100"),
         ("a.png,P1,Severe,4", 2, "grade Severe does not agree with fat_percent 4"),
         ("a.png,,Mild,", 2, "empty patient_id"),
         (",P1,Mild,", 2, "empty path"),

@@ -111,6 +111,12 @@ def test_onnx_file_gives_the_scores_of_the_run(
     assert (both["grade_onnx"] == both["predicted"]).all()
 
 
+def test_the_verdict_that_is_printed_opens_the_report(study: Path) -> None:
+    told = json.loads((study / "first.json").read_text())["result"]["runs"][0]["verdict"]
+    assert re.match(r"(Better|No better|Worse) than always saying [A-Z]", told)
+    assert f"**{told}**" in (run_dir(study) / "report.md").read_text()
+
+
 def test_evaluate_repeats_the_metrics(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run_dir(study) / "metrics.json").read_bytes()
     assert call("evaluate", run_dir(study), "--json") == 0

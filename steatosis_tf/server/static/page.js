@@ -434,7 +434,7 @@ async function start() {
     return;
   }
   at("model").textContent = session.model.name;
-  at("limits").replaceChildren(...session.limits.map((text) => made("li", { text })));
+  at("limits").replaceChildren(...session.limits.map((text) => made("li", { text: text.replaceAll("`", "") })));
   document.body.dataset.ready = "true";
 }
 
