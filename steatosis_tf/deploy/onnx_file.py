@@ -276,7 +276,7 @@ def check_network(
     try:
         with _bounded(lambda: setattr(options, "terminate", True)):
             found = session.run(list(outputs), {"roi": np.zeros((2, *expected), np.uint8)}, options)
-    except Exception as error:
+    except Exception as error:  # onnxruntime's own classes, as above
         raise ValueError(
             "Expected a network that answers a black frame within "
             f"{_MAX_SECONDS:.0f} s and {_MAX_MORE_BYTES >> 30} GiB. Received: model={name!r}, "
@@ -305,7 +305,7 @@ def run_network(
     for first in range(0, len(pictures), BATCH):
         try:
             part = session.run(list(outputs), {"roi": pictures[first : first + BATCH, ..., None]})
-        except Exception as error:
+        except Exception as error:  # onnxruntime's own classes, as above
             raise RuntimeError(
                 f"Expected a network that answers {BATCH} frames at once. Received: onnxruntime's "
                 f"{type(error).__name__}. The model is at fault, or memory is short."

@@ -128,7 +128,7 @@ def start_run(
     run = begun or Run(again or uuid.uuid4().hex, experiment)
     try:
         yield run
-    except BaseException as error:
+    except BaseException as error:  # Ctrl+C too; it is raised again
         reason = str(error) or "interrupted"
         log_tags({_REASON_TAG: f"{type(error).__name__}: {reason}"[:_PARAM_LENGTH]})
         describe(f"Failed: {reason}"[:_PARAM_LENGTH])
