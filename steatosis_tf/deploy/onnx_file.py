@@ -222,6 +222,8 @@ def open_network(data: bytes, name: str, advice: str) -> onnxruntime.InferenceSe
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
+    # Idle threads wait instead of turning: they would take the processor from whatever else runs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         with _bounded(lambda: options.set_load_cancellation_flag(True)):
             session = onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
