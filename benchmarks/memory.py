@@ -1,4 +1,4 @@
-"""Peak memory and time of records, features and training input against the number of frames.
+"""Peak memory and time of every stage, ROI to evaluation, against the number of frames.
 
     python benchmarks/memory.py --folder FOLDER
     python benchmarks/memory.py --folder FOLDER --frames 1000 10000
@@ -7,8 +7,9 @@ Every stage runs in a process of its own. Frames are those of simulated patients
 each under many names (hard links): every name is decoded, cut and stored anew. A patient's frames
 may be alike, so the data-leakage check lets them pass, after comparing all. Features come from a
 stand-in for the backbone that picks 2048 pixels, through the same store: ResNet-50 would take an
-hour for the largest study, and its own memory does not depend on the study. Killed, the script
-goes on from what is finished in FOLDER. Read time as ratios; the load is printed.
+hour for the largest study, and its own memory does not depend on the study. Scores are drawn at
+random, and ten frames are one patient then. Killed, the script goes on from what is finished in
+FOLDER. Read time as ratios; the load is printed.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-STAGES = ("records", "features", "training")
+STAGES = ("roi", "records", "features", "training", "evaluation")
 FRAMES = (1_000, 10_000, 100_000)
 NUM_PATIENTS = 400
 
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="8 GB for 100,000 frames")
     parser.add_argument("--frames", type=int, nargs="+", default=list(FRAMES))
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.stage:
@@ -40,13 +42,13 @@ def main(argv: list[str] | None = None) -> None:
     if not (arguments.folder / "base.csv").is_file():
         _in_own_process(arguments.folder, _write_base)
     for num_frames in arguments.frames:
-        for stage in STAGES:
+        for stage in arguments.stages:
             if not _result_path(arguments.folder, stage, num_frames).is_file():
                 command = [sys.executable, __file__, "--folder", str(arguments.folder)]
                 subprocess.run(
                     [*command, "--frames", str(num_frames), "--stage", stage], check=True
                 )
-    _print_table(arguments.folder, arguments.frames)
+    _print_table(arguments.folder, arguments.stages, arguments.frames)
 
 
 def _in_own_process(folder: Path, work: object) -> None:
@@ -96,7 +98,8 @@ def _write_manifest(folder: Path, num_frames: int) -> Path:
 def _measure(folder: Path, stage: str, num_frames: int) -> None:
     manifest_path = _write_manifest(folder, num_frames)
     records_dir, store_dir = folder / f"records-{num_frames}", folder / f"store-{num_frames}"
-    work = {"records": _records, "features": _features, "training": _training}[stage]
+    work = {"roi": _roi, "records": _records, "features": _features, "training": _training,
+            "evaluation": _evaluation}[stage]  # fmt: skip
     start = time.perf_counter(), os.times()
     work(manifest_path, records_dir, store_dir)
     end = os.times()
@@ -108,6 +111,20 @@ def _measure(folder: Path, stage: str, num_frames: int) -> None:
         "load": os.getloadavg()[0],
     }
     _result_path(folder, stage, num_frames).write_text(json.dumps(note))
+
+
+def _roi(manifest_path: Path, records_dir: Path, store_dir: Path) -> None:
+    """Sectors, rectangles, marks and the check's hashes of all frames anew."""
+    from steatosis_tf.cohort.manifest import read_manifest
+    from steatosis_tf.config import RoiConfig
+    from steatosis_tf.roi.columns import add_roi_columns
+
+    table = read_manifest(manifest_path)
+    table = table.drop(columns=[name for name in table if name.startswith("roi_")])
+    hashes_path = records_dir.with_name(f"hashes-{records_dir.name}.csv")
+    hashes_path.unlink(missing_ok=True)
+    add_roi_columns(table, manifest_path, RoiConfig("sector"), hashes_path=hashes_path)
+    _stop_workers()
 
 
 def _records(manifest_path: Path, records_dir: Path, store_dir: Path) -> None:
@@ -156,6 +173,34 @@ def _training(manifest_path: Path, records_dir: Path, store_dir: Path) -> None:
         pass
 
 
+def _evaluation(manifest_path: Path, records_dir: Path, store_dir: Path) -> None:
+    """All that is claimed of a run of five folds, with intervals of 2,000 resamples."""
+    from steatosis_tf.cohort.manifest import read_manifest, write_manifest
+    from steatosis_tf.config import Config, save_config
+    from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals
+    from steatosis_tf.evaluation.metrics.scores import read_scores, write_scores
+    from steatosis_tf.evaluation.report.evaluate import evaluate_run
+    from steatosis_tf.grades import GRADES, SCORE_COLUMNS
+
+    run_dir = records_dir.with_name(f"run-{records_dir.name}")
+    table = read_manifest(manifest_path)
+    patient = np.arange(len(table)) // 10
+    table["patient_id"] = [f"patient{number}" for number in patient]
+    table["grade"] = np.array(GRADES)[patient % 4]
+    table["fat_percent"] = np.array([2.0, 20.0, 50.0, 80.0])[patient % 4]
+    write_manifest(table, run_dir / "manifest.csv")
+    odds = np.random.default_rng(0).gamma(1.0, size=(len(table), 4))
+    odds[np.arange(len(table)), patient % 4] *= 2
+    scores = table[["frame_id", "patient_id", "grade", "fat_percent"]].assign(fold=patient % 5)
+    scores[list(SCORE_COLUMNS)] = odds / odds.sum(axis=1, keepdims=True)
+    scores["predicted"] = np.array(GRADES)[odds.argmax(axis=1)]
+    write_scores(scores, run_dir / "frame_scores.csv")
+    save_config(Config(), run_dir / "config.json")
+    del table, scores, odds
+    evaluate_run(run_dir)
+    bootstrap_intervals(read_scores(run_dir / "patient_scores.csv"))
+
+
 def _stop_workers() -> None:
     """Ends the processes that cut ROIs, so that their time and memory are counted."""
     from joblib.externals.loky import get_reusable_executor
@@ -167,10 +212,10 @@ def _result_path(folder: Path, stage: str, num_frames: int) -> Path:
     return folder / f"measured-{stage}-{num_frames}.json"
 
 
-def _print_table(folder: Path, frames: list[int]) -> None:
+def _print_table(folder: Path, stages: list[str], frames: list[int]) -> None:
     names = ("frames", "peak MB", "child MB", "CPU s", "wall s", "load")
     print(f"{'stage':10}" + "".join(f"{name:>10}" for name in names))
-    for stage in STAGES:
+    for stage in stages:
         notes = [json.loads(_result_path(folder, stage, count).read_text()) for count in frames]
         keys = ("peak_mb", "largest_child_mb", "cpu_seconds", "seconds", "load")
         for count, note in zip(frames, notes, strict=True):

@@ -192,7 +192,6 @@ def compare(args: Namespace) -> Result:
         steatosis compare joint paper --figure compared.png
     """
     from steatosis_tf import tracking
-    from steatosis_tf.evaluation.figures.results import comparison_figure
     from steatosis_tf.evaluation.metrics.comparison import compare_runs, comparison_text
 
     rows = [row for experiment in args.experiments
@@ -209,6 +208,8 @@ def compare(args: Namespace) -> Result:
     # Without a baseline named, the oldest run is what the others are held against.
     compared = compare_runs(runs, args.baseline or runs[-1].run_id, num_resamples=args.resamples)
     if args.figure:
+        from steatosis_tf.evaluation.figures.results import comparison_figure
+
         comparison_figure(compared, args.figure)
     text = "\n".join([comparison_text(compared), *(f"left out: {one}" for one in left_out), NOTICE])
     return Result({"runs": compared, "left_out": left_out, "notice": NOTICE}, text)
