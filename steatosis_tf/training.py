@@ -227,7 +227,8 @@ def _kept_fold(
     if folder := kept(run_dir, part):
         return folder
     with keeping(run_dir, part) as folder, _telling(config, nested=nested) as told:
-        trained, epochs = train_fold(data, partition, config, told)
+        backup = folder.with_suffix(".npz")  # beside the folder, which is emptied at every start
+        trained, epochs = train_fold(data, partition, config, told, backup)
         epochs.assign(fold=fold).to_csv(folder / _HISTORY, index=False)
         if not is_refit:
             whole = data.maps is not None
@@ -239,6 +240,7 @@ def _kept_fold(
             write_scores(validated, folder / _VALIDATED, validation=True)
         if is_refit or not nested:
             _write_model(trained, folder)
+    backup.unlink(missing_ok=True)
     return folder
 
 
@@ -314,7 +316,11 @@ def _by_model(model: keras.Model, data: StudyData, patient_ids: frozenset[str]) 
 
 
 def train_fold(
-    data: StudyData, partition: Partition, config: Config, on_epoch: EpochCallback | None
+    data: StudyData,
+    partition: Partition,
+    config: Config,
+    on_epoch: EpochCallback | None,
+    backup: Path | None = None,
 ) -> tuple[keras.Model | JointModel, pd.DataFrame]:
     """Train on the training part of a partition; its validation part steers the learning rate.
 
@@ -323,6 +329,7 @@ def train_fold(
         partition: who trains and who validates; who is tested is not looked at.
         config: head and training.
         on_epoch: called after every epoch.
+        backup: as of `fit`, of the stage whose epochs are long: on pixels, or fine-tuning.
 
     Returns:
         the head on features, after fine-tuning the whole model on pixels, or the joint rule; and
@@ -342,7 +349,7 @@ def train_fold(
     if not config.train.views:
         model = assemble(data.backbone, head, config.model)
         pixels = _online_batches(data, partition, targets, config)
-        history = fit(model, *pixels, weights, config.train, on_epoch)
+        history = fit(model, *pixels, weights, config.train, on_epoch, backup)
         copy_weights(model, head, head)
         return head, history
     order = _order(data.index.iloc[train], train, config)
@@ -360,6 +367,7 @@ def train_fold(
         weights,
         config.train,
         on_epoch,
+        backup,
     )
     return tuned, pd.concat([history, more], ignore_index=True)
 
@@ -375,17 +383,19 @@ def _online_batches(
 ) -> tuple[tf.data.Dataset, tf.data.Dataset]:
     """Training and validation on pixels, augmented anew in every epoch."""
     examples = _with_targets(read_records(data.records_dir), targets)
-    num_training = len(rows_of(data, partition.train))
-    training = training_batches(
+
+    def of(patient_ids: frozenset[str]) -> tf.data.Dataset:
         # Keras would warn in the first epoch that data of unknown length ran out.
-        keep_patients(examples, partition.train).apply(
-            tf.data.experimental.assert_cardinality(num_training)
-        ),
+        known = tf.data.experimental.assert_cardinality(len(rows_of(data, patient_ids)))
+        return keep_patients(examples, patient_ids).apply(known)
+
+    training = training_batches(
+        of(partition.train),
         config.augmentation,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
     )
-    return training, pixel_batches(keep_patients(examples, partition.validation))
+    return training, pixel_batches(of(partition.validation))
 
 
 def _targets(index: pd.DataFrame, rows: np.ndarray, head: HeadKind) -> np.ndarray:

@@ -1,5 +1,8 @@
 """A run that is killed at any moment goes on as the same run, and ends with the same files."""
 
+import contextlib
+import itertools
+import json
 import multiprocessing
 import os
 import random
@@ -96,7 +99,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _to_the_end(start, work, folder: Path, config: Config) -> float:
     begun = time.monotonic()
     process = start(work, str(folder), config)
-    process.join(900)
+    process.join(3600)  # machines may be shared
+    if process.is_alive():
+        _kill(process)
     assert process.exitcode == 0, (folder / "log.txt").read_text()[-3000:]
     return time.monotonic() - begun
 
@@ -136,28 +141,65 @@ def _is_tracked_once(folder: Path, run_id: str, num_folds: int) -> None:
     assert twice == reasons == []
 
 
-def _kill_and_compare(start, work, folder: Path, config: Config, kills: int, seed: int) -> None:
-    """The same command in two folders, once to its end and once killed so often."""
-    whole, killed = folder / "whole", folder / "killed"
+def _at_any_moment(process: multiprocessing.Process, folder: Path, seconds: float, share: float):
+    process.join(share * seconds)
+
+
+def _inside_an_epoch(process: multiprocessing.Process, folder: Path, seconds: float, share: float):
+    """Two epochs on from where the run was, and a share of the next."""
+    known = _kept_epochs(folder)
+    for _ in range(2):
+        begun = time.monotonic()
+        while (kept := _kept_epochs(folder)) == known and process.is_alive():
+            time.sleep(0.002)
+        known = kept
+    assert known, (folder / "log.txt").read_text()[-3000:]
+    process.join(share * (time.monotonic() - begun))
+
+
+def _kept_epochs(folder: Path) -> int:
+    """How many epochs of a fold are kept."""
+    for path in folder.glob("runs/e/*/.work/fold_0.npz"):
+        with contextlib.suppress(FileNotFoundError), np.load(path) as file:  # the fold is done
+            return len(json.loads(file["state"].item())["rows"])
+    return 0
+
+
+def _kill_and_compare(
+    start, work, folder: Path, config: Config, kills: int, seed: int, wait=_at_any_moment
+) -> None:
+    """The same command in copies of `given`: once to its end, in the others killed so often in all.
+
+    A run that comes to its end before it is killed is compared too, and another copy begun.
+    """
+    whole = shutil.copytree(folder / "given", folder / "whole")
     seconds = _to_the_end(start, work, whole, config)
-    moments = random.Random(seed)
-    for _ in range(kills):
-        process = start(work, str(killed), config)
-        process.join(moments.uniform(0, seconds))
-        _kill(process)
-        if _is_finished(killed):  # faster than the first; the same command is a new run now
-            break
-    else:
-        _to_the_end(start, work, killed, config)
+    num_killed, rounds, moments = 0, itertools.count(), random.Random(seed)
+    while num_killed < kills:
+        killed = shutil.copytree(folder / "given", folder / f"killed_{next(rounds)}")
+        while num_killed < kills:
+            process = start(work, str(killed), config)
+            wait(process, killed, seconds, moments.random())
+            _kill(process)
+            assert process.exitcode in (0, -signal.SIGKILL), (killed / "log.txt").read_text()
+            if _is_finished(killed):  # the same command would be a new run now
+                break
+            num_killed += 1
+        else:
+            _to_the_end(start, work, killed, config)
+        _is_the_same(whole, killed, config)
+
+
+def _is_the_same(whole: Path, killed: Path, config: Config) -> None:
     one, other = contents(_only_run(whole)), contents(_only_run(killed))
     assert other.keys() == one.keys()
     assert [name for name in one if other[name] != one[name]] == []
-    _is_tracked_once(killed, _only_run(killed).name, config.split.folds)
+    num_folds = config.split.folds if config.split.kind == "kfold" else 0
+    _is_tracked_once(killed, _only_run(killed).name, num_folds)
 
 
 def test_five_kills_change_nothing(start, tmp_path):
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "killed").mkdir()
+    (tmp_path / "given").mkdir()
     config = override(RECIPES["joint"].config, ["split.kind=kfold"])
     _kill_and_compare(start, _train, tmp_path, config, kills=5, seed=16)
 
@@ -165,9 +207,21 @@ def test_five_kills_change_nothing(start, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["linear", "demo"])
 def test_twenty_kills_change_nothing(start, study, tmp_path, recipe):
-    for name in ("whole", "killed"):
-        shutil.copytree(study, tmp_path / name)
+    shutil.copytree(study, tmp_path / "given")
     settings = ["split.kind=kfold", "split.folds=3", "model.engine=keras"]
     small = ["roi.depth_px=64", "roi.num_beams=64"] if recipe == "linear" else ["train.epochs=5"]
     config = override(RECIPES[recipe].config, settings + small)
     _kill_and_compare(start, _run, tmp_path, config, kills=20, seed=17)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "epochs",
+    ["train.views=0 train.epochs=14", "train.views=1 train.epochs=2 train.fine_tune_epochs=14"],
+    ids=["pixels", "fine_tune"],
+)
+def test_kills_inside_long_epochs_change_nothing(start, study, tmp_path, epochs):
+    shutil.copytree(study, tmp_path / "given")
+    settings = ["split.kind=holdout", "model.engine=keras", "train.plateau_patience=2"]
+    config = override(RECIPES["demo"].config, settings + epochs.split())
+    _kill_and_compare(start, _run, tmp_path, config, 5, 19, _inside_an_epoch)

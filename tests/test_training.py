@@ -14,7 +14,7 @@ from steatosis_tf.config import Config, ModelConfig, TrainConfig
 from steatosis_tf.model.shards import plain_rows
 from steatosis_tf.model.train import make_repeatable
 from steatosis_tf.records.pipeline import read_index
-from steatosis_tf.training import StudyData, load_study, train_fold
+from steatosis_tf.training import StudyData, load_study, train_and_score, train_fold
 
 _FAT = (2.0, 20.0, 50.0, 80.0)
 
@@ -115,6 +115,43 @@ def tiny_pixels() -> keras.Model:
     roi = keras.Input((224, 224, 1), dtype="uint8", name="roi")
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(0.0, 1.0)(roi))
     return keras.Model(roi, keras.layers.RepeatVector(3)(x)[:, :, 0], name="constant")
+
+
+def test_a_run_goes_on_inside_a_fold_on_pixels(
+    phantom_records, tiny_backbone, tmp_path, monkeypatch
+):
+    """The state that is kept was left by a rate of its own, which tells it from a new beginning."""
+    make_repeatable(0)
+    index = read_index(phantom_records)
+    patients = index.sort_values("label", kind="stable")["patient_id"].tolist()
+    tested, validating = frozenset(patients[::11]), frozenset(patients[3::11])
+    fold = Partition("all", frozenset(patients) - tested - validating, validating, tested)
+    views = np.random.default_rng(0).random((1, len(index), 48), np.float32)
+    study = StudyData(phantom_records, index, views, tiny_backbone)
+    config = Config(
+        model=ModelConfig(weights="random", hidden_units=4),
+        train=TrainConfig(views=0, epochs=4, batch_size=4, learning_rate=1e-2, plateau_patience=1),
+    )
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, learning_rate=1e-3))
+    head, history = train_fold(study, fold, config, None)
+
+    def stop(epoch: int, logs: dict[str, float]) -> None:
+        if epoch == 1:
+            raise InterruptedError
+
+    backup = tmp_path / "run" / ".work" / "fold_0.npz"
+    with pytest.raises(InterruptedError):
+        train_fold(study, fold, config, stop, backup)
+    monkeypatch.setenv("STEATOSIS_MLRUNS", str(phantom_records / "records.json"))  # is no folder
+    with tracking.start_run("pixels", "again"):
+        model = train_and_score(study, [fold], other, tmp_path / "run")
+    assert pd.read_csv(tmp_path / "run" / "history.csv").drop(columns="fold").equals(history)
+    for name in ("hidden", "probabilities"):
+        for weight, expected in zip(
+            model.get_layer(name).get_weights(), head.get_layer(name).get_weights(), strict=True
+        ):
+            np.testing.assert_array_equal(weight, expected)
+    assert not backup.exists()  # the fold is kept in its place
 
 
 def test_sweep_refuses_what_it_does_not_do(tmp_path):

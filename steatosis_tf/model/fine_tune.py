@@ -80,6 +80,7 @@ def fine_tune(
     weights: dict[int, float] | None,
     config: TrainConfig,
     on_epoch: EpochCallback | None = None,
+    backup: Path | None = None,
 ) -> tuple[keras.Model, pd.DataFrame]:
     """Train convolutions above the cut, and the head, of a copy of the model.
 
@@ -94,6 +95,7 @@ def fine_tune(
         weights: class weights, or None.
         config: `fine_tune_epochs` and `fine_tune_learning_rate`, the rest as in the first stage.
         on_epoch: called after each epoch; numbers go on from those of the first stage.
+        backup: as of `fit`, of this stage.
 
     Returns:
         the fine-tuned copy, pixels to probabilities, and one row per epoch as `fit` gives them.
@@ -109,7 +111,7 @@ def fine_tune(
             config, epochs=config.fine_tune_epochs, learning_rate=config.fine_tune_learning_rate
         )
         told = None if on_epoch is None else lambda n, logs: on_epoch(config.epochs + n, logs)
-        history = fit(above, training, validation, weights, stage, told)
+        history = fit(above, training, validation, weights, stage, told, backup)
     return tuned, history.assign(epoch=history["epoch"] + config.epochs)
 
 

@@ -1,7 +1,12 @@
-"""Fitting the head: AdamW, class weights, ReduceLROnPlateau, best checkpoint."""
+"""Fitting: AdamW, class weights, ReduceLROnPlateau, best checkpoint, going on after a kill."""
 
+import json
 import math
+import zipfile
+from collections import deque
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,13 +14,18 @@ import pandas as pd
 import tensorflow as tf
 
 from steatosis_tf.config import TrainConfig
+from steatosis_tf.files import replacing
 from steatosis_tf.model.heads import has_regression, objective, set_spread
 from steatosis_tf.model.shards import StoredViews
 
 EpochCallback = Callable[[int, dict[str, float]], None]
 
 # Python comes in once in so many steps: a quarter of an epoch's time on features, the same digits.
+# Steps that devices share cannot be joined: TensorFlow ends with an error of its own.
 _STEPS_AT_A_TIME = 50
+
+# What Keras' ReduceLROnPlateau remembers of the epochs before.
+_PLATEAU = ("best", "wait", "cooldown_counter")
 
 
 def make_repeatable(seed: int) -> None:
@@ -114,21 +124,22 @@ def fit(
     weights: dict[int, float] | None,
     config: TrainConfig,
     on_epoch: EpochCallback | None = None,
+    backup: Path | None = None,
 ) -> pd.DataFrame:
     """Train what is trainable in the model, in place.
 
-    A regression's `spread` is set to its error on the validation part.
-
-    With `config.checkpoint` "best" the model is left with the weights of the epoch with the
-    lowest validation loss, otherwise with those of the last epoch.
+    It is left with the weights of the last epoch, with `config.checkpoint` "best" with those of the
+    lowest validation loss. A regression's `spread` is set to its error on the validation part.
 
     Args:
         model: head on features, or the whole model on pixels.
-        training: batches of inputs and labels.
+        training: batches of inputs and labels; with a backup their number must be known.
         validation: the same, from other patients.
         weights: class weights, or None; None for a regression.
         config: optimizer, schedule, epochs.
         on_epoch: called after each epoch with its number (from 0) and its numbers.
+        backup: `.npz`, written after every epoch. A call that finds it tells of the epochs in it,
+            goes on, and ends with the same digits as one that was not broken off.
 
     Returns:
         one row per epoch: `epoch, loss, accuracy, val_loss, val_accuracy, learning_rate`.
@@ -136,68 +147,133 @@ def fit(
     Raises:
         RuntimeError: if no epoch had a finite validation loss.
     """
-    fitted = objective(model)
+    fitted, num_devices = objective(model), tf.distribute.get_strategy().num_replicas_in_sync
     fitted.model.compile(
         optimizer=keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay),
         loss=fitted.loss,
         metrics=[fitted.accuracy],
-        steps_per_execution=_STEPS_AT_A_TIME,
+        steps_per_execution=1 if num_devices > 1 else _STEPS_AT_A_TIME,
     )
-    best = _BestWeights()
-    callbacks = [_plateau(config), best]
-    if on_epoch is not None:
-        callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=on_epoch))
-    history = fitted.model.fit(
+    progress = _Progress(config, on_epoch, backup)
+    _pass_epochs(training, len(progress.rows), config)
+    fitted.model.fit(
         training,
         validation_data=validation,
+        initial_epoch=len(progress.rows),
         epochs=config.epochs,
         class_weight=weights,
         shuffle=False,  # the batches are shuffled already; Keras would warn that it cannot
-        callbacks=callbacks,
+        callbacks=[progress.plateau, progress],
         verbose=0,
-    ).history
+    )
+    history = pd.DataFrame(progress.rows).rename_axis("epoch").reset_index()
     if not np.isfinite(history["val_loss"]).any():
         raise RuntimeError(
             "Expected a finite validation loss in at least one epoch. Received: "
-            f"{history['val_loss'][-1]} with train.learning_rate={config.learning_rate}. "
+            f"{history['val_loss'].iloc[-1]} with train.learning_rate={config.learning_rate}. "
             "Choose a lower one."
         )
-    kept_loss = best.restore() if config.checkpoint == "best" else history["val_loss"][-1]
+    loss = progress.settle()
     if has_regression(model):
-        set_spread(model, kept_loss)
-    return pd.DataFrame({"epoch": range(config.epochs), **history})
+        set_spread(model, loss)
+    return history
 
 
-def _plateau(config: TrainConfig) -> keras.callbacks.Callback:
-    return keras.callbacks.ReduceLROnPlateau(
-        "val_accuracy",
-        mode="max",  # Keras guesses the direction only of names it knows
-        factor=config.plateau_factor,
-        patience=config.plateau_patience,
-        min_lr=1e-7,
-    )
+def _pass_epochs(training: tf.data.Dataset, epochs: int, config: TrainConfig) -> None:
+    """Leave the generators of the batches as so many epochs of a fit leave them.
+
+    They belong to the dataset and can be neither read nor set: an iterator draws from them when it
+    is made. Keras makes one for each epoch, and at its end one more that it does not use.
+    """
+    batches = tf.distribute.get_strategy().experimental_distribute_dataset(training)
+    for _ in range(epochs):
+        epoch = iter(batches)
+        if config.sampling == "patients":  # draws at each turn of the patients
+            deque(epoch, maxlen=0)
+        iter(batches)
 
 
-class _BestWeights(keras.callbacks.Callback):
-    """Keeps the trainable weights of the epoch with the lowest validation loss in memory.
+class _Progress(keras.callbacks.Callback):
+    """How far a fit has come, kept in a file after every epoch if there is a name for it.
 
-    Only the head is trainable, so this is a few MB, where a checkpoint file would hold the
-    backbone again at every improvement.
+    Keras' `BackupAndRestore` loses plateau, history and the generator of the dropout, and is
+    left with weights of one epoch and the number of another by a kill between its two files.
+
+    Attributes:
+        rows: numbers of every epoch so far.
+        plateau: the schedule; it has to be called before this.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, config: TrainConfig, on_epoch: EpochCallback | None, backup: Path | None
+    ) -> None:
         super().__init__()
-        self._lowest = math.inf
-        self._weights: list[np.ndarray] = []
+        self.plateau = keras.callbacks.ReduceLROnPlateau(
+            "val_accuracy",
+            mode="max",  # Keras guesses the direction only of names it knows
+            factor=config.plateau_factor,
+            patience=config.plateau_patience,
+            min_lr=1e-7,
+        )
+        self._keeps_best = config.checkpoint == "best"
+        self._tell = on_epoch or (lambda epoch, logs: None)
+        self._backup = backup
+        self._state, self._arrays = _read_backup(backup)
+        self.rows: list[dict[str, float]] = self._state.get("rows", [])
+        self._lowest: float = self._state.get("lowest", math.inf)
+        # Only what is trainable: without the frozen backbone this is a few MB.
+        self._best: list[np.ndarray] = []
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        self.model.optimizer.build(self.model.trainable_variables)
+        if self.rows:
+            variables = self._variables()
+            for variable, value in zip(variables, self._arrays, strict=False):
+                variable.assign(value)
+            self._best = self._arrays[len(variables) :]
+            vars(self.plateau).update(self._state["plateau"])
+        for epoch, row in enumerate(self.rows):
+            self._tell(epoch, row)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        loss = (logs or {})["val_loss"]
-        if loss < self._lowest:
-            self._lowest = loss
-            self._weights = [weight.numpy() for weight in self.model.trainable_variables]
+        row = dict(logs or {})
+        self.rows.append(row)
+        if self._keeps_best and row["val_loss"] < self._lowest:
+            self._lowest = row["val_loss"]
+            self._best = [weight.numpy() for weight in self.model.trainable_variables]
+        if self._backup:
+            self._write(self._backup)
+        self._tell(epoch, row)
 
-    def restore(self) -> float:
-        """Put the weights back; their validation loss."""
-        for variable, value in zip(self.model.trainable_variables, self._weights, strict=True):
+    def settle(self) -> float:
+        """Leave the model with the weights that are kept; their validation loss."""
+        if not self._keeps_best:
+            return self.rows[-1]["val_loss"]
+        for variable, value in zip(self.model.trainable_variables, self._best, strict=True):
             variable.assign(value)
         return self._lowest
+
+    def _variables(self) -> list[keras.Variable]:
+        """What an epoch changes: layers that learn, generators of their dropout, the optimizer."""
+        learning = [layer for layer in self.model.layers if layer.trainable]
+        of_layers = [variable for layer in learning for variable in layer.variables]
+        return of_layers + self.model.optimizer.variables
+
+    def _write(self, path: Path) -> None:
+        plateau = {name: getattr(self.plateau, name) for name in _PLATEAU}
+        state = {"rows": self.rows, "lowest": self._lowest, "plateau": plateau}
+        arrays = [variable.numpy() for variable in self._variables()]
+        with replacing(path) as temporary:
+            np.savez(temporary, *arrays, *self._best, state=json.dumps(state))
+
+
+def _read_backup(path: Path | None) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """What `_write` wrote; nothing if it is not there or damaged, which its checksums tell."""
+    if path is None:
+        return {}, []
+    try:
+        with np.load(path) as file:
+            arrays = [file[f"arr_{number}"] for number in range(len(file.files) - 1)]
+            return json.loads(file["state"].item()), arrays
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+        return {}, []

@@ -132,6 +132,31 @@ def test_every_fold_starts_from_the_same_weights(study):
     assert not np.array_equal(first["conv5/kernel"], between["conv5/kernel"])
 
 
+def test_a_fold_that_is_broken_off_goes_on_inside_fine_tuning(study, tmp_path):
+    make_repeatable(0)
+    config = Config(model=_MODEL, train=dataclasses.replace(_TRAIN, epochs=1, fine_tune_epochs=3))
+    backup, writes = tmp_path / "fold_0.npz", []
+    expected, history = train_fold(study, _partition(study), config, None)
+
+    def stop(epoch: int, logs: dict[str, float]) -> None:
+        assert backup.exists() == (epoch > 0)  # the head's own epochs are short
+        if epoch == 2:
+            raise InterruptedError
+
+    def tell(epoch: int, logs: dict[str, float]) -> None:
+        writes.append((epoch, backup.stat().st_mtime_ns))
+
+    with pytest.raises(InterruptedError):
+        train_fold(study, _partition(study), config, stop, backup)
+    tuned, again = train_fold(study, _partition(study), config, tell, backup)
+    epochs, times = zip(*writes, strict=True)
+    assert epochs == (0, 1, 2, 3)
+    assert times[0] == times[2] < times[3]  # of fine-tuning, the last epoch alone was trained
+    before, after = _weights(expected), _weights(tuned)
+    assert all(np.array_equal(before[path], after[path]) for path in before)
+    assert again.equals(history)
+
+
 def test_epochs_lower_the_loss_and_the_tuned_model_is_kept(study, tmp_path):
     train = dataclasses.replace(_TRAIN, fine_tune_epochs=6, fine_tune_learning_rate=3e-3)
     labels = study.index["label"].to_numpy()
@@ -210,23 +235,46 @@ import tensorflow as tf
 two = [tf.config.LogicalDeviceConfiguration()] * 2
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
 
+import pathlib
 import keras
 from steatosis_tf.config import TrainConfig
-from steatosis_tf.model.fine_tune import fine_tune
+from steatosis_tf.model.fine_tune import CUT_LAYER, fine_tune
+from steatosis_tf.model.train import frame_order, make_repeatable
 
-keras.utils.set_random_seed(0)
+make_repeatable(0)
 x = keras.Input((4,), name="roi")
-cut = keras.layers.Dense(5, trainable=False, name="cut")(x)
+cut = keras.layers.Dense(5, trainable=False, name=CUT_LAYER)(x)
 y = keras.layers.Dense(4, activation="softmax", name="probabilities")(cut)
 model = keras.Model(x, y)
 maps = np.random.default_rng(0).normal(size=(16, 5)).astype("float32")
-batches = tf.data.Dataset.from_tensor_slices((maps, np.arange(16) % 4)).batch(8)
 config = TrainConfig(fine_tune_epochs=3, fine_tune_learning_rate=1e-2, views=1)
 weights = {0: 1.0, 1: 2.0, 2: 1.0, 3: 1.0}
+
+
+def fit(tell=None, backup=None):
+    keras.utils.set_random_seed(0)
+    orders = frame_order(np.arange(16), seed=0), tf.data.Dataset.range(16)
+    batches = [rows.map(lambda row: (tf.gather(maps, row), row % 4)).batch(8) for rows in orders]
+    return fine_tune(model, *batches, weights, config, tell, backup)
+
+
+def stop(epoch, logs):
+    if epoch == config.epochs + 1:
+        raise InterruptedError
+
+
 losses, kernels = [], []
 for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
     with strategy.scope():
-        tuned, history = fine_tune(model, batches, batches, weights, config, cut_layer="cut")
+        tuned, history = fit()
+        backup = pathlib.Path("devices") / f"{strategy.num_replicas_in_sync}.npz"
+        try:
+            fit(stop, backup)
+        except InterruptedError:
+            again, history_again = fit(None, backup)
+    assert history_again.equals(history)
+    for weight, expected in zip(again.get_weights(), tuned.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, expected)
     losses.append(history["loss"])
     kernels.append(tuned.get_layer("probabilities").kernel.numpy())
     print(strategy.num_replicas_in_sync, "devices", history["loss"].tolist())
@@ -236,10 +284,11 @@ np.testing.assert_allclose(kernels[1], kernels[0], atol=1e-6)
 
 
 @pytest.mark.slow
-def test_batches_shared_out_among_devices_teach_the_same():
+def test_batches_shared_out_among_devices_teach_the_same(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", _ON_TWO_DEVICES], capture_output=True, text=True, timeout=900,
-        check=False, env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        [sys.executable, "-c", _ON_TWO_DEVICES], cwd=tmp_path, capture_output=True, text=True,
+        timeout=900, check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "2 devices" in done.stdout

@@ -1,6 +1,7 @@
 """Fitting: only the head learns, the schedule and the checkpoint do what they say, repeatably."""
 
 import dataclasses
+import json
 from collections import Counter
 
 import keras
@@ -209,6 +210,65 @@ def test_best_epoch_is_restored():
 def test_diverged_training_is_an_error():
     with pytest.raises(RuntimeError, match=r"finite validation loss.*train\.learning_rate=1e\+38"):
         _fit(dataclasses.replace(_TRAIN, learning_rate=1e38))
+
+
+class _BrokenOff(Exception):
+    pass
+
+
+def _fit_with_backup(train: TrainConfig, backup=None, *, stop: int | None = None):
+    """A fit that learns what validation calls wrong: rate and best epoch change on the way.
+
+    One that goes on begins with other weights, so that it cannot train the first epochs again.
+    """
+    views, labels = _cohort()
+    head = build_head(_MODEL, views[0], seed=0)
+    if backup is not None and backup.exists():
+        for layer in head.layers:
+            for variable in layer.variables if layer.trainable else []:
+                variable.assign(variable + 1)
+    patient_ids = np.arange(len(labels)) // 3 if train.sampling == "patients" else None
+    order = frame_order(np.arange(len(labels)), patient_ids, seed=0)
+    batches = feature_batches(views, labels, order, batch_size=8, seed=0)
+    validation = (views[1], np.where(labels == 2, 3, labels))
+    told = []
+
+    def tell(epoch: int, row: dict[str, float]) -> None:
+        told.append(epoch)
+        if epoch == stop:
+            raise _BrokenOff
+
+    history = fit(head, batches, validation, {0: 2.0, 1: 1.0, 2: 1.0, 3: 1.0}, train, tell, backup)
+    assert told == list(range(train.epochs))
+    return head.get_weights(), history
+
+
+def test_a_fit_that_is_broken_off_goes_on_to_the_same_digits(tmp_path):
+    make_repeatable(0)
+    train = dataclasses.replace(
+        _TRAIN, epochs=9, learning_rate=3e-2, plateau_patience=2, sampling="patients",
+        checkpoint="best",
+    )  # fmt: skip
+    weights, history = _fit_with_backup(train)
+    backup = tmp_path / "fold_0.npz"
+    with pytest.raises(_BrokenOff):
+        _fit_with_backup(train, backup, stop=4)
+    again, history_again = _fit_with_backup(train, backup)
+    # Or this test shows nothing: the rate falls after the break, the best epoch is before it.
+    assert history["learning_rate"].iloc[-1] < history["learning_rate"].iloc[5]
+    assert history["val_loss"].idxmin() < 4
+    _assert_same(again, weights)
+    assert history_again.equals(history)
+
+
+def test_a_damaged_backup_is_not_used(tmp_path):
+    backup = tmp_path / "fold_0.npz"
+    np.savez(backup, np.ones(1000), state=json.dumps({"rows": [{"val_loss": 0.0}]}))
+    content = bytearray(backup.read_bytes())
+    content[len(content) // 2] ^= 1
+    backup.write_bytes(content)
+    _, history = _fit_with_backup(dataclasses.replace(_TRAIN, epochs=1), backup)
+    assert history["val_loss"][0] > 0.1
 
 
 def test_two_fits_with_the_same_seed_are_equal_to_the_bit():
