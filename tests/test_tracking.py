@@ -62,7 +62,7 @@ def test_two_runs_started_at_the_same_moment_on_a_new_store_both_land(tmp_path, 
         while not all(mark.exists() for mark in ready) and time.monotonic() < deadline:
             time.sleep(0.05)
         go.touch()
-        errors = [run.communicate(timeout=120)[1] for run in runs]
+        errors = [run.communicate(timeout=300)[1] for run in runs]
     finally:
         for run in runs:
             run.kill()

@@ -17,6 +17,9 @@ from filelock import FileLock, Timeout
 #: How long a locked store is waited for; a message says so after the first second.
 LONGEST_WAIT_S = 10.0
 
+# Making the tables takes seconds of processor time, so on a busy machine half a minute.
+_LONGEST_OPENING_S = 120.0
+
 
 class StoreError(OSError):
     """The MLflow store cannot be used; the text says why and what to do."""
@@ -73,9 +76,9 @@ def alone() -> Iterator[None]:
     except Timeout:
         print("waiting for another run that opens MLflow's store", file=sys.stderr)
         try:
-            lock.acquire(timeout=LONGEST_WAIT_S)
+            lock.acquire(timeout=_LONGEST_OPENING_S)
         except Timeout as error:
-            why = f"one that another run has been opening for over {LONGEST_WAIT_S:.0f} s"
+            why = f"one that another run has been opening for over {_LONGEST_OPENING_S:.0f} s"
             raise refusal(why) from error
     try:
         yield
