@@ -7,8 +7,9 @@ Constants of the fit were chosen on the images whose name has an even sha256 ("t
 others ("held out") were looked at only here.  The same lines give a threshold with the largest
 component and its hull, so that two numbers of one run can be compared.
 
-With `--screens` each image stands on one full screen (`screens.py`, or `screens_second.py`, whose
-author has not seen the finder; the finder was not tuned on it), layouts in turn.
+With `--screens` each image stands on one full screen: of `screens.py` or of `screens_second.py`,
+whose author has not seen the finder (the finder was not tuned on it), layouts in turn; or of
+`screens_third.py`, a layout of its own for each. Of two sectors on a screen either may be found.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import screens
+import screens_third
 from screens_second import second_screens
 
 from steatosis_tf.roi.sector import find_sector
@@ -32,7 +34,9 @@ _FOUND = 0.9  # Dice from which a sector counts as found
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("aul_dir", type=Path)
-    parser.add_argument("--screens", choices=["first", "second"], help="compose full screens")
+    parser.add_argument(
+        "--screens", choices=["first", "second", "third"], help="compose full screens"
+    )
     parser.add_argument("--worst", type=int, default=0, help="also name the N worst images")
     parser.add_argument("--sheet", type=Path, help="PNG with the outlines of some found sectors")
     arguments = parser.parse_args()
@@ -56,20 +60,23 @@ def is_held_out(name: str) -> bool:
 
 def _cases(
     folder: Path, names: list[str], kind: str | None
-) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
-    """Name, layout, frame and true mask of each image."""
+) -> Iterator[tuple[str, str, np.ndarray, list[np.ndarray]]]:
+    """Name, layout, frame and true masks of each image."""
     if kind == "second":
         for name, frame, outline, layout in second_screens(folder, _SECOND_SEED, len(names)):
-            yield name, layout, frame, _filled(outline, frame)
+            yield name, layout, frame, [_filled(outline, frame)]
         return
     for number, name in enumerate(names):
         frame, outline = screens.read_outlined(folder, name)
         if kind is None:
-            yield name, "as it is", frame, _filled(outline, frame)
+            yield name, "as it is", frame, [_filled(outline, frame)]
+        elif kind == "third":
+            drawn = screens_third.compose(name, frame, outline)
+            yield name, "a layout of its own", drawn.frame, drawn.truths
         else:
             layout = [*screens.LAYOUTS][number % len(screens.LAYOUTS)]
             screen = screens.compose(name, frame, outline, layout)
-            yield name, layout, screen.frame, screen.truth
+            yield name, layout, screen.frame, [screen.truth]
 
 
 def _filled(outline: np.ndarray, frame: np.ndarray) -> np.ndarray:
@@ -80,18 +87,20 @@ def _filled(outline: np.ndarray, frame: np.ndarray) -> np.ndarray:
 def _scores(
     title: str,
     find: Callable[[np.ndarray], np.ndarray],
-    cases: Iterator[tuple[str, str, np.ndarray, np.ndarray]],
+    cases: Iterator[tuple[str, str, np.ndarray, list[np.ndarray]]],
 ) -> tuple[dict[tuple[str, str], float], list[np.ndarray]]:
     """Dice of each image by name and layout, 0 where it was refused, and pictures of some."""
     scores, seconds, shown = {}, [], []
-    for name, layout, frame, truth in cases:
+    for name, layout, frame, truths in cases:
         start = time.process_time()
         try:
             found = find(frame)
         except ValueError:
             found = np.zeros(frame.shape[:2], bool)
         seconds.append(time.process_time() - start)
-        scores[name, layout] = 2 * (found & truth).sum() / (found.sum() + truth.sum())
+        scores[name, layout] = max(
+            2 * (found & truth).sum() / (found.sum() + truth.sum()) for truth in truths
+        )
         if len(scores) % 7 == 0:
             shown.append(_with_outline(frame, found))
     print(f"{title}: {1000 * np.median(seconds):.1f} ms of processor time per image (median)")

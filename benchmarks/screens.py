@@ -44,7 +44,7 @@ class Screen:
 
 
 @dataclass
-class _Page:
+class Page:
     """A screen in the making: its pixels, where the picture goes, and the habits of the vendor."""
 
     pixels: np.ndarray
@@ -123,14 +123,14 @@ def _tone(rng: np.random.Generator, low: int, high: int, tint: int = 20) -> _Col
     return tuple(int(np.clip(level + one, 0, 255)) for one in shift)  # type: ignore[return-value]
 
 
-def _page(rng: np.random.Generator, size: tuple[int, int], colour: _Colour, ink: _Colour) -> _Page:
+def _page(rng: np.random.Generator, size: tuple[int, int], colour: _Colour, ink: _Colour) -> Page:
     width, height = size
     pixels = np.empty((height, width, 3), np.uint8)
     pixels[:] = colour
-    return _Page(pixels, (0, 0, width, height), rng, ink)
+    return Page(pixels, (0, 0, width, height), rng, ink)
 
 
-def _header_and_clipboard(rng: np.random.Generator, frame: np.ndarray) -> _Page:
+def _header_and_clipboard(rng: np.random.Generator, frame: np.ndarray) -> Page:
     """Shaded header, settings on the left, grey scale, thumbnails below the picture."""
     page = _page(rng, (1024, 768), (0, 0, 0), _tone(rng, 170, 240))
     page.bar((0, 0, 1024, 62), _tone(rng, 70, 190, 40), 0.4)
@@ -145,7 +145,7 @@ def _header_and_clipboard(rng: np.random.Generator, frame: np.ndarray) -> _Page:
     return page
 
 
-def _side_thumbnails(rng: np.random.Generator, frame: np.ndarray) -> _Page:
+def _side_thumbnails(rng: np.random.Generator, frame: np.ndarray) -> Page:
     """Light header, thumbnails in a light column on the right, help line below."""
     page = _page(rng, (1024, 768), (0, 0, 0), _tone(rng, 180, 250))
     light, dark = _tone(rng, 170, 230), _tone(rng, 10, 60)
@@ -161,7 +161,7 @@ def _side_thumbnails(rng: np.random.Generator, frame: np.ndarray) -> _Page:
     return page
 
 
-def _coloured_header(rng: np.random.Generator, frame: np.ndarray) -> _Page:
+def _coloured_header(rng: np.random.Generator, frame: np.ndarray) -> Page:
     """Header of one saturated colour, settings over the picture's dark corner, slim grey scale."""
     size = ((800, 600), (1024, 768), (1280, 960))[rng.integers(3)]
     page = _page(rng, size, (0, 0, 0), _tone(rng, 200, 250))
@@ -175,7 +175,7 @@ def _coloured_header(rng: np.random.Generator, frame: np.ndarray) -> _Page:
     return page
 
 
-def _left_menu(rng: np.random.Generator, frame: np.ndarray) -> _Page:
+def _left_menu(rng: np.random.Generator, frame: np.ndarray) -> Page:
     """Dark grey buttons down the left side and along the foot."""
     page = _page(rng, (1024, 768), _tone(rng, 28, 60, 6), _tone(rng, 170, 230))
     page.buttons((0, 60, 150, 640), 1, int(rng.integers(7, 16)), _tone(rng, 60, 120), page.ink)
@@ -188,7 +188,7 @@ def _left_menu(rng: np.random.Generator, frame: np.ndarray) -> _Page:
     return page
 
 
-def _white_page(rng: np.random.Generator, frame: np.ndarray) -> _Page:
+def _white_page(rng: np.random.Generator, frame: np.ndarray) -> Page:
     """Black picture on a white page with dark text and a line around it."""
     size = ((1280, 1024), (1024, 768), (1366, 768))[rng.integers(3)]
     width, height = size
@@ -203,7 +203,7 @@ def _white_page(rng: np.random.Generator, frame: np.ndarray) -> _Page:
     return page
 
 
-def _grey_page(rng: np.random.Generator, frame: np.ndarray) -> _Page:
+def _grey_page(rng: np.random.Generator, frame: np.ndarray) -> Page:
     """Middle grey user interface with light buttons on two sides of a black picture."""
     page = _page(rng, (1280, 1024), _tone(rng, 110, 190, 8), _tone(rng, 0, 40))
     page.bar((0, 0, 1280, 80), _tone(rng, 180, 230), 0.3)
@@ -215,7 +215,7 @@ def _grey_page(rng: np.random.Generator, frame: np.ndarray) -> _Page:
     return page
 
 
-def _dark_grey_ground(rng: np.random.Generator, frame: np.ndarray) -> _Page:
+def _dark_grey_ground(rng: np.random.Generator, frame: np.ndarray) -> Page:
     """The picture stands on the same dark grey as everything else."""
     ground = _tone(rng, 14, 38, 3)
     page = _page(rng, (960, 720), ground, _tone(rng, 150, 230))
@@ -229,7 +229,7 @@ def _dark_grey_ground(rng: np.random.Generator, frame: np.ndarray) -> _Page:
     return page
 
 
-def _video_grab(rng: np.random.Generator, frame: np.ndarray) -> _Page:
+def _video_grab(rng: np.random.Generator, frame: np.ndarray) -> Page:
     """Text alone, grabbed from 576-line video with its noise (added at the end)."""
     page = _page(rng, ((768, 576), (720, 576), (640, 480))[rng.integers(3)], (4, 4, 4), (200,) * 3)
     height, width = page.pixels.shape[:2]
@@ -242,7 +242,7 @@ def _video_grab(rng: np.random.Generator, frame: np.ndarray) -> _Page:
     return page
 
 
-def _tablet(rng: np.random.Generator, frame: np.ndarray) -> _Page:
+def _tablet(rng: np.random.Generator, frame: np.ndarray) -> Page:
     """Wide hand-held screen: large round icons on both sides."""
     size = ((1280, 800), (1920, 1080), (1920, 1200))[rng.integers(3)]
     width, height = size
@@ -258,7 +258,7 @@ def _tablet(rng: np.random.Generator, frame: np.ndarray) -> _Page:
     return page
 
 
-def _phone(rng: np.random.Generator, frame: np.ndarray) -> _Page:
+def _phone(rng: np.random.Generator, frame: np.ndarray) -> Page:
     """Upright hand-held screen, light or dark, sliders below."""
     is_light = rng.random() < 0.5
     paper, ink = (_tone(rng, 225, 255, 3), (30,) * 3) if is_light else ((0, 0, 0), (230,) * 3)
@@ -273,7 +273,7 @@ def _phone(rng: np.random.Generator, frame: np.ndarray) -> _Page:
     return page
 
 
-def _viewer(rng: np.random.Generator, frame: np.ndarray) -> _Page:
+def _viewer(rng: np.random.Generator, frame: np.ndarray) -> Page:
     """Archive viewer: tool bar, strip of thumbnails on the left, text in the four corners."""
     page = _page(rng, (1600, 1000), (0, 0, 0), _tone(rng, 180, 240, 60))
     page.bar((0, 0, 1600, 70), _tone(rng, 45, 230))
@@ -287,7 +287,7 @@ def _viewer(rng: np.random.Generator, frame: np.ndarray) -> _Page:
     return page
 
 
-def _measurements(rng: np.random.Generator, frame: np.ndarray) -> _Page:
+def _measurements(rng: np.random.Generator, frame: np.ndarray) -> Page:
     """A table of results in a box over the picture's corner, a logo, a heart trace at the foot."""
     page = _page(rng, (1024, 768), (0, 0, 0), _tone(rng, 180, 250))
     page.bar((0, 0, 1024, 36), _tone(rng, 50, 110))
@@ -302,7 +302,7 @@ def _measurements(rng: np.random.Generator, frame: np.ndarray) -> _Page:
     return page
 
 
-LAYOUTS: dict[str, Callable[[np.random.Generator, np.ndarray], _Page]] = {
+LAYOUTS: dict[str, Callable[[np.random.Generator, np.ndarray], Page]] = {
     "header and clipboard": _header_and_clipboard,
     "side thumbnails": _side_thumbnails,
     "coloured header": _coloured_header,
@@ -350,7 +350,7 @@ def compose(name: str, frame: np.ndarray, outline: np.ndarray, layout: str) -> S
 
 
 def _fitted(
-    page: _Page, frame: np.ndarray, outline: np.ndarray
+    page: Page, frame: np.ndarray, outline: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """The image's part around the sector, scaled into the picture's box; the outline on the screen;
     and where the part goes."""
@@ -370,7 +370,7 @@ def _fitted(
     return small, drawn, (left, top)
 
 
-def _write_over(page: _Page, sector: np.ndarray) -> None:
+def _write_over(page: Page, sector: np.ndarray) -> None:
     """Text, a body mark, a result box and a focus mark in the picture's corners, off the sector."""
     before = page.pixels.copy()
     left, top, width, height = page.picture

@@ -141,6 +141,44 @@ def test_a_picture_on_a_full_screen(drawn_fan, name, level):
     assert dice(sector.mask, truth) > 0.98
 
 
+@pytest.mark.parametrize("shade", [(45, 45), (5, 60)], ids=["grey", "shaded"])
+def test_a_picture_darker_than_the_ground_it_stands_on(drawn_fan, shade):
+    screen = page(30)
+    frame, drawn = drawn_fan()
+    ground = np.linspace(*shade, 480).astype(np.uint8)[:, None] * np.ones((1, 640), np.uint8)
+    rows, columns = np.mgrid[:480, :640]
+    frame[(rows - 260) ** 2 + (columns - 280) ** 2 < 60**2] = 0
+    screen[120:600, 180:820] = np.where(drawn, frame, ground)
+    truth = np.zeros(screen.shape, bool)
+    truth[120:600, 180:820] = drawn
+    assert dice(find_sector(screen).mask, truth) > 0.97
+
+
+def test_a_bar_that_cuts_the_fan_off(drawn_fan):
+    screen = page(0)
+    frame, drawn = drawn_fan()
+    screen[120:600, 180:820] = frame
+    screen[480:] = np.linspace(90, 60, 288)[:, None]
+    cv2.putText(screen, "Gain 52  DR 60  8 cm", (300, 520), 0, 0.8, 230, 2, cv2.LINE_AA)
+    truth = np.zeros(screen.shape, bool)
+    truth[120:480, 180:820] = drawn[:360]
+    assert dice(find_sector(screen).mask, truth) > 0.97
+
+
+def test_one_of_two_pictures_side_by_side(drawn_fan):
+    screen = page(0)
+    frame, drawn = drawn_fan(angles=(-22, 22))
+    truths = []
+    for left in (130, 480):
+        part = slice(0, 440), slice(130, 510)
+        place = slice(150, 590), slice(left, left + 380)
+        screen[place] = np.maximum(screen[place] * ~drawn[part], frame[part])
+        truths.append(np.zeros(screen.shape, bool))
+        truths[-1][place] = drawn[part]
+    found = find_sector(screen).mask
+    assert max(dice(found, truth) for truth in truths) > 0.95
+
+
 def other_screens():
     random = np.random.default_rng(0)
     clouds = cv2.GaussianBlur(random.normal(size=(480, 640)), (0, 0), 40)

@@ -1,6 +1,6 @@
 """Find the echo sector of an ultrasound frame."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import cv2
@@ -19,7 +19,7 @@ from steatosis_tf.roi.sector.screen import (
 from steatosis_tf.sources.images import MIN_SIDE_PX, to_grey
 
 #: Counts up whenever another fan may be found in the same pixels: what was kept is found anew.
-SECTOR_VERSION = 1
+SECTOR_VERSION = 2
 
 # The search runs on a copy whose longer side is this many px: a border known to half a px of it
 # is known to two px of a 1024 px frame, less than the hand-drawn outlines scatter.
@@ -28,12 +28,18 @@ _MAX_SECTOR_FRACTION = 0.97
 _MIN_SCORE = 0.4
 _MIN_BORDER_SEEN = 0.25
 _CLEAR_BORDER_SEEN = 0.35
-_MIN_BORDER_ON_SCREEN = 0.12
-# A fan smaller than this share of the screen is searched again in its part of it, with a margin.
-_SMALL_FAN, _MARGIN, _MIN_SAME = 0.6, 0.1, 0.85
+# On a screen: with how much of the border seen no further variant is looked at; and what a fan
+# needs at least: border seen, the same times the share with a texture, share of the core inside.
+_SURE_BORDER_SEEN = 0.66
+_ENOUGH_SEEN = (_SURE_BORDER_SEEN, _SURE_BORDER_SEEN, _CLEAR_BORDER_SEEN, _CLEAR_BORDER_SEEN)
+_MIN_BORDER_ON_SCREEN, _MIN_TEXTURED_BORDER, _MIN_CORE_INSIDE = 0.12, 0.15, 0.7
+# A part of the page that is larger than this share of it is the page.
+_MAX_PANE = 0.96
 # Mean squared step to the next pixel over that to the next but one: echo of 640 frames 0.30 to
-# 0.61, white noise 1.
+# 0.61, white noise 1. The step itself: echo on 294 composed screens 2.1 to 540, clouds 0.3, a page
+# of crisp text 3900.
 _NOISE_RATIO, _MIN_NOISE, _NUM_NOISE_ROWS = 0.85, 100.0, 24
+_LEAST_GRAIN, _MOST_GRAIN = 0.8, 1500.0
 # Nothing but its texture tells a linear probe's rectangle from any other picture: 0.95 of the area
 # in drawn speckle, 0 in ramps, up to 0.55 in clouds.
 _MIN_LINEAR_TEXTURE = 0.6
@@ -43,7 +49,6 @@ class _Fit(NamedTuple):
     fan: Fan
     score: float
     border_seen: float
-    is_on_screen: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,15 +110,11 @@ def find_sector(frame: np.ndarray) -> Sector:
         )
     found = _search(frames)
     mask = found.fan.mask(shape)
-    if found.is_on_screen:
-        found = _looked_at_closer(frames[0], mask) or found
-        mask = found.fan.mask(shape)
-    if _is_noise(frames[0], mask):
-        raise ValueError("no sector: neighbouring pixels have nothing in common, as in noise")
+    _check_grain(frames[0], mask)
     return Sector(mask=mask, fan=found.fan, score=found.score, border_seen=found.border_seen)
 
 
-def _search(frames: list[np.ndarray]) -> _Fit:
+def _search(frames: list[np.ndarray], is_pane: bool = False) -> _Fit:
     """Search on a small copy; the fan is in px of the frames."""
     scale = min(1.0, _WORK_SIDE_PX / max(frames[0].shape[:2]))
     small = [
@@ -121,71 +122,101 @@ def _search(frames: list[np.ndarray]) -> _Fit:
         for one in frames
     ]
     still = small[0] if len(small) == 1 else np.median(small, axis=0).astype(np.uint8)
-    found = _fit(still, moving_area(small))
+    moving, picture = moving_area(small), find_picture(still)
+    if picture is None or moving is not None or picture.is_cut_out():
+        found = _checked(_best_fit(bright_areas(still, moving)), picture, still.shape)
+    else:
+        in_pane = None if is_pane else _searched_in_pane(frames[0], picture, scale)
+        if in_pane is not None:
+            return in_pane
+        found = _fit_on_screen(picture, is_pane)
     return found._replace(fan=found.fan.scaled(1 / scale))
 
 
-def _looked_at_closer(frame: np.ndarray, mask: np.ndarray) -> _Fit | None:
-    """Search again in the part around a fan that is small on its screen; None if it is not, or if
-    nothing like it is found there."""
-    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
-    most = max(mask.shape)
-    if most <= _WORK_SIDE_PX or max(width, height) > _SMALL_FAN * most:
-        return None
-    margin = round(_MARGIN * max(width, height))
-    left, top = max(0, left - margin), max(0, top - margin)
-    part = frame[top : top + height + 2 * margin, left : left + width + 2 * margin]
-    if min(part.shape[:2]) < MIN_SIDE_PX:
+def _searched_in_pane(frame: np.ndarray, picture: Picture, scale: float) -> _Fit | None:
+    """Search in the part of the page that the picture stands in; None if that is all of it, or
+    shows no sector by itself."""
+    top, bottom, left, right = np.round(np.array(picture.pane()) / scale).astype(int).tolist()
+    part = np.ascontiguousarray(frame[top:bottom, left:right])
+    if min(part.shape[:2]) < MIN_SIDE_PX or part.size > _MAX_PANE * frame.size:
         return None
     try:
-        found = _search([np.ascontiguousarray(part)])
+        found = _search([part], is_pane=True)
     except ValueError:
         return None
-    found = found._replace(fan=found.fan.moved(left, top))
-    closer = found.fan.mask(mask.shape)
-    is_same = 2 * (closer & mask).sum() > _MIN_SAME * (closer.sum() + mask.sum())
-    return found if is_same else None
+    return found._replace(fan=_within(found.fan, part.shape).moved(left, top))
 
 
-def _is_noise(frame: np.ndarray, mask: np.ndarray) -> bool:
-    """Whether pixels two apart differ no more than neighbours: echo is wider than one pixel."""
+def _within(fan: Fan, shape: tuple[int, ...]) -> Fan:
+    """A fan cut off where it goes on beyond the left, right or lower side of its part."""
+    outline, (height, width) = fan.outline(), shape[:2]
+    cuts: dict[str, float] = {}
+    if outline[:, 0].min() < 0 and fan.cut_left_px is None:
+        cuts["cut_left_px"] = 0.0
+    if outline[:, 0].max() > width - 1 and fan.cut_right_px is None:
+        cuts["cut_right_px"] = width - 1.0
+    if outline[:, 1].max() > height - 1 and fan.cut_bottom_px is None:
+        cuts["cut_bottom_px"] = height - 1.0
+    return replace(fan, **cuts)  # type: ignore[arg-type]
+
+
+def _check_grain(frame: np.ndarray, mask: np.ndarray) -> None:
+    """Tell echo from noise, from smooth shades and from letters by how neighbours differ.
+
+    Raises:
+        ValueError: if pixels two apart differ no more than neighbours, as echo is wider than one
+            pixel, or if neighbours are all but the same, or as far apart as ink and paper.
+    """
     rows = np.flatnonzero(mask.any(axis=1))
     row = slice(int(rows[0]), int(rows[-1]) + 1, max(1, len(rows) // _NUM_NOISE_ROWS))
     line, inside = to_grey(frame[row]).astype(np.float32), mask[row]
     one = ((line[:, 1:] - line[:, :-1])[inside[:, 1:] & inside[:, :-1]] ** 2).mean()
     two = ((line[:, 2:] - line[:, :-2])[inside[:, 2:] & inside[:, :-2]] ** 2).mean()
-    return bool(one > max(_NOISE_RATIO * two, _MIN_NOISE))
+    if one > max(_NOISE_RATIO * two, _MIN_NOISE):
+        raise ValueError("no sector: neighbouring pixels have nothing in common, as in noise")
+    if not _LEAST_GRAIN <= one <= _MOST_GRAIN:
+        raise ValueError("no sector: neighbouring pixels are as alike as in a shade, or letters")
 
 
-def _fit(still: np.ndarray, moving: np.ndarray | None) -> _Fit:
-    """The fan of a cut-out picture or, where bars, menus and thumbnails stand around, of a screen.
+def _fit_on_screen(picture: Picture, is_pane: bool) -> _Fit:
+    """The fan whose border a screen shows best, of several ways to tell echo from the rest.
+
+    Args:
+        picture: what stands on the screen.
+        is_pane: whether bars and menus around it are cut off already.
 
     Raises:
-        ValueError: if neither holds a sector.
+        ValueError: if none of them shows one.
     """
-    picture = find_picture(still)
-    if picture is None:
-        return _checked(_best_fit(bright_areas(still, moving)), None, still.shape)
-    is_cut_out = moving is not None or picture.is_cut_out()
+    best, most_seen, reason = None, 0.0, ValueError("no sector: nothing has a fan's border")
+    shape = picture.small.shape
     try:
-        found = _checked(_best_fit(bright_areas(still, moving)), picture, still.shape)
-    except ValueError:
-        if is_cut_out:
-            raise
-        return _fit_on_screen(picture)
-    fan = found.fan
-    is_clear = found.border_seen >= _CLEAR_BORDER_SEEN
-    if is_cut_out or (is_clear and picture.is_cut_out(fan.mask(still.shape))):
-        return found
-    try:
-        return _fit_on_screen(picture)
-    except ValueError:
-        if not picture.is_alone() and _border_on_screen(fan, picture) < _MIN_BORDER_ON_SCREEN:
-            raise
-        return found
+        best = _checked(_best_fit(bright_areas(picture.small)), picture, shape)
+        is_clear = not is_pane and best.border_seen >= _CLEAR_BORDER_SEEN
+        if is_clear and picture.is_cut_out(best.fan.mask(shape)):
+            return best
+        most_seen = _border_on_screen(best.fan, picture)
+        if most_seen < _MIN_BORDER_ON_SCREEN and not picture.is_alone():
+            raise ValueError("no sector: the textured area of the screen has no fan's border")
+    except ValueError as error:
+        best, most_seen, reason = None, 0.0, error
+    for variant, enough in zip(picture.variants(), _ENOUGH_SEEN, strict=True):
+        if most_seen >= enough:
+            break
+        try:
+            found = _fit_part_of_screen(variant)
+        except ValueError as error:
+            reason = error
+            continue
+        seen = _border_on_screen(found.fan, variant)
+        if seen > most_seen:
+            best, most_seen = found, seen
+    if best is None:
+        raise reason
+    return best
 
 
-def _fit_on_screen(picture: Picture) -> _Fit:
+def _fit_part_of_screen(picture: Picture) -> _Fit:
     """Fit coarsely to what hangs together with the picture's core, then to that fan's content."""
     bright = picture.bright()
     coarse, most_seen, used = None, -1.0, bright
@@ -193,19 +224,22 @@ def _fit_on_screen(picture: Picture) -> _Fit:
         if reading.mean() < MIN_SECTOR_FRACTION:
             continue
         fan = fit_fan(reading)[0]
-        seen = min(border_seen(fan, bright), _CLEAR_BORDER_SEEN)
+        seen = min(border_seen(fan, bright), _SURE_BORDER_SEEN)
         if seen > most_seen:
             coarse, most_seen, used = fan, seen, reading
-        if seen == _CLEAR_BORDER_SEEN:
+        if seen == _SURE_BORDER_SEEN:
             break
     if coarse is None:
         raise ValueError("no sector: only small areas of the screen have a texture")
     painted = picture.painted(coarse.mask(bright.shape), used)
     found = _checked(_best_fit(bright_areas(painted)), picture, bright.shape)
-    # What is painted gives any fan a border: the screen itself has to show it.
-    if _border_on_screen(found.fan, picture) < _MIN_BORDER_ON_SCREEN:
+    # What is painted gives any fan a border. So the screen itself has to show it, the more clearly
+    # the less of the fan is textured, and the picture's core has to lie in the fan.
+    mask = found.fan.mask(bright.shape)
+    seen = _border_on_screen(found.fan, picture) * picture.texture_share(mask)
+    if seen < _MIN_TEXTURED_BORDER or picture.core_share(mask) < _MIN_CORE_INSIDE:
         raise ValueError("no sector: the textured area of the screen has no fan's border")
-    return found._replace(is_on_screen=True)
+    return found
 
 
 def _border_on_screen(fan: Fan, picture: Picture) -> float:

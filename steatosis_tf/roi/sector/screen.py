@@ -5,6 +5,7 @@ scales and their shading change along one of them at most, and text and thumbnai
 largest area that changes both ways is the core of the picture, whatever the page looks like.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +26,14 @@ _MAX_NOISE = 4
 _MAX_BRIGHT_APART, _MAX_TEXTURE_APART = 0.026, 0.005
 _MAX_RIM = 60
 _MIN_BLOCK_PX = 40
+# A line of the page is a step of so many levels, all the same way, over this share of a row beside
+# the core, which has to be this share of the row; beyond it lies at most so much of the core.
+_LINE_STEP, _LINE_SHARE, _MIN_LINE, _MAX_CORE_BEYOND, _MAX_ROUNDS = 3, 0.7, 0.2, 0.05, 4
+# The ground is read from a band so wide around the core; its shade is fitted closer and closer.
+_GROUND_PX, _MIN_GROUND_PX, _GROUND_RIDGE = 25, 100, 1e-3
+_GROUND_SCALES = (32.0, 16.0, 8.0, 4.0, 3.0)
+# What hangs on the core by less than this is another picture, or text.
+_BRIDGE_PX = 17
 
 # Less than this share of the frame is no sector.
 MIN_SECTOR_FRACTION = 0.03
@@ -186,6 +195,73 @@ class Picture:
         lowest = int((counts.cumsum() >= 0.05 * counts.sum()).argmax())
         return level, min(_MAX_NOISE, max(0, level - lowest))
 
+    def pane(self) -> tuple[int, int, int, int]:
+        """First and last row, first and last column of the part of the page with the picture, px.
+
+        Consoles lay their pages out in upright rectangles. Where one ends, the grey level changes
+        along a straight line that goes on beside the picture.
+        """
+        beside = _grown(self.core, 7) == 0
+        bounds = [0, self.small.shape[0], 0, self.small.shape[1]]
+        for _ in range(_MAX_ROUNDS):
+            before = list(bounds)
+            for axis in (0, 1):
+                part = (slice(*bounds[:2]), slice(*bounds[2:]))
+                grey, free, core = (
+                    np.moveaxis(one[part], axis, 0) for one in (self.small, beside, self.core)
+                )
+                first, last = _innermost_lines(grey.astype(np.int16), free, core)
+                bounds[2 * axis + 1] = bounds[2 * axis] + last
+                bounds[2 * axis] += first
+            if bounds == before:
+                break
+        return bounds[0], bounds[1], bounds[2], bounds[3]
+
+    def variants(self) -> Iterator["Picture"]:
+        """The screen as it is, and other ways to see it, the likeliest first."""
+        yield self
+        yield self.flattened()
+        parted = self.parted()
+        yield parted
+        yield parted.flattened()
+
+    def flattened(self) -> "Picture":
+        """The same screen as its difference from the ground that the picture stands on.
+
+        On a shaded ground no one level tells echo from it, and on a grey one what is black within
+        the picture is darker than the ground.
+        """
+        height, width = self.small.shape
+        rows, columns = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+        terms = np.stack(
+            [np.ones_like(rows), rows, columns, rows**2, rows * columns, columns**2], axis=-1
+        )
+        around = _grown(self.core, 2 * _GROUND_PX + 1)
+        around &= ~_grown(self.core | self.apart, 2 * _GAP_PX + 1)
+        around[1::2] = 0  # half the rows tell as much
+        at, level = terms[around > 0], self.small[around > 0].astype(float)
+        if len(level) < _MIN_GROUND_PX:
+            return self
+        off = level - np.median(level)
+        for scale in _GROUND_SCALES:  # text, bars and the page beyond weigh less and less
+            weighted = (at * (1 / (1 + (off / scale) ** 2) ** 2)[:, None]).T
+            shade = np.linalg.solve(weighted @ at + _GROUND_RIDGE * np.eye(6), weighted @ level)
+            off = level - at @ shade
+        close = np.abs(off)[np.abs(off) < 2 * _MAX_NOISE]
+        noise = min(_MAX_NOISE, np.percentile(close, 95)) if close.size else 0.0
+        ground = np.clip(terms @ shade, level.min(), level.max())
+        flat = np.maximum(np.abs(self.small - ground) - noise, 0).astype(np.uint8)
+        # Where echo is as grey as the ground its texture shows.
+        flat = cv2.max(flat, _step(self.small, 3))
+        closed = np.asarray(cv2.morphologyEx(flat, cv2.MORPH_CLOSE, _square(5)), np.uint8)
+        return Picture(closed, self.core, self.apart)
+
+    def parted(self) -> "Picture":
+        """The same screen with what only hangs on the core by a narrow bridge apart from it."""
+        texture = self.core | self.apart
+        narrower = _largest(_opened(texture, _BRIDGE_PX))
+        return Picture(self.small, narrower, texture & ~narrower)
+
     def bright(self) -> np.ndarray:
         """1 where the screen is brighter than the surround of the picture."""
         return (self.small > sum(self.surround) + _ECHO_STEP).astype(np.uint8)
@@ -215,6 +291,10 @@ class Picture:
     def texture_share(self, fan_mask: np.ndarray) -> float:
         """Share of a fan `(height, width)` bool that is textured, 0 to 1."""
         return float((self.core | self.apart)[fan_mask].mean()) if fan_mask.any() else 0.0
+
+    def core_share(self, fan_mask: np.ndarray) -> float:
+        """Share of the core that lies in a fan `(height, width)` bool, 0 to 1."""
+        return float(fan_mask[self.core > 0].mean())
 
     def bright_beside(self, fan_mask: np.ndarray) -> np.ndarray:
         """1 where the screen is brighter than right beside a fan `(height, width)` bool."""
@@ -277,17 +357,38 @@ def find_picture(small: np.ndarray) -> Picture | None:
     rough = (_step(small, 3) >= _TEXTURE_STEP).view(np.uint8)
     closed = cv2.morphologyEx(rough, cv2.MORPH_CLOSE, _square(3))
     texture = _opened(np.asarray(closed, np.uint8), 7)
-    # Contours take a tenth of the time of labels.
-    contours, _ = cv2.findContours(texture, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    if not contours:
-        return None
-    largest = max(contours, key=cv2.contourArea)
-    core = np.zeros_like(texture)
-    cv2.drawContours(core, [largest], 0, 1, cv2.FILLED)
-    core &= texture
+    core = _largest(texture)
     if cv2.countNonZero(core) < _MIN_CORE_SHARE * small.size:
         return None
     return Picture(small, core, texture & ~core)
+
+
+def _innermost_lines(grey: np.ndarray, free: np.ndarray, core: np.ndarray) -> tuple[int, int]:
+    """The rows between the last line above the core and the first line below it."""
+    num_rows = len(grey)
+    step = grey[2:] - grey[:-2]
+    counted = free[1:-1]
+    num = counted.sum(axis=1)
+    most = np.maximum(
+        ((step >= _LINE_STEP) & counted).sum(axis=1), ((step <= -_LINE_STEP) & counted).sum(axis=1)
+    )
+    is_line = (most >= _LINE_SHARE * num) & (num >= _MIN_LINE * grey.shape[1])
+    lines = np.flatnonzero(is_line) + 1
+    above = core.sum(axis=1).cumsum() / max(1, core.sum())
+    first = max([0, *(lines[above[lines] <= _MAX_CORE_BEYOND] + 2)])
+    last = min([num_rows, *(lines[above[lines] >= 1 - _MAX_CORE_BEYOND] - 1)])
+    return int(first), int(last)
+
+
+def _largest(mask: np.ndarray) -> np.ndarray:
+    """The largest area of a mask, all 0 where there is none."""
+    # Contours take a tenth of the time of labels.
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    drawn = np.zeros_like(mask)
+    if contours:
+        largest = max(contours, key=cv2.contourArea)
+        cv2.drawContours(drawn, [largest], 0, 1, cv2.FILLED)
+    return drawn & mask
 
 
 def _grown(mask: np.ndarray, width: int) -> np.ndarray:
