@@ -15,6 +15,7 @@ from steatosis_tf.roi.sector.screen import (
     cleaned,
     find_picture,
     moving_area,
+    share,
 )
 from steatosis_tf.sources.images import MIN_SIDE_PX, to_grey
 
@@ -170,12 +171,17 @@ def _check_grain(frame: np.ndarray, mask: np.ndarray) -> None:
     rows = np.flatnonzero(mask.any(axis=1))
     row = slice(int(rows[0]), int(rows[-1]) + 1, max(1, len(rows) // _NUM_NOISE_ROWS))
     line, inside = to_grey(frame[row]).astype(np.float32), mask[row]
-    one = ((line[:, 1:] - line[:, :-1])[inside[:, 1:] & inside[:, :-1]] ** 2).mean()
-    two = ((line[:, 2:] - line[:, :-2])[inside[:, 2:] & inside[:, :-2]] ** 2).mean()
+    one, two = (_mean_squared_step(line, inside, length) for length in (1, 2))
     if one > max(_NOISE_RATIO * two, _MIN_NOISE):
         raise ValueError("no sector: neighbouring pixels have nothing in common, as in noise")
     if not _LEAST_GRAIN <= one <= _MOST_GRAIN:
         raise ValueError("no sector: neighbouring pixels are as alike as in a shade, or letters")
+
+
+def _mean_squared_step(line: np.ndarray, inside: np.ndarray, length: int) -> float:
+    counted = inside[:, length:] & inside[:, :-length]
+    step = ((line[:, length:] - line[:, :-length]) * counted).ravel()
+    return float(step @ step) / max(1, int(np.count_nonzero(counted)))
 
 
 def _fit_on_screen(picture: Picture, is_pane: bool) -> _Fit:
@@ -221,7 +227,7 @@ def _fit_part_of_screen(picture: Picture) -> _Fit:
     bright = picture.bright()
     coarse, most_seen, used = None, -1.0, bright
     for reading in map(cleaned, picture.readings()):
-        if reading.mean() < MIN_SECTOR_FRACTION:
+        if share(reading) < MIN_SECTOR_FRACTION:
             continue
         fan = fit_fan(reading)[0]
         seen = min(border_seen(fan, bright), _SURE_BORDER_SEEN)
@@ -270,7 +276,7 @@ def _as_frames(frame: np.ndarray) -> list[np.ndarray]:
 
 def _checked(found: _Fit, picture: Picture | None, shape: tuple[int, int]) -> _Fit:
     mask = found.fan.mask(shape)
-    fraction = mask.mean()
+    fraction = share(mask)
     if fraction > _MAX_SECTOR_FRACTION:
         raise ValueError(
             "no sector: the picture fills the frame without a dark surround, "

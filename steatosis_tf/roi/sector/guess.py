@@ -197,7 +197,9 @@ def straight_ends(border: Border) -> dict[str, float]:
     # Only the outer half of each counts; one call for all three takes half the time.
     outer = [np.sort(reach)[len(reach) // 2 :] for reach in reaches]
     length = max(map(len, outer))
-    padded = np.stack([np.pad(part, (0, length - len(part))) for part in outer])
+    padded = np.zeros((len(outer), length), np.float32)
+    for row, part in zip(padded, outer, strict=True):
+        row[: len(part)] = part
     counted = np.arange(length) < np.array([[len(part)] for part in outer])
     ends = {}
     for reach, edge, (name, sign, least) in zip(

@@ -85,10 +85,10 @@ def bright_areas(small: np.ndarray, moving: np.ndarray | None = None) -> list[np
     edge = np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]])
     floor = float(np.median(edge))
     shown = (small > floor + _ECHO_STEP).astype(np.uint8)
-    if shown.mean() < MIN_SECTOR_FRACTION:
+    if share(shown) < MIN_SECTOR_FRACTION:
         raise ValueError(
             "no sector: the frame is blank or nearly so "
-            f"({100 * shown.mean():.1f} % of it is brighter than its surround)"
+            f"({100 * share(shown):.1f} % of it is brighter than its surround)"
         )
     readings = [shown]
     # A still clip (the same frame again and again) says nothing about what is echo.
@@ -100,10 +100,15 @@ def bright_areas(small: np.ndarray, moving: np.ndarray | None = None) -> list[np
             readings = [(small > halo + _HALO_WIDTH).astype(np.uint8), shown]
     blocks = _solid_blocks(small, floor)
     readings = [cleaned(reading & ~blocks) for reading in readings]
-    readings = [reading for reading in readings if reading.mean() >= MIN_SECTOR_FRACTION]
+    readings = [reading for reading in readings if share(reading) >= MIN_SECTOR_FRACTION]
     if not readings:
         raise ValueError("no sector: only thin marks, text or noise stand out from the surround")
     return readings
+
+
+def share(mask: np.ndarray) -> float:
+    """Share of a mask's px that are not 0; a mean takes ten times as long."""
+    return float(cv2.countNonZero(mask.view(np.uint8)) / mask.size)
 
 
 def cleaned(bright: np.ndarray) -> np.ndarray:
@@ -159,14 +164,14 @@ def _halo_level(small: np.ndarray, shown: np.ndarray, floor: float) -> float | N
     inner = cv2.calcHist([small], [0], rim_inside, [256], [0, 256]).ravel()
     if rim.sum() == 0 or inner.sum() == 0:
         return None
-    share = np.convolve(rim, np.ones(7), mode="same") / rim.sum()
-    share[: int(floor) + _FLAT_STEP] = 0
-    peak = int(share.argmax())
+    close = np.convolve(rim, np.ones(7), mode="same") / rim.sum()
+    close[: int(floor) + _FLAT_STEP] = 0
+    peak = int(close.argmax())
     darker = max(
         rim[: peak - 3].sum() / rim.sum() / 5,
         inner[: peak - 3].sum() / inner.sum(),
     )
-    is_halo = share[peak] >= _MIN_HALO_SHARE and darker <= _MAX_DARKER_SHARE
+    is_halo = close[peak] >= _MIN_HALO_SHARE and darker <= _MAX_DARKER_SHARE
     return float(peak) if is_halo else None
 
 
@@ -281,12 +286,12 @@ class Picture:
         bright = (self.small > level + _FLAT_STEP) & far
         texture = (self.apart | self.core) > 0
         return bool(
-            bright.mean() <= _MAX_BRIGHT_APART and (texture & far).mean() <= _MAX_TEXTURE_APART
+            share(bright) <= _MAX_BRIGHT_APART and share(texture & far) <= _MAX_TEXTURE_APART
         )
 
     def is_alone(self) -> bool:
         """Whether there are next to no text, thumbnails and textured areas but the core."""
-        return bool(self.apart.mean() <= _MAX_TEXTURE_APART)
+        return bool(share(self.apart) <= _MAX_TEXTURE_APART)
 
     def texture_share(self, fan_mask: np.ndarray) -> float:
         """Share of a fan `(height, width)` bool that is textured, 0 to 1."""
@@ -324,8 +329,8 @@ class Picture:
         inside = _grown(fan_mask.view(np.uint8), 13) | _grown(reading, 5)
         num, labels = cv2.connectedComponents(self.apart, connectivity=4)
         size = np.bincount(labels.ravel(), minlength=num)
-        share = np.bincount(labels.ravel(), inside.ravel(), minlength=num) / np.maximum(1, size)
-        foreign = ((share < 0.5)[labels] & (self.apart > 0)).astype(np.uint8)
+        within = np.bincount(labels.ravel(), inside.ravel(), minlength=num) / np.maximum(1, size)
+        foreign = ((within < 0.5)[labels] & (self.apart > 0)).astype(np.uint8)
         outside = _grown(foreign, 5) | (self._blocks() & ~self.core) | (1 - inside)
         level = np.uint8(min(255, sum(self.surround)))
         return np.where(outside > 0, level, np.maximum(self.small, level))
