@@ -1,6 +1,7 @@
 """Runs land in a real SQLite store, also when two start at the same moment."""
 
 import shutil
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -246,6 +247,19 @@ def test_a_store_that_cannot_be_used_does_not_cost_the_run(name, store, monkeypa
         tracking.runs_table("e")
     if holder:
         holder.close()
+
+
+def test_a_full_disk_is_told_in_one_line(store, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with tracking.start_run("of a full disk", "run"):
+            tracking.log_metrics({"auc": 0.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["MLflow"]
+    assert "disk I/O error" in said[0]
 
 
 def test_a_store_that_is_locked_in_the_middle_loses_the_run_at_most(store, monkeypatch, capsys):

@@ -11,6 +11,7 @@ below `$STEATOSIS_MLRUNS`. Look at it with `make ui` or
 """
 
 import io
+import logging
 import os
 import sqlite3
 import sys
@@ -47,9 +48,11 @@ from steatosis_tf.tracking.store import (
     wait_for_store,
 )
 
+# It prints the trace of what it raises, and what it raises is told in one line.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
 _PARAM_LENGTH = 6000  # MLflow's limit for one parameter's text
 _METRICS_PER_BATCH = 1000  # MLflow's limit for one call
-
 
 # Run by MLflow, as a file: models from code.
 _SERVED_BY = Path(__file__).with_name("served_model.py")
