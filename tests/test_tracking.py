@@ -1,7 +1,7 @@
 """Runs land in a real SQLite store, also when two start at the same moment."""
 
-import shutil
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
