@@ -71,12 +71,12 @@ def _cases(
         if kind is None:
             yield name, "as it is", frame, [_filled(outline, frame)]
         elif kind == "third":
-            drawn = screens_third.compose(name, frame, outline)
-            yield name, "a layout of its own", drawn.frame, drawn.truths
+            screen = screens_third.compose(name, frame, outline)
+            yield name, "a layout of its own", screen.frame, screen.truths
         else:
             layout = [*screens.LAYOUTS][number % len(screens.LAYOUTS)]
             screen = screens.compose(name, frame, outline, layout)
-            yield name, layout, screen.frame, [screen.truth]
+            yield name, layout, screen.frame, screen.truths
 
 
 def _filled(outline: np.ndarray, frame: np.ndarray) -> np.ndarray:

@@ -24,8 +24,8 @@ from steatosis_tf.sources.images import read_frame
 _FONTS = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_PLAIN)
 
 # Left, top, width, height in px.
-_Box = tuple[int, int, int, int]
-_Colour = tuple[int, int, int]
+Box = tuple[int, int, int, int]
+Colour = tuple[int, int, int]
 
 
 @dataclass
@@ -34,12 +34,12 @@ class Screen:
 
     Attributes:
         frame: `(height, width, 3)` RGB, uint8.
-        truth: `(height, width)` bool, True on the sector.
-        layout: name of the layout.
+        truths: the sectors on it, one or two, `(height, width)` bool.
+        layout: name of the layout, or its parts in words.
     """
 
     frame: np.ndarray
-    truth: np.ndarray
+    truths: list[np.ndarray]
     layout: str
 
 
@@ -48,32 +48,32 @@ class Page:
     """A screen in the making: its pixels, where the picture goes, and the habits of the vendor."""
 
     pixels: np.ndarray
-    picture: _Box
+    picture: Box
     rng: np.random.Generator
-    ink: _Colour
-    ground: _Colour = (0, 0, 0)
+    ink: Colour
+    ground: Colour = (0, 0, 0)
 
-    def text(self, left: float, top: float, height: float, words: str, ink: _Colour) -> None:
+    def text(self, left: float, top: float, height: float, words: str, ink: Colour) -> None:
         font = _FONTS[self.rng.integers(len(_FONTS))]
         scale = height / (12 if font == cv2.FONT_HERSHEY_PLAIN else 26)
         place = (round(left), round(top + height))
         cv2.putText(self.pixels, words, place, font, scale, ink, 1 + (height > 22), cv2.LINE_AA)
 
-    def lines(self, box: _Box, height: int, ink: _Colour, share: float = 1.0) -> None:
+    def lines(self, box: Box, height: int, ink: Colour, share: float = 1.0) -> None:
         """Short lines of text from the top of a box down, as many as fit in a share of it."""
         left, top, width, tall = box
         for row in range(top, top + round(share * tall) - height, round(1.7 * height)):
             num = int(self.rng.integers(3, max(4, width / height / 0.75)))
             self.text(left, row, height, words(self.rng, num), ink)
 
-    def bar(self, box: _Box, colour: _Colour, shade: float = 0.0) -> None:
+    def bar(self, box: Box, colour: Colour, shade: float = 0.0) -> None:
         """A filled box, `shade` darker at its lower end."""
         left, top, width, height = box
         fall = 1 - shade * np.linspace(0, 1, max(1, height))[:, None, None]
         part = self.pixels[max(0, top) : top + height, max(0, left) : left + width]
         part[:] = (fall * np.array(colour))[-len(part) :].astype(np.uint8)
 
-    def buttons(self, box: _Box, across: int, down: int, colour: _Colour, ink: _Colour) -> None:
+    def buttons(self, box: Box, across: int, down: int, colour: Colour, ink: Colour) -> None:
         """A grid of raised boxes with a word in each."""
         left, top, width, height = box
         step_x, step_y = width // across, height // down
@@ -102,7 +102,7 @@ class Page:
             if mark % 5 == 0 and self.rng.random() < 0.5:
                 self.text(column + 12, row - 6, 11, str(mark), self.ink)
 
-    def thumbnails(self, boxes: list[_Box], frame: np.ndarray) -> None:
+    def thumbnails(self, boxes: list[Box], frame: np.ndarray) -> None:
         """Small copies of the picture."""
         for left, top, width, height in boxes:
             shown = frame[:, ::-1] if self.rng.random() < 0.5 else frame
@@ -117,13 +117,13 @@ def words(rng: np.random.Generator, length: int) -> str:
     return "".join(rng.choice(letters, length))
 
 
-def _tone(rng: np.random.Generator, low: int, high: int, tint: int = 20) -> _Colour:
+def _tone(rng: np.random.Generator, low: int, high: int, tint: int = 20) -> Colour:
     level = int(rng.integers(low, high))
     shift = rng.integers(-tint, tint + 1, 3)
     return tuple(int(np.clip(level + one, 0, 255)) for one in shift)  # type: ignore[return-value]
 
 
-def _page(rng: np.random.Generator, size: tuple[int, int], colour: _Colour, ink: _Colour) -> Page:
+def _page(rng: np.random.Generator, size: tuple[int, int], colour: Colour, ink: Colour) -> Page:
     width, height = size
     pixels = np.empty((height, width, 3), np.uint8)
     pixels[:] = colour
@@ -346,7 +346,7 @@ def compose(name: str, frame: np.ndarray, outline: np.ndarray, layout: str) -> S
         quality = int(rng.integers(70, 96))
         _, packed = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
         pixels = cv2.imdecode(packed, cv2.IMREAD_COLOR)
-    return Screen(pixels, truth > 0, layout)
+    return Screen(pixels, [truth > 0], layout)
 
 
 def _fitted(

@@ -10,12 +10,12 @@ it, and what a capture does to it all. Every random choice comes from the image'
 
 import argparse
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import screens
+from screens import Box, Colour, Screen
 
 from steatosis_tf.roi.sector import Fan, find_sector
 
@@ -26,26 +26,8 @@ _SIZES = (
 )  # fmt: skip
 _ENDS = {"header": 0.11, "footer": 0.14, "left": 0.2, "right": 0.2}
 
-_Box = tuple[int, int, int, int]
-_Colour = tuple[int, int, int]
 
-
-@dataclass
-class RandomScreen:
-    """One composed screen.
-
-    Attributes:
-        frame: `(height, width, 3)` RGB, uint8.
-        truths: the sectors on it, one or two, `(height, width)` bool.
-        parts: what makes the layout, in words.
-    """
-
-    frame: np.ndarray
-    truths: list[np.ndarray]
-    parts: str
-
-
-def compose(name: str, frame: np.ndarray, outline: np.ndarray) -> RandomScreen:
+def compose(name: str, frame: np.ndarray, outline: np.ndarray) -> Screen:
     """Put one outlined image on a screen of its own.
 
     Args:
@@ -78,10 +60,10 @@ def compose(name: str, frame: np.ndarray, outline: np.ndarray) -> RandomScreen:
         boxes = [(left, top, split, height), (left + split, top, width - split, height)]
         parts.append("dual")
     truths = [_picture(page, box, frame, outline, parts) for box in boxes]
-    return RandomScreen(_captured(page.pixels, rng, parts), truths, ", ".join(parts))
+    return Screen(_captured(page.pixels, rng, parts), truths, ", ".join(parts))
 
 
-def _tint(rng: np.random.Generator, level: int) -> _Colour:
+def _tint(rng: np.random.Generator, level: int) -> Colour:
     """A grey, or a colour of about its lightness: consoles like slate and blue."""
     if rng.random() < 0.4:
         return (level, level, level)
@@ -102,7 +84,7 @@ def _letterbox(page: screens.Page) -> None:
     page.pixels[top : top + height, left : left + width] = kept[0, 0]
 
 
-def _panel(page: screens.Page, side: str, paper: _Colour, frame: np.ndarray) -> list[str]:
+def _panel(page: screens.Page, side: str, paper: Colour, frame: np.ndarray) -> list[str]:
     """A bar on one side of what is left of the page, filled as consoles fill them."""
     rng = page.rng
     if rng.random() < 0.25:
@@ -136,7 +118,7 @@ def _panel(page: screens.Page, side: str, paper: _Colour, frame: np.ndarray) -> 
 
 
 def _fill(
-    page: screens.Page, box: _Box, is_level: bool, colour: _Colour, ink: _Colour, frame: np.ndarray
+    page: screens.Page, box: Box, is_level: bool, colour: Colour, ink: Colour, frame: np.ndarray
 ) -> str:
     rng = page.rng
     left, top, width, height = box
@@ -188,7 +170,7 @@ def _fill(
     return kind
 
 
-def _ground(page: screens.Page, paper: _Colour) -> list[str]:
+def _ground(page: screens.Page, paper: Colour) -> list[str]:
     """What the picture stands on: black, the page, a dark grey, or a shaded one."""
     rng = page.rng
     kinds = ["black", "paper", "dark grey", "shaded"]
@@ -244,7 +226,7 @@ def _bent(
 
 
 def _picture(
-    page: screens.Page, box: _Box, frame: np.ndarray, outline: np.ndarray, parts: list[str]
+    page: screens.Page, box: Box, frame: np.ndarray, outline: np.ndarray, parts: list[str]
 ) -> np.ndarray:
     """Place the sector into its box, whole or cut off by it, with marks; the sector's mask."""
     rng = page.rng
@@ -285,7 +267,7 @@ def _picture(
     return truth > 0
 
 
-def _beside(page: screens.Page, box: _Box, truth: np.ndarray) -> None:
+def _beside(page: screens.Page, box: Box, truth: np.ndarray) -> None:
     """Ruler, grey scale, gain curve, probe mark, body mark, tables, text by the sector."""
     rng = page.rng
     left, top, width, height = box
