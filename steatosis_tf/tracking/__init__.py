@@ -2,8 +2,7 @@
 
 MLflow is not the run. Where the store cannot be used (locked, damaged, a folder, of another
 version, on a full disk) the reason is printed once, what would be logged is left out, and the block
-inside `start_run` goes on. Nothing waits in silence, and nothing waits for longer than
-`store.LONGEST_WAIT_S`.
+inside `start_run` goes on. Nothing waits in silence, and nothing for long: `store` says how long.
 
 The store is `mlruns/mlflow.db` (SQLite) with the artifacts beside it, below the current folder or
 below `$STEATOSIS_MLRUNS`. Look at it with `make ui` or
