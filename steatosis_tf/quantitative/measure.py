@@ -128,20 +128,6 @@ def measure_frame(frame: np.ndarray, display: Display | None = None) -> Measured
     return measure_regions(frame, *_regions(frame), display)
 
 
-def hepatorenal_db(frame: np.ndarray) -> float:
-    """`measure_frame(frame).hepatorenal_db`, without measuring all the rest.
-
-    Raises:
-        ValueError: if there is no sector.
-    """
-    sector, liver, cortex = _regions(frame)
-    if cortex is None:
-        return float("nan")
-    grey, core, place = _looked_at(frame, sector, liver)
-    index = measure_hepatorenal(grey, core, cortex, *place, Display())
-    return index.index_db if index else float("nan")
-
-
 def measure_regions(
     frame: np.ndarray,
     sector: Sector,

@@ -51,12 +51,12 @@ _VERSION = 1
 
 
 def measured_features(frames: pd.DataFrame, manifest_path: Path, store_dir: Path) -> np.ndarray:
-    """Measured features of the frames of a study, on all cores, kept on disk by the frame.
+    """Measured features of the frames of a study, as the joint head reads them.
 
     Args:
-        frames: rows of the manifest.
-        manifest_path: the manifest they are from.
-        store_dir: of what was measured before.
+        frames: as of `measured_table`.
+        manifest_path: as of `measured_table`.
+        store_dir: as of `measured_table`.
 
     Returns:
         `(num_frames, 3)` float64, `MEASURED` in the order of `frames`. What a frame does not show
@@ -65,10 +65,29 @@ def measured_features(frames: pd.DataFrame, manifest_path: Path, store_dir: Path
     Raises:
         ValueError: if a frame cannot be read.
     """
+    table = measured_table(frames, manifest_path, store_dir)
+    means = table.groupby(frames["patient_id"]).transform("mean")
+    return table.fillna(means).to_numpy(float)
+
+
+def measured_table(frames: pd.DataFrame, manifest_path: Path, store_dir: Path) -> pd.DataFrame:
+    """Measured features of the frames of a study, on all cores, kept on disk by the frame.
+
+    Args:
+        frames: rows of the manifest.
+        manifest_path: the manifest they are from.
+        store_dir: of what was measured before, by any run.
+
+    Returns:
+        columns `MEASURED`, index of `frames`; NaN for what a frame does not show.
+
+    Raises:
+        ValueError: if a frame cannot be read.
+    """
     store = store_dir / f"measured-{_VERSION}-{SECTOR_VERSION}.csv"
     known = pd.DataFrame(columns=list(MEASURED), dtype=float)
     if store.is_file():
-        known = pd.read_csv(store, index_col=0)
+        known = pd.read_csv(store, index_col=0, float_precision="round_trip")
     missing = frames.loc[~frames["pixels_sha256"].isin(known.index)]
     missing = missing.drop_duplicates("pixels_sha256")
     paths = [frame_path(manifest_path, str(path)) for path in missing["path"]]
@@ -78,9 +97,7 @@ def measured_features(frames: pd.DataFrame, manifest_path: Path, store_dir: Path
         known = pd.concat([known, table]) if len(known) else table
         with replacing(store) as temporary:
             known.to_csv(temporary)
-    table = known.loc[frames["pixels_sha256"], list(MEASURED)].set_axis(frames.index)
-    means = table.groupby(frames["patient_id"]).transform("mean")
-    return table.fillna(means).to_numpy(float)
+    return known.loc[frames["pixels_sha256"], list(MEASURED)].set_axis(frames.index)
 
 
 def _measured(path: Path) -> list[float]:

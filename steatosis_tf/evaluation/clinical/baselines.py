@@ -5,7 +5,6 @@ page of the report. Both learn from patients that are not tested only: the grade
 among them, and the curve from index to probability.
 """
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,12 @@ from numpy.typing import ArrayLike
 from scipy import special
 from sklearn.linear_model import LogisticRegression
 
-from steatosis_tf.cohort.manifest import frame_path, read_manifest
+from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.evaluation.metrics.scores import named_grades
 from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
-from steatosis_tf.parallel import map_on_cores
-from steatosis_tf.quantitative.measure import hepatorenal_db
-from steatosis_tf.sources.images import read_frame
+from steatosis_tf.quantitative.study import measured_table
 
 #: Frames measured of each patient. The frames of a clip are almost one picture, and one costs as
 #: much as proposing its ROI.
@@ -148,13 +145,14 @@ def index_probability(curve: dict[str, float], values: ArrayLike) -> np.ndarray:
     return special.expit(curve["intercept"] + curve["slope"] * np.asarray(values, dtype=float))
 
 
-def write_hepatorenal(run_dir: str | Path) -> Path:
+def write_hepatorenal(run_dir: str | Path, store_dir: Path) -> Path:
     """Measure the graded patients of a run and write `hepatorenal.csv` for its decision curves.
 
     Nothing is trained here: the index knows no grade.
 
     Args:
         run_dir: run directory whose manifest still leads to the frames.
+        store_dir: of what was measured before, see `measured_table`.
 
     Returns:
         path of `hepatorenal.csv`: `frame_id, patient_id, hepatorenal_index` (dB, liver over renal
@@ -166,13 +164,12 @@ def write_hepatorenal(run_dir: str | Path) -> Path:
     run_dir = Path(run_dir)
     table = read_manifest(run_dir / "manifest.csv")
     chosen = _spread_over_clips(table.loc[table["grade"] != ""])
-    measure = partial(_index_db, run_dir / "manifest.csv")
-    indices = list(map_on_cores(measure, chosen["path"].tolist(), "hepatorenal index"))
+    measured = measured_table(chosen, run_dir / "manifest.csv", store_dir)
     path = run_dir / "hepatorenal.csv"
     with replacing(path) as temporary:
-        chosen[["frame_id", "patient_id"]].assign(hepatorenal_index=indices).to_csv(
-            temporary, index=False, lineterminator="\n"
-        )
+        chosen[["frame_id", "patient_id"]].assign(
+            hepatorenal_index=measured["hepatorenal_db"]
+        ).to_csv(temporary, index=False, lineterminator="\n")
     return path
 
 
@@ -182,14 +179,6 @@ def _spread_over_clips(graded: pd.DataFrame) -> pd.DataFrame:
     place, size = groups.cumcount(), groups["patient_id"].transform("size")
     step = np.maximum(size // FRAMES_PER_PATIENT, 1)
     return graded[(place % step == step // 2) & (place // step < FRAMES_PER_PATIENT)]
-
-
-def _index_db(manifest_path: Path, row_path: str) -> float:
-    frame = read_frame(frame_path(manifest_path, row_path))
-    try:
-        return hepatorenal_db(frame)
-    except ValueError:  # no sector
-        return float("nan")
 
 
 def _answered(patient_scores: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:

@@ -8,11 +8,12 @@ import pytest
 from steatosis_tf.cohort.manifest import build_manifest
 from steatosis_tf.evaluation.clinical.baselines import write_hepatorenal
 from steatosis_tf.evaluation.report.run import read_run
+from steatosis_tf.quantitative import study
 from steatosis_tf.quantitative.measure import measure_frame
 from steatosis_tf.sources.images import read_frame
 
 
-def test_two_frames_of_each_graded_patient_are_measured(real_data_dir, tmp_path):
+def test_two_frames_of_each_graded_patient_are_measured(real_data_dir, tmp_path, monkeypatch):
     """Frames 2 and 7 of ten; a patient without a grade is left out, a frame of noise is empty."""
     images = real_data_dir / "byra2018" / "images"
     noise = np.random.default_rng(0).integers(0, 255, (240, 320), dtype=np.uint8)
@@ -23,7 +24,7 @@ def test_two_frames_of_each_graded_patient_are_measured(real_data_dir, tmp_path)
     build_manifest(tmp_path / "labels.csv", tmp_path / "manifest.csv", strict=True)
     (tmp_path / "config.json").write_text("{}")
 
-    path = write_hepatorenal(tmp_path)
+    path = write_hepatorenal(tmp_path, tmp_path / "cache")
     table = pd.read_csv(path)
     assert list(table["patient_id"]) == ["P36", "P36", "P50"]
     expected = [measure_frame(read_frame(images / f"P36_F0{k}.png")).hepatorenal_db for k in (2, 7)]
@@ -33,9 +34,12 @@ def test_two_frames_of_each_graded_patient_are_measured(real_data_dir, tmp_path)
     of_patient = read_run(tmp_path).hepatorenal.set_index("patient_id")["hepatorenal_index"]
     assert of_patient["P36"] == pytest.approx(np.mean(expected))
     before = path.read_bytes()
-    assert write_hepatorenal(tmp_path).read_bytes() == before
+    measured = []
+    monkeypatch.setattr(study, "measure_frame", lambda frame: measured.append(frame))
+    assert write_hepatorenal(tmp_path, tmp_path / "cache").read_bytes() == before
+    assert not measured  # kept from the first time
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Expected a manifest"):
-        write_hepatorenal(tmp_path)
+        write_hepatorenal(tmp_path, tmp_path)
