@@ -31,6 +31,10 @@ _WORDS = {
 }  # fmt: skip
 _NUMBERED = re.compile(r"(grade |stage |g ?|s ?)?(\d)(?:[.,]0+)?")
 _PERCENT = re.compile(r"(\d+(?:[.,]\d+)?(?:e[+-]?\d+)?)\s*%?", re.IGNORECASE | re.ASCII)
+#: What spreadsheets and R write into a cell that holds nothing.
+_MISSING = ("na", "n/a", "n.a.", "#n/a", "nan", "null")
+#: A long number as a spreadsheet shortens it, so that different patients read alike.
+_SHORTENED = re.compile(r"\d[.,]\d+e\+\d+", re.IGNORECASE)
 #: Columns by which a table of grades can name a frame, a study or a patient.
 _JOINS = ("path", "study_id", "patient_id", "original_study_uid", "original_patient_id")
 _NAMES = (*_JOINS, "grade", "fat_percent")
@@ -44,12 +48,17 @@ def parse_grade(text: str) -> str:
         >>> [parse_grade(text) for text in ("S2", "grade 1", "Moderate steatosis", "3,0", "bad")]
         ['Moderate', 'Mild', 'Moderate', 'Severe', '']
     """
-    plain = " ".join(re.split(r"[\s_-]+", text.casefold())).strip()
+    plain = _plain(text)
     if (found := _NUMBERED.fullmatch(plain)) and int(found[2]) < len(GRADES):
         return GRADES[int(found[2])]
     short = re.sub(r" (hepatic )?(steatosis|fatty liver)$", "", plain)
     label = _WORDS.get(plain, _WORDS.get(short))
     return "" if label is None else GRADES[label]
+
+
+def _plain(text: str) -> str:
+    """Lower case, words one space apart; a hyphen joins words, else it is a minus and stays."""
+    return " ".join(re.split(r"[\s_]+|(?<=\w)-(?=\w)", text.casefold())).strip()
 
 
 def read_grade_map(path: str | Path) -> dict[str, str]:
@@ -91,15 +100,16 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
     Returns:
         the table, `row` counted as a spreadsheet counts (header = 1), `fault` "" or what is wrong
-        with the cells of the row, "" for an empty cell, with the columns `grade` (str) and
-        `fat_percent` (str) added where absent.
+        with the cells of the row, "" for an empty cell (in our columns also for NA, n/a, NaN),
+        with the columns `grade` (str) and `fat_percent` (str) added where absent.
 
     Raises:
-        ValueError: if `read_spreadsheet` cannot read it, if it lacks `path` or `patient_id`
-            or has one of the reserved names, or if a folder is laid out in another way.
+        ValueError: if `read_spreadsheet` cannot read it, if it lacks `path` or `patient_id`, has
+            one of the reserved names or two headings for the same, or if a folder is laid out in
+            another way.
     """
     path = Path(path)
-    table = _table_of_folder(path) if path.is_dir() else _with_our_names(read_spreadsheet(path)[0])
+    table = _table_of_folder(path) if path.is_dir() else _with_our_names(path)
     _check_columns(path.name, list(table.columns.drop([*ADDED])))
     if table.empty:
         raise ValueError(f"{path.name}: expected one row per frame. Received: a header only.")
@@ -114,15 +124,21 @@ def read_table(path: str | Path) -> pd.DataFrame:
     return table
 
 
-def _with_our_names(table: pd.DataFrame) -> pd.DataFrame:
-    """A table whose column "Patient ID" is `patient_id`, unless it has both."""
-    taken, names = set(table.columns), {}
-    for column in table.columns:
-        plain = re.sub(r"[\s-]+", "_", column.casefold())
-        if plain in _NAMES and plain not in taken:
-            taken.add(plain)
-            names[column] = plain
-    return table.rename(columns=names)
+def _with_our_names(path: Path) -> pd.DataFrame:
+    """A table whose column "Patient ID" is `patient_id`, and whose cells of ours are "" for NA."""
+    table, _ = read_spreadsheet(path)
+    names = {column: re.sub(r"[\s-]+", "_", column.casefold()) for column in table.columns}
+    names = {column: plain for column, plain in names.items() if plain in _NAMES}
+    twice = [column for column, plain in names.items() if [*names.values()].count(plain) > 1]
+    if twice:
+        raise ValueError(
+            f"{path.name}: expected one column for each of {', '.join(_NAMES)}. Received: "
+            f"{', '.join(twice)}. Rename what is not meant."
+        )
+    table = table.rename(columns=names)
+    for name in names.values():
+        table[name] = table[name].mask(table[name].str.casefold().isin(_MISSING), "")
+    return table
 
 
 def _table_of_folder(folder: Path) -> pd.DataFrame:
@@ -163,7 +179,7 @@ def join_grades(
             the same say different things, or the label table has such a column with other cells.
     """
     name = Path(grades_path).name
-    found = _with_our_names(read_spreadsheet(grades_path)[0])
+    found = _with_our_names(Path(grades_path))
     by = next((column for column in _JOINS if column in found.columns), "")
     brought = [column for column in found.columns if column not in (*ADDED, *_JOINS)]
     if not by or not {"grade", "fat_percent"} & set(brought) or set(brought) & set(RESERVED):
@@ -244,6 +260,8 @@ def check_labels(
             fault(row, "empty_path")
         if not patient_id:
             fault(row, "empty_patient")
+        if _SHORTENED.fullmatch(patient_id):
+            fault(row, "shortened_patient", patient_id=patient_id)
         if grade and known[grade] is None:
             fault(row, "unknown_grade", grade=grade)
             unknown[grade] += 1
@@ -281,8 +299,7 @@ def read_grades(
         ValueError: if bare numbers, or numbers to 4, come without a 0: who counts from 1 would
             have every grade shifted.
     """
-    grade_map = grade_map or {}
-    counts = Counter(cells)
+    grade_map, counts = grade_map or {}, Counter(cells)
     known: dict[str, str | None] = {"": ""}
     numbers: dict[str, str] = {}
     for cell in counts:
@@ -290,11 +307,10 @@ def read_grades(
             known[cell] = grade_map[cell.casefold()]
             continue
         known.setdefault(cell, parse_grade(cell) or None)
-        plain = " ".join(re.split(r"[\s_-]+", cell.casefold())).strip()
-        if found := _NUMBERED.fullmatch(plain):
+        if found := _NUMBERED.fullmatch(_plain(cell)):
             numbers[cell] = (found[1] or "") + found[2]
     digits = {number[-1] for number in numbers.values()}
-    is_bare = any(number.isdigit() for number in numbers.values())
+    is_bare = any(map(str.isdigit, numbers.values()))
     if "0" not in digits and digits <= set("1234") and (is_bare or "4" in digits) and digits:
         seen = Counter({cell: counts[cell] for cell in numbers})
         raise ValueError(
@@ -316,15 +332,13 @@ def _map_to_write(seen: Counter[str]) -> str:
 
 
 def _check_columns(name: str, columns: list[str]) -> None:
-    missing = [column for column in ("path", "patient_id") if column not in columns]
-    if missing:
+    if missing := [column for column in ("path", "patient_id") if column not in columns]:
         raise ValueError(
-            f"{name}: expected the columns path, patient_id and grade or fat_percent. "
-            f"Received: {', '.join(columns)}; missing: {', '.join(missing)}. Rename what holds "
-            "them."
+            f"{name}: expected the columns path, patient_id and grade or fat_percent. Received: "
+            f"{', '.join(columns) or 'an empty first line'}; missing: {', '.join(missing)}. Rename "
+            "what holds them; the first line must be the headings."
         )
-    taken = [column for column in columns if column in RESERVED]
-    if taken:
+    if taken := [column for column in columns if column in RESERVED]:
         raise ValueError(
             f"{name}: expected no column named {', '.join(RESERVED)}. "
             f"Received: {', '.join(taken)}. Rename them."
@@ -360,13 +374,11 @@ def _check_boxes(table: pd.DataFrame, fault: Callable[..., None]) -> None:
 def _check_duplicates(table: pd.DataFrame, fault: Callable[..., None]) -> None:
     copies = table.loc[(table["path"] != "") & table["path"].duplicated(keep=False)]
     for _, group in copies.groupby("path", sort=False):
-        count = group["patient_id"].nunique()
+        first, count = group["row"].iloc[0], group["patient_id"].nunique()
         # Under two patients nobody can tell which row is right, so none is used.
+        code = "contested_path" if count > 1 else "duplicate_path"
         for row in group["row"] if count > 1 else group["row"].iloc[1:]:
-            if count > 1:
-                fault(row, "contested_path", count=count)
-            else:
-                fault(row, "duplicate_path", first=group["row"].iloc[0])
+            fault(row, code, count=count, first=first)
 
 
 def _check_one_per_patient(table: pd.DataFrame, fault: Callable[..., None]) -> None:
@@ -411,10 +423,9 @@ def read_spreadsheet(path: str | Path) -> tuple[pd.DataFrame, str]:
 def write_spreadsheet(table: pd.DataFrame, path: str | Path) -> None:
     """Write a CSV whole or not at all, of which no spreadsheet runs a cell as a formula."""
     texts = table.select_dtypes("object").columns
+    cells = table.assign(**{name: table[name].map(as_cell) for name in texts})
     with replacing(path) as temporary:
-        table.assign(**{name: table[name].map(as_cell) for name in texts}).to_csv(
-            temporary, index=False, lineterminator="\n"
-        )
+        cells.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def plain_cells(table: pd.DataFrame) -> pd.DataFrame:
@@ -460,14 +471,14 @@ def _records(name: str, text: str, separator: str) -> list[list[str]]:
 
 def _as_table(name: str, records: list[list[str]]) -> pd.DataFrame:
     columns, rows = records[0], records[1:]
-    width = max(len(columns), max(map(len, rows), default=0))
+    width = max(map(len, records))
     cells = [record + [""] * (width - len(record)) for record in rows]
     named = [index for index, column in enumerate(columns) if column]
     nameless = [index for index, column in enumerate(columns) if not column]
     if any(record[index] for record in cells for index in nameless):
         raise ValueError(
             f"{name}: expected a name over every column. Received: column {nameless[0] + 1} with "
-            "cells but no name. Name it, or delete it."
+            "cells but no name. Name it, or delete it; the first line must be the headings."
         )
     table = pd.DataFrame({columns[i]: [record[i] for record in cells] for i in named}, dtype=str)
     faults = [
@@ -482,8 +493,7 @@ def _as_table(name: str, records: list[list[str]]) -> pd.DataFrame:
 
 
 def _check_header(name: str, columns: list[str]) -> None:
-    wrong = sorted({column for column in columns if columns.count(column) > 1 or column in ADDED})
-    if wrong:
+    if wrong := sorted({name for name in columns if columns.count(name) > 1 or name in ADDED}):
         raise ValueError(
             f"{name}: expected every column once and none named {' or '.join(ADDED)}. "
             f"Received: {', '.join(wrong)}. Rename them."

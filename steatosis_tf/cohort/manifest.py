@@ -42,7 +42,7 @@ from steatosis_tf.files import check_output
 from steatosis_tf.grades import GRADES
 from steatosis_tf.sources.images import read_frame
 from steatosis_tf.sources.pseudonym import OUTPUT_MARK
-from steatosis_tf.sources.rejection import Rejection
+from steatosis_tf.sources.rejection import KINDS, Rejection
 
 #: First columns of every manifest, in this order; covariates follow.
 MANIFEST_COLUMNS = ("frame_id", "path", "patient_id", "grade", "fat_percent", "pixels_sha256")
@@ -62,6 +62,7 @@ class ManifestSummary:
     Attributes:
         num_rejected_before: rows of the ingest.
         num_grades_unused: rows of a joined table of grades that fit no frame.
+        rejected_kinds: kind of fault -> number of rows, the most common first.
         unknown_grades: the values that are no grade, with their counts and the map to write; "".
     """
 
@@ -74,6 +75,7 @@ class ManifestSummary:
     num_grades_unused: int
     patients_per_grade: dict[str, int]
     rejected_path: str
+    rejected_kinds: dict[str, int]
     unknown_grades: str
 
 
@@ -167,6 +169,9 @@ def _counts(accepted: pd.DataFrame, rejected: pd.DataFrame) -> dict[str, Any]:
         "num_rows": len(accepted) + len(rejected),
         "num_accepted": len(accepted),
         "num_rejected": len(rejected),
+        "rejected_kinds": {
+            str(kind): int(n) for kind, n in rejected["code"].map(KINDS).value_counts().items()
+        },
         "num_ungraded": int((accepted["grade"] == "").sum()),
         "num_patients": accepted["patient_id"].nunique(),
         "patients_per_grade": {

@@ -80,6 +80,10 @@ _TEXTS = {
     ),
     "empty_path": "empty path",
     "empty_patient": "empty patient_id",
+    "shortened_patient": (
+        "patient_id shortened by a spreadsheet//patient_id {patient_id!r} was shortened by a "
+        "spreadsheet, so that patients read alike: format that column as text, export it again"
+    ),
     "unknown_grade": f"unknown grade| {{grade!r}}, expected one of {', '.join(GRADES)}",
     "fat_percent": (
         "fat_percent is not a number from 0 to 100//"

@@ -32,7 +32,8 @@ def manifest(args: Namespace) -> Result:
         f"({grades or 'none graded'}; {summary.num_ungraded} frames without grade): {args.output}"
     )
     if summary.num_rejected:
-        text += f"\n{summary.num_rejected} rows rejected, reasons in {summary.rejected_path}"
+        kinds = ", ".join(f"{kind} {n}" for kind, n in summary.rejected_kinds.items())
+        text += f"\n{summary.num_rejected} rows rejected ({kinds}): {summary.rejected_path}"
     if summary.unknown_grades:
         text += f"\n{summary.unknown_grades}"
     if summary.num_grades_unused:
@@ -44,7 +45,10 @@ def manifest(args: Namespace) -> Result:
     if summary.patients_per_grade:
         text += f"\nnow: steatosis train {args.output}"
     else:
-        text += f"\nnow: steatosis review {args.output} --grade, or this again with --grades CSV"
+        text += (
+            f"\nnow: steatosis review {args.output} --grade, or this again with --grades CSV or "
+            "with the column of grades named grade, that of fat named fat_percent"
+        )
     return Result(dataclasses.asdict(summary), text)
 
 
@@ -143,7 +147,9 @@ def consensus(args: Namespace) -> Result:
 
 
 def _consensus_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("labels", metavar="LABELS_CSV", help="with a row per reader")
+    parser.add_argument(
+        "labels", metavar="LABELS_CSV", help="path, patient_id, reader_1, reader_2, ..."
+    )
     parser.add_argument(
         "--output", required=True, type=OutputCsv, metavar="LABELS_CSV", help="file to write"
     )

@@ -26,10 +26,31 @@ def table_of(grades: list[str]) -> str:
         (["2", "S2", "grade_2", "G2", "Moderate hepatic steatosis", "stage 2"], "Moderate"),
         (["3", "S3", "severe fatty liver", "3.00"], "Severe"),
         (["", "4", "S4", "grade", "S", "mildly", "1.5", "12", "no", "not mild", "S 1 to 2"], ""),
+        (["-1", "1-", "1-2", "-", "+", "mild-moderate", "S2/S3", "2-3", "- 1"], ""),
     ],
 )
 def test_grades_as_people_write_them(texts, grade):
     assert [parse_grade(text) for text in texts] == [grade] * len(texts)
+
+
+def test_cells_that_hold_nothing(study, tmp_path, capsys):
+    rows = ["a.png,P1,Mild,NA", "b.png,P2,n.a.,12", "c.png,P3,NaN,#N/A", "d.png,NA,Mild,12"]
+    labels = study("path,Patient ID,grade,fat_percent\n" + "\n".join(rows), FOUR)
+    assert main(["manifest", str(labels), "--output", str(tmp_path / "manifest.csv")]) == 0
+    assert "1 rows rejected (empty patient_id 1)" in capsys.readouterr().out
+    assert list(read_manifest(tmp_path / "manifest.csv")["grade"]) == ["Mild", "Mild", ""]
+
+
+def test_ids_that_a_spreadsheet_has_shortened_are_no_patient(study, tmp_path):
+    labels = study("path,patient_id,grade\na.png,1.23E+05,0\nb.png,7.5,0\n", FOUR[:2])
+    build_manifest(labels, tmp_path / "manifest.csv")
+    assert list(read_manifest(tmp_path / "manifest.csv")["patient_id"]) == ["7.5"]
+
+
+def test_two_columns_that_may_hold_the_grade_are_asked_back(study, tmp_path):
+    labels = study("path,patient_id,grade,Grade\na.png,P1,0,3\n", FOUR[:1])
+    with pytest.raises(ValueError, match=r"Received: grade, Grade\. Rename"):
+        build_manifest(labels, tmp_path / "manifest.csv")
 
 
 def test_a_table_in_the_words_of_a_team(study, tmp_path):
@@ -174,12 +195,12 @@ def test_what_is_no_number_is_no_fat(study, tmp_path, fat):
 
 
 def test_a_percent_sign_and_spelt_out_headings_are_taken(study, tmp_path):
-    text = "Path;Patient ID;Fat-Percent;Fat percent\na.png;P1;12,5 %;x\nb.png;P2;70%;y\n"
+    text = "Path;Patient ID;Fat-Percent;Fat remark\na.png;P1;12,5 %;x\nb.png;P2;70%;y\n"
     build_manifest(study(text, FOUR[:2]), tmp_path / "manifest.csv")
     table = read_manifest(tmp_path / "manifest.csv")
     assert list(table["fat_percent"]) == [12.5, 70.0]
     assert list(table["grade"]) == ["Mild", "Severe"]
-    assert list(table["Fat percent"]) == ["x", "y"]  # the second of one name is a covariate
+    assert list(table["Fat remark"]) == ["x", "y"]
 
 
 def test_fractions_are_asked_back_unless_a_grade_stands_beside_them(study, tmp_path):
