@@ -56,7 +56,7 @@ RECIPES = {
             # Phantoms are no livers: what the liver network says of them would mean nothing.
             roi=RoiConfig(method="sector"),
             model=ModelConfig(weights="random"),  # no network needed
-            train=TrainConfig(views=2, epochs=40, learning_rate=1e-3),
+            train=TrainConfig(views=2, epochs=20, learning_rate=1e-3),
         ),
     ),
 }

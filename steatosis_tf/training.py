@@ -28,7 +28,7 @@ from steatosis_tf.evaluation.metrics.scores import (
 from steatosis_tf.files import flat, replacing
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.backbone import build_backbone
-from steatosis_tf.model.engines import Engine, choose_engine
+from steatosis_tf.model.engines import WORTH_TRYING, Engine, choose_engine
 from steatosis_tf.model.features import spread_features, stored_features
 from steatosis_tf.model.fine_tune import fine_tune, maps_at_cut
 from steatosis_tf.model.heads import assemble, build_head, copy_weights, linear_head
@@ -119,7 +119,9 @@ def load_study(
     examples, index = read_records(records_dir), read_index(records_dir)
     backbone = build_backbone(config.model, tuple(examples.element_spec["roi"].shape[:2]))
     rois = check_rois(index, examples)
-    engine = choose_engine(config.model.engine, backbone, rois, features_dir)
+    is_small = len(index) * (1 + config.train.views) < WORTH_TRYING
+    name = "keras" if config.model.engine == "auto" and is_small else config.model.engine
+    engine = choose_engine(name, backbone, rois, features_dir)
     if options is None:
         views = stored_features(
             examples, features_dir, backbone, engine, config.augmentation, config.train.views,
