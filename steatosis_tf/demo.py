@@ -40,7 +40,7 @@ def run_demo(output_dir: str | Path, *, num_patients: int = 60) -> DemoSummary:
         write_phantoms(frames_dir, num_patients=num_patients, frames_per_patient=2, seed=0)
     manifest_path = output_dir / "manifest.csv"
     build_manifest(frames_dir / "labels.csv", manifest_path)
-    configs = [(RECIPES[name].config, 0) for name in _TRAINED]
+    configs = [RECIPES[name].config for name in _TRAINED]
     runs = dict(zip(_TRAINED, run_all(EXPERIMENT, manifest_path, configs), strict=True))
     last = runs[_TRAINED[-1]]
     predicted = predict(

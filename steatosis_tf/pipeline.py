@@ -1,6 +1,6 @@
 """The pipeline as one function: from a manifest to a trained, evaluated, tracked, exported model.
 
-`run` reads from top to bottom. What is missing is made on the way: split, region of interest,
+`_run` reads from top to bottom. What is missing is made on the way: split, region of interest,
 records, features. Scripts that train many heads take the same first steps by `prepare_study`.
 """
 
@@ -17,11 +17,10 @@ import keras
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.flow import count_flow, write_flow
+from steatosis_tf.cohort.flow import write_cohort
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.near_duplicates import HASH_VERSION
-from steatosis_tf.cohort.partition import Partition, split_table, test_column
-from steatosis_tf.cohort.rejected import read_rejected
+from steatosis_tf.cohort.partition import Partition, test_column
 from steatosis_tf.cohort.splits import make_partitions, resolve_split
 from steatosis_tf.config import Config, override, save_config
 from steatosis_tf.deploy.explain import draw_explanations
@@ -33,7 +32,7 @@ from steatosis_tf.evaluation.clinical.baselines import write_hepatorenal
 from steatosis_tf.evaluation.figures.gallery import draw_run_gallery
 from steatosis_tf.evaluation.report.evaluate import evaluate_run, lock_operating_points
 from steatosis_tf.evaluation.report.report import write_report
-from steatosis_tf.files import replacing, write_json, write_sums
+from steatosis_tf.files import write_json, write_sums
 from steatosis_tf.model.engines import Engine
 from steatosis_tf.model.joint import JointModel
 from steatosis_tf.model.novelty import grey_spread
@@ -81,9 +80,19 @@ class Preparation:
     options: "PipelineOptions | None" = None
 
     @property
+    def manifest_path(self) -> Path:
+        """The completed manifest."""
+        return self.folder / "manifest.csv"
+
+    @property
+    def cache_dir(self) -> Path:
+        """What all runs share."""
+        return self.runs_dir / "cache"
+
+    @property
     def hashes_path(self) -> Path:
         """File that keeps the data-leakage check's hashes, which the ROI step takes along."""
-        return self.runs_dir / "cache" / f"perceptual_hashes-{HASH_VERSION}.csv"
+        return self.cache_dir / f"perceptual_hashes-{HASH_VERSION}.csv"
 
     @property
     def crops_dir(self) -> Path:
@@ -106,13 +115,13 @@ def train(
         recipe: name out of `recipes.RECIPES`.
         settings: `stage.name=value`, what differs from the recipe.
         runs_dir: folder of runs.
-        options: as of `run`.
+        options: as of `run_all`.
 
     Returns:
         one summary per round of a repeated k-fold, else one.
 
     Raises:
-        ValueError, RuntimeError: as of `run` and `config.override`.
+        ValueError, RuntimeError: as of `run_all` and `config.override`.
 
     Example:
         >>> from steatosis_tf.cohort.manifest import build_manifest
@@ -127,56 +136,69 @@ def train(
     if recipe not in RECIPES:
         raise ValueError(f"Expected a recipe out of {', '.join(RECIPES)}. Received: {recipe!r}.")
     config = override(RECIPES[recipe].config, list(settings))
-    return run_rounds(recipe, manifest_path, config, runs_dir, options)
-
-
-def run_rounds(
-    experiment: str,
-    manifest_path: str | Path,
-    config: Config,
-    runs_dir: str | Path,
-    options: "PipelineOptions | None" = None,
-) -> list[RunSummary]:
-    """`run` once, or once for each round of a repeated k-fold."""
-    rounds = [(config, repeat) for repeat in range(config.split.repeats)]
-    return run_all(experiment, manifest_path, rounds, runs_dir, options=options)
+    return run_all(recipe, manifest_path, [config], runs_dir, options)
 
 
 def run_all(
     experiment: str,
     manifest_path: str | Path,
-    configs: Sequence[tuple[Config, int]],
+    configs: Sequence[Config],
     runs_dir: str | Path = "runs",
-    *,
     options: "PipelineOptions | None" = None,
 ) -> list[RunSummary]:
-    """The runs of one command. What it finished before it was killed is not run again.
+    """Do whatever is missing (split, ROI, records, features), then train, evaluate and export.
+
+    A run of the same manifest and config that was begun before and has not come to its end is gone
+    on with; what this call finished before it was killed is not run again. The manifest itself is
+    never changed: each run keeps a complete copy. The test part is scored once, at the end.
+    Cross-validated runs score every patient out of fold; the model they export is trained on all
+    patients afterwards, and no figure is claimed for it but those of the folds.
 
     Args:
-        experiment: as of `run`.
-        manifest_path: as of `run`.
-        configs: as of `run`, of each run, with its round.
-        runs_dir: as of `run`.
-        options: as of `run`.
+        experiment: name in MLflow and below `runs_dir`.
+        manifest_path: manifest of graded frames.
+        configs: all stages, one for each run, or for each round of a repeated k-fold. A round is a
+            run of its own, with other folds and the seed `train.seed` plus its number, so that no
+            patient is counted twice.
+        runs_dir: folder of runs; records and features are kept in `runs_dir/cache`.
+        options: Beam runner that proposes ROIs and makes records and features, see
+            `parallel.beam_options`; None does it here.
+
+    Returns:
+        one summary per run.
 
     Raises:
-        ValueError, RuntimeError: as `run`.
+        ValueError: for faults of the data or of the config.
+        RuntimeError: if weights cannot be fetched, the exported model differs, or another process
+            computes the same run.
     """
-    manifest_path, runs_dir = Path(manifest_path), Path(runs_dir)
-    folder = runs_dir / experiment
-    settled = _settled(configs, manifest_path)
-    keys = [run_key(experiment, manifest_path, config, repeat) for config, repeat in settled]
+    manifest_path, folder = Path(manifest_path), Path(runs_dir) / experiment
+    table = read_manifest(manifest_path)
+    rounds = _rounds(configs, table)
+    keys = [run_key(experiment, manifest_path, config, repeat) for repeat, config in rounds]
     summaries = []
-    for (config, repeat), key in zip(settled, keys, strict=True):
+    for (repeat, config), key in zip(rounds, keys, strict=True):
         if before := finished_before(folder, key):
             summaries.append(_summary(before))
             continue
         with begun(folder, key, config, repeat) as run_dir:
-            _run(run_dir, manifest_path, config, repeat, options)
+            _run(run_dir, table, manifest_path, config, repeat, options)
         summaries.append(_summary(run_dir))
     for key in keys:
         forget(folder, key)
     return summaries
+
+
+def _rounds(configs: Sequence[Config], table: pd.DataFrame) -> list[tuple[int, Config]]:
+    """Number and config of each round: its seed, and how the patients of the table are divided."""
+    rounds = []
+    for config in configs:
+        split, said = resolve_split(table, config.split)
+        print(said, file=sys.stderr)
+        for repeat in range(split.repeats):
+            train = dataclasses.replace(config.train, seed=config.train.seed + repeat)
+            rounds.append((repeat, dataclasses.replace(config, split=split, train=train)))
+    return rounds
 
 
 def _summary(run_dir: Path) -> RunSummary:
@@ -186,63 +208,27 @@ def _summary(run_dir: Path) -> RunSummary:
     return RunSummary(run_dir.name, run_dir.parent.name, str(run_dir), seconds, verdict, metrics)
 
 
-def run(
-    experiment: str,
-    manifest_path: str | Path,
-    config: Config,
-    runs_dir: str | Path = "runs",
-    *,
-    repeat: int = 0,
-    options: "PipelineOptions | None" = None,
-) -> RunSummary:
-    """Do whatever is missing (split, ROI, records, features), then train, evaluate and export.
-
-    A run of the same manifest and config that was begun before and has not come to its end is gone
-    on with. The manifest itself is never changed: the run keeps a complete copy. The test part is
-    scored once, at the end. Cross-validated runs score every patient out of fold; the model they
-    export is trained on all patients afterwards, and no figure is claimed for it but those of the
-    folds.
-
-    Args:
-        experiment: name in MLflow and below `runs_dir`.
-        manifest_path: manifest of graded frames.
-        config: all stages.
-        runs_dir: folder of runs; records and features are kept in `runs_dir/cache`.
-        repeat: which round of a repeated k-fold, from 0. Each is a run of its own, with other
-            folds and the seed `train.seed + repeat`, so that no patient is counted twice.
-        options: Beam runner that proposes ROIs and makes records and features, see
-            `parallel.beam_options`; None does it here.
-
-    Returns:
-        the run's id, directory and metrics.
-
-    Raises:
-        ValueError: for faults of the data or of the config.
-        RuntimeError: if weights cannot be fetched, the exported model differs, or another process
-            computes the same run.
-    """
-    configs = [(config, repeat)]
-    return run_all(experiment, manifest_path, configs, runs_dir, options=options)[0]
-
-
 def _run(
     run_dir: Path,
+    table: pd.DataFrame,
     manifest_path: Path,
     config: Config,
     repeat: int,
     options: "PipelineOptions | None",
 ) -> None:
-    """Everything from the manifest to the tracked run, into the run's folder."""
+    """Everything from the manifest's rows to the tracked run, into the run's folder."""
     start = time.monotonic()
     keras.utils.clear_session(free_memory=False)  # names of layers count up over runs
     make_repeatable(config.train.seed)
-    runs_dir = run_dir.parent.parent
     save_config(config, run_dir / "config.json")
-    place = Preparation(config, run_dir, runs_dir, options)
-    partitions, records_dir = _prepare(manifest_path, repeat, place)
-    data = load_study(records_dir, runs_dir / "cache" / "features", config, options)
+    place = Preparation(config, run_dir, run_dir.parent.parent, options)
+    partitions = [part for part in make_partitions(table, config.split) if part.repeat == repeat]
+    table = complete_manifest(table, manifest_path, partitions, place)
+    write_cohort(table, manifest_path.with_name("rejected.csv"), partitions, run_dir)
+    records_dir, _ = keep_records(table, partitions, place)
+    data = load_study(records_dir, place.cache_dir / "features", config, options)
     if config.model.head == "joint":
-        data = _with_measured(data, run_dir / "manifest.csv", runs_dir / "cache")
+        data = _with_measured(data, table, place)
     train_start = time.monotonic()
     model = train_and_score(data, partitions, config, run_dir)
     train_minutes = (time.monotonic() - train_start) / 60
@@ -259,51 +245,10 @@ def _run(
     track(run_dir)
 
 
-def _settled(
-    configs: Sequence[tuple[Config, int]], manifest_path: Path
-) -> list[tuple[Config, int]]:
-    """The config of each round: its seed, and how the patients of this manifest are divided."""
-    table, settled = read_manifest(manifest_path), []
-    for config, repeat in configs:
-        split, said = resolve_split(table, config.split)
-        print(said, file=sys.stderr)
-        train = dataclasses.replace(config.train, seed=config.train.seed + repeat)
-        settled.append((dataclasses.replace(config, split=split, train=train), repeat))
-    return settled
-
-
-def _prepare(manifest_path: Path, repeat: int, place: Preparation) -> tuple[list[Partition], Path]:
-    """Complete the manifest in the run directory and see that its records exist."""
-    run_dir, table = place.folder, read_manifest(manifest_path)
-    partitions = [p for p in make_partitions(table, place.config.split) if p.repeat == repeat]
-    table = complete_manifest(table, manifest_path, partitions, place)
-    with replacing(run_dir / "split.csv") as temporary:
-        split_table(partitions).to_csv(temporary, index=False)
-    before = read_rejected(manifest_path.with_name("rejected.csv"))[
-        ["patient_id", "reason", "code"]
-    ]
-    _write_rejected(table, before, run_dir / "rejected.csv")
-    flow = count_flow(table, before, partitions)
-    write_flow(flow, run_dir / "figures" / "flow.svg", run_dir / "figures" / "flow.png")
-    return partitions, keep_records(table, partitions, place)[0]
-
-
-def _write_rejected(table: pd.DataFrame, before: pd.DataFrame, path: Path) -> None:
-    """Everything the run leaves out; what never was in the manifest has no frame_id."""
-    rejected = table.loc[table["roi_height"].isna(), ["frame_id", "patient_id", "roi_reason"]]
-    rejected = rejected.rename(columns={"roi_reason": "reason"}).assign(code="no_roi")
-    with replacing(path) as temporary:
-        pd.concat([before.assign(frame_id=""), rejected])[rejected.columns].to_csv(
-            temporary, index=False
-        )
-    if len(rejected):
-        print(f"{len(rejected)} frames without ROI, see {path}", file=sys.stderr)
-
-
-def _with_measured(data: StudyData, manifest_path: Path, cache_dir: Path) -> StudyData:
+def _with_measured(data: StudyData, table: pd.DataFrame, place: Preparation) -> StudyData:
     """The study with measured features and spreads of grey, in the order of its index."""
-    frames = read_manifest(manifest_path).set_index("frame_id").loc[data.index["frame_id"]]
-    measured = measured_features(frames.reset_index(), manifest_path, cache_dir)
+    frames = table.set_index("frame_id").loc[data.index["frame_id"]].reset_index()
+    measured = measured_features(frames, place.manifest_path, place.cache_dir)
     examples = read_records(data.records_dir).as_numpy_iterator()
     spreads = np.array([grey_spread(example["roi"]) for example in examples])
     return dataclasses.replace(data, measured=measured, grey_spreads=spreads)
@@ -313,15 +258,14 @@ def _keep(model: keras.Model | JointModel, data: StudyData, place: Preparation) 
     """Save and export the model, draw how it sees; what that showed, for comparing runs."""
     rois, run_dir = check_rois(data.index, read_records(data.records_dir)), place.folder
     if isinstance(model, JointModel):
-        cache_dir = place.runs_dir / "cache"
-        difference = write_run_bundle(run_dir, model, place.config, rois, cache_dir)
+        difference = write_run_bundle(run_dir, model, place.config, rois, place.cache_dir)
         size = (run_dir / "bundle" / "model.onnx").stat().st_size
         draw_explanations(run_dir, open_model(run_dir / "bundle"))
         return {"onnx_difference": difference, "file_mb": size / 1e6}
     save_keras(model, run_dir / "model.keras")
     path = run_dir / "model.onnx"
-    texts, cache_dir = run_metadata(run_dir, place.config), place.runs_dir / "cache"
-    difference = export_onnx(model, path, rois, texts, cache_dir=cache_dir)
+    texts = run_metadata(run_dir, place.config)
+    difference = export_onnx(model, path, rois, texts, cache_dir=place.cache_dir)
     draw_explanations(run_dir, open_model(path))
     return {
         "onnx_difference": difference,
@@ -358,13 +302,14 @@ def complete_manifest(
     Returns:
         what was written.
     """
+    # From here on the frames are looked for from the copy: the manifest's own place is told once.
+    table = relocate(table, manifest_path, place.folder)
     table = add_roi_columns(
-        table, Path(manifest_path), place.config.roi, place.options, place.hashes_path,
+        table, place.manifest_path, place.config.roi, place.options, place.hashes_path,
         place.crops_dir,
     )  # fmt: skip
-    table = relocate(table, manifest_path, place.folder)
     table["split"] = test_column(table, partitions)
-    write_manifest(table, place.folder / "manifest.csv")
+    write_manifest(table, place.manifest_path)
     return table
 
 
@@ -385,9 +330,9 @@ def keep_records(
         ValueError, RuntimeError, OSError: as `write_records`.
     """
     fingerprint = records_fingerprint(usable_rows(table))
-    records_dir = place.runs_dir / "cache" / "records" / fingerprint[:16]
+    records_dir = place.cache_dir / "records" / fingerprint[:16]
     write_records(
-        place.folder / "manifest.csv",
+        place.manifest_path,
         records_dir,
         partitions,
         time_column=place.config.split.time_column,
@@ -422,4 +367,4 @@ def prepare_study(
     place = Preparation(config, folder, runs_dir)
     table = complete_manifest(table, manifest_path, partitions, place)
     records_dir, fingerprint = keep_records(table, partitions, place)
-    return load_study(records_dir, runs_dir / "cache" / "features", config), fingerprint
+    return load_study(records_dir, place.cache_dir / "features", config), fingerprint

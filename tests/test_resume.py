@@ -34,13 +34,13 @@ def _in_folder(work, folder: str, config: Config) -> None:
 
 
 def _run(config: Config) -> None:
-    from steatosis_tf.pipeline import run
+    from steatosis_tf.pipeline import run_all
 
-    run("e", "manifest.csv", config)
+    run_all("e", "manifest.csv", [config])
 
 
 def _train(config: Config) -> None:
-    """What `run` does between its records and its report, on features that need no network."""
+    """What `run_all` does between its records and its report, on features that need no network."""
     from steatosis_tf.run_log import begun
     from steatosis_tf.training import StudyData, train_and_score
 

@@ -3,6 +3,7 @@
 The numbers and the drawing of a CONSORT / STARD flow of patients and frames.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from steatosis_tf.cohort.partition import SPLITS, Partition
-from steatosis_tf.cohort.rejected import kinds_of
+from steatosis_tf.cohort.partition import SPLITS, Partition, split_table
+from steatosis_tf.cohort.rejected import kinds_of, read_rejected
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.sources.rejection import KINDS
@@ -59,6 +60,34 @@ class Flow:
     analysed: Count
     parts: tuple[Part, ...]
     simulated: bool
+
+
+def write_cohort(
+    frame_table: pd.DataFrame, rejected_path: Path, partitions: list[Partition], folder: Path
+) -> None:
+    """Write who takes part in a run: `split.csv`, `rejected.csv` and the diagram.
+
+    Args:
+        frame_table: the run's completed manifest.
+        rejected_path: `rejected.csv` beside the manifest it was given.
+        partitions: the split of this run.
+        folder: of the run; its `rejected.csv` has all it leaves out. What never was in the manifest
+            has no frame_id.
+    """
+    with replacing(folder / "split.csv") as temporary:
+        split_table(partitions).to_csv(temporary, index=False)
+    before = read_rejected(rejected_path)[["patient_id", "reason", "code"]]
+    rejected = frame_table.loc[
+        frame_table["roi_height"].isna(), ["frame_id", "patient_id", "roi_reason"]
+    ]
+    rejected = rejected.rename(columns={"roi_reason": "reason"}).assign(code="no_roi")
+    with replacing(folder / "rejected.csv") as temporary:
+        pd.concat([before.assign(frame_id=""), rejected])[rejected.columns].to_csv(
+            temporary, index=False
+        )
+    if len(rejected):
+        print(f"{len(rejected)} frames without ROI, see {folder / 'rejected.csv'}", file=sys.stderr)
+    write_flow(count_flow(frame_table, before, partitions), folder / "figures" / "flow")
 
 
 def count_flow(
@@ -141,13 +170,13 @@ def _count(name: str, rows: pd.DataFrame) -> Count:
     return Count(name, int(known.nunique()), len(rows))
 
 
-def write_flow(flow: Flow, svg_path: str | Path, png_path: str | Path) -> None:
+def write_flow(flow: Flow, path: str | Path) -> None:
     """Draw the diagram and write it twice.
 
     Args:
         flow: from `count_flow`.
-        svg_path: for print; text stays text.
-        png_path: 150 dots per inch, for the report and MLflow.
+        path: without suffix. The SVG is for print, its text stays text; the PNG, 150 dots per
+            inch, for the report and MLflow.
     """
     rejected, aside = _lines(flow.rejected), _lines(flow.left_aside)
     boxes = [
@@ -185,15 +214,11 @@ def write_flow(flow: Flow, svg_path: str | Path, png_path: str | Path) -> None:
             _box(axes, place, side_name, side, _ASIDE)
         top = below
     _draw_parts(axes, flow.parts, top, foot, middle)
-    _save(figure, svg_path, png_path)
-
-
-def _save(figure: Figure, svg_path: str | Path, png_path: str | Path) -> None:
     # Without a date and with fixed names inside, the same study gives the same bytes.
-    with replacing(png_path) as temporary:
+    with replacing(f"{path}.png") as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
     with (
-        replacing(svg_path) as temporary,
+        replacing(f"{path}.svg") as temporary,
         rc_context({"svg.fonttype": "none", "svg.hashsalt": "flow"}),
     ):
         figure.savefig(temporary, format="svg", metadata={"Date": None})

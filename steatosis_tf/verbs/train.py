@@ -58,10 +58,10 @@ def _run(experiment: str, config: Config, args: argparse.Namespace) -> Result:
     options = runner_options(args)
     load_tensorflow()
     from steatosis_tf.evaluation.report.evaluate import metrics_text
-    from steatosis_tf.pipeline import run_rounds
+    from steatosis_tf.pipeline import run_all
     from steatosis_tf.tracking import ui_address
 
-    summaries = run_rounds(experiment, args.manifest, config, args.runs_dir, options)
+    summaries = run_all(experiment, args.manifest, [config], args.runs_dir, options)
     lines = [metrics_text([summary.metrics for summary in summaries]), ""]
     for summary in summaries:
         lines += [summary.verdict, f"run: {summary.run_dir}"]

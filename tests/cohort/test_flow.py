@@ -101,7 +101,7 @@ def test_cross_validation_says_how_often_each_is_tested(real_data_dir, tmp_path)
 
 def test_the_picture_holds_every_number_and_the_notice(flow_of_a_study, tmp_path):
     svg, png = tmp_path / "figures" / "flow.svg", tmp_path / "figures" / "flow.png"
-    write_flow(flow_of_a_study, svg, png)
+    write_flow(flow_of_a_study, tmp_path / "figures" / "flow")
     words = " ".join(ElementTree.fromstring(svg.read_text()).itertext())
     for text in (
         "7 patients, 9 frames", "Rejected: 3 frames",
@@ -113,7 +113,7 @@ def test_the_picture_holds_every_number_and_the_notice(flow_of_a_study, tmp_path
     picture = cv2.imread(str(png))
     assert min(picture.shape[:2]) > 600
     before = svg.read_bytes(), png.read_bytes()
-    write_flow(flow_of_a_study, svg, png)
+    write_flow(flow_of_a_study, tmp_path / "figures" / "flow")
     assert (svg.read_bytes(), png.read_bytes()) == before
 
 
@@ -123,7 +123,7 @@ def test_simulated_studies_say_so(flow_of_a_study, tmp_path, study):
     table = read_manifest(tmp_path / "manifest.csv")
     partition = Partition("holdout", frozenset({"P1"}), frozenset(), frozenset())
     flow = count_flow(table, pd.DataFrame(columns=["patient_id", "reason"]), [partition])
-    write_flow(flow, tmp_path / "flow.svg", tmp_path / "flow.png")
+    write_flow(flow, tmp_path / "flow")
     assert "SIMULATED" in (tmp_path / "flow.svg").read_text()
 
 
