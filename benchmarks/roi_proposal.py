@@ -23,7 +23,7 @@ import pandas as pd
 
 from steatosis_tf.roi.anatomy.liver import liver_probability
 from steatosis_tf.roi.anatomy.overlays import find_overlays
-from steatosis_tf.roi.anatomy.parenchyma import Proposal, propose_rectangle
+from steatosis_tf.roi.propose import Proposal, propose_rectangle
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.roi.views import Rectangle
 from steatosis_tf.sources.images import read_frame

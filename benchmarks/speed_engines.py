@@ -14,7 +14,7 @@ import tensorflow as tf
 from steatosis_tf.config import AugmentConfig, ModelConfig
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import BATCH, Engine, choose_engine, has_bfloat16
-from steatosis_tf.records.augment import augment
+from steatosis_tf.records.pipeline import augment
 
 GFLOP_PER_FRAME = 7.7
 NUM_FRAMES = 10 * BATCH  # enough that filling and emptying the four batches in flight hardly counts

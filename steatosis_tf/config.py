@@ -245,7 +245,7 @@ class TrainConfig:
     validating patients that epoch is chance, so "last" is the default. `sampling` frames: every
     frame once an epoch; patients: every patient equally often, whatever number of frames.
     `class_weights` lets every grade count the same; a regression has no classes to weigh.
-    `fine_tune_epochs` over 0 adds the stage of model/fine_tune.py, in which `conv5` learns too."""
+    `fine_tune_epochs` over 0 adds `model.train.fine_tune`, in which `conv5` learns too."""
 
     epochs: int = 100
     batch_size: int = 32

@@ -30,7 +30,6 @@ from steatosis_tf.grades import GRADES
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import WORTH_TRYING, Engine, choose_engine
 from steatosis_tf.model.features import spread_features, stored_features
-from steatosis_tf.model.fine_tune import fine_tune, maps_at_cut
 from steatosis_tf.model.heads import assemble, build_head, copy_weights, linear_head
 from steatosis_tf.model.joint import NETWORK, JointModel
 from steatosis_tf.model.joint_fit import Part, fit_joint
@@ -39,11 +38,12 @@ from steatosis_tf.model.train import (
     EpochCallback,
     class_weights,
     feature_batches,
+    fine_tune,
     fit,
     frame_order,
+    maps_at_cut,
 )
-from steatosis_tf.quantitative.measure import FAT_SIGNS
-from steatosis_tf.quantitative.study import MEASURED
+from steatosis_tf.quantitative.measure import FAT_SIGNS, MEASURED
 from steatosis_tf.records.pipeline import (
     keep_frames,
     keep_patients,

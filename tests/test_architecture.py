@@ -39,10 +39,9 @@ ROOMS = {
     "run_log": "files config tracking unfinished evaluation training recipes",
     "pipeline": "grades files config environment tracking unfinished cohort roi quantitative "
     "records model evaluation deploy training run_log recipes",
-    "demo": "tracking sources cohort evaluation deploy recipes pipeline",
     "server": "grades sources cohort roi quantitative model deploy",
     "verbs": "grades files config environment tracking unfinished parallel sources cohort roi "
-    "quantitative records evaluation deploy validation run_log recipes pipeline demo server",
+    "quantitative records evaluation deploy validation run_log recipes pipeline server",
     "cli": "grades files verbs",
 }
 
@@ -75,7 +74,7 @@ WRITES_BUNDLES = "deploy.bundle_network"
 
 MAX_FILES, MAX_LINES, MAX_FUNCTION = 12, 500, 60
 # What is larger today, with its size: it may shrink and not grow.
-LARGER_ROOMS = {"": 13, "model": 14, "deploy": 16}
+LARGER_ROOMS = {"model": 13, "deploy": 15}
 
 
 @cache

@@ -19,7 +19,7 @@ from steatosis_tf.evaluation.metrics.registry import compute_metrics
 from steatosis_tf.evaluation.metrics.scores import patient_scores, score_table
 from steatosis_tf.files import as_cell, from_cell
 from steatosis_tf.grades import GRADES
-from steatosis_tf.roi.sector.cell import kept_fan, sector_cell
+from steatosis_tf.roi.sector.find import kept_fan, sector_cell
 from steatosis_tf.roi.sector.geometry import Fan
 from steatosis_tf.roi.views import beam_space, to_frame
 

@@ -15,8 +15,7 @@ from steatosis_tf.config import AugmentConfig, TrainConfig
 from steatosis_tf.deploy.export import export_onnx
 from steatosis_tf.grades import OUTPUT_LAYER, TASKS
 from steatosis_tf.model.train import class_weights, fit, make_repeatable
-from steatosis_tf.records.augment import augment
-from steatosis_tf.records.pipeline import pixel_batches, training_batches
+from steatosis_tf.records.pipeline import augment, pixel_batches, training_batches
 
 #: `(num_classes, seed)` -> an untrained network from `roi` to `probabilities`.
 Network = Callable[[int, int], keras.Model]

@@ -23,7 +23,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from steatosis_tf import __version__
-from steatosis_tf.deploy.key_image import answer_lines, draw_key_image, key_frame, used_frames
+from steatosis_tf.deploy.figures import answer_lines, draw_key_image, key_frame, used_frames
 from steatosis_tf.deploy.predict import Grader
 from steatosis_tf.deploy.study import MANUFACTURER, Study, StudyImage, grade_study
 from steatosis_tf.files import replacing

@@ -34,8 +34,13 @@ from steatosis_tf.model.backbone import backbone_sha256, build_backbone
 from steatosis_tf.model.engines import BATCH, Engine, choose_engine, padded
 from steatosis_tf.model.shards import ABSENT, StoredViews, add_shard, clear_away, find_rows
 from steatosis_tf.parallel import run_parts
-from steatosis_tf.records.augment import AUGMENT_VERSION, stored_view
-from steatosis_tf.records.pipeline import count_examples, read_part, read_records
+from steatosis_tf.records.pipeline import (
+    AUGMENT_VERSION,
+    count_examples,
+    read_part,
+    read_records,
+    stored_view,
+)
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions

@@ -32,8 +32,7 @@ from steatosis_tf.files import clear_killed, move_into_place, replacing, write_j
 from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.parallel import map_on_cores, run_parts
 from steatosis_tf.roi.columns import cut_roi
-from steatosis_tf.roi.sector.cell import SECTOR_COLUMN, is_persons
-from steatosis_tf.roi.sector.find import SECTOR_VERSION
+from steatosis_tf.roi.sector.find import SECTOR_COLUMN, SECTOR_VERSION, is_persons
 from steatosis_tf.roi.views import VIEW_COLUMN, VIEW_VERSION, input_shape
 
 if TYPE_CHECKING:

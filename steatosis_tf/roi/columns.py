@@ -32,15 +32,15 @@ from steatosis_tf.roi.anatomy.liver import NETWORK_PATH
 from steatosis_tf.roi.anatomy.overlays import overlay_fraction
 from steatosis_tf.roi.propose import PROPOSAL_VERSION, propose_roi
 from steatosis_tf.roi.review.rules import keep_persons_boxes
-from steatosis_tf.roi.sector.cell import (
+from steatosis_tf.roi.sector.find import (
     SECTOR_COLUMN,
+    SECTOR_VERSION,
     is_persons,
     kept_fan,
     persons_fan,
     sector_cell,
     sector_fan,
 )
-from steatosis_tf.roi.sector.find import SECTOR_VERSION
 from steatosis_tf.roi.views import (
     VIEW_COLUMN,
     VIEW_VERSION,

@@ -15,7 +15,7 @@ from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, pixels_sha256
 from steatosis_tf.parallel import map_on_cores
 from steatosis_tf.roi.anatomy.liver import liver_mask
 from steatosis_tf.roi.sector import Sector
-from steatosis_tf.roi.sector.cell import SECTOR_COLUMN, sector_fan
+from steatosis_tf.roi.sector.find import SECTOR_COLUMN, sector_fan
 from steatosis_tf.roi.views import VIEW_COLUMN, Rectangle
 from steatosis_tf.sources.images import read_frame, write_png
 

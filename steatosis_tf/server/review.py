@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, FiniteFloat
 from steatosis_tf.roi.review.rules import Decision, checked_reviewer
 from steatosis_tf.roi.review.store import DecisionStore
 from steatosis_tf.roi.sector import Fan
-from steatosis_tf.roi.sector.cell import kept_fan, sector_cell
+from steatosis_tf.roi.sector.find import kept_fan, sector_cell
 from steatosis_tf.roi.views import Rectangle, around_sector
 from steatosis_tf.server.app import bound_socket, make_app, serve
 from steatosis_tf.server.frames import (

@@ -5,7 +5,7 @@ at the top: the work is imported inside the verb that does it. A verb's docstrin
 first line says what it does, and `Example:` shows one call.
 """
 
-from steatosis_tf.verbs import cohort, general, pacs, regions, reporting, results, sources, train
+from steatosis_tf.verbs import cohort, general, regions, reporting, results, sources, train
 
 VERBS = (
     *general.VERBS,
@@ -14,6 +14,5 @@ VERBS = (
     *regions.VERBS,
     *train.VERBS,
     *results.VERBS,
-    *pacs.VERBS,
     *reporting.VERBS,
 )

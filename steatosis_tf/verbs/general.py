@@ -4,11 +4,20 @@ import argparse
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from steatosis_tf import __version__
 from steatosis_tf.files import find_changed
 from steatosis_tf.grades import GRADES, NOTICE
+from steatosis_tf.recipes import RECIPES
 from steatosis_tf.verbs.common import OutputDir, Result
+
+if TYPE_CHECKING:
+    from steatosis_tf.pipeline import RunSummary
+
+# The demo trains the paper's network with random weights, then the default recipe, whose bundle
+# answers.
+_EXPERIMENT, _TRAINED = "demo_simulated_phantoms", ("demo", "joint")
 
 
 def info(args: Namespace) -> Result:
@@ -83,10 +92,46 @@ def demo(args: Namespace) -> Result:
         file=sys.stderr,
     )
     load_tensorflow()
-    from steatosis_tf.demo import run_demo
+    from steatosis_tf.cohort.manifest import build_manifest
+    from steatosis_tf.deploy.predict import predict
+    from steatosis_tf.pipeline import run_all
+    from steatosis_tf.sources.phantom.study import write_phantoms
 
-    summary = run_demo(args.output, num_patients=args.patients)
-    return Result(summary.values, summary.text)
+    output_dir = Path(args.output)
+    frames_dir, manifest_path = output_dir / "phantoms", output_dir / "manifest.csv"
+    if not (frames_dir / "labels.csv").is_file():
+        write_phantoms(frames_dir, num_patients=args.patients, frames_per_patient=2, seed=0)
+    build_manifest(frames_dir / "labels.csv", manifest_path)
+    configs = [RECIPES[name].config for name in _TRAINED]
+    runs = dict(zip(_TRAINED, run_all(_EXPERIMENT, manifest_path, configs), strict=True))
+    predicted = predict(
+        [frames_dir / "labels.csv"],
+        model=runs[_TRAINED[-1]].run_dir,
+        output_dir=output_dir / "predictions",
+    )
+    values = {
+        "runs": {name: summary.run_dir for name, summary in runs.items()},
+        "metrics": {name: summary.metrics for name, summary in runs.items()},
+        "predicted": predicted.counts,
+        "simulated": True,
+    }
+    return Result(values, _demo_text(runs, predicted.counts, output_dir / "predictions"))
+
+
+def _demo_text(runs: dict[str, "RunSummary"], counts: dict[str, int], folder: Path) -> str:
+    from steatosis_tf.evaluation.report.evaluate import metrics_text
+    from steatosis_tf.tracking import ui_address
+
+    parts = ["SIMULATED phantoms: shows that the pipeline runs, says nothing about patients."]
+    parts += [f"recipe {name}: {RECIPES[name].summary}\n{metrics_text([summary.metrics])}\n\n"
+              f"{summary.verdict}\nrun: {summary.run_dir}\nreport: {summary.run_dir}/report.html"
+              for name, summary in runs.items()]  # fmt: skip
+    parts.append(
+        f"the bundle of {_TRAINED[-1]} graded {counts['graded']} of {counts['patients']} of the "
+        f"demo's own patients: {folder}\n"
+        f"compare the runs: steatosis compare {_EXPERIMENT}, or make ui: {ui_address(_EXPERIMENT)}"
+    )
+    return "\n\n".join(parts)
 
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import pytest
 # Of predict, recalibrate, measure, ingest, roi, review, verify, sr, node and the page.
 _MODULES = (
     "cli", "deploy.predict", "deploy.bundle", "deploy.inputs", "deploy.figures", "deploy.tables",
-    "deploy.recalibrate", "deploy.study", "deploy.sr", "deploy.key_image", "deploy.node",
+    "deploy.recalibrate", "deploy.study", "deploy.sr", "deploy.node",
     "files", "cohort.manifest", "quantitative.measure", "sources.dicom.ingest",
     "sources.dicom.scan",
     "roi.propose", "roi.columns", "roi.sheet", "roi.review.store", "roi.review.exchange",

@@ -32,8 +32,7 @@ from steatosis_tf.model.features import (
 )
 from steatosis_tf.model.heads import NORMALIZATION_LAYER, build_head
 from steatosis_tf.model.shards import find_rows, plain_rows
-from steatosis_tf.records.augment import augment, view_seed
-from steatosis_tf.records.pipeline import read_records
+from steatosis_tf.records.pipeline import augment, read_records, view_seed
 
 _AUGMENT = AugmentConfig()
 

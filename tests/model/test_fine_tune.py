@@ -21,9 +21,15 @@ from steatosis_tf.evaluation.metrics.scores import read_scores
 from steatosis_tf.grades import SCORE_COLUMNS
 from steatosis_tf.model.engines import choose_engine
 from steatosis_tf.model.features import stored_features
-from steatosis_tf.model.fine_tune import CUT_LAYER, fine_tune, maps_at_cut
 from steatosis_tf.model.heads import assemble, build_head
-from steatosis_tf.model.train import feature_batches, frame_order, make_repeatable
+from steatosis_tf.model.train import (
+    CUT_LAYER,
+    feature_batches,
+    fine_tune,
+    frame_order,
+    make_repeatable,
+    maps_at_cut,
+)
 from steatosis_tf.records.pipeline import read_index, read_records
 from steatosis_tf.training import StudyData, train_and_score, train_fold
 
@@ -238,7 +244,7 @@ tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU"
 import pathlib
 import keras
 from steatosis_tf.config import TrainConfig
-from steatosis_tf.model.fine_tune import CUT_LAYER, fine_tune
+from steatosis_tf.model.train import CUT_LAYER, fine_tune
 from steatosis_tf.model.train import make_repeatable
 
 make_repeatable(0)

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from steatosis_tf.config import AugmentConfig, Config, RoiConfig
-from steatosis_tf.records.augment import augment, view_seed
+from steatosis_tf.records.pipeline import augment, view_seed
 
 _OFF = AugmentConfig(flip=False, rotation_deg=0.0, zoom=0.0)
 _CENTRE = (223 / 2, 223 / 2)

@@ -21,7 +21,7 @@ from steatosis_tf.records.pipeline import read_index, read_records
 from steatosis_tf.roi.anatomy.overlays import paint_out
 from steatosis_tf.roi.columns import add_roi_columns
 from steatosis_tf.roi.sector import Fan, find_sector
-from steatosis_tf.roi.sector.cell import sector_cell
+from steatosis_tf.roi.sector.find import sector_cell
 from steatosis_tf.roi.views import Rectangle, beam_space, crop_roi
 from steatosis_tf.sources.images import read_frame
 

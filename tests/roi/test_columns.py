@@ -20,8 +20,7 @@ from steatosis_tf.roi.columns import (
     with_roi_columns,
 )
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.roi.sector.cell import sector_cell
-from steatosis_tf.roi.sector.find import SECTOR_VERSION
+from steatosis_tf.roi.sector.find import SECTOR_VERSION, sector_cell
 from steatosis_tf.sources.images import read_frame
 
 SECTOR = RoiConfig(method="sector")

@@ -22,7 +22,7 @@ from steatosis_tf.roi.columns import write_automatic_boxes
 from steatosis_tf.roi.review.rules import Decision, keep_persons_boxes
 from steatosis_tf.roi.review.store import DecisionStore
 from steatosis_tf.roi.sector import Fan
-from steatosis_tf.roi.sector.cell import persons_fan, sector_cell
+from steatosis_tf.roi.sector.find import persons_fan, sector_cell
 from steatosis_tf.roi.views import Rectangle
 
 HEADER = (

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from steatosis_tf.roi.anatomy.parenchyma import MIN_QUALITY, propose_rectangle
+from steatosis_tf.roi.propose import MIN_QUALITY, propose_rectangle
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.images import read_frame
 

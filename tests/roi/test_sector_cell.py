@@ -8,8 +8,8 @@ import pytest
 
 from steatosis_tf.cohort.manifest import pixels_sha256
 from steatosis_tf.roi.sector import Fan, find_sector
-from steatosis_tf.roi.sector import cell as module
-from steatosis_tf.roi.sector.cell import is_persons, persons_fan, sector_cell, sector_fan
+from steatosis_tf.roi.sector import find as module
+from steatosis_tf.roi.sector.find import is_persons, persons_fan, sector_cell, sector_fan
 
 _FANS = (
     Fan("convex", 320.123456789, -20.1, -33.3, 33.3, 80.2, 420.7, row_stretch=16 / 15),

@@ -23,7 +23,7 @@ from steatosis_tf.cohort.manifest import (
 )
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.roi.columns import fill_manifest
-from steatosis_tf.roi.sector.cell import kept_fan, persons_fan
+from steatosis_tf.roi.sector.find import kept_fan, persons_fan
 from steatosis_tf.server.review import review
 
 playwright = pytest.importorskip(

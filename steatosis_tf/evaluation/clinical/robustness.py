@@ -25,7 +25,7 @@ from steatosis_tf.evaluation.report.run import RunRecord, read_run
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 from steatosis_tf.roi.anatomy.overlays import paint_out
-from steatosis_tf.roi.sector.cell import SECTOR_COLUMN, sector_fan
+from steatosis_tf.roi.sector.find import SECTOR_COLUMN, sector_fan
 from steatosis_tf.roi.views import (
     INPUT_SIZE_PX,
     VIEW_COLUMN,

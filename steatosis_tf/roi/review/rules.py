@@ -35,7 +35,7 @@ class RoiCells:
         reviewer: who decided; "" while nobody has.
         reviewed_at: when, UTC, ISO 8601; "" while nobody has.
         view: what the model sees, see `roi.views.VIEW_COLUMN`; "" is the rectangle.
-        sector: the fan, see `roi.sector.cell`; "" if it is not known.
+        sector: the fan, see `roi.sector.find.sector_cell`; "" if it is not known.
     """
 
     rectangle: Rectangle | None = None
