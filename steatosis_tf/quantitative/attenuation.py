@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steatosis_tf.quantitative.display import Display, level_of
+from steatosis_tf.quantitative.display import Beams, Display, level_of
 
 #: Cells per sector: fine enough to follow a beam, large enough for a stable level.
 NUM_DEPTHS, NUM_BEAMS = 40, 24
@@ -64,9 +64,7 @@ class Attenuation:
 def measure_attenuation(
     grey: np.ndarray,
     liver: np.ndarray,
-    depth_px: np.ndarray,
-    across: np.ndarray,
-    sector_depth_px: float,
+    beams: Beams,
     display: Display,
 ) -> Attenuation | None:
     """Slope of the liver's brightness against depth, by robust regression within beams.
@@ -80,15 +78,13 @@ def measure_attenuation(
     Args:
         grey: `(height, width)` uint8, 0 to 255.
         liver: `(height, width)` bool.
-        depth_px: `(height, width)` float32, px below the probe, as `Fan.depth_px`.
-        across: `(height, width)` float32, place across the beams, any unit, as `Fan.angle_deg`.
-        sector_depth_px: depth of the whole sector, px.
+        beams: of the frame.
         display: scale of the frame.
 
     Returns:
         None where the liver shows too few cells: fewer than 12 in beams of 4 and more.
     """
-    cells = liver_cells(grey, liver, depth_px, across, sector_depth_px)
+    cells = _liver_cells(grey, liver, beams)
     if len(cells.level) < _MIN_CELLS:
         return None
     slope = _slope_within_beams(cells)
@@ -96,27 +92,18 @@ def measure_attenuation(
     db_per_px = -slope * display.db_per_grey
     return Attenuation(
         grey_per_px=-slope,
-        db_per_depth=db_per_px * sector_depth_px,
+        db_per_depth=db_per_px * beams.extent_px,
         db_per_cm=db_per_px * (display.px_per_cm or np.nan) if known else float("nan"),
     )
 
 
-def liver_cells(
-    grey: np.ndarray,
-    liver: np.ndarray,
-    depth_px: np.ndarray,
-    across: np.ndarray,
-    sector_depth_px: float,
-) -> Cells:
-    """Brightness of the liver on the grid, without clipped cells and short beams.
-
-    Args: see `measure_attenuation`.
-    """
-    inside = liver & (depth_px > NEAR_FIELD_SHARE * sector_depth_px)
+def _liver_cells(grey: np.ndarray, liver: np.ndarray, beams: Beams) -> Cells:
+    """Brightness of the liver on the grid, without clipped cells and short beams."""
+    inside = liver & (beams.depth_px > NEAR_FIELD_SHARE * beams.extent_px)
     if not inside.any():
         return Cells(*(np.zeros(0) for _ in range(3)))
-    depths, places, values = depth_px[inside], across[inside], grey[inside]
-    row = np.clip(depths / sector_depth_px * NUM_DEPTHS, 0, NUM_DEPTHS - 1).astype(int)
+    depths, places, values = beams.depth_px[inside], beams.across[inside], grey[inside]
+    row = np.clip(depths / beams.extent_px * NUM_DEPTHS, 0, NUM_DEPTHS - 1).astype(int)
     low, high = float(places.min()), float(places.max())
     column = np.clip((places - low) / max(high - low, 1e-6) * NUM_BEAMS, 0, NUM_BEAMS - 1)
     cell = row * NUM_BEAMS + column.astype(int)

@@ -1,4 +1,5 @@
-"""The scale of a displayed frame: how many dB a grey level is, and how many px a centimetre.
+"""The scale of a displayed frame: how many dB a grey level is, how many px a centimetre, where
+its beams run.
 
 A scanner shows the logarithm of the echo's amplitude: `dynamic_range_db` dB are spread evenly over
 grey 0 to 255. Gain then adds the same grey everywhere, so that differences of grey, and ratios of
@@ -51,6 +52,21 @@ class Display:
     def amplitude(self, grey: ArrayLike) -> np.ndarray:
         """Echo amplitude behind a grey level, float64, 1 at grey 0; log compression undone."""
         return np.exp(np.asarray(grey, np.float64) * (self.db_per_grey * np.log(10) / 20))
+
+
+@dataclass(frozen=True)
+class Beams:
+    """Where the pixels of a frame lie in its sector.
+
+    Attributes:
+        depth_px: `(height, width)` float32, px below the probe, as `Fan.depth_px`.
+        across: `(height, width)` float32, place across the beams, any unit, as `Fan.angle_deg`.
+        extent_px: depth of the whole sector, px.
+    """
+
+    depth_px: np.ndarray
+    across: np.ndarray
+    extent_px: float
 
 
 def level_of(grey: np.ndarray) -> float:

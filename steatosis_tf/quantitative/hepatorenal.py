@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steatosis_tf.quantitative.display import Display, level_of
+from steatosis_tf.quantitative.display import Beams, Display, level_of
 from steatosis_tf.roi.views import Rectangle
 
 # Liver is taken this share of the sector's depth before the cortex patch, give or take a share,
@@ -53,9 +53,7 @@ def measure_hepatorenal(
     grey: np.ndarray,
     liver: np.ndarray,
     cortex: Rectangle,
-    depth_px: np.ndarray,
-    across: np.ndarray,
-    sector_depth_px: float,
+    beams: Beams,
     display: Display,
 ) -> HepatorenalIndex | None:
     """Compare the cortex patch with the liver before it, on the nearest beams.
@@ -68,9 +66,7 @@ def measure_hepatorenal(
         grey: `(height, width)` uint8, 0 to 255.
         liver: `(height, width)` bool.
         cortex: patch of renal cortex, px of the frame.
-        depth_px: `(height, width)` float32, px below the probe, as `Fan.depth_px`.
-        across: `(height, width)` float32, place across the beams, as `Fan.angle_deg`.
-        sector_depth_px: depth of the whole sector, px.
+        beams: of the frame.
         display: scale of the frame.
 
     Returns:
@@ -88,10 +84,10 @@ def measure_hepatorenal(
     box = (slice(cortex.top, cortex.bottom), slice(cortex.left, cortex.right))
     beside = liver.copy()
     beside[box] = False
-    depth = float(np.mean(depth_px[box]))
+    depth, depths = float(np.mean(beams.depth_px[box])), beams.depth_px[beside]
     chosen = _nearest_liver(
-        np.abs((depth_px[beside] - depth) / sector_depth_px + _DEPTH_BEFORE),
-        np.abs(across[beside] - float(np.mean(across[box]))),
+        np.abs((depths - depth) / beams.extent_px + _DEPTH_BEFORE),
+        np.abs(beams.across[beside] - float(np.mean(beams.across[box]))),
         cortex.height * cortex.width,
     )
     if chosen is None:
@@ -103,7 +99,7 @@ def measure_hepatorenal(
         ratio=float(10 ** (index_db / 20)),
         liver_level=liver_level,
         cortex_level=cortex_level,
-        depth_gap=float((depth_px[beside][chosen].mean() - depth) / sector_depth_px),
+        depth_gap=float((depths[chosen].mean() - depth) / beams.extent_px),
     )
 
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from steatosis_tf.quantitative.attenuation import NEAR_FIELD_SHARE
-from steatosis_tf.quantitative.display import Display, level_of
+from steatosis_tf.quantitative.display import Beams, Display, level_of
 
 #: Darker than the liver around it by this much counts as the inside of a vessel.
 VESSEL_DB = 6.0
@@ -48,9 +48,7 @@ def measure_landmarks(
     grey: np.ndarray,
     liver: np.ndarray,
     sector_mask: np.ndarray,
-    depth_px: np.ndarray,
-    across: np.ndarray,
-    sector_depth_px: float,
+    beams: Beams,
     display: Display,
 ) -> Landmarks | None:
     """Measure how far vessels and diaphragm stand out from the liver.
@@ -62,26 +60,24 @@ def measure_landmarks(
         grey: `(height, width)` uint8, 0 to 255.
         liver: `(height, width)` bool.
         sector_mask: `(height, width)` bool.
-        depth_px: `(height, width)` float32, px below the probe, as `Fan.depth_px`.
-        across: `(height, width)` float32, place across the beams, as `Fan.angle_deg`.
-        sector_depth_px: depth of the whole sector, px.
+        beams: of the frame.
         display: scale of the frame.
 
     Returns:
         None where fewer than 200 px of liver lie below the near field.
     """
-    plain = liver & (depth_px > NEAR_FIELD_SHARE * sector_depth_px)
+    plain = liver & (beams.depth_px > NEAR_FIELD_SHARE * beams.extent_px)
     if np.count_nonzero(plain) < _MIN_PX:
         return None
-    smooth = _mean_inside(grey, sector_mask, _SMOOTH_SHARE * sector_depth_px)
-    around = _mean_inside(grey, plain, _AROUND_SHARE * sector_depth_px)
+    smooth = _mean_inside(grey, sector_mask, _SMOOTH_SHARE * beams.extent_px)
+    around = _mean_inside(grey, plain, _AROUND_SHARE * beams.extent_px)
     darker_db = (around - smooth)[plain] * display.db_per_grey
-    beams = _diaphragm_beams(smooth, plain, sector_mask, depth_px, across, sector_depth_px)
-    enough = len(beams) >= _MIN_BEAMS
+    rises = _diaphragm_rises(smooth, plain, sector_mask, beams)
+    enough = len(rises) >= _MIN_BEAMS
     return Landmarks(
         vessel_percent=100 * float(np.mean(darker_db >= VESSEL_DB)),
         vessel_contrast_db=float(np.quantile(darker_db, 0.95)),
-        diaphragm_db=float(np.quantile(beams, 0.75)) * display.db_per_grey if enough else np.nan,
+        diaphragm_db=float(np.quantile(rises, 0.75)) * display.db_per_grey if enough else np.nan,
     )
 
 
@@ -93,28 +89,25 @@ def _mean_inside(grey: np.ndarray, mask: np.ndarray, sigma_px: float) -> np.ndar
     return np.asarray(total / np.maximum(cv2.GaussianBlur(weight, (0, 0), sigma), 1e-6))
 
 
-def _diaphragm_beams(
-    smooth: np.ndarray,
-    liver: np.ndarray,
-    sector_mask: np.ndarray,
-    depth_px: np.ndarray,
-    across: np.ndarray,
-    sector_depth_px: float,
+def _diaphragm_rises(
+    smooth: np.ndarray, liver: np.ndarray, sector_mask: np.ndarray, beams: Beams
 ) -> list[float]:
     """Grey by which the brightest echo at the liver's deep end rises over the liver, per beam."""
-    edges = np.linspace(across[liver].min(), across[liver].max(), _NUM_BEAMS + 1)
-    which = np.digitize(across[sector_mask], edges) - 1
+    across = beams.across[liver]
+    edges = np.linspace(across.min(), across.max(), _NUM_BEAMS + 1)
+    which = np.digitize(beams.across[sector_mask], edges) - 1
     # Sorted by beam once: a mask of the whole frame for each beam costs ten times as much.
     order = np.argsort(which, kind="stable")
     ends = np.searchsorted(which[order], np.arange(_NUM_BEAMS + 1))
-    depths, greys, in_liver = (image[sector_mask][order] for image in (depth_px, smooth, liver))
+    images = (beams.depth_px, smooth, liver)
+    depths, greys, in_liver = (image[sector_mask][order] for image in images)
     rises = []
     for beam in (slice(start, stop) for start, stop in pairwise(ends)):
         inside = depths[beam][in_liver[beam]]
         if len(inside) < _MIN_PX / _NUM_BEAMS:
             continue
-        end = float(np.quantile(inside, 0.98)) / sector_depth_px
-        depth = depths[beam] / sector_depth_px
+        end = float(np.quantile(inside, 0.98)) / beams.extent_px
+        depth = depths[beam] / beams.extent_px
         search = (depth > end - _BEFORE_SHARE) & (depth < end + _BEHIND_SHARE)
         before = (depth < end - _BEFORE_SHARE) & (depth > end - 0.2) & in_liver[beam]
         if end + _BEFORE_SHARE < 1 and search.any() and before.any():

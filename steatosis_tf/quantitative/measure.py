@@ -18,7 +18,7 @@ from steatosis_tf.cohort.manifest import frame_path
 from steatosis_tf.files import replacing
 from steatosis_tf.parallel import map_on_cores
 from steatosis_tf.quantitative.attenuation import measure_attenuation
-from steatosis_tf.quantitative.display import Display
+from steatosis_tf.quantitative.display import Beams, Display
 from steatosis_tf.quantitative.hepatorenal import measure_hepatorenal
 from steatosis_tf.quantitative.landmarks import measure_landmarks, measure_speckle
 from steatosis_tf.roi.anatomy.kidney import find_kidney_cortex
@@ -133,7 +133,10 @@ def measure_frame(frame: np.ndarray, display: Display | None = None) -> Measured
         >>> numbers.attenuation_db_per_depth > 0
         True
     """
-    return measure_regions(frame, *_regions(frame), display)
+    sector = find_sector(frame)
+    liver = liver_mask(frame, sector)
+    cortex = find_kidney_cortex(frame, sector, liver).box
+    return measure_regions(frame, sector, liver, cortex, display)
 
 
 def measure_regions(
@@ -162,11 +165,11 @@ def measure_regions(
             f"sector.mask.shape={sector.mask.shape} liver.shape={liver.shape}."
         )
     display = display or Display()
-    grey, core, place = _looked_at(frame, sector, liver)
-    index = measure_hepatorenal(grey, core, cortex, *place, display) if cortex else None
-    slope = measure_attenuation(grey, core, *place, display)
-    speckle = measure_speckle(grey, core, place[-1], display)
-    marks = measure_landmarks(grey, core, sector.mask, *place, display)
+    grey, core, beams = _looked_at(frame, sector, liver)
+    index = measure_hepatorenal(grey, core, cortex, beams, display) if cortex else None
+    slope = measure_attenuation(grey, core, beams, display)
+    speckle = measure_speckle(grey, core, beams.extent_px, display)
+    marks = measure_landmarks(grey, core, sector.mask, beams, display)
     nan = float("nan")
     return MeasuredFeatures(
         hepatorenal_db=index.index_db if index else nan,
@@ -183,25 +186,17 @@ def measure_regions(
     )
 
 
-def _regions(frame: np.ndarray) -> tuple[Sector, np.ndarray, Rectangle | None]:
-    """Sector, liver and a patch of renal cortex, as found."""
-    sector = find_sector(frame)
-    liver = liver_mask(frame, sector)
-    return sector, liver, find_kidney_cortex(frame, sector, liver).box
-
-
 def _looked_at(
     frame: np.ndarray, sector: Sector, liver: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray, float]]:
-    """Grey, the liver without its rim, and per pixel depth (px) and place across the beams, with
-    the sector's depth in px."""
+) -> tuple[np.ndarray, np.ndarray, Beams]:
+    """Grey, the liver without its rim, and where the beams run."""
     shape, fan = frame.shape[:2], sector.fan
     depth, across = fan.depth_px(shape), fan.angle_deg(shape)
     if fan.kind == "linear":
         across = np.broadcast_to(np.arange(shape[1], dtype=np.float32), shape)
     extent = float(fan.far_px - fan.near_px)
     core = without_rim(liver & sector.mask, _BORDER_SHARE * extent)
-    return to_grey(frame), core, (depth, across, extent)
+    return to_grey(frame), core, Beams(depth, across, extent)
 
 
 def without_rim(mask: np.ndarray, rim_px: float) -> np.ndarray:

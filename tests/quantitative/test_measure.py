@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from steatosis_tf.quantitative.attenuation import Attenuation, measure_attenuation
-from steatosis_tf.quantitative.display import Display
+from steatosis_tf.quantitative.display import Beams, Display
 from steatosis_tf.quantitative.hepatorenal import HepatorenalIndex, measure_hepatorenal
 from steatosis_tf.quantitative.measure import (
     UNITS,
@@ -43,10 +43,10 @@ def display_of(truth: PhantomTruth) -> Display:
 
 
 def place_of(frame: np.ndarray, sector: Sector, truth: PhantomTruth) -> tuple:
-    """Depth, place across, depth of the sector and scale, as the measuring doors take them."""
+    """Beams and scale, as the measuring functions take them."""
     fan, shape = sector.fan, frame.shape
-    extent = fan.far_px - fan.near_px
-    return fan.depth_px(shape), fan.angle_deg(shape), extent, display_of(truth)
+    beams = Beams(fan.depth_px(shape), fan.angle_deg(shape), fan.far_px - fan.near_px)
+    return beams, display_of(truth)
 
 
 def mask_of(box: tuple[int, int, int, int], shape: tuple[int, int]) -> np.ndarray:

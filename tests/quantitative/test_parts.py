@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from steatosis_tf.quantitative.attenuation import measure_attenuation
-from steatosis_tf.quantitative.display import ASSUMED_DYNAMIC_RANGE_DB, Display, level_of
+from steatosis_tf.quantitative.display import ASSUMED_DYNAMIC_RANGE_DB, Beams, Display, level_of
 from steatosis_tf.quantitative.hepatorenal import measure_hepatorenal
 from steatosis_tf.quantitative.landmarks import measure_landmarks, measure_speckle
 from steatosis_tf.roi.views import Rectangle
@@ -18,7 +18,7 @@ DISPLAY = Display(dynamic_range_db=51.0, px_per_cm=20.0)
 
 
 def place() -> tuple:
-    return DEPTH, ACROSS, float(SHAPE[0]), DISPLAY
+    return Beams(DEPTH, ACROSS, float(SHAPE[0])), DISPLAY
 
 
 def rayleigh_grey(seed: int) -> np.ndarray:
