@@ -239,7 +239,7 @@ def _run(
     _write_environment(data.engine, repeat, cost, start, run_dir / "environment.json")
     print("drawing figures, and writing the report with its intervals", file=sys.stderr)
     draw_run_gallery(run_dir)
-    write_hepatorenal(run_dir, runs_dir / "cache")
+    write_hepatorenal(run_dir, place.cache_dir)
     write_report(run_dir)
     write_sums(run_dir)
     track(run_dir)
