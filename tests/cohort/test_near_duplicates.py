@@ -29,9 +29,11 @@ def hashes_with_neighbours(num: int, seed: int = 0) -> np.ndarray:
 
 def every_pair(hashes: np.ndarray, groups: np.ndarray, distance: int) -> list[tuple[int, int, int]]:
     found = []
+    grid = np.unpackbits(hashes, axis=1).reshape(-1, 2, 16, 16)
     for row in range(len(hashes)):
-        differing = np.bitwise_count(hashes[row] ^ hashes[row + 1 :])
-        apart = np.minimum(differing[:, :32].sum(axis=1), differing[:, 32:].sum(axis=1))
+        views = (grid[row], grid[row, :, :, ::-1])
+        differing = [(view != grid[row + 1 :]).sum(axis=(2, 3)) for view in views]
+        apart = np.minimum(*differing).min(axis=1)
         found += [
             (row, row + 1 + int(later), int(apart[later]))
             for later in np.flatnonzero(apart <= distance)
@@ -61,6 +63,14 @@ def test_a_splash_screen_under_every_patient_is_told(monkeypatch):
     hashes = np.tile(hashes_with_neighbours(200)[:1], (200, 1))
     with pytest.raises(ValueError, match=r"over 1000 pairs that look alike.*splash screens"):
         near_pairs(hashes, np.arange(200))
+
+
+def test_a_mirrored_copy_is_found_and_a_stranger_is_not():
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (2, 24, 32), dtype=np.uint8)
+    frame, stranger = (np.kron(one, np.ones((15, 15), np.uint8)) for one in blocks)
+    hashes = np.array([perceptual_hash(one) for one in (frame, stranger, frame[:, ::-1])])
+    assert [pair[:2] for pair in near_pairs(hashes, np.arange(3))] == [(0, 2)]
 
 
 def test_colour_and_grey_copies_have_one_hash():
