@@ -16,8 +16,8 @@ from steatosis_tf import cli
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.cohort.near_duplicates import training_hashes
 from steatosis_tf.deploy.bundle import open_bundle
+from steatosis_tf.deploy.bundle_write import seal_again
 from steatosis_tf.deploy.predict import predict
-from steatosis_tf.deploy.run_bundle import add_training
 from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.model.joint import decide
 from steatosis_tf.sources.phantom.study import simulate_patient
@@ -153,7 +153,8 @@ def test_training_frames_are_told_by_the_hashes_of_the_bundle(phantom_bundle, st
     hashes = training_hashes(table[shared], study)
     assert hashes["pixels_sha256"] == sorted(table.loc[shared, "pixels_sha256"])
     bundle = open_bundle(phantom_bundle)
-    again = add_training(bundle, tmp_path / "model", {"leak_hashes": hashes})
+    training = bundle.about["training"] | {"leak_hashes": hashes}
+    again = seal_again(bundle, tmp_path / "model", training=training)
     changed = {name for name in bundle.files if bundle.files[name] != again.files[name]}
     assert "bundle.json" in changed
     assert not changed & {"model.onnx", "card.md", "instructions.md"}

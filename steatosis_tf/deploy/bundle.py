@@ -3,7 +3,7 @@
 `model.onnx` (frame in beam space to features, score, probabilities, map), `bundle.json` (input,
 grading rule as data, training, versions, licences, hashes), `card.md`, `instructions.md`, reference
 frames with their answers, `SHA256SUMS`. Every load compares every hash. Opening needs no
-TensorFlow; writing needs the package onnx. docs/deployment.md says what `training` may hold.
+TensorFlow; `bundle_write.py` writes. docs/deployment.md says what `training` may hold.
 """
 
 import hashlib
@@ -12,27 +12,22 @@ import json
 import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from steatosis_tf import __version__
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.deploy.frames import Look, look_at
 from steatosis_tf.deploy.onnx_file import check_network, open_network, run_network
-from steatosis_tf.files import SUMS_NAME, open_regular, replacing, write_json, write_sums
-from steatosis_tf.grades import NOTICE
+from steatosis_tf.files import SUMS_NAME, open_regular
 from steatosis_tf.model.answer import PatientAnswer, plain_answer
 from steatosis_tf.model.joint import NETWORK, JointModel, grade_patient
 from steatosis_tf.quantitative.display import Display
 from steatosis_tf.roi.views import input_shape
-
-if TYPE_CHECKING:
-    import onnx
 
 #: Raised whenever an older program could not read a bundle rightly. 2: the rule that knows livers.
 SCHEMA = 2
@@ -44,8 +39,9 @@ MAX_DIFFERENCE, MAX_ANSWER_DIFFERENCE = 1e-4, 1e-3
 
 #: Of the network, in order.
 OUTPUTS = ("features", "score", "probabilities", "map")
-_VECTORS_NAME, _ANSWERS_NAME = "reference.npz", "reference.json"
-_FILES = (NETWORK_NAME, ABOUT_NAME, "card.md", "instructions.md", _VECTORS_NAME, _ANSWERS_NAME)
+#: Files of a bundle, the sums aside.
+VECTORS_NAME, ANSWERS_NAME = "reference.npz", "reference.json"
+FILES = (NETWORK_NAME, ABOUT_NAME, "card.md", "instructions.md", VECTORS_NAME, ANSWERS_NAME)
 _MAX_BYTES = 256 << 20
 _SEALED = "Copy it again whole, or export it again with `steatosis export RUN_DIR`."
 
@@ -137,7 +133,7 @@ class Bundle:
     @cached_property
     def vectors(self) -> dict[str, np.ndarray]:
         """Reference frames, their pictures, and what the network said of them."""
-        with np.load(io.BytesIO(self.files[_VECTORS_NAME]), allow_pickle=False) as stored:
+        with np.load(io.BytesIO(self.files[VECTORS_NAME]), allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
 
 
@@ -171,7 +167,7 @@ def open_bundle(path: str | Path | None = None) -> Bundle:
             f"Expected a bundle with a grading rule and a ROI config. Received: {path.name!r}, "
             f"whose {ABOUT_NAME} has none that can be used ({error}). {_SEALED}"
         ) from error
-    session = _open_network(files[NETWORK_NAME], roi, joint, path.name)
+    session = open_rule_network(files[NETWORK_NAME], roi, joint, path.name)
     return Bundle(about, joint, roi, hashlib.sha256(sums).hexdigest(), session, files)
 
 
@@ -200,107 +196,11 @@ def find_faults(bundle: Bundle) -> dict[str, str]:
         difference = float(np.abs(values - stored[name]).max())
         if not difference <= MAX_DIFFERENCE:  # NaN too
             found[f"network output {name}"] = f"differs by {difference:.2g}"
-    expected = json.loads(bundle.files[_ANSWERS_NAME])
-    received = _reference_answers(bundle, stored["frames"], stored["patients"])
+    expected = json.loads(bundle.files[ANSWERS_NAME])
+    received = reference_answers(bundle, stored["frames"], stored["patients"])
     for place, where in _differences(expected, received, "answer"):
         found[place] = where
     return found
-
-
-def write_bundle(
-    folder: str | Path,
-    taps: "onnx.ModelProto",
-    joint: JointModel,
-    roi: RoiConfig,
-    *,
-    name: str,
-    version: str,
-    training: dict[str, Any],
-    card: dict[str, Any],
-    licences: dict[str, str],
-    versions: dict[str, str],
-    recalibration: dict[str, Any] | None = None,
-) -> Path:
-    """Write a bundle as a folder, and as a zip beside it; grade its own reference frames by it.
-
-    Args:
-        folder: to create; an earlier bundle there is replaced.
-        taps: of `bundle_network.convert_taps`.
-        joint: fitted grading rule.
-        roi: `method` beamspace.
-        name: short, lower case.
-        version: a whole number as text.
-        training: `num_patients`, `num_frames`, `by_grade`, `by_scanner`, and hashes.
-        card: texts of the model card, see `templates/card.md.j2`.
-        licences: what -> licence and attribution, of code, weights and data.
-        versions: package -> version it was made with.
-        recalibration: of `recalibrate.recalibrate`, where local patients changed the rule.
-
-    Returns:
-        the zip.
-
-    Raises:
-        ValueError: if the rule does not fit the network.
-        RuntimeError: if the written bundle does not give what was stored.
-    """
-    from steatosis_tf.deploy.bundle_network import join_rule
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {"name": name, "version": version, "roi": json.dumps(asdict(roi))}
-    network = join_rule(taps, joint, texts).SerializeToString()
-    depth, beams = input_shape(roi.view)
-    about = {
-        "schema": SCHEMA, "name": name, "version": version, "notice": NOTICE,
-        "input": {"name": "roi", "type": "uint8", "shape": ["batch", depth, beams, 1],
-                  "range": [0, 255], "outside_the_sector": 0},
-        "outputs": {"features": "what the grading rule takes of a frame",
-                    "score": "the network part's square root of fat percent",
-                    "probabilities": "that score read as grades, without measured features",
-                    "map": "what each place adds; with the intercept it sums to the score"},
-        "roi": asdict(roi), "grading": json.loads(joint.to_json()), "training": training,
-        "card": card, "licences": licences, "versions": {"steatosis_tf": __version__, **versions},
-    }  # fmt: skip
-    if recalibration:
-        about["recalibration"] = recalibration
-    return _seal(folder, about, network, joint, roi)
-
-
-def copy_bundle(bundle: Bundle, folder: str | Path) -> Path:
-    """Write an opened bundle again as it is, as a folder and as a zip beside it.
-
-    Args:
-        bundle: of `open_bundle`.
-        folder: to create; an earlier bundle there is replaced.
-
-    Returns:
-        the zip.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in bundle.files.items():
-        _write(folder / name, content)
-    return _write_zip(folder)
-
-
-def _seal(
-    folder: Path, about: dict[str, Any], network: bytes, joint: JointModel, roi: RoiConfig
-) -> Path:
-    """Write all files, the hashes last, and grade the reference frames by what was written."""
-    _write(folder / NETWORK_NAME, network)
-    for template in ("card.md", "instructions.md"):
-        _write(folder / template, _filled(f"{template}.j2", about).encode())
-    session = _open_network(network, roi, joint, folder.name)
-    draft = Bundle(about, joint, roi, "", session, {})
-    _write_reference(folder, draft)
-    others = [one for one in _FILES if one != ABOUT_NAME]
-    about["files"] = {one: _sha256((folder / one).read_bytes()) for one in others}
-    write_json(about, folder / ABOUT_NAME, indent=None)
-    write_sums(folder)
-    faults = find_faults(open_bundle(folder))
-    if faults:
-        raise RuntimeError(f"Expected the bundle to give its own answers. Received: {faults}.")
-    return _write_zip(folder)
 
 
 def _read_folder(folder: Path) -> dict[str, bytes]:
@@ -310,7 +210,7 @@ def _read_folder(folder: Path) -> dict[str, bytes]:
             "which is none."
         )
     files = {}
-    for name in (*_FILES, SUMS_NAME):
+    for name in (*FILES, SUMS_NAME):
         try:
             with open_regular(folder / name) as file:
                 files[name] = file.read(_MAX_BYTES)
@@ -323,7 +223,7 @@ def _read_zip(path: Path) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {Path(one.filename).name: one for one in archive.infolist()}
-            chosen = {name: members[name] for name in (*_FILES, SUMS_NAME) if name in members}
+            chosen = {name: members[name] for name in (*FILES, SUMS_NAME) if name in members}
             if sum(one.file_size for one in chosen.values()) > _MAX_BYTES:
                 raise ValueError("it is larger than any bundle")
             return {name: archive.read(one) for name, one in chosen.items()}
@@ -357,7 +257,7 @@ def _compare(files: Mapping[str, bytes], sums: bytes, about: dict[str, Any], nam
         digest, _, path = line.partition("  ")
         listed[path] = digest
     faults = []
-    for one in _FILES:
+    for one in FILES:
         if one not in files:
             faults.append(f"{one} is missing")
         elif _sha256(files[one]) != listed.get(one):
@@ -378,9 +278,10 @@ def _width(joint: JointModel) -> int:
     return max((len(part.rule.fill) for part in joint.parts if part.name == NETWORK), default=0)
 
 
-def _open_network(
+def open_rule_network(
     network: bytes, roi: RoiConfig, joint: JointModel, name: str
 ) -> onnxruntime.InferenceSession:
+    """Open a bundle's network, and hold it against what the rule takes; raises as `open_bundle`."""
     name = f"{name}/{NETWORK_NAME}"
     session = open_network(network, name, _SEALED)
     found = check_network(session, input_shape(roi.view), OUTPUTS, name, _SEALED)
@@ -392,33 +293,7 @@ def _open_network(
     return session
 
 
-def _write_reference(folder: Path, bundle: Bundle) -> None:
-    """Frames of two simulated patients, and what the bundle makes of them."""
-    from steatosis_tf.sources.phantom.study import simulate_patient
-
-    pairs = [
-        simulate_patient(fat, num_frames=2, generator=np.random.default_rng(int(fat)))[0]
-        for fat in (2.0, 80.0)
-    ]
-    frames = np.concatenate(pairs)
-    patients = np.repeat([0, 1], [len(pair) for pair in pairs])
-    pictures = [
-        picture
-        for frame in frames
-        if (picture := look_at("", frame, bundle.roi.view).picture) is not None
-    ]
-    shape = input_shape(bundle.roi.view)
-    # Phantoms without a liver for the network still say what the network makes of a picture.
-    noise = np.random.default_rng(0).integers(1, 200, (2, *shape), np.uint8)
-    shown = np.stack(pictures) if pictures else noise
-    with replacing(folder / _VECTORS_NAME) as temporary:
-        vectors: dict[str, Any] = bundle.run(shown)
-        np.savez_compressed(temporary, frames=frames, patients=patients, pictures=shown, **vectors)
-    answers = _reference_answers(bundle, frames, patients)
-    write_json(answers, folder / _ANSWERS_NAME)
-
-
-def _reference_answers(
+def reference_answers(
     bundle: Bundle, frames: np.ndarray, patients: np.ndarray
 ) -> dict[str, list[dict[str, Any]]]:
     """Answers of the bundle, and of the same rule that grades whatever it is shown.
@@ -459,33 +334,6 @@ def _differences(expected: Any, received: Any, place: str) -> Iterator[tuple[str
             yield place, f"expected {expected:.6g}, received {received:.6g}"
     elif expected != received:
         yield place, f"expected {expected!r}, received {received!r}"
-
-
-def _filled(template: str, about: dict[str, Any]) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
-    )  # fmt: skip
-    return environment.get_template(template).render(about=about, notice=NOTICE)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def _write_zip(folder: Path) -> Path:
-    path = folder.with_name(f"{folder.name}.zip")
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for name in (*_FILES, SUMS_NAME):
-            # One date for all: the same bundle is the same zip.
-            member = zipfile.ZipInfo(f"{folder.name}/{name}", (2000, 1, 1, 0, 0, 0))
-            member.compress_type = zipfile.ZIP_DEFLATED
-            member.external_attr = 0o644 << 16
-            archive.writestr(member, (folder / name).read_bytes())
-    return path
 
 
 def _sha256(data: bytes) -> str:

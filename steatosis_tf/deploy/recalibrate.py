@@ -18,8 +18,8 @@ from sklearn.metrics import cohen_kappa_score
 from tqdm import tqdm
 
 from steatosis_tf.cohort.manifest import frame_path, read_manifest
-from steatosis_tf.deploy.bundle import NETWORK_NAME, Bundle, open_bundle, write_bundle
-from steatosis_tf.deploy.bundle_network import taps_of
+from steatosis_tf.deploy.bundle import Bundle, open_bundle
+from steatosis_tf.deploy.bundle_write import seal_again
 from steatosis_tf.files import file_sha256
 from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.model.joint import JointModel, decide
@@ -95,20 +95,8 @@ def recalibrate(
         "answers_before": local.kinds,
         **_errors(bundle.joint, local, left_out),
     }
-    about = bundle.about
-    write_bundle(
-        output_dir,
-        taps_of(bundle.files[NETWORK_NAME]),
-        joint,
-        bundle.roi,
-        name=f"{about['name']}-local",
-        version=about["version"],
-        training=about["training"],
-        card=about["card"],
-        licences=about["licences"],
-        versions=about["versions"],
-        recalibration=says,
-    )
+    name = f"{bundle.about['name']}-local"
+    seal_again(bundle, output_dir, joint=joint, name=name, recalibration=says)
     return says
 
 

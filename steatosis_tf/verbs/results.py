@@ -46,7 +46,7 @@ def export(args: Namespace) -> Result:
     """
     now = f"now: steatosis predict FRAMES --model {args.output}"
     if not isinstance(args.output, OutputOnnx):
-        from steatosis_tf.deploy.run_bundle import export_bundle
+        from steatosis_tf.deploy.bundle_write import export_bundle
 
         bundle = export_bundle(args.run_dir, args.output, leak_hashes=args.leak_hashes)
         values = {"model": args.output, "zip": f"{args.output}.zip", "sha256": bundle.sha256}

@@ -1,0 +1,352 @@
+"""Writing bundles: a network with the rule joined to it, card, reference frames, hashes; of a run.
+
+What was evaluated is what the bundle of a run gives. Needs the package onnx, and TensorFlow for a
+backbone that was not converted before.
+"""
+
+import importlib.metadata
+import json
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import onnx
+import pandas as pd
+
+from steatosis_tf import __version__
+from steatosis_tf.cohort.manifest import read_manifest
+from steatosis_tf.cohort.near_duplicates import training_hashes
+from steatosis_tf.config import BACKBONES, Config, RoiConfig
+from steatosis_tf.deploy.bundle import (
+    ABOUT_NAME,
+    ANSWERS_NAME,
+    FILES,
+    NETWORK_NAME,
+    SCHEMA,
+    VECTORS_NAME,
+    Bundle,
+    find_faults,
+    is_bundle,
+    open_bundle,
+    open_rule_network,
+    reference_answers,
+)
+from steatosis_tf.deploy.bundle_network import convert_taps, join_rule, taps_of
+from steatosis_tf.deploy.frames import look_at
+from steatosis_tf.deploy.onnx_file import BATCH
+from steatosis_tf.files import SUMS_NAME, file_sha256, replacing, write_json, write_sums
+from steatosis_tf.grades import GRADES, NOTICE
+from steatosis_tf.model.joint import NETWORK, JointModel
+from steatosis_tf.model.pooling import pool_maps
+from steatosis_tf.roi.views import input_shape
+from steatosis_tf.sources.phantom.study import simulate_patient
+from steatosis_tf.unfinished import refuse_unfinished
+
+#: How far a network score of the bundle may lie from Keras', square root of fat percent (or
+#: grades): the weights are kept in 16 bits.
+MAX_DIFFERENCE = 0.05
+
+# What `write_bundle` is told of a bundle that stands in its `bundle.json`.
+_SEALED_AGAIN = (
+    "name", "version", "training", "card", "licences", "versions", "recalibration",
+)  # fmt: skip
+_PACKAGES = ("tensorflow", "keras", "onnx", "onnxruntime", "scikit-learn", "opencv-python")
+
+
+def write_bundle(
+    folder: str | Path,
+    taps: onnx.ModelProto,
+    joint: JointModel,
+    roi: RoiConfig,
+    *,
+    name: str,
+    version: str,
+    training: dict[str, Any],
+    card: dict[str, Any],
+    licences: dict[str, str],
+    versions: dict[str, str],
+    recalibration: dict[str, Any] | None = None,
+) -> Path:
+    """Write a bundle as a folder, and as a zip beside it; grade its own reference frames by it.
+
+    Args:
+        folder: to create; an earlier bundle there is replaced.
+        taps: of `bundle_network.convert_taps`.
+        joint: fitted grading rule.
+        roi: `method` beamspace.
+        name: short, lower case.
+        version: a whole number as text.
+        training: `num_patients`, `num_frames`, `by_grade`, `by_scanner`, and hashes.
+        card: texts of the model card, see `templates/card.md.j2`.
+        licences: what -> licence and attribution, of code, weights and data.
+        versions: package -> version it was made with.
+        recalibration: of `recalibrate.recalibrate`, where local patients changed the rule.
+
+    Returns:
+        the zip.
+
+    Raises:
+        ValueError: if the rule does not fit the network.
+        RuntimeError: if the written bundle does not give what was stored.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"name": name, "version": version, "roi": json.dumps(asdict(roi))}
+    network = join_rule(taps, joint, texts).SerializeToString()
+    depth, beams = input_shape(roi.view)
+    about = {
+        "schema": SCHEMA, "name": name, "version": version, "notice": NOTICE,
+        "input": {"name": "roi", "type": "uint8", "shape": ["batch", depth, beams, 1],
+                  "range": [0, 255], "outside_the_sector": 0},
+        "outputs": {"features": "what the grading rule takes of a frame",
+                    "score": "the network part's square root of fat percent",
+                    "probabilities": "that score read as grades, without measured features",
+                    "map": "what each place adds; with the intercept it sums to the score"},
+        "roi": asdict(roi), "grading": json.loads(joint.to_json()), "training": training,
+        "card": card, "licences": licences, "versions": {"steatosis_tf": __version__, **versions},
+    }  # fmt: skip
+    if recalibration:
+        about["recalibration"] = recalibration
+    return _seal(folder, about, network, joint, roi)
+
+
+def copy_bundle(bundle: Bundle, folder: str | Path) -> Path:
+    """Write an opened bundle again as it is, as a folder and as a zip beside it.
+
+    Args:
+        bundle: of `open_bundle`.
+        folder: to create; an earlier bundle there is replaced.
+
+    Returns:
+        the zip.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in bundle.files.items():
+        _write(folder / name, content)
+    return _write_zip(folder)
+
+
+def _seal(
+    folder: Path, about: dict[str, Any], network: bytes, joint: JointModel, roi: RoiConfig
+) -> Path:
+    """Write all files, the hashes last, and grade the reference frames by what was written."""
+    _write(folder / NETWORK_NAME, network)
+    for template in ("card.md", "instructions.md"):
+        _write(folder / template, _filled(f"{template}.j2", about).encode())
+    session = open_rule_network(network, roi, joint, folder.name)
+    draft = Bundle(about, joint, roi, "", session, {})
+    _write_reference(folder, draft)
+    others = [one for one in FILES if one != ABOUT_NAME]
+    about["files"] = {one: file_sha256(folder / one) for one in others}
+    write_json(about, folder / ABOUT_NAME, indent=None)
+    write_sums(folder)
+    faults = find_faults(open_bundle(folder))
+    if faults:
+        raise RuntimeError(f"Expected the bundle to give its own answers. Received: {faults}.")
+    return _write_zip(folder)
+
+
+def write_run_bundle(
+    run_dir: Path, joint: JointModel, config: Config, rois: np.ndarray, cache_dir: Path
+) -> float:
+    """Write `bundle/` and `bundle.zip` into a run directory.
+
+    Args:
+        run_dir: evaluated, with `manifest.csv`, `split.csv` and `metrics.json`.
+        joint: the rule that was evaluated, or for a cross-validated run the one fitted to all.
+        config: of the run.
+        rois: `(num_frames, depth, beams, 1)` uint8, on which Keras and ONNX are compared.
+        cache_dir: keeps the converted backbone.
+
+    Returns:
+        largest difference of a network score between the bundle and Keras.
+
+    Raises:
+        RuntimeError: if they differ by more than `MAX_DIFFERENCE`.
+    """
+    from steatosis_tf.model.backbone import build_taps  # brings TensorFlow
+
+    taps = build_taps(config.model, rois.shape[1:3])
+    folder = run_dir / "bundle"
+    write_bundle(
+        folder,
+        convert_taps(taps, cache_dir),
+        joint,
+        config.roi,
+        name=run_dir.parent.name.lower(),
+        version="1",
+        training=_training(run_dir),
+        card=_card(run_dir, config),
+        licences={"code": "Apache-2.0", "weights and data": "not stated: see who trained it"},
+        versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+    )
+    # A few frames at a time: the maps of all layers of 64 frames take 12 GB.
+    near, far = taps.predict(rois, batch_size=BATCH, verbose=0)
+    difference = _difference(joint, pool_maps(near, far), open_bundle(folder), rois)
+    if difference > MAX_DIFFERENCE:
+        raise RuntimeError(
+            f"Expected the bundle within {MAX_DIFFERENCE} of Keras on {len(rois)} frames. "
+            f"Received: a difference of {difference:.3g}. It must not be used."
+        )
+    return difference
+
+
+def export_bundle(run_dir: str | Path, folder: str | Path, *, leak_hashes: bool = False) -> Bundle:
+    """Write the bundle of a run somewhere else, as a folder and as a zip beside it.
+
+    Args:
+        run_dir: of a run that has come to its end.
+        folder: to create; an earlier bundle there is replaced, anything else is left alone.
+        leak_hashes: also keep hashes of the run's frames, by which `validate` finds them.
+
+    Returns:
+        the bundle, byte for byte that of the run; with hashes, other in `bundle.json` alone.
+
+    Raises:
+        ValueError: if the run has no bundle or a damaged one, or something else is in the way.
+    """
+    run_dir, folder = Path(run_dir), Path(folder)
+    refuse_unfinished(run_dir)
+    source = run_dir / "bundle"
+    if not is_bundle(source):
+        raise ValueError(
+            f"Expected a run with a bundle, as recipe joint trains it. Received: {run_dir.name!r} "
+            "without one: its model grades frames alone. Write it as one file: --output FILE.onnx."
+        )
+    archive = folder.with_name(f"{folder.name}.zip")
+    taken = folder.is_dir() and any(folder.iterdir()) and not is_bundle(folder)
+    if taken or folder.resolve() == source.resolve() or archive.exists() > is_bundle(archive):
+        raise ValueError(
+            "Expected a new folder for the bundle, or that of an earlier one with its zip. "
+            f"Received: {folder.name!r}, where something else is. Give --output another name."
+        )
+    bundle = open_bundle(source)
+    if leak_hashes:
+        # Of validation and test frames too: a study that chose anything is no stranger to it.
+        path = run_dir / "manifest.csv"
+        hashes = {"leak_hashes": training_hashes(read_manifest(path), path)}
+        return seal_again(bundle, folder, training=bundle.about["training"] | hashes)
+    copy_bundle(bundle, folder)
+    return bundle
+
+
+def seal_again(bundle: Bundle, folder: str | Path, **changed: Any) -> Bundle:
+    """Write an opened bundle again with something changed.
+
+    Args:
+        bundle: that stays as it is.
+        folder: of the new one; a zip is written beside it.
+        changed: what is not as in the bundle: `joint`, or a text or table of `write_bundle`.
+    """
+    about = bundle.about
+    same = {name: about.get(name) for name in _SEALED_AGAIN}
+    rule = {"joint": bundle.joint, "roi": bundle.roi}
+    write_bundle(folder, taps_of(bundle.files[NETWORK_NAME]), **rule | same | changed)
+    return open_bundle(folder)
+
+
+def _write_reference(folder: Path, bundle: Bundle) -> None:
+    """Frames of two simulated patients, and what the bundle makes of them."""
+    pairs = [
+        simulate_patient(fat, num_frames=2, generator=np.random.default_rng(int(fat)))[0]
+        for fat in (2.0, 80.0)
+    ]
+    frames = np.concatenate(pairs)
+    patients = np.repeat([0, 1], [len(pair) for pair in pairs])
+    pictures = [
+        picture
+        for frame in frames
+        if (picture := look_at("", frame, bundle.roi.view).picture) is not None
+    ]
+    shape = input_shape(bundle.roi.view)
+    # Phantoms without a liver for the network still say what the network makes of a picture.
+    noise = np.random.default_rng(0).integers(1, 200, (2, *shape), np.uint8)
+    shown = np.stack(pictures) if pictures else noise
+    with replacing(folder / VECTORS_NAME) as temporary:
+        vectors: dict[str, Any] = bundle.run(shown)
+        np.savez_compressed(temporary, frames=frames, patients=patients, pictures=shown, **vectors)
+    answers = reference_answers(bundle, frames, patients)
+    write_json(answers, folder / ANSWERS_NAME)
+
+
+def _filled(template: str, about: dict[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
+    )  # fmt: skip
+    return environment.get_template(template).render(about=about, notice=NOTICE)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _write_zip(folder: Path) -> Path:
+    path = folder.with_name(f"{folder.name}.zip")
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name in (*FILES, SUMS_NAME):
+            # One date for all: the same bundle is the same zip.
+            member = zipfile.ZipInfo(f"{folder.name}/{name}", (2000, 1, 1, 0, 0, 0))
+            member.compress_type = zipfile.ZIP_DEFLATED
+            member.external_attr = 0o644 << 16
+            archive.writestr(member, (folder / name).read_bytes())
+    return path
+
+
+def _difference(joint: JointModel, features: np.ndarray, bundle: Bundle, rois: np.ndarray) -> float:
+    (rule,) = (part.rule for part in joint.parts if part.name == NETWORK)
+    found = bundle.run(rois[..., 0])["score"]
+    return float(np.abs(rule.sqrt_fat(features) - found).max())
+
+
+def _training(run_dir: Path) -> dict[str, Any]:
+    """Who the model learned from."""
+    frames = read_manifest(run_dir / "manifest.csv")
+    split = pd.read_csv(run_dir / "split.csv", dtype=str)
+    learned = set(split.loc[split["split"].isin(["train", "test"]), "patient_id"])
+    frames = frames.loc[frames["patient_id"].isin(learned)]
+    patients = frames.drop_duplicates("patient_id")
+    unknown = pd.Series("not stated", patients.index)
+    scanner = patients.get("scanner", unknown).replace("", None).fillna("not stated")
+    repeated = json.loads((run_dir / "metrics.json").read_text()).get("repeatability")
+    return {
+        **({"repeatability": repeated} if repeated else {}),
+        "num_patients": len(patients),
+        "num_frames": len(frames),
+        "by_grade": {grade: int((patients["grade"] == grade).sum()) for grade in GRADES},
+        "by_scanner": scanner.value_counts().to_dict(),
+        "manifest_sha256": file_sha256(run_dir / "manifest.csv"),
+        "split_sha256": file_sha256(run_dir / "split.csv"),
+    }
+
+
+def _card(run_dir: Path, config: Config) -> dict[str, Any]:
+    metrics = json.loads((run_dir / "metrics.json").read_text())["patient"]
+    ordinal = metrics["ordinal"]
+    told = {
+        "AUC of Mild or worse": ordinal["auc_at_least_mild"],
+        "quadratic kappa": ordinal["quadratic_kappa"],
+        "accuracy": metrics["accuracy"],
+    }
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in told.items() if value is not None)
+    return {
+        "summary": f"Trained by `steatosis train` ({run_dir.parent.name}): "
+        f"{BACKBONES[config.model.backbone].title} with weights `{config.model.weights}`, and "
+        "measured features, joined in closed form.",
+        "reference_standard": "the grades or fat percent of the manifest",
+        "performance": f"{config.split.kind}, {metrics['n']} patients tested: {figures}. The "
+        "report of the run has intervals.",
+        "provider": "whoever trained it",
+        "intended_view": "as in the training data",
+        "groups": "see subgroups in the report of the run",
+        "datasets": ["the manifest of the run"],
+        "limits": [
+            "It was tested on patients of its own study only.",
+            "On other scanners ranks may hold and thresholds not: `steatosis recalibrate`.",
+        ],
+    }
