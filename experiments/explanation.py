@@ -34,9 +34,9 @@ from steatosis_tf.deploy.bundle_network import taps_of
 from steatosis_tf.deploy.frames import Look, look_at
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE
-from steatosis_tf.model.joint import NETWORK, JointModel, explain_places
+from steatosis_tf.model.joint import NETWORK, JointModel
 from steatosis_tf.model.joint_fit import Part, fit_joint
-from steatosis_tf.model.pooling import pool_maps
+from steatosis_tf.model.pooling import NUM_BANDS, band_rows, pool_maps
 from steatosis_tf.roi.sector import Fan
 from steatosis_tf.roi.views import depth_length_px, to_frame
 from steatosis_tf.sources.images import read_frame
@@ -48,6 +48,40 @@ DELETED, NUM_RANDOM = 0.05, 5
 #: Of each patient's frames, the first goes through deletion and randomisation.
 STAGES = ("rule", "last fifth", "last two fifths", "last three fifths", "last four fifths", "all")
 _DIAPHRAGM_SHARE = 0.08
+
+
+def explain_places(model: JointModel, near: np.ndarray, far: np.ndarray) -> np.ndarray:
+    """What each place of a frame adds to the network's prediction.
+
+    Args:
+        model: whose network part reads the features of `steatosis_tf.model.pooling.pool_maps`.
+        near: first tap of the frame, `(rows, columns, channels)`.
+        far: second tap, `(rows / 2, columns / 2, channels)`.
+
+    Returns:
+        `(rows, columns)` float32, square root of fat percent; the sum and the rule's intercept
+        make the network's prediction exactly. 0 is the mean training patient's place.
+
+    Raises:
+        ValueError: if the model has no such part, or the maps do not fit.
+    """
+    rules = [part.rule for part in model.parts if part.name == NETWORK]
+    depth = NUM_BANDS * near.shape[2]
+    fits = near.shape[:2] == (2 * far.shape[0], 2 * far.shape[1])
+    if not rules or not fits or len(rules[0].weights) != depth + far.shape[2]:
+        raise ValueError(
+            "Expected a model with a network part and the two maps of one frame. Received: "
+            f"parts={[part.name for part in model.parts]} near.shape={near.shape} "
+            f"far.shape={far.shape}."
+        )
+    slope, centre = rules[0].weights / rules[0].scale, rules[0].centre
+    places = np.empty(near.shape[:2])
+    for band, (first, end) in enumerate(band_rows(near.shape[0])):
+        of = slice(band * near.shape[2], (band + 1) * near.shape[2])
+        share = (near[first:end] - centre[of]) @ slope[of]
+        places[first:end] = share / share.size
+    coarse = (far - centre[depth:]) @ slope[depth:]
+    return (places + np.kron(coarse / (4 * coarse.size), np.ones((2, 2)))).astype(np.float32)
 
 
 class Taps:

@@ -30,10 +30,13 @@ import numpy as np
 
 from experiments.head_search.head_sweep import Sweep, ranking_score
 from steatosis_tf import tracking
+from steatosis_tf.cohort.manifest import read_manifest
+from steatosis_tf.cohort.splits import make_partitions
 from steatosis_tf.config import Config, SplitConfig, TrainConfig, flatten, override
 from steatosis_tf.files import write_json
 from steatosis_tf.grades import NOTICE
-from steatosis_tf.pipeline import prepare_study
+from steatosis_tf.pipeline import Preparation, complete_manifest, keep_records
+from steatosis_tf.training import load_study
 from steatosis_tf.verbs.common import add_config_arguments, given_settings
 
 try:
@@ -133,7 +136,12 @@ def summarize(study: optuna.Study, sweep: Sweep, num_trials: int) -> dict[str, A
 
 def prepare(manifest_path: Path, config: Config, runs_dir: Path, inner: int) -> tuple[Sweep, str]:
     """The sweep on the manifest's frames, and a name for all that matters."""
-    data, fingerprint = prepare_study(manifest_path, config, runs_dir / EXPERIMENT, runs_dir)
+    place = Preparation(config, runs_dir / EXPERIMENT, runs_dir)
+    table = read_manifest(manifest_path)
+    partitions = make_partitions(table, config.split)
+    table = complete_manifest(table, manifest_path, partitions, place)
+    records_dir, fingerprint = keep_records(table, partitions, place)
+    data = load_study(records_dir, place.cache_dir / "features", config)
     text = json.dumps([fingerprint, flatten(config), inner, data.views.shape], sort_keys=True)
     digest = hashlib.sha256(text.encode() + data.views[0].tobytes()).hexdigest()
     return Sweep(data.index, data.views, config, inner), digest[:16]

@@ -1,7 +1,7 @@
 """The pipeline as one function: from a manifest to a trained, evaluated, tracked, exported model.
 
 `_run` reads from top to bottom. What is missing is made on the way: split, region of interest,
-records, features. Scripts that train many heads take the same first steps by `prepare_study`.
+records, features. Scripts take the same first steps by `complete_manifest` and `keep_records`.
 """
 
 import dataclasses
@@ -343,28 +343,3 @@ def keep_records(
     )
     shutil.rmtree(place.crops_dir, ignore_errors=True)
     return records_dir, fingerprint
-
-
-def prepare_study(
-    manifest_path: str | Path, config: Config, folder: Path, runs_dir: Path
-) -> tuple[StudyData, str]:
-    """Records and features of a manifest, for scripts that train many heads.
-
-    Args:
-        manifest_path: manifest of graded frames.
-        config: split, ROI, backbone, engine, augmentation and number of views.
-        folder: where the completed manifest and the leakage check's findings are kept.
-        runs_dir: records and features are kept in `runs_dir/cache`, shared by all runs.
-
-    Returns:
-        records and features, and the fingerprint of the records.
-
-    Raises:
-        ValueError, RuntimeError, OSError: as `write_records` and `load_study`.
-    """
-    table = read_manifest(manifest_path)
-    partitions = make_partitions(table, config.split)
-    place = Preparation(config, folder, runs_dir)
-    table = complete_manifest(table, manifest_path, partitions, place)
-    records_dir, fingerprint = keep_records(table, partitions, place)
-    return load_study(records_dir, place.cache_dir / "features", config), fingerprint

@@ -152,7 +152,7 @@ def _add_probabilities(graph: _Graph, model: JointModel) -> None:
 def _add_map(
     graph: _Graph, slope: np.ndarray, centre: np.ndarray, near: list[int], far: list[int]
 ) -> None:
-    """`joint.explain_places` in the graph."""
+    """What each place adds to the score, 0 for the mean training patient's place."""
     rows, columns, channels = near
     kernel, shift = np.empty((rows, 1, channels)), np.empty((rows, 1))
     for band, (first, end) in enumerate(band_rows(rows)):

@@ -49,7 +49,7 @@ class FrameAnswer:
         boxes: name ("liver", "kidney", "diaphragm", ...) -> (top, left, height, width) px.
         by_person: whether a person placed the sector.
         map: `(rows, columns)` float32 over beam space, what each place adds to the network's
-            prediction (`joint.explain_places`); None if not asked.
+            prediction; None if not asked.
     """
 
     name: str

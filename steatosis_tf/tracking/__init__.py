@@ -121,7 +121,7 @@ def start_run(
         nested: put it below the run that is open, as folds are.
         again: `run_id` of a run that was started before, to go on with it; where the store does
             not know it, it is made there under an id of MLflow's.
-        tags: free texts of the run.
+        key: of `unfinished.run_key`, by which a killed run is found again.
     """
     if not nested:
         _State.untracked = None

@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 from onnx import helper
 
+from experiments.explanation import explain_places
 from steatosis_tf import cli
 from steatosis_tf.deploy.bundle import find_faults, open_bundle
 from steatosis_tf.deploy.bundle_network import join_rule, taps_of
@@ -21,7 +22,6 @@ from steatosis_tf.deploy.frames import look_at
 from steatosis_tf.deploy.onnx_file import foreign_parts
 from steatosis_tf.files import write_json, write_sums
 from steatosis_tf.grades import NOTICE
-from steatosis_tf.model.joint import explain_places
 from steatosis_tf.sources.phantom.study import simulate_patient
 
 

@@ -65,9 +65,9 @@ def test_livers_of_other_scanners_get_a_score_and_no_grade_but_none_upside_down(
 def test_it_answers_as_keras_does_on_real_frames(patients):
     import keras
 
+    from experiments.explanation import explain_places
     from steatosis_tf.model.backbone import LEVEL, at_one_level, roi_input
     from steatosis_tf.model.efficientnet_lite0 import lite0_taps
-    from steatosis_tf.model.joint import explain_places
     from steatosis_tf.model.pooling import pool_maps
 
     bundle = open_bundle()

@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 
+from experiments.explanation import explain_places
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.answer import FrameAnswer
-from steatosis_tf.model.joint import JointModel, decide, explain_places, grade_patient
+from steatosis_tf.model.joint import JointModel, decide, grade_patient
 from steatosis_tf.model.joint_fit import Part, choose_shares, fit_joint
 from steatosis_tf.model.novelty import Novelty, fit_novelty
 from steatosis_tf.model.pooling import pool_maps

@@ -264,10 +264,8 @@ def paired_bootstrap(
         scores: frame or patient table of the model of interest.
         baseline_scores: the same of the baseline. Patients and grades must agree; frames, folds
             and repeats may differ (another ROI may have rejected other frames).
-        num_resamples: bootstrap resamples; the same patients are drawn for both models.
-        seed: of the draws.
-        confidence: 0.95 for a 95 % interval.
-        method: `bca` or `percentile`.
+        num_resamples, seed, confidence, method: as of `bootstrap_intervals`; the same patients are
+            drawn for both models.
 
     Returns:
         Dotted metric name -> the keys of `bootstrap_intervals`, where `value`, `low` and `high`

@@ -27,7 +27,6 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from steatosis_tf.evaluation.metrics.scores import (
-    checked_matrix,
     checked_pair,
     labels_and_probabilities,
     named_labels,
@@ -89,27 +88,6 @@ def metrics_of(table: pd.DataFrame) -> dict[str, Any]:
     """Every metric of a frame or patient score table, see `compute_metrics`."""
     fat = table["fat_percent"].to_numpy(np.float64) if "fat_percent" in table else None
     return compute_metrics(*labels_and_probabilities(table), fat, named_labels(table))
-
-
-def metrics_from_confusion_matrix(matrix: ArrayLike) -> dict[str, Any]:
-    """The part of the metrics that follows from a confusion matrix, for published tables too.
-
-    Args:
-        matrix: `(4, 4)` whole numbers >= 0; row = true grade, column = predicted grade.
-
-    Returns:
-        as `compute_metrics`, without what needs probabilities.
-
-    Raises:
-        ValueError: if the matrix is not 4 x 4, empty, or holds what is not a count.
-
-    Example:
-        >>> matrix = [[5, 0, 0, 0], [0, 4, 1, 0], [0, 0, 5, 0], [0, 0, 0, 5]]
-        >>> metrics_from_confusion_matrix(matrix)["accuracy"]
-        0.95
-    """
-    counts = checked_matrix(matrix).reshape(1, -1)
-    return _nested(WeightedTable(counts.astype(np.float64), {}, {}, None), with_fat=False)
 
 
 def weighted_metrics(

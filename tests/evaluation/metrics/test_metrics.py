@@ -8,10 +8,17 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from steatosis_tf.evaluation.metrics.registry import compute_metrics, metrics_from_confusion_matrix
+from steatosis_tf.evaluation.metrics.registry import compute_metrics
+from steatosis_tf.evaluation.metrics.scores import checked_matrix
 from steatosis_tf.grades import GRADES
 
 PAPER = [[272, 8, 0, 0], [7, 225, 18, 0], [0, 11, 244, 5], [0, 0, 3, 204]]
+
+
+def metrics_of_matrix(matrix: list[list[int]]) -> dict:
+    """The metrics of one row for each count, its predicted grade certain."""
+    truth, predicted = np.indices((4, 4)).reshape(2, 16).repeat(np.ravel(matrix), axis=1)
+    return compute_metrics(truth, np.eye(4)[predicted])
 
 
 def random_case(seed: int, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -118,9 +125,7 @@ def test_kappa_of_the_two_by_two_textbook_case() -> None:
     """20, 5 / 10, 15: agreement 0.7, by chance 0.5, so kappa 0.4 (the worked example of the
     Wikipedia article on Cohen's kappa). No error exceeds one grade, so every weighting agrees.
     """
-    found = metrics_from_confusion_matrix(
-        [[20, 5, 0, 0], [10, 15, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    )
+    found = metrics_of_matrix([[20, 5, 0, 0], [10, 15, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     assert found["ordinal"]["quadratic_kappa"] == pytest.approx(0.4)
     assert found["ordinal"]["linear_kappa"] == pytest.approx(0.4)
 
@@ -130,13 +135,13 @@ def test_weighted_kappa_of_the_r_example() -> None:
 
     With Fleiss-Cohen (quadratic) weights statsmodels `cohens_kappa(table, wt="fc")` gives 0.3320.
     """
-    found = metrics_from_confusion_matrix([[7, 7, 2, 3], [2, 8, 3, 7], [1, 5, 4, 9], [2, 8, 9, 14]])
+    found = metrics_of_matrix([[7, 7, 2, 3], [2, 8, 3, 7], [1, 5, 4, 9], [2, 8, 9, 14]])
     assert found["ordinal"]["linear_kappa"] == pytest.approx(0.2374, abs=5e-5)
     assert found["ordinal"]["quadratic_kappa"] == pytest.approx(0.3320, abs=5e-5)
 
 
 def test_the_source_papers_matrix_gives_997_and_not_1000() -> None:
-    found = metrics_from_confusion_matrix(PAPER)
+    found = metrics_of_matrix(PAPER)
     assert found["n"] == 997
     assert found["num_correct"] == 945
     assert found["accuracy"] == pytest.approx(945 / 997)
@@ -254,4 +259,4 @@ def test_fat_percent_refusals() -> None:
 )
 def test_matrix_refusals(matrix: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        metrics_from_confusion_matrix(matrix)
+        checked_matrix(matrix)
