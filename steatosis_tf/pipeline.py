@@ -37,7 +37,7 @@ from steatosis_tf.model.engines import Engine
 from steatosis_tf.model.joint import JointModel
 from steatosis_tf.model.novelty import grey_spread
 from steatosis_tf.model.train import make_repeatable
-from steatosis_tf.quantitative.measure import measured_features
+from steatosis_tf.quantitative.study import measured_features
 from steatosis_tf.recipes import RECIPES
 from steatosis_tf.records.builder import records_fingerprint, usable_rows, write_records
 from steatosis_tf.records.pipeline import read_records

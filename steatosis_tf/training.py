@@ -43,7 +43,8 @@ from steatosis_tf.model.train import (
     frame_order,
     maps_at_cut,
 )
-from steatosis_tf.quantitative.measure import FAT_SIGNS, MEASURED
+from steatosis_tf.quantitative.measure import FAT_SIGNS
+from steatosis_tf.quantitative.study import MEASURED
 from steatosis_tf.records.pipeline import (
     keep_frames,
     keep_patients,

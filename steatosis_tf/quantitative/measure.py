@@ -1,22 +1,15 @@
-"""Numbers a radiologist can read, measured from frames without a person.
+"""Numbers a radiologist can read, measured from one frame without a person.
 
 Sector, liver and renal cortex are found by `steatosis_tf.roi`; nothing is trained here. What each
 number means, its source and what it does not depend on stands with its own file: `hepatorenal`,
 `attenuation` and `landmarks`, with speckle; docs/measured_features.md has them in one table.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import pandas as pd
 
-from steatosis_tf.cohort.manifest import frame_path
-from steatosis_tf.files import replacing
-from steatosis_tf.parallel import map_on_cores
 from steatosis_tf.quantitative.attenuation import measure_attenuation
 from steatosis_tf.quantitative.display import Beams, Display
 from steatosis_tf.quantitative.hepatorenal import measure_hepatorenal
@@ -24,9 +17,8 @@ from steatosis_tf.quantitative.landmarks import measure_landmarks, measure_speck
 from steatosis_tf.roi.anatomy.kidney import find_kidney_cortex
 from steatosis_tf.roi.anatomy.liver import liver_mask
 from steatosis_tf.roi.sector import Sector, find_sector
-from steatosis_tf.roi.sector.find import SECTOR_VERSION
 from steatosis_tf.roi.views import Rectangle
-from steatosis_tf.sources.images import read_frame, to_grey
+from steatosis_tf.sources.images import to_grey
 
 # The liver's capsule and neighbours lie within this share of the depth from the mask's border.
 _BORDER_SHARE = 0.02
@@ -208,95 +200,3 @@ def without_rim(mask: np.ndarray, rim_px: float) -> np.ndarray:
 def _line(name: str, value: float) -> str:
     shown = "not measured" if np.isnan(value) else f"{value:.3g} {UNITS[name]}".rstrip()
     return f"{name.replace('_', ' ')}: {shown}"
-
-
-def measure_patient(
-    paths: Sequence[str | Path], display: Display
-) -> tuple[list[MeasuredFeatures], MeasuredFeatures]:
-    """Measure a patient's frames.
-
-    Args:
-        paths: of one or more frames of one patient.
-        display: scale of all of them.
-
-    Returns:
-        the numbers of each frame, and their means over the frames that show them.
-
-    Raises:
-        ValueError: if a frame cannot be read or shows no sector.
-    """
-    found = []
-    for path in paths:
-        try:
-            found.append(measure_frame(read_frame(path), display))
-        except ValueError as error:
-            raise ValueError(f"{Path(path).name}: {error}") from error
-    table = pd.DataFrame([asdict(numbers) for numbers in found])
-    means: dict[str, Any] = table[list(UNITS)].mean().to_dict()
-    return found, MeasuredFeatures(**means, is_assumed_scale=display.dynamic_range_db is None)
-
-
-#: What the joint head reads: hepatorenal index, attenuation, diaphragm.
-MEASURED = ("hepatorenal_db", "attenuation_db_per_depth", "diaphragm_db")
-
-#: Counts up whenever a definition changes, so that what is stored is measured anew.
-_VERSION = 1
-
-
-def measured_features(frames: pd.DataFrame, manifest_path: Path, store_dir: Path) -> np.ndarray:
-    """Measured features of the frames of a study, as the joint head reads them.
-
-    Args:
-        frames: as of `measured_table`.
-        manifest_path: as of `measured_table`.
-        store_dir: as of `measured_table`.
-
-    Returns:
-        `(num_frames, 3)` float64, `MEASURED` in the order of `frames`. What a frame does not show
-        is the mean of the patient's other frames, NaN where none shows it.
-
-    Raises:
-        ValueError: if a frame cannot be read.
-    """
-    table = measured_table(frames, manifest_path, store_dir)
-    means = table.groupby(frames["patient_id"]).transform("mean")
-    return table.fillna(means).to_numpy(float)
-
-
-def measured_table(frames: pd.DataFrame, manifest_path: Path, store_dir: Path) -> pd.DataFrame:
-    """Measured features of the frames of a study, on all cores, kept on disk by the frame.
-
-    Args:
-        frames: rows of the manifest.
-        manifest_path: the manifest they are from.
-        store_dir: of what was measured before, by any run.
-
-    Returns:
-        columns `MEASURED`, index of `frames`; NaN for what a frame does not show.
-
-    Raises:
-        ValueError: if a frame cannot be read.
-    """
-    store = store_dir / f"measured-{_VERSION}-{SECTOR_VERSION}.csv"
-    known = pd.DataFrame(columns=list(MEASURED), dtype=float)
-    if store.is_file():
-        known = pd.read_csv(store, index_col=0, float_precision="round_trip")
-    missing = frames.loc[~frames["pixels_sha256"].isin(known.index)]
-    missing = missing.drop_duplicates("pixels_sha256")
-    paths = [frame_path(manifest_path, str(path)) for path in missing["path"]]
-    found = list(map_on_cores(_measured, paths, "measured features")) if paths else []
-    if found:
-        table = pd.DataFrame(found, index=missing["pixels_sha256"], columns=list(MEASURED))
-        known = pd.concat([known, table]) if len(known) else table
-        with replacing(store) as temporary:
-            known.to_csv(temporary)
-    return known.loc[frames["pixels_sha256"], list(MEASURED)].set_axis(frames.index)
-
-
-def _measured(path: Path) -> list[float]:
-    frame = read_frame(path)
-    try:
-        numbers = measure_frame(frame)
-    except ValueError:  # no sector: its ROI is a person's, and nothing can be measured
-        return [float("nan")] * len(MEASURED)
-    return [getattr(numbers, name) for name in MEASURED]

@@ -205,7 +205,7 @@ def measure(args: Namespace) -> Result:
         steatosis measure frame_1.png frame_2.png
     """
     from steatosis_tf.quantitative.display import Display
-    from steatosis_tf.quantitative.measure import measure_patient
+    from steatosis_tf.quantitative.study import measure_patient
 
     display = Display(args.dynamic_range_db, args.px_per_cm)
     of_frames, mean = measure_patient(args.frames, display)

@@ -18,7 +18,7 @@ from steatosis_tf.evaluation.metrics.scores import named_grades
 from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
-from steatosis_tf.quantitative.measure import measured_table
+from steatosis_tf.quantitative.study import measured_table
 
 #: Frames measured of each patient. The frames of a clip are almost one picture, and one costs as
 #: much as proposing its ROI.

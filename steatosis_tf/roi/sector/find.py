@@ -8,11 +8,10 @@ the box leaves it alone.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
-import pandas as pd
 
 from steatosis_tf.roi.sector.fit import border_seen, fit_fan
 from steatosis_tf.roi.sector.geometry import Fan
@@ -26,6 +25,9 @@ from steatosis_tf.roi.sector.screen import (
     share,
 )
 from steatosis_tf.sources.images import MIN_SIDE_PX, to_grey
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Counts up whenever another fan may be found in the same pixels: what was kept is found anew.
 SECTOR_VERSION = 2
@@ -323,7 +325,7 @@ def sector_cell(fan: Fan, digest: str, *, by_person: bool = False) -> str:
     return " ".join([_PERSON if by_person else _CODE, digest[:_DIGITS], kind, *texts])
 
 
-def is_persons(cells: pd.Series) -> pd.Series:
+def is_persons(cells: "pd.Series") -> "pd.Series":
     """Which cells hold a fan that a person has set, bool."""
     return cells.str.startswith(f"{_PERSON} ")
 

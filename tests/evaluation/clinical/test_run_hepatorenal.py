@@ -8,7 +8,7 @@ import pytest
 from steatosis_tf.cohort.manifest import build_manifest
 from steatosis_tf.evaluation.clinical.baselines import write_hepatorenal
 from steatosis_tf.evaluation.report.run import read_run
-from steatosis_tf.quantitative import measure
+from steatosis_tf.quantitative import study
 from steatosis_tf.quantitative.measure import measure_frame
 from steatosis_tf.sources.images import read_frame
 
@@ -35,7 +35,7 @@ def test_two_frames_of_each_graded_patient_are_measured(real_data_dir, tmp_path,
     assert of_patient["P36"] == pytest.approx(np.mean(expected))
     before = path.read_bytes()
     measured = []
-    monkeypatch.setattr(measure, "measure_frame", lambda frame: measured.append(frame))
+    monkeypatch.setattr(study, "measure_frame", lambda frame: measured.append(frame))
     assert write_hepatorenal(tmp_path, tmp_path / "cache").read_bytes() == before
     assert not measured  # kept from the first time
 

@@ -1,0 +1,112 @@
+"""Measured features of a patient's frames, and of all frames of a study.
+
+Apart from `measure.py`, which opening a bundle imports: it brings no pandas.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from steatosis_tf.cohort.manifest import frame_path
+from steatosis_tf.files import replacing
+from steatosis_tf.parallel import map_on_cores
+from steatosis_tf.quantitative.display import Display
+from steatosis_tf.quantitative.measure import UNITS, MeasuredFeatures, measure_frame
+from steatosis_tf.roi.sector.find import SECTOR_VERSION
+from steatosis_tf.sources.images import read_frame
+
+
+def measure_patient(
+    paths: Sequence[str | Path], display: Display
+) -> tuple[list[MeasuredFeatures], MeasuredFeatures]:
+    """Measure a patient's frames.
+
+    Args:
+        paths: of one or more frames of one patient.
+        display: scale of all of them.
+
+    Returns:
+        the numbers of each frame, and their means over the frames that show them.
+
+    Raises:
+        ValueError: if a frame cannot be read or shows no sector.
+    """
+    found = []
+    for path in paths:
+        try:
+            found.append(measure_frame(read_frame(path), display))
+        except ValueError as error:
+            raise ValueError(f"{Path(path).name}: {error}") from error
+    table = pd.DataFrame([asdict(numbers) for numbers in found])
+    means: dict[str, Any] = table[list(UNITS)].mean().to_dict()
+    return found, MeasuredFeatures(**means, is_assumed_scale=display.dynamic_range_db is None)
+
+
+#: What the joint head reads: hepatorenal index, attenuation, diaphragm.
+MEASURED = ("hepatorenal_db", "attenuation_db_per_depth", "diaphragm_db")
+
+#: Counts up whenever a definition changes, so that what is stored is measured anew.
+_VERSION = 1
+
+
+def measured_features(frames: pd.DataFrame, manifest_path: Path, store_dir: Path) -> np.ndarray:
+    """Measured features of the frames of a study, as the joint head reads them.
+
+    Args:
+        frames: as of `measured_table`.
+        manifest_path: as of `measured_table`.
+        store_dir: as of `measured_table`.
+
+    Returns:
+        `(num_frames, 3)` float64, `MEASURED` in the order of `frames`. What a frame does not show
+        is the mean of the patient's other frames, NaN where none shows it.
+
+    Raises:
+        ValueError: if a frame cannot be read.
+    """
+    table = measured_table(frames, manifest_path, store_dir)
+    means = table.groupby(frames["patient_id"]).transform("mean")
+    return table.fillna(means).to_numpy(float)
+
+
+def measured_table(frames: pd.DataFrame, manifest_path: Path, store_dir: Path) -> pd.DataFrame:
+    """Measured features of the frames of a study, on all cores, kept on disk by the frame.
+
+    Args:
+        frames: rows of the manifest.
+        manifest_path: the manifest they are from.
+        store_dir: of what was measured before, by any run.
+
+    Returns:
+        columns `MEASURED`, index of `frames`; NaN for what a frame does not show.
+
+    Raises:
+        ValueError: if a frame cannot be read.
+    """
+    store = store_dir / f"measured-{_VERSION}-{SECTOR_VERSION}.csv"
+    known = pd.DataFrame(columns=list(MEASURED), dtype=float)
+    if store.is_file():
+        known = pd.read_csv(store, index_col=0, float_precision="round_trip")
+    missing = frames.loc[~frames["pixels_sha256"].isin(known.index)]
+    missing = missing.drop_duplicates("pixels_sha256")
+    paths = [frame_path(manifest_path, str(path)) for path in missing["path"]]
+    found = list(map_on_cores(_measured, paths, "measured features")) if paths else []
+    if found:
+        table = pd.DataFrame(found, index=missing["pixels_sha256"], columns=list(MEASURED))
+        known = pd.concat([known, table]) if len(known) else table
+        with replacing(store) as temporary:
+            known.to_csv(temporary)
+    return known.loc[frames["pixels_sha256"], list(MEASURED)].set_axis(frames.index)
+
+
+def _measured(path: Path) -> list[float]:
+    frame = read_frame(path)
+    try:
+        numbers = measure_frame(frame)
+    except ValueError:  # no sector: its ROI is a person's, and nothing can be measured
+        return [float("nan")] * len(MEASURED)
+    return [getattr(numbers, name) for name in MEASURED]
