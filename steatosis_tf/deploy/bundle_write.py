@@ -243,9 +243,9 @@ def seal_again(bundle: Bundle, folder: str | Path, **changed: Any) -> Bundle:
         changed: what is not as in the bundle: `joint`, or a text or table of `write_bundle`.
     """
     about = bundle.about
-    same = {name: about.get(name) for name in _SEALED_AGAIN}
-    rule = {"joint": bundle.joint, "roi": bundle.roi}
-    write_bundle(folder, taps_of(bundle.files[NETWORK_NAME]), **rule | same | changed)
+    content: dict[str, Any] = {"joint": bundle.joint, "roi": bundle.roi}
+    content |= {name: about.get(name) for name in _SEALED_AGAIN}
+    write_bundle(folder, taps_of(bundle.files[NETWORK_NAME]), **content | changed)
     return open_bundle(folder)
 
 
