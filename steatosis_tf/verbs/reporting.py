@@ -98,7 +98,7 @@ def _report_arguments(parser: ArgumentParser) -> None:
 
 
 def robustness(args: Namespace) -> Result:
-    """Grade the test frames of a hold-out run again, disturbed; the report shows the curves.
+    """Grade the test frames of a hold-out run of recipe paper, disturbed; the report shows curves.
 
     Example:
         steatosis robustness runs/paper/RUN_ID
@@ -107,7 +107,14 @@ def robustness(args: Namespace) -> Result:
     from steatosis_tf.evaluation.clinical.robustness import write_robustness
 
     refuse_unfinished(args.run_dir)
-    session = load_model(Path(args.run_dir) / "model.onnx")
+    model_path = Path(args.run_dir) / "model.onnx"
+    if (model_path.parent / "bundle").is_dir() and not model_path.is_file():
+        raise ValueError(
+            "Expected a hold-out run with model.onnx, as of recipe paper. Received: "
+            f"{args.run_dir} with a bundle, which measures whole frames beside the ROI that is "
+            "disturbed here. Hold a bundle against other frames by `steatosis validate`."
+        )
+    session = load_model(model_path)
 
     def probabilities(rois: "np.ndarray") -> "np.ndarray":
         scores = session.run([OUTPUT_LAYER], {"roi": rois})[0]

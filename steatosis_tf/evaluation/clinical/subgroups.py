@@ -174,7 +174,7 @@ def _statement(
 ) -> str:
     shown = [group for group in groups if group["suppressed"] is None]
     hidden = len(groups) - len(shown)
-    text = f"By {column}: {len(shown)} groups shown"
+    text = f"By {column}: {len(shown)} group{'s' * (len(shown) != 1)} shown"
     text += f", {hidden} with too few patients suppressed. " if hidden else ". "
     if not num_compared:
         return text + "No two groups are large enough to be compared."

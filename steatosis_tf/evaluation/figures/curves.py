@@ -138,7 +138,7 @@ def decision_curve_figure(
     # Treat all falls without bound; below a small loss nobody needs to see how far.
     axes.set_ylim(-0.25 * max(top, 0.05), 1.15 * max(top, 0.05))
     style_axes(axes, "Threshold probability", "Net benefit per patient")
-    add_legend(axes, "upper right")
+    add_legend(axes, "upper center", below=True)
     return save_sheet(figure, path)
 
 

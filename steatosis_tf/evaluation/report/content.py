@@ -145,6 +145,14 @@ def who_was_tested(run: RunRecord, analysis: Analysis) -> str:
     )
 
 
+#: What a rule of `evaluation.aggregation` takes of the frames of a patient.
+RULE_WORDS = {
+    "log_odds": "mean log odds",
+    "trimmed_mean": "trimmed mean",
+    "vote": "vote (most probable grades)",
+}
+
+
 def what_was_random(run: RunRecord) -> str:
     """Seeds of this run, and weights that never saw a picture; "" if the config is absent."""
     config = run.config or {}

@@ -98,6 +98,12 @@ class RunRecord:
         return self.external is not None or head == "joint"
 
     @property
+    def is_simulated(self) -> bool:
+        """Whether frames are phantoms."""
+        cells = None if self.manifest is None else self.manifest.get("simulated")
+        return cells is not None and "true" in set(cells.astype(str).str.lower())
+
+    @property
     def rule(self) -> str:
         """How a patient's frames are joined."""
         return str((self.config or {}).get("evaluation", {}).get("aggregation", "mean"))

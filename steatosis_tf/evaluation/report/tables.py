@@ -152,7 +152,7 @@ def calibration_rows(analysis: Analysis) -> list[list[str]]:
     def line(entry: dict[str, Any]) -> str:
         if entry["slope"] is None:
             return str(entry["note"])
-        return f"{entry['slope']:.2f} and {entry['intercept']:.2f}"
+        return f"{entry['slope']:z.2f} and {entry['intercept']:z.2f}"
 
     rows = [
         [METRICS[name].label, *(interval(c[name]) for c in columns)] for name in ("brier", "nll")

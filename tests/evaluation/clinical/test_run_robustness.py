@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from steatosis_tf.cli import main
 from steatosis_tf.evaluation.clinical.robustness import write_robustness
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 
@@ -74,3 +75,9 @@ def test_missing_frame_is_named(tmp_path):
     (tmp_path / "3.png").unlink()
     with pytest.raises(ValueError, match="missing or unreadable file"):
         write_robustness(tmp_path, by_brightness)
+
+
+def test_a_run_of_a_bundle_is_told_what_to_do(tmp_path, capsys):
+    (_run(tmp_path) / "bundle").mkdir()
+    assert main(["robustness", str(tmp_path)]) == 1
+    assert "run with model.onnx, as of recipe paper" in capsys.readouterr().err

@@ -95,6 +95,7 @@ def report_text(run_dir):
 def test_whole_run_is_consistent_and_says_what_is_missing(whole_run):
     page = (whole_run / "report.html").read_text(encoding="utf-8")
     assert "Consistent: all 8 self-checks hold." in page
+    assert "Simulated frames" not in page
     metrics = json.loads((whole_run / "metrics.json").read_text())
     assert f"{metrics['patient']['accuracy']:.3f} (" in page
     assert "0.0001" in page, "a learning rate of 1e-4 must not be rounded to 0.000"
@@ -301,10 +302,12 @@ def test_subgroup_of_three_patients_is_suppressed(whole_run):
 def test_any_column_of_the_manifest_can_be_looked_at(run_dir):
     manifest = pd.read_csv(run_dir / "manifest.csv", dtype=str)
     even = manifest["patient_id"].str[-1].astype(int) % 2 == 0
-    manifest.assign(sonographer=np.where(even, "Ann", "Bea")).to_csv(
+    manifest.assign(sonographer=np.where(even, "Ann", "Bea"), simulated="True").to_csv(
         run_dir / "manifest.csv", index=False
     )
-    assert "By sonographer" not in report_text(run_dir)
+    page = report_text(run_dir)
+    assert "By sonographer" not in page
+    assert "Simulated frames: these figures" in page
     write_report(run_dir, num_resamples=RESAMPLES, covariates=["sonographer", "ward"])
     page = (run_dir / "report.md").read_text(encoding="utf-8")
     assert "By sonographer: 2 groups shown." in page
