@@ -99,4 +99,4 @@ def _macro_f1(row: Row, num_resamples: int) -> dict[str, Any]:
     values = np.mean([metrics[name] for name in names], axis=0)
     replicates, jackknife = np.split(values[1:], [num_resamples])
     acceleration = bca_acceleration(jackknife, strata)
-    return make_entry(values[0], replicates, acceleration, 0.95, "bca")
+    return make_entry(values[0], replicates, acceleration)

@@ -352,12 +352,11 @@ def fleiss_kappa(labels: np.ndarray) -> float | None:
     return (float(observed.mean()) - expected) / (1 - expected) if expected < 1 else None
 
 
-def weighted_kappa(one: np.ndarray, other: np.ndarray, seed: int = 0) -> KappaInterval:
+def weighted_kappa(one: np.ndarray, other: np.ndarray) -> KappaInterval:
     """Quadratic-weighted kappa of two readers (Cohen 1968, doi 10.1037/h0026256).
 
     Args:
         one, other: `(num_patients,)` int, 0 to 3; one grade per patient and reader.
-        seed: of the bootstrap, 2,000 draws of patients.
     """
     num = len(one)
     if not num:
@@ -365,7 +364,7 @@ def weighted_kappa(one: np.ndarray, other: np.ndarray, seed: int = 0) -> KappaIn
     cells = len(GRADES) ** 2
     table = np.bincount(one * len(GRADES) + other, minlength=cells)
     # Drawing patients with replacement is drawing cells of their joint table.
-    draws = np.random.default_rng(seed).multinomial(num, table / num, size=2000)
+    draws = np.random.default_rng(0).multinomial(num, table / num, size=2000)
     estimates = kappas(draws.reshape(-1, len(GRADES), len(GRADES)), 2)
     estimate = float(kappas(table.reshape(1, len(GRADES), len(GRADES)), 2)[0])
     if np.isnan(estimate):

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import onnxruntime
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from steatosis_tf import __version__
 from steatosis_tf.config import RoiConfig
-from steatosis_tf.deploy.bundle import ABOUT_NAME, SHIPPED, is_bundle, open_bundle
+from steatosis_tf.deploy.bundle import ABOUT_NAME, SHIPPED, Bundle, is_bundle, open_bundle
 from steatosis_tf.deploy.figures import draw_frame, draw_trends
 from steatosis_tf.deploy.frames import Look, unable
 from steatosis_tf.deploy.inputs import Group, open_inputs
@@ -51,34 +51,6 @@ _SHOWN_LETTERS = 200  # of what a model says of itself
 _KINDS = "a bundle, an ONNX file or a run directory"
 _AGAIN = "Copy it again whole, or export it again with `steatosis export RUN_DIR`."
 _ALONE = "Each picture was answered for itself; --patient folder joins the pictures of a folder."
-
-
-class Grader(Protocol):
-    """What answers: a bundle, or a bare network."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def sha256(self) -> str: ...
-
-    @property
-    def points(self) -> tuple[str, ...]: ...
-
-    @property
-    def columns(self) -> tuple[str, ...]: ...
-
-    @property
-    def num_training(self) -> int: ...
-
-    @property
-    def change_limit(self) -> float: ...
-
-    def look(self, name: str, frame: np.ndarray, display: Display | None = None) -> Look: ...
-
-    def answer(
-        self, patient: str, looks: Sequence[Look], date: str = "", *, maps: bool = False
-    ) -> PatientAnswer: ...
 
 
 @dataclass(frozen=True)
@@ -169,6 +141,10 @@ class BareNetwork:
         from steatosis_tf.deploy.explain import open_explainer  # needs the package onnx
 
         return None if self.path is None or self.roi.view else open_explainer(self.path)
+
+
+#: What answers.
+Grader = Bundle | BareNetwork
 
 
 def open_model(path: str | Path | None = None) -> Grader:

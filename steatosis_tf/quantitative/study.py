@@ -57,9 +57,7 @@ def measured_features(frames: pd.DataFrame, manifest_path: Path, store_dir: Path
     """Measured features of the frames of a study, as the joint head reads them.
 
     Args:
-        frames: as of `measured_table`.
-        manifest_path: as of `measured_table`.
-        store_dir: as of `measured_table`.
+        frames, manifest_path, store_dir: as of `measured_table`.
 
     Returns:
         `(num_frames, 3)` float64, `MEASURED` in the order of `frames`. What a frame does not show

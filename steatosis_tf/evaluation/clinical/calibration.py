@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special
 from sklearn.linear_model import LogisticRegression
 
+from steatosis_tf.evaluation.metrics.intervals import CONFIDENCE
 from steatosis_tf.evaluation.metrics.scores import (
     checked_pair,
     checked_probabilities,
@@ -117,6 +118,9 @@ NUM_BINS = 10
 #: Simulated samples; quantiles of 2.5 % are steady to about a twentieth of the interval.
 NUM_SAMPLES = 500
 
+# Beyond either end of an interval.
+_TAIL = (1 - CONFIDENCE) / 2
+
 #: Samples worked on at once: bounds memory to 64 arrays of the patients.
 _CHUNK = 64
 
@@ -130,10 +134,9 @@ def ece_interval(
     num_bins: int = NUM_BINS,
     binning: str = "equal_mass",
     *,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Expected calibration error of a yes-or-no question, with an interval.
+    """Expected calibration error of a yes-or-no question, with a 95 % interval.
 
     Args:
         happened: `(N,)` bool, one row per patient.
@@ -141,13 +144,12 @@ def ece_interval(
         num_bins: number of bins.
         binning: `equal_mass`: edges at the quantiles, equal probabilities stay together;
             `equal_width`: edges at 0, 1 / num_bins, .. 1.
-        confidence: 0.95 for a 95 % interval.
         seed: of the simulation.
 
     Returns:
         `value`, the mean over rows of |observed - mean probability| of the row's bin; `low` and
         `high` for the error over many patients; `chance`, which a perfectly calibrated model with
-        these probabilities stays under in all but 2.5 % (at 0.95) of samples of this size. `low` is
+        these probabilities stays under in all but 2.5 % of samples of this size. `low` is
         0 where the value is under `chance`. The interval held the truth in 93 % or more of
         simulated studies of 44 and of 200 patients, for four kinds of miscalibration
         (`tests/evaluation/clinical/test_calibration_intervals.py`).
@@ -168,9 +170,8 @@ def ece_interval(
     true_error = _errors(values[None], guess[None], num_bins, binning)[0]
     rng = np.random.default_rng(seed)
     noise = _simulated(values, guess, num_bins, binning, rng) - true_error
-    tail = (1 - confidence) / 2
-    chance = float(np.quantile(_simulated(values, values, num_bins, binning, rng), 1 - tail))
-    under, middle, over = (float(level) for level in np.quantile(noise, [tail, 0.5, 1 - tail]))
+    chance = float(np.quantile(_simulated(values, values, num_bins, binning, rng), 1 - _TAIL))
+    under, middle, over = (float(level) for level in np.quantile(noise, [_TAIL, 0.5, 1 - _TAIL]))
     return {
         "value": value,
         "low": 0.0 if value <= chance else max(0.0, value - over),

@@ -178,5 +178,5 @@ def _within_sd_interval(squares: np.ndarray, freedom: np.ndarray) -> list[float]
     left_out, names = jackknife_weights(stratum, rng)
     acceleration = bca_acceleration(within_sd(left_out), names) if len(names) else 0.0
     replicates = within_sd(bootstrap_weights(stratum, DEFAULT_RESAMPLES, rng))
-    entry = make_entry(value, replicates, acceleration, 0.95, "bca")
+    entry = make_entry(value, replicates, acceleration)
     return None if entry["low"] is None else [entry["low"], entry["high"]]

@@ -26,6 +26,8 @@ from steatosis_tf.grades import GRADES
 
 #: Metrics shown per group.
 SHOWN_METRICS = tuple(shown_in("groups"))
+#: A group with fewer patients gets its count only.
+MIN_PATIENTS = 10
 
 _LEAST_IN_TAIL = 5
 
@@ -34,9 +36,7 @@ def subgroup_metrics(
     patient_scores: pd.DataFrame,
     covariates: pd.DataFrame,
     column: str,
-    min_patients: int = 10,
     *,
-    bands: Sequence[float] | None = None,
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -47,9 +47,8 @@ def subgroup_metrics(
         covariates: one or more rows per patient (a manifest will do): `patient_id` and `column`.
             A patient without a value goes to the group "unknown", one with several to the group
             "several values"; neither enters the gaps.
-        column: covariate, for example sex, age, bmi, scanner, site.
-        min_patients: groups with fewer get their count only.
-        bands: lower edges that turn a column of numbers into bands; those of `BANDS` if None.
+        column: covariate, for example sex, scanner, site; numbers of `BANDS` are put into bands.
+            Groups with fewer than `MIN_PATIENTS` get their count only.
         num_resamples: bootstrap resamples of each group.
         seed: of the bootstrap.
 
@@ -62,26 +61,22 @@ def subgroup_metrics(
 
     Raises:
         ValueError: if the column or a scored patient is missing from `covariates`, if the scores
-            cannot be evaluated, or if the column has over 12 values and no bands.
+            cannot be evaluated, or if the column has over 12 values.
     """
-    if min_patients < 2:
-        raise ValueError(
-            f"Expected min_patients of 2 or more. Received: min_patients={min_patients}."
-        )
     coded = code_patients(patient_scores)  # refuses scores that cannot be evaluated
-    group_of = group_patients(np.asarray(coded.patient_ids), covariates, column, bands)
+    group_of = group_patients(np.asarray(coded.patient_ids), covariates, column)
     groups, tables = [], {}
     for value in group_order(group_of):
         members = group_of.index[group_of == value]
         rows = patient_scores[patient_scores["patient_id"].astype(str).isin(members)]
-        group = _group(value, rows, min_patients, num_resamples, seed)
+        group = _group(value, rows, num_resamples, seed)
         groups.append(group)
         if group["suppressed"] is None and value not in (UNKNOWN, SEVERAL):
             tables[value] = rows
     gaps, num_compared = _gaps(groups, tables, num_resamples, seed)
     return {
         "column": column,
-        "min_patients": min_patients,
+        "min_patients": MIN_PATIENTS,
         "groups": groups,
         "gaps": gaps,
         "num_compared": num_compared,
@@ -89,9 +84,7 @@ def subgroup_metrics(
     }
 
 
-def _group(
-    value: str, rows: pd.DataFrame, min_patients: int, num_resamples: int, seed: int
-) -> dict[str, Any]:
+def _group(value: str, rows: pd.DataFrame, num_resamples: int, seed: int) -> dict[str, Any]:
     num_patients = rows["patient_id"].nunique()
     grades = rows.drop_duplicates("patient_id")["grade"]
     group: dict[str, Any] = {
@@ -101,10 +94,10 @@ def _group(
         "suppressed": None,
         "metrics": {},
     }
-    if num_patients < min_patients:
+    if num_patients < MIN_PATIENTS:
         group["suppressed"] = (
             f"{num_patients} {'patient' if num_patients == 1 else 'patients'}, fewer than "
-            f"{min_patients}: too few to state a result"
+            f"{MIN_PATIENTS}: too few to state a result"
         )
         return group
     found = bootstrap_intervals(rows, num_resamples=num_resamples, seed=seed)
@@ -202,29 +195,24 @@ SEVERAL = "several values"
 
 #: A covariate with more values than this is a measurement, not a grouping.
 _MAX_GROUPS = 12
-_MIN_PATIENTS = 10  # of a group whose share is shown
+# Share of the patients, the least certain, of whom it is asked which group they are from.
+_LEFT_OUT = 0.2
 
 
-def group_patients(
-    patient_ids: np.ndarray,
-    covariates: pd.DataFrame,
-    column: str,
-    bands: Sequence[float] | None,
-) -> pd.Series:
+def group_patients(patient_ids: np.ndarray, covariates: pd.DataFrame, column: str) -> pd.Series:
     """The group of each patient.
 
     Args:
         patient_ids: ids of the scored patients.
         covariates: one or more rows per patient: `patient_id` and `column`.
         column: covariate to group by.
-        bands: lower edges that turn a column of numbers into bands; those of `BANDS` if None.
 
     Returns:
         Group names, indexed by patient_id: `UNKNOWN` without a value, `SEVERAL` with more than one.
 
     Raises:
         ValueError: if the column or a patient is missing, if a banded column holds a text, or if
-            there are over 12 groups and no bands.
+            there are over 12 groups.
     """
     lacking = [name for name in ("patient_id", column) if name not in covariates.columns]
     if lacking:
@@ -239,7 +227,7 @@ def group_patients(
             f"Expected every scored patient in the covariates. Received: {len(absent)} missing, "
             f"first patient_id={absent[0]}. Use the manifest the run was made from."
         )
-    values = _grouped_values(known[column], column, bands)
+    values = _grouped_values(known[column], column)
     table = pd.DataFrame({"patient_id": known["patient_id"], "value": values})
     table = table[table["patient_id"].isin(patient_ids)].drop_duplicates()
     several = table["patient_id"].duplicated(keep=False)
@@ -250,23 +238,20 @@ def group_patients(
     )
 
 
-def _grouped_values(values: pd.Series, column: str, bands: Sequence[float] | None) -> pd.Series:
+def _grouped_values(values: pd.Series, column: str) -> pd.Series:
     text = values.astype("object").where(values.notna(), "").astype(str).str.strip()
-    edges = BANDS.get(column) if bands is None else tuple(bands)
-    if edges is not None:
-        return _banded(text, column, edges)
+    if column in BANDS:
+        return _banded(text, column, BANDS[column])
     groups = text.mask(text == "", UNKNOWN)
     if groups.nunique() > _MAX_GROUPS:
         raise ValueError(
             f"Expected {column} to have at most {_MAX_GROUPS} values. Received: "
-            f"{groups.nunique()}. Give bands=(...) if it is a number."
+            f"{groups.nunique()}. It may be a number: only {' and '.join(BANDS)} have bands."
         )
     return groups
 
 
 def _banded(text: pd.Series, column: str, edges: Sequence[float]) -> pd.Series:
-    if list(edges) != sorted(set(edges)) or not len(edges):
-        raise ValueError(f"Expected rising bands for {column}. Received: bands={tuple(edges)}.")
     numbers = pd.to_numeric(text.mask(text == ""), errors="coerce").to_numpy(np.float64)
     wrong = np.isnan(numbers) & (text != "").to_numpy()
     if wrong.any():
@@ -300,33 +285,30 @@ def abstention_by_group(
     patient_scores: pd.DataFrame,
     covariates: pd.DataFrame,
     column: str,
-    *,
-    share: float = 0.2,
 ) -> dict[str, Any]:
-    """Share of each group that is left out when the least certain patients are.
+    """Share of each group that is left out when the least certain fifth of the patients is.
+
+    Patients who tie with the last one left out are left out too. Groups of fewer than
+    `MIN_PATIENTS` get their count only.
 
     Args:
         patient_scores: patient score table; certainty is the highest probability.
         covariates: one or more rows per patient: `patient_id` and `column`.
         column: covariate, see `group_patients`.
-        share: share of all patients to leave out, 0 to 1; patients who tie with the last one left
-            out are left out too. Groups of fewer than 10 patients get their count only.
 
     Returns:
         `column`, `share` (reached), `groups`: each `value`, `num_patients`, `suppressed` (reason
         or None) and `left_out` {value, low, high} with Wilson's interval, or None.
 
     Raises:
-        ValueError: if scores or covariates are not as above, or share is not between 0 and 1.
+        ValueError: if scores or covariates are not as above.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"Expected share between 0 and 1. Received: share={share}.")
     _, scores = labels_and_probabilities(patient_scores)
     certainty = scores.max(axis=1)
-    last = np.sort(certainty)[max(0, int(np.ceil(share * len(certainty))) - 1)]
+    last = np.sort(certainty)[max(0, int(np.ceil(_LEFT_OUT * len(certainty))) - 1)]
     left_out = certainty <= last
     ids = patient_scores["patient_id"].astype(str).to_numpy(str)
-    group_of = group_patients(ids, covariates, column, None)
+    group_of = group_patients(ids, covariates, column)
     value_of = group_of.loc[ids].to_numpy()
     groups = []
     for value in group_order(group_of):
@@ -335,7 +317,7 @@ def abstention_by_group(
         group: dict[str, Any] = {
             "value": value, "num_patients": count, "suppressed": None, "left_out": None,
         }  # fmt: skip
-        if count < _MIN_PATIENTS:
+        if count < MIN_PATIENTS:
             group["suppressed"] = "suppressed"
         else:
             low, high = wilson_interval(hits, count)

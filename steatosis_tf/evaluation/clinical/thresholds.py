@@ -8,7 +8,6 @@ A row is called positive when its score (summed probabilities of the positive gr
 above the threshold. Thresholds lie midway between two validation scores.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -93,10 +92,7 @@ def apply_operating_points(
     points: dict[str, Any],
     scores: pd.DataFrame,
     *,
-    prevalences: Sequence[float] = PREVALENCES,
-    confidence: float = 0.95,
     num_resamples: int = DEFAULT_RESAMPLES,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """What locked thresholds are worth on test scores.
 
@@ -104,10 +100,7 @@ def apply_operating_points(
         points: from `choose_operating_points`, unchanged, or some of its rules. Points of one fold
             serve any table; with several, each row is called by the threshold of its fold.
         scores: test patient table, or frame table if `points` were chosen on frames.
-        prevalences: shares of positives for which predictive values are restated.
-        confidence: 0.95 for 95 % intervals.
         num_resamples: bootstrap resamples of patients, used for frames.
-        seed: of the draws.
 
     Returns:
         task -> rule -> `thresholds` (fold -> value), `note`, counts `true_positive`,
@@ -130,8 +123,7 @@ def apply_operating_points(
     table = code_patients(scores)
     weights = None
     if unit == "frame":
-        rng = np.random.default_rng(seed)
-        weights = bootstrap_weights(table.grade, num_resamples, rng)
+        weights = bootstrap_weights(table.grade, num_resamples, np.random.default_rng(0))
     labels, probabilities = labels_and_probabilities(scores)
     patient = np.searchsorted(table.patient_ids, scores["patient_id"].astype(str).to_numpy(str))
     result: dict[str, Any] = {}
@@ -145,7 +137,7 @@ def apply_operating_points(
                 positive = labels[ready] >= CUMULATIVE_TASKS[task]
                 called = score[ready] >= cut[ready]
                 counts = patient_counts(positive, called, patient[ready], table.num_patients)
-                entry |= binary_rates(counts, weights, prevalences, confidence)
+                entry |= _binary_rates(counts, weights)
             result[task][rule] = entry
     return result
 
@@ -245,20 +237,11 @@ def patient_counts(
     return counts
 
 
-def binary_rates(
-    counts: np.ndarray,
-    weights: np.ndarray | None,
-    prevalences: Sequence[float],
-    confidence: float,
-) -> dict[str, Any]:
-    """Counts, sensitivity, specificity, predictive values, and those at stated prevalences.
+def _binary_rates(counts: np.ndarray, weights: np.ndarray | None) -> dict[str, Any]:
+    """Counts, sensitivity, specificity, predictive values, and those at `PREVALENCES`.
 
-    Args:
-        counts: from `patient_counts`.
-        weights: `(B, P)` bootstrap weights, for patient-cluster percentile intervals; None where
-            every patient has one row: Wilson, and logit at stated prevalences.
-        prevalences: shares of positives, between 0 and 1.
-        confidence: 0.95 for 95 % intervals.
+    With weights `(B, P)` intervals are patient-cluster percentile. None where every patient has
+    one row: Wilson, and logit at stated prevalences.
     """
     total = counts.sum(axis=0)
     names = ("true_positive", "false_negative", "true_negative", "false_positive")
@@ -274,36 +257,34 @@ def binary_rates(
         if replicates is not None:
             with np.errstate(invalid="ignore"):
                 shares = replicates[:, hit] / (replicates[:, hit] + replicates[:, miss])
-        result[name] = _proportion(total[hit], total[hit] + total[miss], shares, confidence)
+        result[name] = _proportion(total[hit], total[hit] + total[miss], shares)
     result["at_prevalence"] = [
-        {"prevalence": prevalence} | _predictive_values(total, replicates, prevalence, confidence)
-        for prevalence in prevalences
+        {"prevalence": prevalence} | _predictive_values(total, replicates, prevalence)
+        for prevalence in PREVALENCES
     ]
     return result
 
 
-def _proportion(
-    hits: float, trials: float, shares: np.ndarray | None, confidence: float
-) -> dict[str, Any]:
+def _proportion(hits: float, trials: float, shares: np.ndarray | None) -> dict[str, Any]:
     if trials == 0:
         return {"value": None, "low": None, "high": None, "method": None}
     value = float(hits / trials)
     if shares is None:
-        low, high = wilson_interval(int(hits), int(trials), confidence)
+        low, high = wilson_interval(int(hits), int(trials))
         return {"value": value, "low": low, "high": high, "method": "wilson"}
-    return {"value": value} | _percentiles(shares, confidence)
+    return {"value": value} | _percentiles(shares)
 
 
-def _percentiles(replicates: np.ndarray, confidence: float) -> dict[str, Any]:
+def _percentiles(replicates: np.ndarray) -> dict[str, Any]:
     defined = replicates[~np.isnan(replicates)]
     if len(defined) < (1 - MAX_UNDEFINED_SHARE) * len(replicates) or np.ptp(defined) < 1e-12:
         return {"low": None, "high": None, "method": None}
-    low, high = percentile_interval(defined, confidence)
+    low, high = percentile_interval(defined)
     return {"low": low, "high": high, "method": "percentile"}
 
 
 def _predictive_values(
-    total: np.ndarray, replicates: np.ndarray | None, prevalence: float, confidence: float
+    total: np.ndarray, replicates: np.ndarray | None, prevalence: float
 ) -> dict[str, Any]:
     hits, missed, spared, alarms = total
     if not hits + missed or not spared + alarms:
@@ -314,7 +295,6 @@ def _predictive_values(
             (int(hits), int(hits + missed)),
             (int(spared), int(spared + alarms)),
             prevalence,
-            confidence,
         )
     rows = np.vstack([total, replicates])
     with np.errstate(invalid="ignore"):
@@ -325,6 +305,6 @@ def _predictive_values(
         npv = spare / (spare + prevalence * (1 - sensitivity))
     return {
         name: {"value": None if np.isnan(values[0]) else float(values[0])}
-        | _percentiles(values[1:], confidence)
+        | _percentiles(values[1:])
         for name, values in (("ppv", ppv), ("npv", npv))
     }

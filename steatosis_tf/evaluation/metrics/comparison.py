@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from steatosis_tf.evaluation.metrics.intervals import (
+    CONFIDENCE,
     bootstrap_intervals,
     check_same_study,
     paired_bootstrap,
@@ -26,6 +27,8 @@ from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS, cumulativ
 #: Metric -> heading. Named beforehand, so that a comparison does not pick its winner's metric.
 COMPARED = shown_in("compare")
 
+# The question whose AUCs are compared.
+_TASK = "at_least_mild"
 # Settings in the column of what differs.
 _MOST_SHOWN = 4
 
@@ -190,19 +193,12 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def delong_test(
-    scores: pd.DataFrame,
-    baseline_scores: pd.DataFrame,
-    task: str = "at_least_mild",
-    confidence: float = 0.95,
-) -> dict[str, Any]:
-    """Compare the pooled AUCs of two models for one cumulative task on the same patients.
+def delong_test(scores: pd.DataFrame, baseline_scores: pd.DataFrame) -> dict[str, Any]:
+    """Compare the pooled AUCs of two models, of Mild or worse, on the same patients.
 
     Args:
         scores: patient table (or frame table: rows are then grouped by patient).
         baseline_scores: the same for the baseline, with the same rows.
-        task: `at_least_mild`, `at_least_moderate` or `severe`.
-        confidence: 0.95 for a 95 % interval.
 
     Returns:
         `task`, `auc`, `baseline_auc`, `difference`, `standard_error`, `low`, `high`, `z`,
@@ -211,13 +207,9 @@ def delong_test(
         `note` says why.
 
     Raises:
-        ValueError: unknown task, a table that cannot be evaluated, or different patients,
+        ValueError: a table that cannot be evaluated, or different patients,
             grades or numbers of rows per patient.
     """
-    if task not in CUMULATIVE_TASKS:
-        raise ValueError(
-            f"Expected a task out of {', '.join(CUMULATIVE_TASKS)}. Received: task={task!r}."
-        )
     key = "frame_id" if "frame_id" in scores else "patient_id"
     if "repeat" in scores or "repeat" in baseline_scores:
         raise ValueError("Expected scores of one repeat. Received: a column repeat. Choose one.")
@@ -228,11 +220,11 @@ def delong_test(
         )
     baseline = baseline_scores.set_index(key).loc[scores[key]].reset_index()
     labels, probabilities = labels_and_probabilities(scores)
-    columns = [cumulative_scores(probabilities)[task]]
-    columns.append(cumulative_scores(labels_and_probabilities(baseline)[1])[task])
-    positive = labels >= CUMULATIVE_TASKS[task]
+    columns = [cumulative_scores(probabilities)[_TASK]]
+    columns.append(cumulative_scores(labels_and_probabilities(baseline)[1])[_TASK])
+    positive = labels >= CUMULATIVE_TASKS[_TASK]
     patient = scores["patient_id"].to_numpy()
-    return {"task": task} | _compare(positive, np.stack(columns), patient, confidence)
+    return {"task": _TASK} | _compare(positive, np.stack(columns), patient)
 
 
 def auc_covariance(
@@ -276,9 +268,7 @@ def _side_covariance(components: np.ndarray, units: np.ndarray) -> np.ndarray:
     return num_units / (num_units - 1) * (sums @ sums.T) / components.shape[1] ** 2
 
 
-def _compare(
-    positive: np.ndarray, scores: np.ndarray, patient: np.ndarray, confidence: float
-) -> dict[str, Any]:
+def _compare(positive: np.ndarray, scores: np.ndarray, patient: np.ndarray) -> dict[str, Any]:
     sides = len(set(patient[positive])), len(set(patient[~positive]))
     result: dict[str, Any] = dict.fromkeys(
         ("auc", "baseline_auc", "difference", "standard_error", "low", "high", "z", "p_value")
@@ -295,7 +285,7 @@ def _compare(
     error = float(np.sqrt(max(contrast @ covariance @ contrast, 0.0)))
     if error < 1e-12:
         return result | {"note": "No test: the difference has no variance on these patients."}
-    reach = float(stats.norm.ppf((1 + confidence) / 2)) * error
+    reach = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * error
     z = difference / error
     return result | {
         "standard_error": error,

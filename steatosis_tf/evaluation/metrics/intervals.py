@@ -27,7 +27,8 @@ from steatosis_tf.evaluation.metrics.resampling import (
 )
 from steatosis_tf.grades import GRADES
 
-METHODS = ("bca", "percentile")
+#: Of every interval.
+CONFIDENCE = 0.95
 
 #: An interval from resamples of which more than this share was undefined would describe only
 #: the lucky ones, so there is none.
@@ -45,17 +46,13 @@ def bootstrap_intervals(
     *,
     num_resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
-    confidence: float = 0.95,
-    method: str = "bca",
 ) -> dict[str, dict[str, Any]]:
-    """Every metric with its confidence interval.
+    """Every metric with its 95 % confidence interval.
 
     Args:
         scores: frame table (resampled by patient) or patient table, see `scores.py`.
         num_resamples: bootstrap resamples, 2,000 or more for a report.
         seed: of the draws; the same seed gives the same intervals to the last digit.
-        confidence: 0.95 for a 95 % interval.
-        method: which interval `low` and `high` hold, `bca` or `percentile`.
 
     Returns:
         Name of `METRICS`, and `fold_mean.<auc>` for cross-validation,
@@ -71,7 +68,7 @@ def bootstrap_intervals(
     Raises:
         ValueError: if the table cannot be evaluated or an argument is out of range.
     """
-    check_arguments(num_resamples, confidence, method)
+    _check_resamples(num_resamples)
     table = code_patients(scores)
     entries: dict[str, dict[str, Any]] = {}
     for statistic, stratum in ((table.metrics, table.grade), (table.fold_means, table.fold_cell)):
@@ -83,7 +80,7 @@ def bootstrap_intervals(
         left_out, names = _jackknife(statistic, stratum, rng)
         for name in value:
             acceleration = bca_acceleration(left_out[name], names) if len(names) else 0.0
-            entry = make_entry(value[name][0], replicates[name], acceleration, confidence, method)
+            entry = make_entry(value[name][0], replicates[name], acceleration)
             entry["num_patients"] = table.num_patients
             entries[name] = _proportion_instead(name, entry, table)
     _add_fold_notes(entries, table)
@@ -121,14 +118,14 @@ def _add_few_patients_notes(entries: dict[str, dict[str, Any]], table: PatientTa
             entry["note"] = " ".join(filter(None, (entry["note"], note)))
 
 
-def percentile_interval(replicates: np.ndarray, confidence: float = 0.95) -> list[float]:
+def percentile_interval(replicates: np.ndarray, confidence: float = CONFIDENCE) -> list[float]:
     """Percentile interval [low, high] of bootstrap replicates `(B,)`."""
     tail = (1 - confidence) / 2
     return [float(bound) for bound in np.quantile(replicates, [tail, 1 - tail])]
 
 
 def bca_interval(
-    value: float, replicates: np.ndarray, acceleration: float, confidence: float = 0.95
+    value: float, replicates: np.ndarray, acceleration: float, confidence: float = CONFIDENCE
 ) -> list[float] | None:
     """Bias-corrected and accelerated interval [low, high] (Efron 1987).
 
@@ -171,26 +168,15 @@ def bca_acceleration(left_out: np.ndarray, stratum: np.ndarray) -> float:
     return cubes / (6 * squares**1.5) if squares > 1e-24 else 0.0
 
 
-def check_arguments(num_resamples: int, confidence: float, method: str) -> None:
-    """Refuse what no interval can be made of.
-
-    Raises:
-        ValueError: unknown method, fewer than 100 resamples, confidence outside 0.5..1.
-    """
-    if method not in METHODS:
-        raise ValueError(f"Expected method bca or percentile. Received: method={method!r}.")
+def _check_resamples(num_resamples: int) -> None:
     if num_resamples < 100:
         raise ValueError(
             f"Expected num_resamples of 100 at least, 2000 for a report. "
             f"Received: num_resamples={num_resamples}."
         )
-    if not 0.5 <= confidence < 1:
-        raise ValueError(f"Expected confidence from 0.5 to 1. Received: confidence={confidence}.")
 
 
-def make_entry(
-    value: float, replicates: np.ndarray, acceleration: float, confidence: float, method: str
-) -> dict[str, Any]:
+def make_entry(value: float, replicates: np.ndarray, acceleration: float) -> dict[str, Any]:
     """One entry of `bootstrap_intervals`, without `num_patients`."""
     defined = replicates[~np.isnan(replicates)]
     num_undefined = len(replicates) - len(defined)
@@ -202,7 +188,7 @@ def make_entry(
         "percentile": None,
         "bca": None,
         "standard_error": None,
-        "confidence": confidence,
+        "confidence": CONFIDENCE,
         "num_resamples": len(replicates),
         "num_undefined": num_undefined,
         "note": None,
@@ -216,10 +202,10 @@ def make_entry(
         entry["note"] = "Every resample gave this number: the bootstrap cannot bound it."
     else:
         entry["standard_error"] = float(defined.std(ddof=1))
-        entry["percentile"] = percentile_interval(defined, confidence)
-        entry["bca"] = bca_interval(value, defined, acceleration, confidence)
-        entry["method"] = method
-        if entry[method] is None:
+        entry["percentile"] = percentile_interval(defined)
+        entry["bca"] = bca_interval(value, defined, acceleration)
+        entry["method"] = "bca"
+        if entry["bca"] is None:
             entry["method"] = "percentile"
             entry["note"] = "BCa is undefined here (value outside its resamples): percentile."
         entry["low"], entry["high"] = entry[entry["method"]]
@@ -232,9 +218,7 @@ def _proportion_instead(name: str, entry: dict[str, Any], table: PatientTable) -
     num_patients = _patients_behind(name, table)
     if not is_bound or not num_patients or entry["num_undefined"]:
         return entry
-    low, high = wilson_interval(
-        round(entry["value"] * num_patients), num_patients, entry["confidence"]
-    )
+    low, high = wilson_interval(round(entry["value"] * num_patients), num_patients)
     note = f"Every resample gave this number: Wilson's interval on {num_patients} patients."
     return entry | {"low": low, "high": high, "method": "wilson", "note": note}
 
@@ -255,8 +239,6 @@ def paired_bootstrap(
     *,
     num_resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
-    confidence: float = 0.95,
-    method: str = "bca",
 ) -> dict[str, dict[str, Any]]:
     """Difference of every pooled metric between two models, patients resampled together.
 
@@ -264,8 +246,8 @@ def paired_bootstrap(
         scores: frame or patient table of the model of interest.
         baseline_scores: the same of the baseline. Patients and grades must agree; frames, folds
             and repeats may differ (another ROI may have rejected other frames).
-        num_resamples, seed, confidence, method: as of `bootstrap_intervals`; the same patients are
-            drawn for both models.
+        num_resamples, seed: as of `bootstrap_intervals`; the same patients are drawn for both
+            models.
 
     Returns:
         Dotted metric name -> the keys of `bootstrap_intervals`, where `value`, `low` and `high`
@@ -277,7 +259,7 @@ def paired_bootstrap(
     Raises:
         ValueError: if a table cannot be evaluated, or patients or grades differ.
     """
-    check_arguments(num_resamples, confidence, method)
+    _check_resamples(num_resamples)
     model, baseline = code_patients(scores), code_patients(baseline_scores)
     check_same_study(model, baseline)
     rng = np.random.default_rng(seed)
@@ -293,7 +275,7 @@ def paired_bootstrap(
         difference = first[name] - second[name]
         replicates, jackknife = np.split(difference[1:], [num_resamples])
         acceleration = bca_acceleration(jackknife, names)
-        entry = make_entry(difference[0], replicates, acceleration, confidence, method)
+        entry = make_entry(difference[0], replicates, acceleration)
         entries[name] = entry | {
             "model": _none_if_nan(first[name][0]),
             "baseline": _none_if_nan(second[name][0]),
@@ -337,7 +319,7 @@ def _two_sided_p(differences: np.ndarray) -> float:
     return float(min(1.0, 2 * (smaller + 1) / (len(defined) + 1)))
 
 
-def wilson_interval(num_successes: int, num_trials: int, confidence: float = 0.95) -> list[float]:
+def wilson_interval(num_successes: int, num_trials: int) -> list[float]:
     """Wilson's score interval [low, high] of a proportion of independent trials (patients).
 
     Raises:
@@ -349,15 +331,12 @@ def wilson_interval(num_successes: int, num_trials: int, confidence: float = 0.9
             f"Received: num_successes={num_successes}, num_trials={num_trials}."
         )
     test = stats.binomtest(int(num_successes), int(num_trials))
-    bounds = test.proportion_ci(confidence, method="wilson")
+    bounds = test.proportion_ci(CONFIDENCE, method="wilson")
     return [float(bounds.low), float(bounds.high)]
 
 
 def predictive_value_intervals(
-    sensitivity: tuple[int, int],
-    specificity: tuple[int, int],
-    prevalence: float,
-    confidence: float = 0.95,
+    sensitivity: tuple[int, int], specificity: tuple[int, int], prevalence: float
 ) -> dict[str, dict[str, Any]]:
     """PPV and NPV at a stated prevalence, with logit intervals.
 
@@ -371,7 +350,6 @@ def predictive_value_intervals(
         sensitivity: detected and all positive patients.
         specificity: spared and all negative patients.
         prevalence: share of positives to assume, 0 to 1.
-        confidence: 0.95 for 95 % intervals.
 
     Returns:
         `ppv` and `npv`, each `{value, low, high, method}`; value None if nothing is called.
@@ -384,7 +362,7 @@ def predictive_value_intervals(
             "Expected prevalence between 0 and 1 and patients on both sides. Received: "
             f"prevalence={prevalence}, sensitivity={sensitivity}, specificity={specificity}."
         )
-    z = float(stats.norm.ppf((1 + confidence) / 2))
+    z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
     raw = [hits / trials for hits, trials in (sensitivity, specificity)]
     (sens, num_positive), (spec, num_negative) = (
         (hits / trials, trials)

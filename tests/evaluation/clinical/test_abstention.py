@@ -28,9 +28,7 @@ def test_least_certain_fifth_by_site():
     assert (c["num_patients"], c["suppressed"], c["left_out"]) == (3, "suppressed", None)
 
 
-def test_ties_are_left_out_together_and_refusals():
+def test_ties_are_left_out_together():
     patients = _patients([0.5] * 10 + [0.9] * 10)
     sites = pd.DataFrame({"patient_id": patients["patient_id"], "site": "A"})
     assert abstention_by_group(patients, sites, "site")["share"] == 0.5
-    with pytest.raises(ValueError, match=r"share between 0 and 1. Received: share=0"):
-        abstention_by_group(patients, sites, "site", share=0)

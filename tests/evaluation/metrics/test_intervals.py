@@ -300,17 +300,9 @@ def test_often_undefined_means_no_interval() -> None:
     assert 50 < entry["num_undefined"] < 250
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"num_resamples": 20}, "num_resamples=20"),
-        ({"method": "basic"}, "method='basic'"),
-        ({"confidence": 95}, "confidence=95"),
-    ],
-)
-def test_argument_refusals(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        bootstrap_intervals(study(), **arguments)
+def test_too_few_resamples_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_resamples=20"):
+        bootstrap_intervals(study(), num_resamples=20)
 
 
 def test_a_bad_table_is_refused() -> None:
@@ -331,9 +323,9 @@ def test_paired_difference_of_a_better_model() -> None:
     assert found["value"] == pytest.approx(values[0] - values[1])
     assert 0 < found["low"] < found["value"] < found["high"]
     assert found["p_value"] == pytest.approx(2 / 501)
-    opposite = paired_bootstrap(worse, better, num_resamples=500, method="percentile")["auc_macro"]
+    opposite = paired_bootstrap(worse, better, num_resamples=500)["auc_macro"]
     assert opposite["value"] == pytest.approx(-found["value"])
-    assert opposite["low"] == pytest.approx(-found["percentile"][1])
+    assert opposite["percentile"][0] == pytest.approx(-found["percentile"][1])
 
 
 def test_pairing_is_narrower_than_two_intervals_and_equal_models_have_no_p_value() -> None:
