@@ -31,7 +31,7 @@ from steatosis_tf.environment import describe_environment
 from steatosis_tf.evaluation.clinical.baselines import write_hepatorenal
 from steatosis_tf.evaluation.figures.gallery import draw_run_gallery
 from steatosis_tf.evaluation.report.evaluate import evaluate_run, lock_operating_points
-from steatosis_tf.evaluation.report.report import write_report
+from steatosis_tf.evaluation.report.report import read_verdict, write_report
 from steatosis_tf.files import write_json, write_sums
 from steatosis_tf.model.engines import Engine
 from steatosis_tf.model.joint import JointModel
@@ -42,7 +42,7 @@ from steatosis_tf.recipes import RECIPES
 from steatosis_tf.records.builder import records_fingerprint, usable_rows, write_records
 from steatosis_tf.records.pipeline import read_records
 from steatosis_tf.roi.columns import add_roi_columns
-from steatosis_tf.run_log import begun, read_results, read_verdict, track
+from steatosis_tf.run_log import begun, read_results, track
 from steatosis_tf.training import StudyData, check_rois, load_study, train_and_score
 from steatosis_tf.unfinished import finished_before, forget, run_key
 

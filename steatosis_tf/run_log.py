@@ -13,6 +13,7 @@ from steatosis_tf import tracking
 from steatosis_tf.config import Config, flatten, load_config, run_name
 from steatosis_tf.evaluation.metrics.comparison import COMPARED
 from steatosis_tf.evaluation.metrics.scores import read_scores
+from steatosis_tf.evaluation.report.report import read_opening
 from steatosis_tf.files import UNFINISHED_NAME, file_sha256, flat
 from steatosis_tf.recipes import RECIPES
 from steatosis_tf.training import fold_run, log_fold
@@ -79,11 +80,6 @@ def read_results(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return metrics, environment
 
 
-def read_verdict(run_dir: Path) -> str:
-    """The report's first sentence, without its marks: whether the run is any good, or a doubt."""
-    return _opening(run_dir)[1].splitlines()[0].strip("*> ")
-
-
 def track(run_dir: Path) -> None:
     """Log what a run directory holds into the run that is open."""
     metrics, environment = read_results(run_dir)
@@ -129,15 +125,8 @@ def _description(run_dir: Path, config: Config) -> str:
     changed = [f"`{key}={value}`" for key, value in _changed(name, config).items()]
     told = f"Differs from {f'recipe {name}' if name in RECIPES else 'the defaults'}: "
     told += ", ".join(changed) or "nothing"
-    notice, verdict, *rest = _opening(run_dir)
+    notice, verdict, *rest = read_opening(run_dir)
     return "\n\n".join([verdict, told, notice, *rest])
-
-
-def _opening(run_dir: Path) -> list[str]:
-    """Paragraphs of the report's first page, from the notice on."""
-    opening = (run_dir / "report.md").read_text(encoding="utf-8").partition("\n## ")[0]
-    # Title and subtitle say what the page of the run says.
-    return opening.strip().split("\n\n")[2:]
 
 
 def log_run(run_dir: str | Path) -> str | None:

@@ -55,7 +55,7 @@ def report(args: Namespace) -> Result:
     Example:
         steatosis report runs/joint/RUN_ID
     """
-    from steatosis_tf.evaluation.report.report import write_report
+    from steatosis_tf.evaluation.report.report import read_verdict, write_report
     from steatosis_tf.evaluation.report.run import STUDY_KEYS, init_study
 
     refuse_unfinished(args.run_dir)
@@ -75,7 +75,8 @@ def report(args: Namespace) -> Result:
         return Result({"logged": args.run_dir}, f"logged: {args.run_dir}")
     with renewing_sums(args.run_dir):
         path = write_report(args.run_dir, num_resamples=args.resamples, covariates=args.subgroups)
-    return Result({"report": str(path)}, f"report: {path}")
+    said = read_verdict(path.parent)
+    return Result({"report": str(path), "verdict": said}, f"{said}\nreport: {path}")
 
 
 def _run_arguments(parser: ArgumentParser) -> None:

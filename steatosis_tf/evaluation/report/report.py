@@ -137,6 +137,18 @@ def write_report(
     return run.run_dir / "report.html"
 
 
+def read_opening(run_dir: Path) -> list[str]:
+    """Paragraphs of the report's first page, from the notice on."""
+    opening = (run_dir / "report.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    # Title and subtitle say what the page of the run says.
+    return opening.strip().split("\n\n")[2:]
+
+
+def read_verdict(run_dir: Path) -> str:
+    """The report's first sentence, without its marks: whether the run is any good, or a doubt."""
+    return read_opening(run_dir)[1].splitlines()[0].strip("*> ")
+
+
 def _order(run: RunRecord) -> list[str]:
     """Keys of the sections; what a reader of a validation came for stands first."""
     return sorted(_SECTIONS, key=lambda key: run.external is None or key != "external")

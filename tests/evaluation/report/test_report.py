@@ -220,6 +220,14 @@ def test_edited_metrics_are_recognised_and_not_printed(run_dir):
     assert "**Not consistent" in (run_dir / "model_card.md").read_text(encoding="utf-8")
 
 
+def test_the_report_opens_on_the_screen_as_on_the_page(run_dir, capsys):
+    path = run_dir / "metrics.json"
+    path.write_text(path.read_text().replace('"accuracy": 0.', '"accuracy": 0.0', 1))
+    assert cli.main(["report", str(run_dir), "--resamples", str(RESAMPLES)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("Not consistent: 2 of 8 self-checks failed.\nreport: ")
+
+
 def test_a_whole_set_of_edited_tables_is_recognised(run_dir):
     """Tables that agree with each other but not with the scores."""
     path = run_dir / "metrics.json"
