@@ -109,7 +109,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
             another way.
     """
     path = Path(path)
-    table = _table_of_folder(path) if path.is_dir() else _with_our_names(path)
+    table = _table_of_folder(path) if path.is_dir() else with_our_names(path)
     _check_columns(path.name, list(table.columns.drop([*ADDED])))
     if table.empty:
         raise ValueError(f"{path.name}: expected one row per frame. Received: a header only.")
@@ -124,8 +124,17 @@ def read_table(path: str | Path) -> pd.DataFrame:
     return table
 
 
-def _with_our_names(path: Path) -> pd.DataFrame:
-    """A table whose column "Patient ID" is `patient_id`, and whose cells of ours are "" for NA."""
+def with_our_names(path: Path) -> pd.DataFrame:
+    """A table whose column "Patient ID" is `patient_id`, and whose cells of ours are "" for NA.
+
+    Raises:
+        ValueError: as `read_spreadsheet`, or if two columns mean the same.
+
+    Example:
+        >>> _ = Path("typed.csv").write_text("Path;Patient ID;Site" + chr(10) + "a.png;P1;N/A")
+        >>> with_our_names(Path("typed.csv"))[["path", "patient_id"]].iloc[0].tolist()
+        ['a.png', 'P1']
+    """
     table, _ = read_spreadsheet(path)
     names = {column: re.sub(r"[\s-]+", "_", column.casefold()) for column in table.columns}
     names = {column: plain for column, plain in names.items() if plain in _NAMES}
@@ -179,7 +188,7 @@ def join_grades(
             the same say different things, or the label table has such a column with other cells.
     """
     name = Path(grades_path).name
-    found = _with_our_names(Path(grades_path))
+    found = with_our_names(Path(grades_path))
     by = next((column for column in _JOINS if column in found.columns), "")
     brought = [column for column in found.columns if column not in (*ADDED, *_JOINS)]
     if not by or not {"grade", "fat_percent"} & set(brought) or set(brought) & set(RESERVED):

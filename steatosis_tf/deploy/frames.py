@@ -17,6 +17,7 @@ from steatosis_tf.roi.anatomy.liver import liver_mask
 from steatosis_tf.roi.anatomy.overlays import find_overlays
 from steatosis_tf.roi.sector import Fan, Sector, find_sector
 from steatosis_tf.roi.views import model_input
+from steatosis_tf.sources.images import has_doppler_colours
 
 # Seen in 88 frames of byra2018 and 294 of aul, all of which show a liver: at least 21 and 10 % of
 # the sector is liver, its deepest place lies at 60 and 40 % of the depth or more, and at most 0.4
@@ -81,6 +82,8 @@ def look_at(
             raise ValueError(
                 "Expected a fan over the frame. Received: one beside it, or too small."
             )
+    if has_doppler_colours(frame[sector.mask]):
+        return unable(name, "not_b_mode", "Colour Doppler lies over the picture.")
     liver = liver_mask(frame, sector)
     marks = find_overlays(frame, sector.mask)
     code = _hindrance(sector, liver, marks)

@@ -5,10 +5,10 @@ TensorFlow.
 """
 
 import contextlib
-import csv
 import hashlib
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -34,6 +34,9 @@ CLIP_FRAMES = 10
 _NOT_FRAMES = (".csv", ".json", ".txt", ".md", ".pdf", ".html", ".xml", ".log", ".onnx", ".keras",
                ".sqlite", ".npz", ".npy", ".lock")  # fmt: skip
 _MIXED_STUDY = "one study with the files of two patients: nobody can tell whose answer it would be"
+_TWICE = "given twice; it counts once"
+# As `predict --figures` names what it draws into its output folder.
+_OWN_FIGURE = re.compile(r"(.*/)?figures/(\d{4}_\d\d+|trend_\d{4})\.png")
 # Of rejections: the picture is whole, but another kind of picture.
 _OTHER_KINDS = frozenset(("colour_pixels", "flat_frame"))
 
@@ -68,11 +71,18 @@ class Group:
         patient: study UID, patient id of a manifest, folder, or the file's own name.
         date: of the study, YYYY-MM-DD, or "".
         person: tells studies of one person; never shown.
+        time: of the study, HHMMSS, or "".
+        names: of its DICOM files.
+        is_mixed: whether its files are of two persons, so that nobody can tell whose answer it
+            would be.
     """
 
     patient: str
     date: str = ""
     person: str = ""
+    time: str = ""
+    names: list[str] = field(default_factory=list)
+    is_mixed: bool = False
     _files: list[_Read] = field(default_factory=list)
 
     def add_dicom(
@@ -108,14 +118,21 @@ class Inputs:
         self.are_single_pictures = False
         self._by_folder = by_folder
         self._groups: dict[tuple[str, ...], Group] = {}
+        self._seen: set[tuple[str, ...]] = set()
+        # Of each patient id the persons who have it: issuer and birth date, as far as stated.
+        self._persons: dict[tuple[str, ...], list[tuple[str, str]]] = {}
 
     @property
     def groups(self) -> list[Group]:
-        """In order of first appearance; studies of one person together, by date."""
+        """In order of first appearance; studies of one person together, by date and time.
+
+        Those without a date come before the others. A study of two persons is none of them.
+        """
         first: dict[str, int] = {}
-        for group in self._groups.values():
+        groups = [group for group in self._groups.values() if not group.is_mixed]
+        for group in groups:
             first.setdefault(group.person, len(first))
-        return sorted(self._groups.values(), key=lambda one: (first[one.person], one.date))
+        return sorted(groups, key=lambda one: (first[one.person], one.date, one.time))
 
     def add_path(self, path: str | Path, stack: contextlib.ExitStack) -> None:
         """Look through a path; what it opens is closed by `stack`.
@@ -138,22 +155,33 @@ class Inputs:
             self.add(path.name, lambda: _bytes_of(path), folder, named=True)
 
     def _add_manifest(self, path: Path) -> None:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if not {"path", "patient_id"} <= set(reader.fieldnames or ()):
-                raise ValueError(
-                    "Expected a table with the columns path and patient_id. Received: "
-                    f"{path.name!r} with other columns. Give frames or folders, or such a table."
-                )
-            for row in reader:
-                name, patient = row["path"] or "", row["patient_id"] or ""
-                place = path.parent / name
-                if not name or not patient:
-                    line = f"{path.name}, line {reader.line_num}"
-                    self.passed_over.append((line, "without path or patient_id"))
-                    continue
+        from steatosis_tf.cohort.labels import with_our_names
+
+        table = with_our_names(path)
+        if not {"path", "patient_id"} <= set(table.columns):
+            raise ValueError(
+                "Expected a table with the columns path and patient_id. Received: "
+                f"{path.name!r} with other columns. Give frames or folders, or such a table."
+            )
+        for row in table.to_dict("records"):
+            name, patient = row["path"].replace("\\", "/"), row["patient_id"]
+            fault = row["fault"] or ("" if name and patient else "without path or patient_id")
+            if fault:
+                self.passed_over.append((f"{path.name}, line {row['row']}", fault))
+                continue
+            place = path.parent / name
+            key = (str(path.resolve()), patient)
+            if self._is_new(name, *key, name):
                 read = self._image(name, lambda place=place: _bytes_of(place))  # type: ignore[misc]
-                self._group((str(path.resolve()), patient), patient)._files.append(read)
+                self._group(key, patient)._files.append(read)
+
+    def _is_new(self, name: str, *key: str) -> bool:
+        """Whether a file was not met before; else it is named as passed over."""
+        if key in self._seen:
+            self.passed_over.append((name, _TWICE))
+            return False
+        self._seen.add(key)
+        return True
 
     def add(self, name: str, load: Callable[[], bytes], root: Path, *, named: bool = False) -> None:
         """Take one file: an image by its suffix, else DICOM, else passed over.
@@ -164,8 +192,12 @@ class Inputs:
             root: of the images that belong together.
             named: a person has named this file, so it is no stray one.
         """
+        if not self._is_new(name, str(root), name):
+            return
         suffix = PurePosixPath(name).suffix.lower()
-        if suffix in IMAGE_SUFFIXES or (named and not _looks_like_dicom(load)):
+        if not named and _OWN_FIGURE.fullmatch(f"{root.name}/{name}"):
+            self.passed_over.append((name, "drawn by an earlier call; no frame"))
+        elif suffix in IMAGE_SUFFIXES or (named and not _looks_like_dicom(load)):
             folder = PurePosixPath(name).parent.as_posix()
             inside = root.name if folder == "." else f"{root.name}/{folder}"
             key, shown = (
@@ -178,12 +210,12 @@ class Inputs:
         else:
             self._add_dicom(name, load)
 
-    def _group(self, key: tuple[str, ...], shown: str, date: str = "", person: str = "") -> Group:
+    def _group(self, key: tuple[str, ...], shown: str, person: str = "") -> Group:
         if key not in self._groups:
             # One name in two places is two patients.
             same = sum(one.patient.split(" (")[0] == shown for one in self._groups.values())
             label = f"{shown} ({same + 1})" if same else shown
-            self._groups[key] = Group(label, date, person or "\0".join(key))
+            self._groups[key] = Group(label, person=person or "\0".join(key))
         return self._groups[key]
 
     def _image(self, name: str, load: Callable[[], bytes]) -> _Read:
@@ -206,27 +238,51 @@ class Inputs:
             find_region,
             quiet_pydicom,
             read_dataset,
+            text_of,
         )
 
         try:
+            data = load()
             with quiet_pydicom():
-                dataset = read_dataset(io.BytesIO(load()), with_pixels=False)
+                dataset = read_dataset(io.BytesIO(data), with_pixels=False)
                 header = _header_of(dataset)
                 layout = read_layout(dataset)
                 region = find_region(dataset, layout.rows, layout.columns)
+                person = self._person_of(header, text_of(dataset, "IssuerOfPatientID"))
+                time = text_of(dataset, "StudyTime").partition(".")[0]
         except ValueError as rejection:  # a Rejection; its text holds nothing personal
             self.passed_over.append((name, str(rejection)))
             return
-        person = "\0".join(header.patient)
         uid = header.study_uid
         if "\0" in uid:  # a stand-in made of who it is: not to be shown
             uid = f"study {hashlib.sha256(uid.encode()).hexdigest()[:12]}"
-        date = header.study_date.isoformat() if header.study_date else ""
-        group = self._group(("study", uid), uid, date, person)
-        if group.person != person:
-            self.passed_over.append((name, _MIXED_STUDY))
+        if not self._is_new(name, uid, hashlib.sha256(data).hexdigest()):
+            return
+        group = self._group(("study", uid), uid, person)
+        group.date = group.date or (header.study_date.isoformat() if header.study_date else "")
+        group.time = group.time or time
+        group.names.append(name)
+        if group.is_mixed or group.person != person:
+            mixed = group.names[-1:] if group.is_mixed else group.names
+            self.passed_over += [(one, _MIXED_STUDY) for one in mixed]
+            group.is_mixed = True
             return
         group.add_dicom(name, load, layout, region, self.passed_over)
+
+    def _person_of(self, header: "Header", issuer: str) -> str:
+        """Who has this patient id: two hospitals may have given it to two persons."""
+        stated = (issuer, header.birth_date)
+        persons = self._persons.setdefault(header.patient, [])
+        for place, known in enumerate(persons):
+            if all(
+                not one or not two or one == two for one, two in zip(known, stated, strict=True)
+            ):
+                persons[place] = (known[0] or stated[0], known[1] or stated[1])
+                break
+        else:
+            place = len(persons)
+            persons.append(stated)
+        return "\0".join((*header.patient, str(place)))
 
 
 @contextlib.contextmanager

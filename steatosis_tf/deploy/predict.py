@@ -29,7 +29,7 @@ from steatosis_tf.deploy.onnx_file import (
     open_network,
     run_network,
 )
-from steatosis_tf.deploy.tables import AnswerTables, Visits, patient_text
+from steatosis_tf.deploy.tables import AnswerTables, Visits, on_one_line, patient_text, values_of
 from steatosis_tf.files import open_regular
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
 from steatosis_tf.model.answer import REASONS, FrameAnswer, Kind, PatientAnswer
@@ -182,6 +182,7 @@ class Predicted:
         counts: patients, frames, patients by kind of answer, files passed over.
         passed_over: (name, reason) of what is no frame.
         texts: three lines for each patient.
+        patients: the same for programs, as `predictions.json` has them.
         output_dir: where the tables are.
         advice: what the caller may not have meant.
     """
@@ -192,6 +193,7 @@ class Predicted:
     counts: dict[str, int]
     passed_over: tuple[tuple[str, str], ...]
     texts: tuple[str, ...]
+    patients: tuple[dict[str, Any], ...]
     output_dir: str | None
     advice: str
 
@@ -204,9 +206,12 @@ class Predicted:
             for name, many in self.counts.items()
         )
         lines = [*self.texts, "", f"model: {self.model}{comes}", counted]
-        lines += [f"  passed over: {name}: {why}" for name, why in self.passed_over[:_SHOWN]]
+        lines += [
+            f"  passed over: {on_one_line(name)}: {why}" for name, why in self.passed_over[:_SHOWN]
+        ]
         if len(self.passed_over) > _SHOWN:
-            lines.append(f"  and {len(self.passed_over) - _SHOWN} more, all in predictions.json")
+            where = ", all in predictions.json" if self.output_dir else "; --output DIR lists all"
+            lines.append(f"  and {len(self.passed_over) - _SHOWN} more{where}")
         if self.output_dir:
             lines.append(f"tables: {self.output_dir}")
         return "\n".join([*lines, *([self.advice] if self.advice else []), NOTICE])
@@ -218,6 +223,7 @@ class Predicted:
             "counts": self.counts,
             "passed_over": [{"file": name, "reason": why} for name, why in self.passed_over],
             "output": self.output_dir,
+            "patients": list(self.patients),
             "notice": NOTICE,
         }
 
@@ -260,6 +266,7 @@ def predict(
     grader = open_model(model)
     given = [str(path) for path in paths]
     texts: list[str] = []
+    patients: list[dict[str, Any]] = []
     counted: Counter[str] = Counter()
     with ExitStack() as stack:
         inputs = stack.enter_context(open_inputs(paths, by_folder=by_folder))
@@ -271,6 +278,7 @@ def predict(
             if tables:
                 tables.add(answer, drawn, change)
             texts.append(patient_text(answer, grader.num_training, change))
+            patients.append(values_of(answer, change))
             counted.update({"patients": 1, "frames": answer.num_frames, answer.kind: 1})
         counted["passed_over"] = len(inputs.passed_over)
         counts = {name: counted[name] for name in _COUNTS}
@@ -278,7 +286,7 @@ def predict(
             tables.finish(inputs.passed_over, counts)
     return Predicted(
         grader.name, grader.sha256, model is None, counts, tuple(inputs.passed_over), tuple(texts),
-        None if output_dir is None else str(output_dir),
+        tuple(patients), None if output_dir is None else str(output_dir),
         _ALONE if inputs.are_single_pictures and len(texts) > 1 else "",
     )  # fmt: skip
 

@@ -58,6 +58,10 @@ class AnswerTables:
         for name in (*TABLES, SUMMARY):
             check_output(self.folder / name, inputs)
             _refuse_other_makers(self.folder / name)
+        if (self.folder / TABLES[0]).is_file():  # figures there are of the answers that go now
+            for pattern in ("[0-9]*_[0-9]*.png", "trend_[0-9]*.png"):
+                for old in (self.folder / "figures").glob(pattern):
+                    old.unlink()
         (self.folder / SUMMARY).unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -84,10 +88,7 @@ class AnswerTables:
         patients, frames = self._tables
         _append(patients, [self._patient_row(answer, change)])
         _append(frames, self._frame_rows(answer, figures))
-        values = plain_answer(answer) | {"change": change}
-        for frame in values["frames"]:
-            del frame["sector"], frame["liver"]
-        self._answers.append(values)
+        self._answers.append(values_of(answer, change))
 
     def finish(self, passed_over: Sequence[tuple[str, str]], counts: dict[str, int]) -> None:
         """Write `predictions.json`."""
@@ -184,6 +185,8 @@ class Visits:
             return ""
         step = (f"since {before.date or 'the visit before'} (fat {before.fat_percent:.0f} % to "
                 f"{answer.fat_percent:.0f} %)")  # fmt: skip
+        if not (before.date and answer.date):
+            return f"Whether it changed {step} is not known: a visit without a date has no order."
         if math.isnan(self._limit):
             return f"Whether it changed {step} is not known: {NO_LIMIT}"
         if before.kind != "graded" or answer.kind != "graded":
@@ -191,6 +194,29 @@ class Visits:
         if abs(math.sqrt(answer.fat_percent) - math.sqrt(before.fat_percent)) > self._limit:
             return f"Changed {step}, by more than measuring anew does."
         return f"No change shown {step}, no more than measuring anew does."
+
+
+def values_of(answer: PatientAnswer, change: str = "") -> dict[str, Any]:
+    """A patient for programs, without outlines.
+
+    Args:
+        answer: of a patient.
+        change: of `Visits.add`.
+    """
+    values = plain_answer(answer) | {"change": change}
+    for frame in values["frames"]:
+        del frame["sector"], frame["liver"]
+    return values
+
+
+def on_one_line(name: str) -> str:
+    """A name as a screen may show it: a file's may hold line ends and orders to the terminal.
+
+    Example:
+        >>> on_one_line("a" + chr(10) + "b" + chr(27) + "[2J.png")
+        'a b [2J.png'
+    """
+    return "".join(letter if letter.isprintable() else " " for letter in name)
 
 
 def patient_text(answer: PatientAnswer, num_training: int, change: str = "") -> str:
@@ -205,7 +231,7 @@ def patient_text(answer: PatientAnswer, num_training: int, change: str = "") -> 
 
 
 def _answer_text(answer: PatientAnswer, num_training: int) -> str:
-    name = f"{answer.patient}{f' ({answer.date})' if answer.date else ''}"
+    name = on_one_line(f"{answer.patient}{f' ({answer.date})' if answer.date else ''}")
     used = f"{answer.num_used} of {answer.num_frames} frames used"
     num_placed = sum(frame.by_person for frame in answer.frames)
     if num_placed:

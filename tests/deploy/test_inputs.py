@@ -155,14 +155,96 @@ def test_what_is_no_frame_is_named_with_its_reason(tmp_path, clip):
     assert reasons["loop"].startswith("a link to a folder")
 
 
-def test_one_study_of_two_patients_is_not_mixed(tmp_path, clip):
-    _save(tmp_path / "in" / "a", clip[0], number=1, **_plain(1))
-    _save(tmp_path / "in" / "b", clip[1], number=2, **_plain(1, PatientID="SOMEBODY"))
+def test_one_study_of_two_patients_is_not_answered(tmp_path, clip):
+    for number, name in enumerate("abc", start=1):
+        patient = {"PatientID": "SOMEBODY"} if name == "b" else {}
+        _save(tmp_path / "in" / name, clip[number], number=number, **_plain(1, **patient))
+    _save(tmp_path / "in" / "other", clip[0], number=4, **_plain(2))
     with open_inputs([tmp_path / "in"]) as inputs:
         (group,) = inputs.groups
-        assert [shot.name for shot in group.shots()] == ["a"]
-        assert inputs.passed_over == [("b", "one study with the files of two patients: nobody can "
-                                            "tell whose answer it would be")]  # fmt: skip
+        assert group.patient == f"{UID_ROOT}.1.2"
+        assert [name for name, _ in inputs.passed_over] == ["a", "b", "c"]
+        assert {why for _, why in inputs.passed_over} == {
+            "one study with the files of two patients: nobody can tell whose answer it would be"
+        }
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_persons"),
+    [
+        ({}, 1),
+        ({"IssuerOfPatientID": "HOSPITAL B"}, 2),
+        ({"PatientBirthDate": "19610203"}, 2),
+        ({"PatientBirthDate": None, "PatientName": "Married^Name"}, 1),
+    ],
+    ids=["same", "issuer", "birth date", "not stated"],
+)
+def test_one_patient_id_may_be_two_persons(tmp_path, clip, changes, num_persons):
+    first = {"IssuerOfPatientID": "HOSPITAL A"} if "IssuerOfPatientID" in changes else {}
+    _save(tmp_path / "in" / "a", clip[0], number=1, **_plain(1, **first))
+    _save(tmp_path / "in" / "b", clip[1], number=2, **_plain(2, **changes))
+    with open_inputs([tmp_path / "in"]) as inputs:
+        assert len({group.person for group in inputs.groups}) == num_persons
+
+
+def test_visits_of_one_day_come_by_time_and_undated_ones_are_not_compared(tmp_path, clip):
+    for number, when in enumerate(
+        [{"StudyTime": "141500.5"}, {"StudyTime": "0830"}, {"StudyDate": None, "ContentDate": None}]
+    ):
+        _save(tmp_path / "in" / str(number), clip[0], number=number, **_plain(number, **when))
+    with open_inputs([tmp_path / "in"]) as inputs:
+        assert [group.patient[-1] for group in inputs.groups] == ["2", "1", "0"]
+    visits = Visits(1.0)
+    visits.add("p", PatientAnswer("a", "graded", fat_percent=4.0))
+    said = visits.add("p", PatientAnswer("b", "graded", fat_percent=81.0, date="2021-01-01"))
+    assert said.endswith("is not known: a visit without a date has no order.")
+
+
+def test_what_is_given_twice_counts_once(tmp_path, clip):
+    path = _save(tmp_path / "in" / "a", clip[0], **_plain(1))
+    (tmp_path / "in" / "copy").write_bytes(path.read_bytes())
+    cv2.imwrite(str(tmp_path / "b.png"), clip[0])
+    (tmp_path / "table.csv").write_text("Path;Patient ID\nb.png;P\nb.png;P\n;P\n")
+    paths = [tmp_path / "in", path, tmp_path / "b.png", tmp_path / "b.png", tmp_path / "table.csv"]
+    with open_inputs(paths, by_folder=True) as inputs:
+        assert [len(list(group.shots())) for group in inputs.groups] == [1, 1, 1]
+        assert [name for name, _ in inputs.passed_over] == [
+            "copy", "a", "b.png", "b.png", "table.csv, line 4",
+        ]  # fmt: skip
+
+
+def test_earlier_figures_are_no_frames_and_go_with_their_answers(tmp_path, clip, phantom_bundle):
+    folder, out = tmp_path / "in", tmp_path / "in" / "out"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(folder / name), clip[0])
+    predict([folder], model=phantom_bundle, output_dir=out, figures=True)
+    assert len(list(out.glob("figures/*.png"))) == 2
+    found = predict([folder], model=phantom_bundle, output_dir=out)
+    assert found.counts["patients"] == 2
+    reasons = dict(found.passed_over)
+    assert reasons["out/figures/0001_01.png"] == "drawn by an earlier call; no frame"
+    assert not list(out.glob("figures/*.png"))
+
+
+def test_colour_doppler_without_a_region_is_not_graded(tmp_path, clip, phantom_bundle):
+    coloured = np.repeat(clip[0][..., None], 3, axis=2)
+    coloured[100:150, 130:190] = (0, 40, 200)  # blue, green, red
+    cv2.imwrite(str(tmp_path / "flow.png"), coloured)
+    _save(tmp_path / "flow", coloured[..., ::-1].copy(), **_plain(1))
+    found = predict([tmp_path / "flow.png", tmp_path / "flow"], model=phantom_bundle)
+    assert [one["reason_code"] for one in found.patients] == ["not_b_mode"] * 2
+
+
+def test_a_name_cannot_write_on_the_screen(tmp_path, clip, phantom_bundle):
+    name = "x\nother.png: Normal\x1b[2J.png"
+    cv2.imwrite(str(tmp_path / "a.png"), clip[0])
+    (tmp_path / "a.png").rename(tmp_path / name)
+    (tmp_path / "y\n.txt").touch()
+    found = predict([tmp_path], model=phantom_bundle)
+    assert found.patients[0]["patient"] == name
+    assert found.text().startswith("x other.png: Normal [2J.png: ")
+    assert "  passed over: y .txt: no frame" in found.text()
 
 
 def test_a_cut_file_is_a_frame_that_cannot_be_read(tmp_path, clip, phantom_bundle):

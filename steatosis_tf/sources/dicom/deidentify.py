@@ -19,7 +19,7 @@ from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.dicom.personal import Finder, personal_values
 from steatosis_tf.sources.dicom.pixels import FrameReader, Layout
 from steatosis_tf.sources.dicom.read import Header, Region, read_dataset, text_of
-from steatosis_tf.sources.images import read_frame, to_grey
+from steatosis_tf.sources.images import has_doppler_colours, read_frame, to_grey
 from steatosis_tf.sources.rejection import Rejection
 
 #: Columns of labels.csv that come from the header; nothing else of it leaves.
@@ -36,16 +36,6 @@ KEPT_FIELDS = (
 
 _MAX_TEXT = 64
 _ALLOWED_TEXT = re.compile(r"[^A-Za-z0-9 .,()/_+-]")
-
-# A pixel whose channels differ by more than this is coloured. Measured on 588 B-mode pictures of
-# many scanners (Xu et al. 2023, doi 10.1093/bib/bbac569): inside the sector at most 0.11 % of the
-# pixels pass it, on the power Doppler example of pydicom 8 %.
-_COLOUR_SPREAD = 64
-_GREY_SPREAD = 24
-_BRIGHT = 48
-_MAX_COLOUR_SHARE = 0.005
-# With a tinted grey map nearly every bright pixel is coloured, beside Doppler many stay grey.
-_MIN_GREY_SHARE = 0.2
 
 # A fan fitted worse than this may reach over text beside it. Every second of the same pictures
 # gives 5 of 294 below, one of them with 3 % of its bright pixels outside the outlined sector; a
@@ -127,6 +117,11 @@ def sector_mask(frames: np.ndarray) -> np.ndarray:
     return sector.mask
 
 
+def _refuse_colours(inside: np.ndarray) -> None:
+    if has_doppler_colours(inside):
+        raise Rejection("colour_pixels")
+
+
 def blanked(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The frame with 0 wherever the mask is False, grey if its channels are equal there.
 
@@ -145,20 +140,6 @@ def blanked(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return kept
     _refuse_colours(inside)
     return kept if (inside != inside[:, :1]).any() else kept[..., 0]
-
-
-def _refuse_colours(inside: np.ndarray) -> None:
-    """Raises:
-    Rejection: if pixels `(num_pixels, 3)` RGB hold Doppler colours; `(num_pixels,)` is grey.
-    """
-    if inside.ndim == 1:
-        return
-    spread = inside.max(axis=1).astype(np.int16) - inside.min(axis=1)
-    coloured = float((spread > _COLOUR_SPREAD).mean())
-    bright = inside.max(axis=1) > _BRIGHT
-    grey_share = float((spread[bright] < _GREY_SPREAD).mean()) if bright.any() else 0.0
-    if coloured > _MAX_COLOUR_SHARE and grey_share > _MIN_GREY_SHARE:
-        raise Rejection("colour_pixels")
 
 
 # Between two pictures the darkest column has at most 3 % of the lesser picture's brightest (200
