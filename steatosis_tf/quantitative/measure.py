@@ -199,4 +199,4 @@ def without_rim(mask: np.ndarray, rim_px: float) -> np.ndarray:
 
 def _line(name: str, value: float) -> str:
     shown = "not measured" if np.isnan(value) else f"{value:.3g} {UNITS[name]}".rstrip()
-    return f"{name.replace('_', ' ')}: {shown}"
+    return f"{NAMES[name]}: {shown}"

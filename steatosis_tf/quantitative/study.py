@@ -50,7 +50,7 @@ def measure_patient(
 MEASURED = ("hepatorenal_db", "attenuation_db_per_depth", "diaphragm_db")
 
 #: Counts up whenever a definition changes, so that what is stored is measured anew.
-_VERSION = 1
+_VERSION = 2
 
 
 def measured_features(frames: pd.DataFrame, manifest_path: Path, store_dir: Path) -> np.ndarray:

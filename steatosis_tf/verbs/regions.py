@@ -217,7 +217,8 @@ def measure(args: Namespace) -> Result:
         "mean": _without_nan(dataclasses.asdict(mean)),
         "notice": NOTICE,
     }
-    text = [f"mean over {len(of_frames)} frame(s), taken as one patient's", mean.text()]
+    shown = f"{len(of_frames)} frames, taken as one patient's: means of those that show it"
+    text = [shown if len(of_frames) > 1 else "1 frame", mean.text()]
     return Result(values, "\n".join([*text, "", NOTICE]))
 
 
