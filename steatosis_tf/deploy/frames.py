@@ -27,6 +27,8 @@ _MIN_DEPTH_SHARE = 0.35
 _MAX_MARKS_SHARE = 0.10
 # Of the frame, where a person places the sector: a slip of the hand leaves less.
 _MIN_SECTOR_SHARE = 0.02
+_NO_FAN = "Expected a fan over the frame. Received: one beside it, or too small."
+_COLOURED = "Colour Doppler lies over the picture."
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,9 @@ def look_at(
     if corners is not None:
         sector = Sector.of_fan(sector.fan.with_corners(corners), frame.shape)
         if np.count_nonzero(sector.mask) < _MIN_SECTOR_SHARE * sector.mask.size:
-            raise ValueError(
-                "Expected a fan over the frame. Received: one beside it, or too small."
-            )
+            raise ValueError(_NO_FAN)
     if has_doppler_colours(frame[sector.mask]):
-        return unable(name, "not_b_mode", "Colour Doppler lies over the picture.")
+        return unable(name, "not_b_mode", _COLOURED)
     liver = liver_mask(frame, sector)
     marks = find_overlays(frame, sector.mask)
     code = _hindrance(sector, liver, marks)

@@ -273,8 +273,9 @@ def predict(
         tables = None
         if output_dir is not None:
             tables = stack.enter_context(AnswerTables(output_dir, grader, given).opened())
-        drawn_into = output_dir if figures else None
-        for answer, drawn, change in _answers(grader, inputs.groups, drawn_into):
+        for answer, drawn, change in _answers(
+            grader, inputs.groups, output_dir if figures else None
+        ):
             if tables:
                 tables.add(answer, drawn, change)
             texts.append(patient_text(answer, grader.num_training, change))
