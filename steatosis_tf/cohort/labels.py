@@ -127,67 +127,6 @@ def read_table(path: str | Path) -> pd.DataFrame:
 def with_our_names(path: Path) -> pd.DataFrame:
     """A table whose column "Patient ID" is `patient_id`, and whose cells of ours are "" for NA."""
     table, _ = read_spreadsheet(path)
-    if not {"value", "grade"} <= set(table.columns) or table.empty:
-        raise ValueError(
-            f"{path.name}: expected rows with the columns value and grade. Received: columns "
-            f"{', '.join(table.columns.drop([*ADDED]))}; {len(table)} rows."
-        )
-    values = table["value"].str.casefold()
-    wrong = (table["fault"] != "") | values.duplicated() | ~table["grade"].isin(("", *GRADES))
-    if wrong.any():
-        row = table.loc[wrong].iloc[0]
-        raise ValueError(
-            f"{path.name}: expected each value once, with a grade out of {', '.join(GRADES)} or "
-            f"none. Received: value={row['value']!r} grade={row['grade']!r} at row {row['row']}."
-        )
-    return dict(zip(values, table["grade"], strict=True))
-
-
-def read_table(path: str | Path) -> pd.DataFrame:
-    """Read labels with every cell as stripped text and its line number in column `row`.
-
-    Args:
-        path: CSV (comma, semicolon or tab, byte order mark, Windows and Unix line ends), or a
-            folder of frames, laid out as `<grade>/<patient_id>/<frame>`.
-
-    Returns:
-        the table, `row` counted as a spreadsheet counts (header = 1), `fault` "" or what is wrong
-        with the cells of the row, "" for an empty cell (in our columns also for NA, n/a, NaN),
-        with the columns `grade` (str) and `fat_percent` (str) added where absent.
-
-    Raises:
-        ValueError: if `read_spreadsheet` cannot read it, if it lacks `path` or `patient_id`, has
-            one of the reserved names or two headings for the same, or if a folder is laid out in
-            another way.
-    """
-    path = Path(path)
-    table = _table_of_folder(path) if path.is_dir() else with_our_names(path)
-    _check_columns(path.name, list(table.columns.drop([*ADDED])))
-    if table.empty:
-        raise ValueError(f"{path.name}: expected one row per frame. Received: a header only.")
-    for name in ("grade", "fat_percent"):
-        if name not in table.columns:
-            table[name] = ""
-    # A table written on Windows names its frames with backslashes, others begin with "./": one
-    # spelling per file, or a copy of a row would pass as another frame.
-    table["path"] = [
-        posixpath.normpath(name) if name else "" for name in table["path"].str.replace("\\", "/")
-    ]
-    return table
-
-
-def with_our_names(path: Path) -> pd.DataFrame:
-    """A table whose column "Patient ID" is `patient_id`, and whose cells of ours are "" for NA.
-
-    Raises:
-        ValueError: as `read_spreadsheet`, or if two columns mean the same.
-
-    Example:
-        >>> _ = Path("typed.csv").write_text("Path;Patient ID;Site" + chr(10) + "a.png;P1;N/A")
-        >>> with_our_names(Path("typed.csv"))[["path", "patient_id"]].iloc[0].tolist()
-        ['a.png', 'P1']
-    """
-    table, _ = read_spreadsheet(path)
     names = {column: re.sub(r"[\s-]+", "_", column.casefold()) for column in table.columns}
     names = {column: plain for column, plain in names.items() if plain in _NAMES}
     twice = [column for column, plain in names.items() if [*names.values()].count(plain) > 1]
