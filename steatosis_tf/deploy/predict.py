@@ -46,7 +46,6 @@ MAX_SUM_DIFFERENCE = 1e-3
 
 # Names of files passed over that are printed.
 _SHOWN = 5
-_COUNTS = ("patients", "frames", *get_args(Kind), "passed_over")
 _SHOWN_LETTERS = 200  # of what a model says of itself
 _KINDS = "a bundle, an ONNX file or a run directory"
 _AGAIN = "Copy it again whole, or export it again with `steatosis export RUN_DIR`."
@@ -264,25 +263,21 @@ def predict(
     if figures and output_dir is None:
         raise ValueError("Expected --output DIR with --figures. Received: no folder to draw into.")
     grader = open_model(model)
-    given = [str(path) for path in paths]
     texts: list[str] = []
     patients: list[dict[str, Any]] = []
-    counted: Counter[str] = Counter()
     with ExitStack() as stack:
         inputs = stack.enter_context(open_inputs(paths, by_folder=by_folder))
         tables = None
         if output_dir is not None:
-            tables = stack.enter_context(AnswerTables(output_dir, grader, given).opened())
-        for answer, drawn, change in _answers(
-            grader, inputs.groups, output_dir if figures else None
-        ):
+            made = AnswerTables(output_dir, grader, list(map(str, paths)))
+            tables = stack.enter_context(made.opened())
+        drawn_into = output_dir if figures else None
+        for answer, drawn, change in _answers(grader, inputs.groups, drawn_into):
             if tables:
                 tables.add(answer, drawn, change)
             texts.append(patient_text(answer, grader.num_training, change))
             patients.append(values_of(answer, change))
-            counted.update({"patients": 1, "frames": answer.num_frames, answer.kind: 1})
-        counted["passed_over"] = len(inputs.passed_over)
-        counts = {name: counted[name] for name in _COUNTS}
+        counts = _counts(patients, len(inputs.passed_over))
         if tables:
             tables.finish(inputs.passed_over, counts)
     return Predicted(
@@ -290,6 +285,16 @@ def predict(
         tuple(patients), None if output_dir is None else str(output_dir),
         _ALONE if inputs.are_single_pictures and len(texts) > 1 else "",
     )  # fmt: skip
+
+
+def _counts(patients: Sequence[dict[str, Any]], num_passed_over: int) -> dict[str, int]:
+    kinds = Counter(one["kind"] for one in patients)
+    return {
+        "patients": len(patients),
+        "frames": sum(one["num_frames"] for one in patients),
+        **{kind: kinds[kind] for kind in get_args(Kind)},
+        "passed_over": num_passed_over,
+    }
 
 
 def _answers(
