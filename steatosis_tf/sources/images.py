@@ -1,12 +1,14 @@
 """Frames from image files in a folder."""
 
 import io
+import struct
+import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import ExifTags, Image
 
 from steatosis_tf.files import open_regular, replacing
 from steatosis_tf.sources.rejection import Rejection
@@ -30,6 +32,10 @@ _MIN_GREY_SHARE = 0.2
 # So many zero bytes hold a whole block of 63 coefficients whatever the code table says.
 _HOLE = bytes(64)
 _END_OF_BLOCK = 0
+# EXIF orientation -> quarter turns to the left, and whether left and right change places then.
+_TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True),
+          6: (3, False), 7: (1, True), 8: (1, False)}  # fmt: skip
+_MAX_EXIF_AT = 1 << 16
 _SEQUENTIAL = (0xC0, 0xC1)  # markers of frames whose blocks are whole, not sent by and by
 
 
@@ -40,7 +46,8 @@ def read_frame(path: str | Path) -> np.ndarray:
         path: PNG, JPEG, BMP or TIFF file; the name may hold any Unicode character.
 
     Returns:
-        `(height, width)` or `(height, width, 3)` RGB, uint8, 0 to 255, as stored in the file.
+        `(height, width)` or `(height, width, 3)` RGB, uint8, 0 to 255, as stored in the file;
+        the JPEG of a phone upright, as its EXIF orientation says.
 
     Raises:
         Rejection: if the file is missing, no regular file, empty, not an image, truncated,
@@ -75,7 +82,7 @@ def decode_frame(data: bytes) -> np.ndarray:
     if not data:
         raise Rejection("empty_frame_file")
     if data.startswith(b"\xff\xd8"):
-        return decode_jpeg(data)
+        return _upright(decode_jpeg(data), data)
     if data.startswith(b"\x89PNG") and not _is_whole_png(data):
         raise Rejection("cut_png")
     check_sides(*_stated_size(data))
@@ -130,6 +137,24 @@ def decode_jpeg(data: bytes) -> np.ndarray:
     except ValueError as error:
         raise Rejection("damaged_jpeg", why=error) from error
     return frame[:, :, 0] if frame.shape[2] == 1 else frame
+
+
+def _upright(frame: np.ndarray, data: bytes) -> np.ndarray:
+    """A JPEG turned as viewers show it; no scanner's export asks for that."""
+    if b"Exif\0\0" not in data[:_MAX_EXIF_AT]:
+        return frame
+    try:
+        # Damaged entries make it warn.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(data), formats=("JPEG",)) as image,
+        ):
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except (OSError, ValueError, SyntaxError, OverflowError, KeyError, struct.error):
+        return frame
+    turns, is_mirrored = _TURNS.get(orientation, (0, False))
+    turned = np.rot90(frame, turns)
+    return np.ascontiguousarray(turned[:, ::-1] if is_mirrored else turned)
 
 
 def _has_hole(data: bytes) -> bool:

@@ -10,7 +10,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from steatosis_tf.sources.images import IMAGE_SUFFIXES, read_frame, to_grey
 
@@ -41,6 +41,28 @@ def test_jpeg_is_read(tmp_path, suffix):
     frame = read_frame(_write(tmp_path / f"a{suffix}", ramp, [cv2.IMWRITE_JPEG_QUALITY, 95]))
     assert frame.shape == (48, 64)
     assert np.abs(frame.astype(int) - ramp).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_jpeg_of_a_phone_stands_upright(tmp_path, orientation):
+    rows, columns = np.mgrid[:48, :64]
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / "a.jpg"
+    Image.fromarray((rows * 4 + columns).astype(np.uint8)).save(path, quality=95, exif=exif)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image)).astype(int)
+    frame = read_frame(path)
+    assert frame.shape == expected.shape
+    assert np.abs(frame - expected).max() <= 3
+
+
+def test_damaged_exif_leaves_a_jpeg_as_it_is(tmp_path, recwarn):
+    path = tmp_path / "a.jpg"
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x09" + bytes(range(60))
+    Image.fromarray(np.zeros((48, 64), np.uint8)).save(path, exif=exif)
+    assert read_frame(path).shape == (48, 64)
+    assert not recwarn.list
 
 
 def test_every_suffix_named_is_tested():
