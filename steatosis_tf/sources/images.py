@@ -149,7 +149,7 @@ def _upright(frame: np.ndarray, data: bytes) -> np.ndarray:
             warnings.catch_warnings(action="ignore"),
             Image.open(io.BytesIO(data), formats=("JPEG",)) as image,
         ):
-            orientation = image.getexif().get(ExifTags.Base.Orientation)
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (OSError, ValueError, SyntaxError, OverflowError, KeyError, struct.error):
         return frame
     turns, is_mirrored = _TURNS.get(orientation, (0, False))
