@@ -39,7 +39,7 @@ from steatosis_tf.cohort.labels import (
 )
 from steatosis_tf.cohort.rejected import read_rejected
 from steatosis_tf.files import check_output
-from steatosis_tf.grades import GRADES
+from steatosis_tf.grades import GRADES, grade_from_fat_percent
 from steatosis_tf.sources.images import read_frame
 from steatosis_tf.sources.pseudonym import OUTPUT_MARK
 from steatosis_tf.sources.rejection import KINDS, Rejection
@@ -203,8 +203,9 @@ def read_manifest(path: str | Path, *, for_review: bool = False) -> pd.DataFrame
 
     Raises:
         ValueError: if the file is missing, is not a manifest, holds a frame twice, or a cell
-            that is no grade, patient or number, with the row; if a person has decided about a
-            frame and its pixels have changed since; if the store is damaged.
+            that is no grade, patient or number, or a grade at odds with fat, with the row; if a
+            person has decided about a frame and its pixels have changed since; if the store is
+            damaged.
     """
     table = _parsed(Path(path))
     return _decided(table, Path(path), read_entries(path), for_review=for_review)
@@ -243,6 +244,7 @@ def _parsed(path: Path) -> pd.DataFrame:
     for name in ("fat_percent", "roi_quality", MARKS_COLUMN, SCALE_COLUMN, *ROI_COLUMNS):
         if name in table.columns:
             table[name] = _numbers(path.name, table, name)
+    _check_fat(path.name, table)
     return table
 
 
@@ -378,6 +380,15 @@ def _check_cells(
             f"{table[column].iloc[first]!r} at row {first + 2}. Correct the cell, or make the "
             "manifest again."
         )
+
+
+def _check_fat(file_name: str, table: pd.DataFrame) -> None:
+    """A cell that was changed by hand after the manifest was made is not believed."""
+    fat = table["fat_percent"]
+    _check_cells(file_name, table, "fat_percent", fat.isna() | fat.between(0, 100), "0 to 100")
+    named = {value: grade_from_fat_percent(value) for value in fat.dropna().unique()}
+    agrees = fat.isna() | (table["grade"] == "") | (table["grade"] == fat.map(named))
+    _check_cells(file_name, table, "grade", agrees, "that of fat_percent")
 
 
 def _numbers(file_name: str, table: pd.DataFrame, column: str) -> pd.Series:

@@ -270,3 +270,12 @@ def test_a_named_pipe_instead_of_labels_is_refused_at_once(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1
     assert "path='labels.csv' (not a regular file)" in done.stderr
+
+
+@pytest.mark.parametrize(("grade", "fat"), [("Severe", "12.0"), ("Mild", "250.0")])
+def test_a_grade_or_fat_changed_by_hand_is_refused(study, tmp_path, grade, fat):
+    path = tmp_path / "manifest.csv"
+    build_manifest(study("path,patient_id,fat_percent\na.png,P1,12\n", ["a.png"]), path)
+    path.write_text(path.read_text().replace("Mild,12.0", f"{grade},{fat}"))
+    with pytest.raises(ValueError, match=r"expected (grade|fat_percent) to be .* at row 2"):
+        read_manifest(path)

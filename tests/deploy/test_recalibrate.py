@@ -14,6 +14,7 @@ from steatosis_tf.cohort.manifest import build_manifest
 from steatosis_tf.deploy.bundle import find_faults, open_bundle
 from steatosis_tf.deploy.bundle_network import join_rule, taps_of
 from steatosis_tf.deploy.recalibrate import recalibrate
+from steatosis_tf.grades import grade_from_fat_percent
 from steatosis_tf.sources.phantom.study import simulate_patient
 
 # Louder, steeper over depth, and harder in contrast than any scanner of the training phantoms.
@@ -135,8 +136,9 @@ def test_too_little_is_refused_in_one_line(
 
 def test_a_score_that_falls_with_fat_is_refused(phantom_bundle, study, tmp_path):
     table = pd.read_csv(study, dtype=str, keep_default_na=False)
-    turned = (100 - table["fat_percent"].astype(float)).astype(str)
-    manifest = _few(study, tmp_path, 20, fat_percent=turned)
+    turned = 100 - table["fat_percent"].astype(float)
+    grades = turned.map(grade_from_fat_percent)
+    manifest = _few(study, tmp_path, 20, fat_percent=turned, grade=grades)
     with pytest.raises(ValueError, match="rises with the local patients' fat"):
         recalibrate(phantom_bundle, manifest, tmp_path / "new")
 

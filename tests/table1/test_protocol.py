@@ -111,7 +111,7 @@ def test_a_moved_manifest_is_the_same_study(small_study: Study, study_folder: Pa
     assert moved.read_bytes() != (study_folder / "manifest.csv").read_bytes()
     again = load_study(moved, study_folder / "runs", small_study.config)
     assert again.fingerprint == small_study.fingerprint
-    regraded = table.assign(fat_percent=table["fat_percent"] + 1)
+    regraded = table.assign(fat_percent=table["fat_percent"] + 0.001)
     write_manifest(regraded, study_folder / "regraded.csv")
     other = load_study(study_folder / "regraded.csv", study_folder / "runs", small_study.config)
     assert other.fingerprint != small_study.fingerprint
