@@ -7,8 +7,10 @@ to fail (Normal P and F1, Mild P, Moderate P, Severe R; macro P, weighted P, wei
 """
 
 import copy
+import json
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +76,14 @@ def test_source_paper_has_exactly_the_known_eleven_faults():
     assert "0.945 only if the missing 3 count as wrong (945 of 1000)" in str(findings["accuracy"])
     assert "0.97 only over the printed support, 204 of 210" in findings["Severe recall"].reason
     assert findings["Normal precision"].recomputed == "0.9749"  # 272 / 279
+
+
+def test_the_example_of_the_documents_agrees_and_a_slip_in_it_is_found():
+    text = Path("docs/evaluation.md").read_text(encoding="utf-8")
+    table = json.loads(text.split("```json")[1].split("```")[0])
+    assert check_tables(table) == []
+    table["per_class"]["Fatty"][1] = 0.9
+    assert len(check_tables(table)) > 0
 
 
 def test_corrected_tables_agree():
