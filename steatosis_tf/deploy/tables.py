@@ -298,7 +298,8 @@ def _refuse_other_makers(path: Path) -> None:
         return
     with path.open(encoding="utf-8", errors="replace") as file:
         start = file.read(200)
-    if not start.startswith((f"{_FIRST_COLUMN},", '{\n  "steatosis_tf"')):
+    # Empty is what a call leaves that was killed at its start.
+    if start and not start.startswith((f"{_FIRST_COLUMN},", '{\n  "steatosis_tf"')):
         raise ValueError(
             f"Expected to replace answers of an earlier call, or no file. Received: {path.name!r}, "
             "which is none. Give --output another folder."

@@ -107,3 +107,10 @@ def test_onnxruntime_of_node_gives_the_outputs_of_the_network(phantom_bundle, tm
     assert set(found) == set(OUTPUTS)
     for name, (shape, values) in found.items():
         np.testing.assert_allclose(np.reshape(values, shape), stored[name], atol=MAX_DIFFERENCE)
+
+
+def test_a_folder_that_is_no_run_is_called_none(tmp_path, capsys):
+    (tmp_path / "frames").mkdir()
+    assert cli.main(["export", str(tmp_path / "frames"), "--output", str(tmp_path / "b")]) == 1
+    assert "Received: 'frames', which is none." in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()

@@ -230,6 +230,8 @@ def test_other_files_in_the_output_folder_stay(model_path, frames, tmp_path):
     with pytest.raises(ValueError, match=r"earlier call.*'frames\.csv'"):
         predict([frames], model=model_path, output_dir=tmp_path)
     assert (tmp_path / "frames.csv").read_text() == "path,grade\n"
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "patients.csv").touch()  # of a call that was killed at its start
     for _ in range(2):  # its own answers are replaced
         predict([frames], model=model_path, output_dir=tmp_path / "again")
 
