@@ -212,7 +212,7 @@ def export_bundle(run_dir: str | Path, folder: str | Path, *, leak_hashes: bool 
     run_dir, folder = Path(run_dir), Path(folder)
     refuse_unfinished(run_dir)
     source = run_dir / "bundle"
-    if not is_bundle(source) and not (run_dir / "config.json").is_file():
+    if not any((run_dir / name).exists() for name in ("config.json", "model.keras", "bundle")):
         raise ValueError(
             f"Expected a run, runs/RECIPE/RUN_ID. Received: {run_dir.name!r}, which is none."
         )
