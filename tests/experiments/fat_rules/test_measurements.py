@@ -12,7 +12,7 @@ from experiments.fat_rules.measurements import MEASURED_COLUMNS, measure_study
 from steatosis_tf import cli
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.grades import NOTICE
-from steatosis_tf.quantitative.measure import UNITS
+from steatosis_tf.quantitative.measure import NAMES, UNITS
 from steatosis_tf.roi.views import Rectangle
 from steatosis_tf.sources.phantom.study import simulate_patient
 
@@ -81,7 +81,7 @@ def test_verb_prints_for_programs_and_for_people(study, tmp_path, capsys):
     text = capsys.readouterr().out
     assert NOTICE in text
     assert "assumed" not in text
-    assert all(name.replace("_", " ") in text for name in UNITS)
+    assert all(NAMES[name] in text for name in UNITS)
 
 
 def test_verb_says_what_is_wrong(tmp_path, capsys):
