@@ -67,7 +67,7 @@ def add_legend(axes: Axes, location: Any = "best", *, below: bool = False) -> No
 
     `below` sets it under the x label, in two columns, where curves may go anywhere.
     """
-    place = {"bbox_to_anchor": (0.45, -0.11), "ncols": 2, "columnspacing": 1.2} if below else {}
+    place = {"bbox_to_anchor": (0.45, -0.14), "ncols": 2, "columnspacing": 1.2} if below else {}
     axes.legend(
         loc=location, fontsize=_FONT_SIZE - 1, framealpha=0.92, edgecolor="none",
         handlelength=3.2, **place,
