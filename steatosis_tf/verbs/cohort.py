@@ -3,6 +3,7 @@
 import dataclasses
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from steatosis_tf.verbs.common import OutputCsv, Result, add_settings_argument, plain
@@ -43,11 +44,11 @@ def manifest(args: Namespace) -> Result:
             f"\n{summary.num_rejected_before} files or frames rejected by ingest, listed there too"
         )
     if summary.patients_per_grade:
-        text += f"\nnow: steatosis train {args.output}"
+        text += f"\nnow: steatosis train {quote(str(args.output))}"
     else:
         text += (
-            f"\nnow: steatosis review {args.output} --grade, or this again with --grades CSV or "
-            "with the column of grades named grade, that of fat named fat_percent"
+            f"\nnow: steatosis review {quote(str(args.output))} --grade, or this again "
+            "with --grades CSV or with columns named grade or fat_percent"
         )
     return Result(dataclasses.asdict(summary), text)
 
@@ -105,7 +106,7 @@ def split(args: Namespace) -> Result:
     counts = {str(k): int(v) for k, v in patients["split"].value_counts().items()}
     values = {"kind": kind, "patients": counts}
     lines = [said, *(f"{name:14}{count:6} patients" for name, count in counts.items())]
-    return Result(values, "\n".join([*lines, f"now: steatosis train {args.manifest}"]))
+    return Result(values, "\n".join([*lines, f"now: steatosis train {quote(str(args.manifest))}"]))
 
 
 def _split_arguments(parser: ArgumentParser) -> None:
@@ -142,7 +143,7 @@ def consensus(args: Namespace) -> Result:
             f"{summary.num_pending} patients wait in {summary.adjudicate_path}: fill its column "
             "adjudicated and run this again. Until then they are not used."
         )
-    lines.append(f"now: steatosis manifest {args.output} --output manifest.csv")
+    lines.append(f"now: steatosis manifest {quote(str(args.output))} --output manifest.csv")
     return Result(plain(summary), "\n".join(lines))
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from steatosis_tf.environment import load_tensorflow
@@ -64,7 +65,8 @@ def report(args: Namespace) -> Result:
         lines = [f"  {key}: {text}" for key, text in STUDY_KEYS.items()]
         lines = [f"{study}: fill in what you can state", *lines]
         return Result(
-            {"study": str(study)}, "\n".join([*lines, f"now: steatosis report {args.run_dir}"])
+            {"study": str(study)},
+            "\n".join([*lines, f"now: steatosis report {quote(str(args.run_dir))}"]),
         )
     if args.log:
         load_tensorflow()
@@ -128,7 +130,9 @@ def robustness(args: Namespace) -> Result:
 
     with renewing_sums(args.run_dir):
         path = write_robustness(args.run_dir, probabilities, num_resamples=args.resamples)
-    return Result({"robustness": str(path)}, f"{path}\nnow: steatosis report {args.run_dir}")
+    return Result(
+        {"robustness": str(path)}, f"{path}\nnow: steatosis report {quote(str(args.run_dir))}"
+    )
 
 
 def check_tables(args: Namespace) -> Result:

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from steatosis_tf.environment import load_tensorflow
@@ -34,7 +35,7 @@ def evaluate(args: Namespace) -> Result:
     refuse_unfinished(args.run_dir)
     with renewing_sums(args.run_dir):
         metrics = evaluate_run(args.run_dir)
-    text = f"{metrics_text([metrics])}\nnow: steatosis report {args.run_dir}"
+    text = f"{metrics_text([metrics])}\nnow: steatosis report {quote(str(args.run_dir))}"
     return Result(metrics, text)
 
 
@@ -44,7 +45,7 @@ def export(args: Namespace) -> Result:
     Example:
         steatosis export runs/joint/RUN_ID --output bundle
     """
-    now = f"now: steatosis predict FRAMES --model {args.output}"
+    now = f"now: steatosis predict FRAMES --model {quote(str(args.output))}"
     if not isinstance(args.output, OutputOnnx):
         from steatosis_tf.deploy.bundle_write import export_bundle
 
@@ -147,7 +148,7 @@ def recalibrate(args: Namespace) -> Result:
 
     says = fit_locally(args.model, args.manifest, args.output)
     text = f"{_recalibration_text(says, ENOUGH_PATIENTS)}\nmodel: {args.output}"
-    text += f"\nnow: steatosis predict FRAMES --model {args.output}"
+    text += f"\nnow: steatosis predict FRAMES --model {quote(str(args.output))}"
     return Result(says | {"model": args.output, "notice": NOTICE}, text)
 
 

@@ -47,6 +47,12 @@ def test_ids_that_a_spreadsheet_has_shortened_are_no_patient(study, tmp_path):
     assert list(read_manifest(tmp_path / "manifest.csv")["patient_id"]) == ["7.5"]
 
 
+def test_the_next_command_can_be_copied(study, tmp_path, capsys):
+    labels = study("path,patient_id,grade\na.png,P1,0\n", FOUR[:1])
+    assert main(["manifest", str(labels), "--output", str(tmp_path / "my study.csv")]) == 0
+    assert f"now: steatosis train '{tmp_path}/my study.csv'" in capsys.readouterr().out
+
+
 def test_two_columns_that_may_hold_the_grade_are_asked_back(study, tmp_path):
     labels = study("path,patient_id,grade,Grade\na.png,P1,0,3\n", FOUR[:1])
     with pytest.raises(ValueError, match=r"Received: grade, Grade\. Rename"):
