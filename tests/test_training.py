@@ -171,7 +171,7 @@ def test_a_float16_store_has_half_the_size_and_gives_nearly_the_same_scores(
     stores, sizes = [], []
     for dtype in ("float32", "float16"):
         config = Config(
-            model=ModelConfig(weights="random"),
+            model=ModelConfig(backbone="efficientnet_lite0", weights="random"),
             train=dataclasses.replace(_TRAIN, store_dtype=dtype),
         )
         with tracking.start_run("store", dtype):

@@ -138,7 +138,7 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=OutputDir, default="demo", metavar="DIR", help="folder to write into"
     )
-    parser.add_argument("--patients", type=int, default=60, metavar="N", help="to simulate")
+    parser.add_argument("--patients", type=int, default=40, metavar="N", help="to simulate")
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
