@@ -397,18 +397,17 @@ ADDED = ("row", "fault")
 
 
 def read_spreadsheet(path: str | Path) -> tuple[pd.DataFrame, str]:
-    """Read a CSV with every cell as stripped text.
+    """Read a CSV with every cell as stripped text; blank rows are left out.
 
-    Comma, semicolon and tab, byte order mark, Windows and Unix line ends are all accepted.
-    Blank rows are left out.
+    Comma, semicolon and tab, UTF-8 and (as Excel's "Unicode text") UTF-16, and any line end.
 
     Returns:
         the table with `row` (counted as a spreadsheet counts, header = 1) and `fault` ("" or
         what is wrong with the number of cells) in front, and the separator found.
 
     Raises:
-        ValueError: if the file is missing, empty, not UTF-8, has a quote that is never closed,
-            or has a column twice, without a name, or named `row` or `fault`.
+        ValueError: if the file is missing, empty, of another encoding, has an open quote, or a
+            column twice, without a name, or named `row` or `fault`.
     """
     path = Path(path)
     text = _decoded(path)
@@ -447,8 +446,9 @@ def _decoded(path: Path) -> str:
         ) from error
     if not data.strip():
         raise ValueError(f"{path.name}: expected a CSV with a header. Received: an empty file.")
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path.name}: expected UTF-8 text. Received: byte {data[error.start]:#x} at offset "

@@ -139,8 +139,9 @@ def test_no_good_row_says_so_and_leaves_the_reasons(study, tmp_path):
         b'"path","patient_id","fat_percent"\n" a.png ", P1 ,4.5\n"b.png",P2,40\n',
         b"path,patient_id,fat_percent,,\na.png,P1,4.5,,\nb.png,P2,40,,\n",
         b"\xef\xbb\xbfpath;patient_id;fat_percent\r\n.\\a.png;P1;4,5\r\nb.png;P2;40",
+        "path\tpatient_id\tfat_percent\r\na.png\tP1\t4.5\r\nb.png\tP2\t40\r\n".encode("utf-16"),
     ],
-    ids=["bom", "semicolons", "tabs", "windows", "old mac", "quotes", "trailing", "excel"],
+    ids=["bom", "semicolons", "tabs", "windows", "old mac", "quotes", "trailing", "excel", "utf16"],
 )
 def test_spreadsheet_dialects_give_one_manifest(study, tmp_path, text):
     build_manifest(study(text, TWO), tmp_path / "manifest.csv")
@@ -178,7 +179,7 @@ def test_unicode_names_survive(study, tmp_path):
         (b"path,patient_id,\na.png,P1,Mild\n", "a name over every column"),
         (b'path,patient_id\n"a.png,P1\nb.png,P2\n', "Close the quotes"),
         ("path,patient_id\nä.png,P1\n".encode("latin-1"), "save as 'CSV UTF-8'"),
-        ("path,patient_id\na.png,P1\n".encode("utf-16"), "save as 'CSV UTF-8'"),
+        ("path,patient_id\na.png,P1\n".encode("utf-16")[:-1], "save as 'CSV UTF-8'"),
     ],
 )
 def test_unusable_tables_are_refused_with_the_remedy(study, tmp_path, text, message):
