@@ -138,7 +138,7 @@ class Inputs:
         """Look through a path; what it opens is closed by `stack`.
 
         Raises:
-            ValueError: if a manifest has no `path` and `patient_id`, or an archive is damaged.
+            ValueError: if a manifest has no `path` and `patient_id`.
         """
         path = Path(path)
         if path.suffix.lower() == ".csv" and path.is_file():
@@ -146,7 +146,11 @@ class Inputs:
         elif path.is_dir() or (path.suffix.lower() == ".zip" and path.is_file()):
             from steatosis_tf.sources.dicom.files import Source
 
-            source = stack.enter_context(Source(path))
+            try:
+                source = stack.enter_context(Source(path))
+            except ValueError as error:  # a damaged archive costs nothing but itself
+                self.passed_over.append((path.name, str(error)))
+                return
             for file in source.files:
                 name = file.name.decode("utf-8", "backslashreplace").replace("\0", " ")
                 self.add(name, lambda file=file: source.read(file), path.resolve())  # type: ignore[misc]
@@ -298,7 +302,7 @@ def open_inputs(paths: Iterable[str | Path], *, by_folder: bool = False) -> Iter
         by_folder: images of one folder are one patient's.
 
     Raises:
-        ValueError: if no path exists, there is no frame, or a table or archive cannot be used.
+        ValueError: if no path exists, there is no frame, or a table cannot be used.
     """
     inputs = Inputs(by_folder)
     paths = list(paths)

@@ -194,6 +194,19 @@ def test_a_zip_is_read_where_it_is(model_path, frames, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers", *before]
 
 
+def test_a_damaged_zip_costs_nothing_but_itself(model_path, frames, tmp_path):
+    shutil.make_archive(str(tmp_path / "packed"), "zip", frames)
+    packed = tmp_path / "packed.zip"
+    packed.write_bytes(packed.read_bytes()[:-40])
+    found = predict([packed, frames / "b.png"], model=model_path)
+    assert found.counts["graded"] == 1
+    ((name, reason),) = found.passed_over
+    assert name == "packed.zip"
+    assert "zip archive" in reason
+    with pytest.raises(ValueError, match=r"1 files passed over; packed\.zip: "):
+        predict([packed], model=model_path)
+
+
 def test_a_name_that_is_not_utf8_costs_nothing(model_path, frames, tmp_path):
     shutil.copy(frames / "b.png", os.fsencode(frames) + b"/\xff\xfe.png")
     patients, found = _answers(model_path, [frames], tmp_path)
