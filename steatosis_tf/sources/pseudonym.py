@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 import unicodedata
 from pathlib import Path
 
@@ -42,19 +43,35 @@ def create_key(path: str | Path) -> Path:
                 "Expected a key path outside every ingest output: a key beside the pseudonyms "
                 "undoes them. Received: a path inside an output folder. Choose another folder."
             )
+    # Written whole before it has its name: half a key would be in the way of the next call.
+    handle, name = tempfile.mkstemp(prefix=f".unfinished-{path.stem[:40]}-", dir=path.parent)
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="ascii") as stream:
+            stream.write(f"{KEY_PREFIX}{secrets.token_hex(32)}\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o600)  # a umask of 0777 would have taken the owner's rights too
+        _name_anew(name, path)
     except FileExistsError as error:
         raise ValueError(
             "Expected a path where no file is. Received: an existing file. A replaced key changes "
             "every patient_id; delete the old key by hand if that is meant."
         ) from error
-    with os.fdopen(handle, "w", encoding="ascii") as stream:
-        stream.write(f"{KEY_PREFIX}{secrets.token_hex(32)}\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.chmod(path, 0o600)  # a umask of 0777 would have taken the owner's rights too
+    finally:
+        Path(name).unlink(missing_ok=True)
     return path
+
+
+def _name_anew(name: str, path: Path) -> None:
+    """Give a file its name unless something has it: a rename would replace that."""
+    try:
+        os.link(name, path)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links on this disk, as on most sticks
+        if os.path.lexists(path):
+            raise FileExistsError(path.name) from None
+        os.rename(name, path)
 
 
 def read_key(path: str | Path) -> bytes:

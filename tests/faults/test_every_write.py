@@ -21,12 +21,12 @@ from tests.sources.dicom.made_dicom import write_made
 SHORT = {
     "manifest": ("raw", "manifest phantoms/labels.csv --output manifest.csv"),
     "split": ("manifest", "split manifest.csv --set split.kind=kfold split.folds=2"),
+    "key": ("raw", "key project.key"),
 }
 LONG = {
     "consensus": ("raw", "consensus readings.csv --output labels.csv"),
     "roi": ("manifest", "roi manifest.csv --set roi.method=sector --masks masks"),
-    "phantom": ("raw", "phantom more --patients 2 --frames 1 --seed 4"),
-    "key": ("raw", "key project.key"),
+    "phantom": ("raw", "phantom more --patients 4 --frames 1 --seed 4"),
     "leaks": ("roi", "leaks manifest.csv --drop-copies"),
     "sheet": ("manifest", "roi manifest.csv --set roi.method=sector --sheet all.png"),
     "export-boxes": ("roi", "export-boxes manifest.csv --output boxes.json"),
@@ -79,7 +79,7 @@ def _make(folder: Path, state: str, at) -> None:
         (folder / "export").mkdir()
         for number in (1, 2):
             write_made(folder / "export" / f"{number}.dcm", number=number)
-        _call(folder, LONG["key"][1])
+        _call(folder, SHORT["key"][1])
     else:
         before = {"manifest": "raw", "roi": "manifest", "run": "roi"}[state]
         shutil.copytree(at(before), folder)

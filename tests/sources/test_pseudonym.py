@@ -28,6 +28,18 @@ def test_an_existing_key_is_never_replaced(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_an_existing_key_is_never_replaced_on_a_disk_without_hard_links(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    key = read_key(create_key(tmp_path / "project.key"))
+    with pytest.raises(ValueError, match="an existing file"):
+        create_key(tmp_path / "project.key")
+    assert read_key(tmp_path / "project.key") == key
+    assert [path.name for path in tmp_path.iterdir()] == ["project.key"]
+
+
 def test_no_key_inside_an_output(tmp_path):
     (tmp_path / "ingest.json").write_text("{}")
     (tmp_path / "images").mkdir()
