@@ -29,8 +29,9 @@ from steatosis_tf.files import file_sha256, replacing, write_json
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.backbone import FEATURE_LAYER, backbone_sha256
 
-#: Under so many pictures the reference has computed them before another backend has been tried.
-WORTH_TRYING = 500
+#: Under so many pictures the reference has computed them before another backend has been tried
+#: (docs/speed.md).
+WORTH_TRYING = 200
 
 #: Frames per call. A fixed size lets OpenVINO choose its kernels once.
 BATCH = 16

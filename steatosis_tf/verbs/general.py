@@ -85,10 +85,8 @@ def demo(args: Namespace) -> Result:
     """
     from steatosis_tf.environment import load_tensorflow
 
-    minutes = max(1, round(args.patients / 20))
     print(
-        f"demo: {args.patients} simulated patients, two recipes, about {minutes} minutes on two "
-        "idle cores",
+        f"demo: {args.patients} simulated patients, two recipes, a few minutes on two cores",
         file=sys.stderr,
     )
     load_tensorflow()
