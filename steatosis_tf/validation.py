@@ -6,7 +6,7 @@ No TensorFlow.
 """
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from steatosis_tf.deploy.bundle import Bundle
 from steatosis_tf.deploy.explain import draw_explanations
 from steatosis_tf.deploy.inputs import open_inputs
 from steatosis_tf.deploy.predict import Grader, answer_group, open_model
-from steatosis_tf.deploy.tables import TABLES, AnswerTables
+from steatosis_tf.deploy.tables import TABLES, AnswerTables, count_answers
 from steatosis_tf.evaluation.clinical.prediction_sets import evaluate_conformal
 from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, wilson_interval
 from steatosis_tf.evaluation.metrics.registry import METRICS, metrics_of
@@ -27,7 +27,7 @@ from steatosis_tf.evaluation.report.evaluate import draw_scores
 from steatosis_tf.evaluation.report.report import write_report
 from steatosis_tf.files import check_output, file_sha256, write_json, write_sums
 from steatosis_tf.grades import GRADES, NOTICE, SCORE_COLUMNS
-from steatosis_tf.model.answer import Kind, PatientAnswer
+from steatosis_tf.model.answer import PatientAnswer
 
 #: What says how patients were ordered, whatever the scale of the score.
 SPEARMAN = "ordinal.spearman_fat"
@@ -92,6 +92,10 @@ def validate(
     write_report(folder, num_resamples=num_resamples)
     write_sums(folder)
     return found
+
+
+def _counts(answers: list[PatientAnswer]) -> dict[str, int]:
+    return count_answers((answer.kind, answer.num_frames) for answer in answers)
 
 
 def _write_graded(graded: pd.DataFrame, grader: Grader, folder: Path) -> None:
@@ -182,12 +186,6 @@ def _answers(
                 found.append(answer)
         tables.finish(inputs.passed_over, _counts(found))
     return found
-
-
-def _counts(answers: list[PatientAnswer]) -> dict[str, int]:
-    kinds = [answer.kind for answer in answers]
-    counts = {"patients": len(answers), "frames": sum(one.num_frames for one in answers)}
-    return counts | {kind: kinds.count(kind) for kind in get_args(Kind)}
 
 
 def _scored(grader: Grader, answers: list[PatientAnswer], patients: pd.DataFrame) -> pd.DataFrame:

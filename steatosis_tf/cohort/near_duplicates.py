@@ -167,12 +167,12 @@ def near_pairs(
     found: list[tuple[int, int, int]] = []
     for top in range(0, len(rows), _BLOCK):
         above = [_signs(half[top : top + _BLOCK]) for half in halves]
+        above += [_mirrored(half) for half in above]
         for left in range(top, len(rows), _BLOCK):
-            beside = [_signs(half[left : left + _BLOCK]) for half in halves]
+            beside = 2 * [_signs(half[left : left + _BLOCK]) for half in halves]
             product = above[0] @ beside[0].T
-            np.maximum(product, above[1] @ beside[1].T, out=product)
-            for upper_half, half in zip(above, beside, strict=True):
-                np.maximum(product, upper_half @ _mirrored(half).T, out=product)
+            for upper_half, half in zip(above[1:], beside[1:], strict=True):
+                np.maximum(product, upper_half @ half.T, out=product)
             if product.max() < least:
                 continue
             upper, lower = np.nonzero(product >= least)

@@ -4,13 +4,12 @@ import hashlib
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
@@ -29,10 +28,17 @@ from steatosis_tf.deploy.onnx_file import (
     open_network,
     run_network,
 )
-from steatosis_tf.deploy.tables import AnswerTables, Visits, on_one_line, patient_text, values_of
+from steatosis_tf.deploy.tables import (
+    AnswerTables,
+    Visits,
+    count_answers,
+    on_one_line,
+    patient_text,
+    values_of,
+)
 from steatosis_tf.files import open_regular
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
-from steatosis_tf.model.answer import REASONS, FrameAnswer, Kind, PatientAnswer
+from steatosis_tf.model.answer import REASONS, FrameAnswer, PatientAnswer
 from steatosis_tf.quantitative.display import Display
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.roi.views import input_shape, model_input
@@ -273,11 +279,12 @@ def predict(
             tables = stack.enter_context(made.opened())
         drawn_into = output_dir if figures else None
         for answer, drawn, change in _answers(grader, inputs.groups, drawn_into):
-            if tables:
-                tables.add(answer, drawn, change)
             texts.append(patient_text(answer, grader.num_training, change))
-            patients.append(values_of(answer, change))
-        counts = _counts(patients, len(inputs.passed_over))
+            patients.append(
+                tables.add(answer, drawn, change) if tables else values_of(answer, change)
+            )
+        counts = count_answers((one["kind"], one["num_frames"]) for one in patients)
+        counts["passed_over"] = len(inputs.passed_over)
         if tables:
             tables.finish(inputs.passed_over, counts)
     return Predicted(
@@ -285,16 +292,6 @@ def predict(
         tuple(patients), None if output_dir is None else str(output_dir),
         _ALONE if inputs.are_single_pictures and len(texts) > 1 else "",
     )  # fmt: skip
-
-
-def _counts(patients: Sequence[dict[str, Any]], num_passed_over: int) -> dict[str, int]:
-    kinds = Counter(one["kind"] for one in patients)
-    return {
-        "patients": len(patients),
-        "frames": sum(one["num_frames"] for one in patients),
-        **{kind: kinds[kind] for kind in get_args(Kind)},
-        "passed_over": num_passed_over,
-    }
 
 
 def _answers(

@@ -5,9 +5,9 @@ import csv
 import math
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, get_args
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ import onnxruntime
 from steatosis_tf import __version__
 from steatosis_tf.files import as_cell, check_output, sync_folder, write_json
 from steatosis_tf.grades import GRADES, NOTICE, SCORE_COLUMNS, grade_from_fat_percent
-from steatosis_tf.model.answer import PatientAnswer, plain_answer
+from steatosis_tf.model.answer import Kind, PatientAnswer, plain_answer
 from steatosis_tf.quantitative.measure import NAMES
 
 if TYPE_CHECKING:
@@ -77,18 +77,24 @@ class AnswerTables:
             yield self
         sync_folder(self.folder)
 
-    def add(self, answer: PatientAnswer, figures: Sequence[str] = (), change: str = "") -> None:
+    def add(
+        self, answer: PatientAnswer, figures: Sequence[str] = (), change: str = ""
+    ) -> dict[str, Any]:
         """Write a patient and its frames.
 
         Args:
             answer: of the patient.
             figures: file name of each frame's figure, or "".
             change: of `Visits.add`.
+
+        Returns:
+            the patient as `predictions.json` will have it.
         """
         patients, frames = self._tables
         _append(patients, [self._patient_row(answer, change)])
         _append(frames, self._frame_rows(answer, figures))
         self._answers.append(values_of(answer, change))
+        return self._answers[-1]
 
     def finish(self, passed_over: Sequence[tuple[str, str]], counts: dict[str, int]) -> None:
         """Write `predictions.json`."""
@@ -207,6 +213,24 @@ def values_of(answer: PatientAnswer, change: str = "") -> dict[str, Any]:
     for frame in values["frames"]:
         del frame["sector"], frame["liver"]
     return values
+
+
+def count_answers(patients: Iterable[tuple[Kind, int]]) -> dict[str, int]:
+    """Patients, their frames, and patients by kind of answer.
+
+    Args:
+        patients: kind of answer and number of frames of each.
+
+    Example:
+        >>> count_answers([("graded", 3), ("unable", 1)])
+        {'patients': 2, 'frames': 4, 'graded': 1, 'score_only': 0, 'unable': 1}
+    """
+    counts = {"patients": 0, "frames": 0, **dict.fromkeys(get_args(Kind), 0)}
+    for kind, num_frames in patients:
+        counts["patients"] += 1
+        counts["frames"] += num_frames
+        counts[kind] += 1
+    return counts
 
 
 def on_one_line(name: str) -> str:
