@@ -234,7 +234,7 @@ class Predicted:
 
 
 def predict(
-    paths: Sequence[str | Path],
+    paths: str | Path | Iterable[str | Path],
     *,
     model: str | Path | None = None,
     output_dir: str | Path | None = None,
@@ -244,7 +244,7 @@ def predict(
     """Answer the patients of paths.
 
     Args:
-        paths: as of `inputs.open_inputs`.
+        paths: as of `inputs.open_inputs`, or one of them.
         model: as of `open_model`.
         output_dir: gets `patients.csv`, `frames.csv` as patients are answered, and
             `predictions.json` at the end.
@@ -265,6 +265,8 @@ def predict(
         >>> counts["patients"], counts["graded"]
         (4, 0)
     """
+    # Of a text the letters would be paths, "/" among them.
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     refuse_models(paths)
     if figures and output_dir is None:
         raise ValueError("Expected --output DIR with --figures. Received: no folder to draw into.")
@@ -275,8 +277,7 @@ def predict(
         inputs = stack.enter_context(open_inputs(paths, by_folder=by_folder))
         tables = None
         if output_dir is not None:
-            made = AnswerTables(output_dir, grader, list(map(str, paths)))
-            tables = stack.enter_context(made.opened())
+            tables = stack.enter_context(AnswerTables(output_dir, grader, paths).opened())
         drawn_into = output_dir if figures else None
         for answer, drawn, change in _answers(grader, inputs.groups, drawn_into):
             texts.append(patient_text(answer, grader.num_training, change))

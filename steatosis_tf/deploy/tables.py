@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, get_args
 import cv2
 import numpy as np
 import onnxruntime
+from filelock import FileLock, Timeout
 
 from steatosis_tf import __version__
 from steatosis_tf.files import as_cell, check_output, sync_folder, write_json
@@ -46,10 +47,11 @@ class AnswerTables:
         inputs: paths that are read.
 
     Raises:
-        ValueError: if a file there is an input, or a table of another making.
+        ValueError: if a file there is an input, or a table of another making, or if another call
+            writes there.
     """
 
-    def __init__(self, folder: str | Path, grader: "Grader", inputs: Sequence[str]) -> None:
+    def __init__(self, folder: str | Path, grader: "Grader", inputs: Sequence[str | Path]) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._grader = grader
@@ -58,6 +60,15 @@ class AnswerTables:
         for name in (*TABLES, SUMMARY):
             check_output(self.folder / name, inputs)
             _refuse_other_makers(self.folder / name)
+        self._lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            self._lock.acquire()  # before anything of the call before goes
+        except Timeout as error:
+            raise ValueError(
+                "Expected an output folder for each call. Received: "
+                f"{self.folder.name!r}, into which another call is writing. Wait for its end, or "
+                "give --output another folder."
+            ) from error
         if (self.folder / TABLES[0]).is_file():  # figures there are of the answers that go now
             for pattern in ("[0-9]*_[0-9]*.png", "trend_[0-9]*.png"):
                 for old in (self.folder / "figures").glob(pattern):
@@ -68,6 +79,7 @@ class AnswerTables:
     def opened(self) -> Iterator["AnswerTables"]:
         """While it is open, `add` writes."""
         with contextlib.ExitStack() as stack:
+            stack.callback(self._lock.release)
             self._tables = [
                 stack.enter_context((self.folder / name).open("w", encoding="utf-8", newline=""))
                 for name in TABLES

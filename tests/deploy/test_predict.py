@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from steatosis_tf import cli
@@ -247,6 +248,23 @@ def test_other_files_in_the_output_folder_stay(model_path, frames, tmp_path):
     (tmp_path / "again" / "patients.csv").touch()  # of a call that was killed at its start
     for _ in range(2):  # its own answers are replaced
         predict([frames], model=model_path, output_dir=tmp_path / "again")
+
+
+def test_two_calls_do_not_write_into_one_folder(model_path, frames, tmp_path):
+    folder = tmp_path / "out"
+    predict([frames], model=model_path, output_dir=folder)
+    before = {name: (folder / name).read_bytes() for name in (*TABLES, "predictions.json")}
+    with FileLock(folder / ".lock"), pytest.raises(ValueError, match=r"'out', into which another"):
+        predict([frames / "b.png"], model=model_path, output_dir=folder)
+    assert before == {name: (folder / name).read_bytes() for name in before}
+    predict([frames / "b.png"], model=model_path, output_dir=folder)  # the lock is free again
+
+
+def test_one_path_is_one_path_not_its_letters(model_path, frames, monkeypatch):
+    """A text is a sequence of letters, among them "/" and ".": whole folders."""
+    monkeypatch.chdir(frames)
+    for given in ("b.png", frames / "b.png", iter(["b.png"])):
+        assert predict(given, model=model_path).counts["patients"] == 1
 
 
 def test_figures_need_a_folder(model_path, frames):

@@ -259,6 +259,11 @@ def test_wrong_arrays_are_named():
         find_sector(np.zeros((480, 640)))
     with pytest.raises(ValueError, match=r"shape=\(480, 640, 4, 1\)"):
         find_sector(np.zeros((480, 640, 4, 1), np.uint8))
+    for shape in ((480, 640, 4), (480, 640, 1)):  # channels, no clip of pictures 4 px wide
+        with pytest.raises(ValueError, match=r"shape=\(480, 640, \d\) dtype=uint8"):
+            find_sector(np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match=r"as read_frame gives one\. Received: .* dtype=str"):
+        find_sector("frame.png")
     with pytest.raises(ValueError, match=r"shape=\(0, 640\)"):
         find_sector(np.zeros((0, 640), np.uint8))
 

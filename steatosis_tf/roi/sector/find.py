@@ -274,12 +274,16 @@ def _best_fit(readings: list[np.ndarray]) -> _Fit:
 
 
 def _as_frames(frame: np.ndarray) -> list[np.ndarray]:
-    is_frame = frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 3)
-    is_clip = (frame.ndim == 3 and not is_frame) or (frame.ndim == 4 and frame.shape[3] == 3)
-    if frame.dtype != np.uint8 or not (is_frame or is_clip) or 0 in frame.shape:
+    # Of what is no array, as a path, there is neither.
+    shape: tuple[int, ...] = getattr(frame, "shape", ())
+    dtype = getattr(frame, "dtype", type(frame).__name__)
+    is_frame = len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)
+    # No clip is up to four px wide: those are channels, as of RGBA.
+    is_clip = (len(shape) == 3 and shape[2] > 4) or (len(shape) == 4 and shape[3] == 3)
+    if dtype != np.uint8 or not (is_frame or is_clip) or 0 in shape:
         raise ValueError(
             "expected a frame (height, width) or (height, width, 3), or a clip of such frames, "
-            f"uint8. Received: shape={frame.shape} dtype={frame.dtype}"
+            f"uint8, as read_frame gives one. Received: shape={shape} dtype={dtype}"
         )
     return [frame] if is_frame else list(frame)
 
