@@ -196,11 +196,12 @@ def read_patient(
             "Expected frames as PNG, JPEG, BMP, TIFF or DICOM. Received: none that can be read."
             f"{passed}"
         )
-    num_patients = len({group.person for group in groups})
-    if num_patients > 1:
+    firsts = {group.person: (group.names or ["the image files"])[0] for group in reversed(groups)}
+    if len(firsts) > 1:
         raise ValueError(
-            f"Expected the frames of one patient. Received: those of {num_patients}, image files "
-            "counted as one. Drop one patient at a time."
+            f"Expected the frames of one patient. Received: those of {len(firsts)}, image files "
+            f"counted as one. {', '.join([*reversed(firsts.values())][:3])}: files of different "
+            "patients, or that do not say whose they are. Drop one patient at a time."
         )
     room = MAX_FRAMES
     visits = []
@@ -277,7 +278,7 @@ def _map_png(values: np.ndarray, fan: Fan, frame_shape: tuple[int, int]) -> byte
 def outlier(answer: PatientAnswer) -> int | None:
     """Place of the frame whose score lies farthest from the mean of all, as square roots of fat.
 
-    None where under three frames have a score: of two, neither is the odd one.
+    None where under three frames have a score, or all the same: then no frame is the odd one.
 
     Example:
         >>> from steatosis_tf.model.answer import FrameAnswer
@@ -286,7 +287,7 @@ def outlier(answer: PatientAnswer) -> int | None:
         2
     """
     scores = np.sqrt([frame.fat_score for frame in answer.frames])
-    if np.count_nonzero(np.isfinite(scores)) < 3:
+    if np.count_nonzero(np.isfinite(scores)) < 3 or np.nanmax(scores) - np.nanmin(scores) < 0.01:
         return None
     return int(np.nanargmax(np.abs(scores - np.nanmean(scores))))
 

@@ -144,6 +144,57 @@ def test_a_graded_patient(server: Running, open_page: Callable[..., Any]) -> Non
     assert notice_is_in_view(tab)
 
 
+def test_what_is_dropped_meanwhile_has_its_turn_and_a_cleared_patient_does_not_come_back(
+    open_page: Callable[..., Any],
+) -> None:
+    tab = open_page()
+    kept = []  # requests that the test holds back
+
+    def hold(route: Any) -> None:
+        kept.append(route)
+
+    tab.route("**/page/answers", hold)
+    name = "#frameNumber"
+
+    def choose(*names: str) -> None:
+        """Each a patient of its own, one right after the other."""
+        (frame,) = patient(40, 1)
+        for one in names:
+            tab.set_input_files("#files", buffers((one, png(frame))))
+
+    def answer_next(shown: str) -> None:
+        while not kept:
+            tab.wait_for_timeout(10)
+        kept.pop(0).continue_()
+        wanted = "([id, text]) => document.querySelector(id).textContent.endsWith(text)"
+        tab.wait_for_function(wanted, arg=[name, shown])
+
+    choose("a.png", "b.png")
+    answer_next("a.png")
+    tab.wait_for_selector("body[aria-busy=true]")
+    assert tab.locator("#grade").is_hidden()  # b is read: the answer about a is not its answer
+    assert tab.locator("#json").is_disabled()
+    answer_next("b.png")
+    tab.wait_for_selector("body[aria-busy=false]")
+    choose("c.png")
+    while not kept:
+        tab.wait_for_timeout(10)
+    tab.click("#clear")
+    choose("d.png")
+    late = kept.pop(0)
+    answer_next("d.png")
+    late.continue_()
+    tab.wait_for_timeout(1000)
+    assert text_of(tab, name).endswith("d.png")
+    tab.evaluate("document.querySelector('#folderFiles').dispatchEvent(new Event('change'))")
+    tab.wait_for_selector("#trouble:not([hidden])")
+    assert "no file" in text_of(tab, "#troubleText")
+    tab.keyboard.press("j")
+    assert tab.locator("#grade").is_hidden()
+    tab.keyboard.press("Escape")
+    assert tab.locator("#grade").is_visible()
+
+
 def test_keys_walk_the_frames_and_switch_layers(open_page: Callable[..., Any]) -> None:
     tab = open_page()
     give(tab, *images(patient(40)))
@@ -219,6 +270,16 @@ def test_unable_says_why(open_page: Callable[..., Any]) -> None:
     assert "No ultrasound sector was found" in text_of(tab, "#reason")
     assert tab.locator("#fat").is_hidden()
     assert notice_is_in_view(tab)
+
+
+def test_copies_of_a_frame_have_no_outlier_and_two_patients_are_named(server: Running) -> None:
+    (frame,) = patient(40, 1)
+    body = upload(*((name, png(frame)) for name in ("a.png", "b.png", "c.png")))
+    head = json.loads(server.call("/page/answers", body)[1].partition("\n")[0])
+    assert head["visits"][0]["outlier"] is None
+    clip = study("20200301", [frame], 1)
+    status, said = server.call("/page/answers", upload(("a.dcm", clip), ("b.png", png(frame))))
+    assert (status, "a.dcm, the image files" in said) == (422, True)
 
 
 def test_two_studies_are_visits_by_date(open_page: Callable[..., Any]) -> None:

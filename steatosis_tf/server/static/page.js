@@ -14,6 +14,8 @@ const nothing = () => ({ visits: [], earlier: [], files: [], corrections: [], vi
 let session;
 let now = nothing();
 let corners = null; // of the sector while a person moves it
+let queue = Promise.resolve(); // what is asked of the server, one after the other
+let numCleared = 0;
 const stage = new Stage(at("stage"), { leastPx: 1, onEdit: (moved) => place(moved), mayEdit: () => corners !== null });
 
 const visit = () => now.visits[now.visit];
@@ -21,23 +23,44 @@ const frame = () => visit()?.answer.frames[now.frame];
 
 // ---- reading -----------------------------------------------------------------------------------
 
-async function take(files) {
-  const list = [...files].filter((file) => file.size > 0 || file.name);
-  if (!list.length || document.body.getAttribute("aria-busy") === "true") return;
-  cover("busy", `${list.length} ${list.length === 1 ? "file" : "files"}`);
-  try {
-    const isOurs = (file) => /\.json$/i.test(file.name);
-    const earlier = await Promise.all(list.filter(isOurs).map(readEarlier));
-    const frames = list.filter((file) => !isOurs(file));
-    if (frames.length) await ask(frames);
-    now.earlier.push(...earlier);
-    cover(now.visits.length ? "" : "drop");
-    showVisit();
-  } catch (error) {
-    cover("trouble", error.message);
-  }
+/**
+ * Do this after all that was asked before, and never beside it: else the answer that comes last
+ * would stand on the page, whosoever it is. `work` asks `isWanted` before it shows anything, since
+ * the patient may be cleared while the server reads; `say` tells what went wrong.
+ */
+function inTurn(work, say = (text) => cover("trouble", text)) {
+  const of = numCleared;
+  const isWanted = () => of === numCleared;
+  queue = queue.then(() => isWanted() && work(isWanted)).catch((error) => isWanted() && say(error.message));
 }
 
+/** For work on the patient that is shown: the answer stays where it goes wrong. */
+function aside(text) {
+  cover();
+  hint(text);
+}
+
+/** Read what was chosen or dropped; `found` is a promise of the files. */
+const take = (found) => inTurn(async (isWanted) => {
+  cover("busy");
+  const files = await found;
+  if (!files.length) throw new Error("Expected frames of one patient. Received: no file. Is the folder empty?");
+  at("busyText").textContent = `${files.length} ${files.length === 1 ? "file" : "files"}`;
+  const isOurs = (file) => /\.json$/i.test(file.name);
+  const earlier = await Promise.all(files.filter(isOurs).map(readEarlier));
+  const frames = files.filter((file) => !isOurs(file));
+  const answered = frames.length ? await ask(frames) : null;
+  if (!isWanted()) return;
+  if (answered) {
+    const before = now.visits.length ? [] : now.earlier;
+    now = { ...nothing(), ...answered, earlier: before, visit: answered.visits.length - 1 }; // the latest
+  }
+  now.earlier.push(...earlier);
+  cover(now.visits.length ? "" : "drop");
+  showVisit();
+});
+
+/** What the server answers to the files of a patient. */
 async function ask(files, corrections = []) {
   const size = files.reduce((sum, file) => sum + file.size, 0);
   const { max_upload_bytes: most, max_files: mostFiles } = session;
@@ -54,8 +77,7 @@ async function ask(files, corrections = []) {
     pictures: await Promise.all(pictures.map(async ({ picture, map, ...sizes }) => (
       { ...sizes, bitmap: await bitmapOf(picture), map: await bitmapOf(map) }))),
   })));
-  now = { ...nothing(), visits, files, corrections, earlier: now.visits.length ? [] : now.earlier, passed: head.passed_over };
-  now.visit = visits.length - 1; // the latest
+  return { visits, files, corrections, passed: head.passed_over };
 }
 
 async function readEarlier(file) {
@@ -79,16 +101,19 @@ const allVisits = () => [...now.earlier, ...now.visits].sort((a, b) => a.date.lo
 
 // ---- showing -----------------------------------------------------------------------------------
 
-function cover(which, text = "") {
+/** Lay "drop", "busy" or "trouble" over the frame. What a patient before was told is hidden and stays here. */
+function cover(which = "", text = "") {
   for (const id of ["drop", "busy", "trouble"]) at(id).hidden = id !== which;
   document.body.setAttribute("aria-busy", String(which === "busy"));
+  document.body.dataset.cover = which;
+  for (const id of ["json", "report", "print"]) at(id).disabled = which !== "";
+  at("clear").disabled = which === "drop" && !now.earlier.length;
   if (which === "busy") at("busyText").textContent = text;
   if (which === "trouble") at("troubleText").textContent = text;
 }
 
 function showVisit() {
   const shown = visit();
-  for (const id of ["json", "print", "clear"]) at(id).disabled = !shown && !(id === "clear" && now.earlier.length);
   at("report").hidden = !(shown?.is_dicom && session.can_report);
   showTrend(allVisits(), session);
   if (!shown) return;
@@ -218,26 +243,20 @@ function leave() {
 }
 
 /** Read all frames again, this one with its sector at `placed`; with none, where it is found. */
-async function readAgain(placed) {
-  const { visit: ofVisit, frame: ofFrame, files, earlier } = now;
-  const dates = now.visits.map(({ date }) => date);
+const readAgain = (placed) => inTurn(async (isWanted) => {
+  const { visits, visit: ofVisit, frame: ofFrame, files } = now;
   const others = now.corrections.filter((one) => one.visit !== ofVisit || one.frame !== ofFrame);
   const mine = placed ? [{ visit: ofVisit, frame: ofFrame, corners: placed }] : [];
   cover("busy", "with the sector where you placed it");
-  try {
-    await ask(files, [...others, ...mine]);
-  } catch (error) {
-    cover();
-    hint(error.message);
-    return;
-  }
+  const answered = await ask(files, [...others, ...mine]);
+  if (!isWanted()) return;
+  answered.visits.forEach((one, place_) => { one.date = visits[place_].date; });
+  Object.assign(now, answered);
   cover();
-  now.visits.forEach((one, at_) => { one.date = dates[at_]; });
-  Object.assign(now, { visit: ofVisit, earlier });
   leave();
   showVisit();
   toFrame(ofFrame);
-}
+}, aside);
 
 const editing = {
   apply: () => readAgain(corners),
@@ -270,17 +289,14 @@ function saveJson() {
   save(JSON.stringify(content, null, 1), "application/json", ".json");
 }
 
-async function saveReport() {
-  const { files, corrections, visit: place_ } = now;
+const saveReport = () => inTurn(async (isWanted) => {
+  const { files, corrections, visit: ofVisit } = now;
   cover("busy", "for the PACS");
-  try {
-    save(await sendFiles(`/page/report/${place_}`, files, { corrections }, PATIENCE_MS), "application/zip", "_sr.zip");
-    cover();
-  } catch (error) {
-    cover();
-    hint(error.message);
-  }
-}
+  const report = await sendFiles(`/page/report/${ofVisit}`, files, { corrections }, PATIENCE_MS);
+  if (!isWanted()) return;
+  cover();
+  save(report, "application/zip", "_sr.zip");
+}, aside);
 
 /** The frame as it goes on paper: outlines in px of the picture, not of the screen. */
 function drawPrinted() {
@@ -311,6 +327,8 @@ function drawPrinted() {
 }
 
 function clear() {
+  numCleared += 1;
+  queue = Promise.resolve(); // the next patient does not wait for this one
   corners = null;
   hint();
   now = nothing();
@@ -322,7 +340,6 @@ function clear() {
   at("empty").hidden = false;
   setMap(0);
   cover("drop");
-  for (const id of ["json", "print", "clear"]) at(id).disabled = true;
 }
 
 // ---- keys, buttons, dropping -------------------------------------------------------------------
@@ -368,7 +385,7 @@ function pressed(event) {
   const key = event.key.toLowerCase();
   if (key === " " && event.target.matches("button, summary")) return; // it presses the button
   if (key.startsWith("arrow") && event.target.matches("input")) return;
-  if (document.body.getAttribute("aria-busy") === "true") return;
+  if (document.body.dataset.cover && !["o", "d", "x", "?", "escape"].includes(key)) return;
   if (corners && !(key === "enter" && event.target.matches("button")) && pressedEditing(key, event.shiftKey)) {
     event.preventDefault();
     return;
@@ -400,8 +417,8 @@ async function dropped(items) {
 function connect() {
   for (const [id, act] of Object.entries(actions)) at(id).addEventListener("click", act);
   for (const id of ["files", "folderFiles"]) {
-    at(id).addEventListener("change", async () => {
-      await take(at(id).files);
+    at(id).addEventListener("change", () => {
+      take([...at(id).files]);
       at(id).value = ""; // the same file may be chosen again
     });
   }
@@ -420,9 +437,7 @@ function connect() {
       at("stage").classList.toggle("over", kind === "dragover");
     });
   }
-  document.addEventListener("drop", async (event) => {
-    take(event.dataTransfer.items.length ? await dropped(event.dataTransfer.items) : event.dataTransfer.files);
-  });
+  document.addEventListener("drop", ({ dataTransfer: { items, files } }) => take(items.length ? dropped(items) : [...files]));
 }
 
 async function start() {

@@ -124,7 +124,7 @@ function showPoints(points) {
 
 export function showFeatures(answer, frame, { features: names }) {
   const adds = answer.contributions;
-  const rows = Object.keys(adds).length ? Object.keys(adds) : Object.keys(frame?.features ?? {});
+  const rows = Object.keys(adds); // none where nothing was scored: a mean of no frame says nothing
   at("features").hidden = !rows.length;
   at("featureTable").tBodies[0].replaceChildren(...rows.map((name) => {
     const [label, unit] = names[name] ?? [name === "network" ? "Network" : name.replaceAll("_", " "), ""];
