@@ -223,6 +223,7 @@ def test_killed_and_started_again_nothing_is_lost(
     press(page, "3", "h", "Enter")
     at_case(page, 3)
     other = open_page(again, "ab")  # the same reader in a second window
+    assert "AB has read 2 before" in other.inner_text("#notice")  # or another with these initials
     press(other, "0", "l", "Enter")
     at_case(other, 4)
     press(page, "2", "l", "Enter")

@@ -225,6 +225,9 @@ function connect() {
     const initials = at("initials").value;
     logOn(initials, now.isNew !== "" && now.isNew === initials).then(() => {
       if (!now.reader && at("notice").textContent) at("logOnText").textContent = at("notice").textContent;
+      if (!now.place?.num_read) return;
+      notice(`${now.reader} has read ${now.place.num_read} before and goes on. If that was somebody else, log off and `
+        + "take other initials.");
     });
   });
   document.addEventListener("keydown", pressed);
