@@ -232,7 +232,7 @@ def _compared(rows: list[dict[str, Any]]) -> list["ComparedRun"]:
         ComparedRun(
             row["run_id"],
             f"{row.get('tags.mlflow.runName', '')} {row['run_id'][:8]}".strip(),
-            read_scores(tracking.artifact_path(row["run_id"], "patient_scores.csv")),
+            read_scores(tracking.artifact_path(row, "patient_scores.csv")),
             {key: row.get(f"metrics.{key}") for key in _COST},
             differs,
         )

@@ -82,13 +82,12 @@ def compare_runs(
 
 
 def _row(run: ComparedRun, baseline: ComparedRun, num_resamples: int) -> dict[str, Any]:
-    intervals = bootstrap_intervals(run.patient_scores, num_resamples=num_resamples)
+    wanted: dict[str, Any] = {"num_resamples": num_resamples, "names": COMPARED}
+    intervals = bootstrap_intervals(run.patient_scores, **wanted)
     differences: dict[str, Any] = dict.fromkeys(COMPARED)
     if run is not baseline:
         try:
-            paired = paired_bootstrap(
-                run.patient_scores, baseline.patient_scores, num_resamples=num_resamples
-            )
+            paired = paired_bootstrap(run.patient_scores, baseline.patient_scores, **wanted)
             differences = {
                 name: {key: paired[name][key] for key in ("value", "low", "high", "p_value")}
                 for name in COMPARED

@@ -12,7 +12,8 @@ pooled AUC also compares scores of different folds' models, so each AUC is given
 and as `fold_mean.<name>`, the mean over the folds in which it is defined.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ def bootstrap_intervals(
     *,
     num_resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
+    names: Collection[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Every metric with its 95 % confidence interval.
 
@@ -53,6 +55,8 @@ def bootstrap_intervals(
         scores: frame table (resampled by patient) or patient table, see `scores.py`.
         num_resamples: bootstrap resamples, 2,000 or more for a report.
         seed: of the draws; the same seed gives the same intervals to the last digit.
+        names: only these of `METRICS`, with the same numbers; all, and the means over folds, if
+            None.
 
     Returns:
         Name of `METRICS`, and `fold_mean.<auc>` for cross-validation,
@@ -71,19 +75,22 @@ def bootstrap_intervals(
     _check_resamples(num_resamples)
     table = code_patients(scores)
     entries: dict[str, dict[str, Any]] = {}
-    for statistic, stratum in ((table.metrics, table.grade), (table.fold_means, table.fold_cell)):
+    pooled, over_folds = partial(table.metrics, names=names), table.fold_means
+    drawn = [(pooled, table.grade), *([] if names else [(over_folds, table.fold_cell)])]
+    for statistic, stratum in drawn:
         value = statistic(np.ones((1, table.num_patients)))
         if not value:
             continue
         rng = np.random.default_rng(seed)
         replicates = statistic(bootstrap_weights(stratum, num_resamples, rng))
-        left_out, names = _jackknife(statistic, stratum, rng)
+        left_out, left_out_of = _jackknife(statistic, stratum, rng)
         for name in value:
-            acceleration = bca_acceleration(left_out[name], names) if len(names) else 0.0
+            acceleration = bca_acceleration(left_out[name], left_out_of) if left_out else 0.0
             entry = make_entry(value[name][0], replicates[name], acceleration)
             entry["num_patients"] = table.num_patients
             entries[name] = _proportion_instead(name, entry, table)
-    _add_fold_notes(entries, table)
+    if not names:
+        _add_fold_notes(entries, table)
     _add_few_patients_notes(entries, table)
     return entries
 
@@ -239,6 +246,7 @@ def paired_bootstrap(
     *,
     num_resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
+    names: Collection[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Difference of every pooled metric between two models, patients resampled together.
 
@@ -246,8 +254,8 @@ def paired_bootstrap(
         scores: frame or patient table of the model of interest.
         baseline_scores: the same of the baseline. Patients and grades must agree; frames, folds
             and repeats may differ (another ROI may have rejected other frames).
-        num_resamples, seed: as of `bootstrap_intervals`; the same patients are drawn for both
-            models.
+        num_resamples, seed, names: as of `bootstrap_intervals`; the same patients are drawn for
+            both models.
 
     Returns:
         Dotted metric name -> the keys of `bootstrap_intervals`, where `value`, `low` and `high`
@@ -264,17 +272,17 @@ def paired_bootstrap(
     check_same_study(model, baseline)
     rng = np.random.default_rng(seed)
     weights = bootstrap_weights(model.grade, num_resamples, rng)
-    left_out, names = jackknife_weights(model.grade, rng)
+    left_out, left_out_of = jackknife_weights(model.grade, rng)
     everyone = np.ones((1, model.num_patients), dtype=weights.dtype)
     stacked = np.concatenate([everyone, weights, left_out])
-    first, second = model.metrics(stacked), baseline.metrics(stacked)
+    first, second = model.metrics(stacked, names), baseline.metrics(stacked, names)
     entries = {}
     for name in first:
         if name not in second:
             continue
         difference = first[name] - second[name]
         replicates, jackknife = np.split(difference[1:], [num_resamples])
-        acceleration = bca_acceleration(jackknife, names)
+        acceleration = bca_acceleration(jackknife, left_out_of)
         entry = make_entry(difference[0], replicates, acceleration)
         entries[name] = entry | {
             "model": _none_if_nan(first[name][0]),

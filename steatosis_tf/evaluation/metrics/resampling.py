@@ -15,6 +15,7 @@ Wu 1988). Drawing n instead makes the variance (n - 1) / n of what it should be:
 hundreds of patients per grade, a fifth too small with five.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,9 +56,14 @@ class PatientTable:
     repeats: list[WeightedTable]
     folds: list[list[WeightedTable]]
 
-    def metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Every pooled metric `(B,)` under weights `(B, P)`, mean of repeats; NaN = undefined."""
-        return _average([weighted_metrics(table, weights) for table in self.repeats])
+    def metrics(
+        self, weights: np.ndarray, names: Collection[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Pooled metrics `(B,)` under weights `(B, P)`, mean of repeats; NaN = undefined.
+
+        `names` are of `METRICS`; all if None.
+        """
+        return _average([weighted_metrics(table, weights, names) for table in self.repeats])
 
     def fold_means(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """`fold_mean.<name>` of each AUC `(B,)`, averaged over repeats; empty without folds.
@@ -100,11 +106,20 @@ def code_patients(scores: pd.DataFrame) -> PatientTable:
     else:
         check_table(scores, "patient_id")
     ids, patient = np.unique(scores["patient_id"].astype(str).to_numpy(str), return_inverse=True)
-    labels, _ = labels_and_probabilities(scores)
+    labels, probabilities = labels_and_probabilities(scores)
+    named = named_labels(scores)
+    fat = scores["fat_percent"].to_numpy(dtype=float) if "fat_percent" in scores else None
     grade = np.zeros(len(ids), dtype=int)
     grade[patient] = labels
     repeat = scores["repeat"].to_numpy() if "repeat" in scores else np.zeros(len(scores))
     fold = scores["fold"].to_numpy() if "fold" in scores else np.zeros(len(scores))
+
+    def weighted(rows: np.ndarray) -> WeightedTable:
+        known = None if fat is None else fat[rows]
+        return prepare(
+            labels[rows], probabilities[rows], patient[rows], len(ids), known, named[rows]
+        )
+
     tables, folds = [], []
     for name in np.unique(repeat):
         rows = repeat == name
@@ -113,14 +128,10 @@ def code_patients(scores: pd.DataFrame) -> PatientTable:
                 f"Expected every patient in every repeat. Received: repeat={name} with "
                 f"{len(np.unique(patient[rows]))} of {len(ids)} patients."
             )
-        tables.append(_weighted(scores[rows], patient[rows], len(ids)))
+        tables.append(weighted(rows))
         names = np.unique(fold[rows])
-        folds.append(
-            [
-                _weighted(scores[rows & (fold == one)], patient[rows & (fold == one)], len(ids))
-                for one in (names if 1 < len(names) < len(ids) else [])
-            ]
-        )
+        compared = names if 1 < len(names) < len(ids) else []
+        folds.append([weighted(rows & (fold == one)) for one in compared])
     first_fold = np.zeros(len(ids), dtype=int)
     if len(tables) == 1:  # folds differ between repeats: patients then share no cell
         first_fold[patient] = np.unique(fold, return_inverse=True)[1]
@@ -163,12 +174,6 @@ def jackknife_weights(
             rows.append(row)
             names.append(name)
     return np.array(rows).reshape(-1, len(stratum)), np.array(names, dtype=int)
-
-
-def _weighted(scores: pd.DataFrame, patient: np.ndarray, num_patients: int) -> WeightedTable:
-    labels, probabilities = labels_and_probabilities(scores)
-    fat = scores["fat_percent"].to_numpy(dtype=float) if "fat_percent" in scores else None
-    return prepare(labels, probabilities, patient, num_patients, fat, named_labels(scores))
 
 
 def _fold_cells(grade: np.ndarray, fold: np.ndarray) -> np.ndarray:

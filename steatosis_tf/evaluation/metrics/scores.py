@@ -286,7 +286,7 @@ def check_same_patients(frame_scores: pd.DataFrame, patient_scores: pd.DataFrame
 
 
 def _probabilities(table: pd.DataFrame) -> np.ndarray:
-    return table[list(SCORE_COLUMNS)].to_numpy(dtype=np.float64)
+    return np.stack([table[name].to_numpy(np.float64) for name in SCORE_COLUMNS], axis=1)
 
 
 #: Largest distance of a row's probabilities from sum 1; float32 softmax stays below 1e-6.
@@ -348,7 +348,7 @@ def check_table(table: pd.DataFrame, id_column: str, validation: bool = False) -
 
 
 def _check_probabilities(table: pd.DataFrame, ids: pd.Series) -> None:
-    scores = table[list(SCORE_COLUMNS)].to_numpy(dtype=np.float64)
+    scores = _probabilities(table)
     bad = ~np.isfinite(scores).all(axis=1)
     _refuse(ids, bad, "finite probabilities", "with NaN, infinite or empty cells")
     bad = (scores < 0).any(axis=1) | (scores > 1 + SUM_TOLERANCE).any(axis=1)

@@ -155,6 +155,17 @@ def test_same_seed_same_intervals_and_another_seed_close() -> None:
     assert other["low"] == pytest.approx(first["auc_macro"]["low"], abs=0.03)
 
 
+def test_some_names_get_the_numbers_they_have_among_all() -> None:
+    table, other = study(num_folds=2), study(seed=1, num_folds=2)
+    names = ("macro.f1", "ordinal.auc_at_least_mild")
+    every = bootstrap_intervals(table, num_resamples=200)
+    some = bootstrap_intervals(table, num_resamples=200, names=names)
+    assert some == {name: every[name] for name in names}
+    differences = paired_bootstrap(table, other, num_resamples=200)
+    paired = paired_bootstrap(table, other, num_resamples=200, names=names)
+    assert paired == {name: differences[name] for name in names}
+
+
 def test_frames_of_a_patient_stay_together() -> None:
     """Copying every frame ten times adds no information, so it must not narrow the interval."""
     frames = study(num_frames=1)
