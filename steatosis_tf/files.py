@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
@@ -24,8 +25,8 @@ SUMS_NAME = "SHA256SUMS"
 #: Stands in the folder of a run that has not come to its end.
 UNFINISHED_NAME = "UNFINISHED.json"
 
-# Begins the name of a file that is being written.
-_BEING_WRITTEN = ".unfinished-"
+#: Begins the name of a file or folder that is being written.
+BEING_WRITTEN = ".unfinished-"
 
 
 @contextmanager
@@ -45,8 +46,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f"{_BEING_WRITTEN}{path.stem[:40]}-"  # a name may hold 255 bytes
-    _clear_abandoned(path.parent, prefix, path.suffix)
+    prefix = f"{BEING_WRITTEN}{path.stem[:40]}-"  # a name may hold 255 bytes
+    clear_abandoned(path.parent, prefix, path.suffix)
     handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -144,16 +145,17 @@ def check_output(
 
 def clear_killed(folder: str | Path) -> None:
     """Remove what killed writers left in a folder and below it. Only while nobody else writes."""
-    for left in Path(folder).rglob(f"{_BEING_WRITTEN}*"):
+    for left in Path(folder).rglob(f"{BEING_WRITTEN}*"):
         left.unlink()
 
 
-def _clear_abandoned(folder: Path, prefix: str, suffix: str) -> None:
+def clear_abandoned(folder: Path, prefix: str, suffix: str = "") -> None:
+    """Remove files and folders of such names in `folder` that nobody has touched for a day."""
     before = time.time() - ABANDONED_AFTER_S
     for left in folder.glob(f"{glob.escape(prefix)}*{glob.escape(suffix)}"):
         try:
             if left.stat().st_mtime < before:
-                left.unlink()
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         except FileNotFoundError:  # another writer has cleared it
             continue
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from steatosis_tf.files import ABANDONED_AFTER_S, find_changed, renewing_sums, replacing, write_sums
+from steatosis_tf.sources.phantom.study import write_phantoms
 
 
 def test_file_appears_when_the_block_ends(tmp_path):
@@ -69,6 +70,16 @@ def test_a_day_later_the_leftovers_of_the_same_file_are_cleared(tmp_path):
     with replacing(tmp_path / "table.csv") as temporary:
         temporary.write_text("whole")
     assert set(tmp_path.iterdir()) == {tmp_path / "table.csv", young, other}
+
+
+def test_a_folder_that_a_killed_writer_left_is_cleared_a_day_later(tmp_path):
+    old, young = tmp_path / ".unfinished-more-1", tmp_path / ".unfinished-more-2"
+    for folder in (old, young):
+        (folder / "images").mkdir(parents=True)
+        (folder / "images" / "half.png").write_text("hal")
+    os.utime(old, (time.time() - ABANDONED_AFTER_S - 60,) * 2)
+    write_phantoms(tmp_path / "more", num_patients=4, frames_per_patient=1, seed=4)
+    assert set(tmp_path.iterdir()) == {tmp_path / "more", young}
 
 
 def test_any_name_can_be_written(tmp_path):

@@ -117,14 +117,15 @@ def _content(folder: Path) -> dict[str, str]:
     return found
 
 
+def _is_being_written(name: str) -> bool:
+    return any(part.startswith((".unfinished-", ".part-")) for part in name.split("/"))
+
+
 def _is_passing(name: str) -> bool:
     """Files that are no result: locks, what a killed writer leaves, and the tracking store's."""
     if name.startswith("mlruns/"):
         return True
-    last = name.rsplit("/", 1)[-1]
-    return last.endswith((".lock", ".db", ".db-journal", "-journal")) or last.startswith(
-        (".unfinished-", ".part-")
-    )
+    return _is_being_written(name) or name.endswith((".lock", ".db", ".db-journal", "-journal"))
 
 
 def _faults(before: dict, good: dict, after: dict, try_: dict, kind: str) -> list[str]:
@@ -135,7 +136,7 @@ def _faults(before: dict, good: dict, after: dict, try_: dict, kind: str) -> lis
     for name, digest in after.items():
         if not _is_passing(name) and digest not in (before.get(name), good.get(name)):
             found.append(f"half-written or changed: {name}")
-        if not is_killed and name.rsplit("/", 1)[-1].startswith((".unfinished-", ".part-")):
+        if not is_killed and _is_being_written(name):
             found.append(f"left behind: {name}")
     found += [f"lost: {name}" for name in before if name not in after and name in good]
     if "Traceback" in try_["said"]:

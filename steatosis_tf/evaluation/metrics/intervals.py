@@ -28,6 +28,9 @@ from steatosis_tf.evaluation.metrics.resampling import (
 )
 from steatosis_tf.grades import GRADES
 
+# Weights (B, P) -> name -> (B,).
+_Statistic = Callable[[np.ndarray], dict[str, np.ndarray]]
+
 #: Of every interval.
 CONFIDENCE = 0.95
 
@@ -75,8 +78,10 @@ def bootstrap_intervals(
     _check_resamples(num_resamples)
     table = code_patients(scores)
     entries: dict[str, dict[str, Any]] = {}
-    pooled, over_folds = partial(table.metrics, names=names), table.fold_means
-    drawn = [(pooled, table.grade), *([] if names else [(over_folds, table.fold_cell)])]
+    drawn: list[tuple[_Statistic, np.ndarray]]
+    drawn = [(partial(table.metrics, names=names), table.grade)]
+    if not names:
+        drawn.append((table.fold_means, table.fold_cell))
     for statistic, stratum in drawn:
         value = statistic(np.ones((1, table.num_patients)))
         if not value:
@@ -96,7 +101,7 @@ def bootstrap_intervals(
 
 
 def _jackknife(
-    statistic: Callable[[np.ndarray], dict[str, np.ndarray]],
+    statistic: _Statistic,
     stratum: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:

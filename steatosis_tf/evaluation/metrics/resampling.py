@@ -130,8 +130,8 @@ def code_patients(scores: pd.DataFrame) -> PatientTable:
             )
         tables.append(weighted(rows))
         names = np.unique(fold[rows])
-        compared = names if 1 < len(names) < len(ids) else []
-        folds.append([weighted(rows & (fold == one)) for one in compared])
+        has_folds = 1 < len(names) < len(ids)
+        folds.append([weighted(rows & (fold == one)) for one in names if has_folds])
     first_fold = np.zeros(len(ids), dtype=int)
     if len(tables) == 1:  # folds differ between repeats: patients then share no cell
         first_fold[patient] = np.unique(fold, return_inverse=True)[1]

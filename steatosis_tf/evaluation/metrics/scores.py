@@ -286,7 +286,9 @@ def check_same_patients(frame_scores: pd.DataFrame, patient_scores: pd.DataFrame
 
 
 def _probabilities(table: pd.DataFrame) -> np.ndarray:
-    return np.stack([table[name].to_numpy(np.float64) for name in SCORE_COLUMNS], axis=1)
+    # A column at a time: pandas takes ten times as long to make a table of four.
+    columns = [table[name].to_numpy(np.float64) for name in SCORE_COLUMNS]
+    return np.stack(columns, axis=1)
 
 
 #: Largest distance of a row's probabilities from sum 1; float32 softmax stays below 1e-6.
@@ -349,9 +351,9 @@ def check_table(table: pd.DataFrame, id_column: str, validation: bool = False) -
 
 def _check_probabilities(table: pd.DataFrame, ids: pd.Series) -> None:
     scores = _probabilities(table)
-    bad = ~np.isfinite(scores).all(axis=1)
+    bad = ~np.isfinite(scores.sum(axis=1))  # one cell is enough
     _refuse(ids, bad, "finite probabilities", "with NaN, infinite or empty cells")
-    bad = (scores < 0).any(axis=1) | (scores > 1 + SUM_TOLERANCE).any(axis=1)
+    bad = (scores.min(axis=1) < 0) | (scores.max(axis=1) > 1 + SUM_TOLERANCE)
     _refuse(ids, bad, "probabilities from 0 to 1", "outside")
     bad = np.abs(scores.sum(axis=1) - 1) > SUM_TOLERANCE
     _refuse(ids, bad, f"probabilities that sum to 1 within {SUM_TOLERANCE}", "that do not")

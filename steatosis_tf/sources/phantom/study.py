@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from steatosis_tf.files import replacing
+from steatosis_tf.files import BEING_WRITTEN, clear_abandoned, replacing
 from steatosis_tf.sources.phantom.scene import (
     CORTEX,
     LIVER,
@@ -245,7 +245,9 @@ def write_phantoms(
         )
     output_dir = Path(output_dir).resolve()
     _refuse_foreign_folder(output_dir)
-    partial = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.partial")
+    prefix = f"{BEING_WRITTEN}{output_dir.name[:40]}-"
+    clear_abandoned(output_dir.parent, prefix)
+    partial = output_dir.with_name(f"{prefix}{os.getpid()}")
     (partial / "images").mkdir(parents=True)
     try:
         _write_study(partial, num_patients, frames_per_patient, seed)
