@@ -408,11 +408,7 @@ def runs_table(experiment: str, *, finished: bool = True) -> pd.DataFrame:
 
 
 def artifact_path(run: Mapping[str, Any], name: str) -> Path:
-    """Where an artifact of a run can be read.
-
-    Args:
-        run: a row of `runs_table`.
-        name: of the artifact.
+    """Where an artifact of a run, which is a row of `runs_table`, can be read.
 
     Raises:
         ValueError: if the run has no such artifact.
@@ -421,9 +417,8 @@ def artifact_path(run: Mapping[str, Any], name: str) -> Path:
         # By its address, which the row holds: by its id MLflow asks the store again, 18 ms a run.
         return Path(mlflow.artifacts.download_artifacts(f"{run['artifact_uri']}/{name}"))
     except (OSError, mlflow.exceptions.MlflowException) as error:
-        raise ValueError(
-            f"Expected {name} in run {run['run_id'][:8]}. Received: none logged."
-        ) from error
+        run_id = run["run_id"][:8]
+        raise ValueError(f"Expected {name} in run {run_id}. Received: none logged.") from error
 
 
 def _open_run() -> mlflow.ActiveRun:

@@ -80,18 +80,20 @@ def _make(folder: Path, state: str, at) -> None:
         for number in (1, 2):
             write_made(folder / "export" / f"{number}.dcm", number=number)
         _call(folder, SHORT["key"][1])
+    elif state == "run":  # of more patients: a rule is fitted to ten at least
+        folder.mkdir()
+        _call(folder, "phantom phantoms --patients 24 --frames 1 --seed 3")
+        _call(folder, SHORT["manifest"][1])
+        _call(folder, "train manifest.csv --recipe linear --set split.folds=4 train.seed=1")
+        run = next(path.parent for path in folder.glob("runs/*/*/config.json"))
+        run.rename(folder / "run")
     else:
-        before = {"manifest": "raw", "roi": "manifest", "run": "roi"}[state]
+        before = {"manifest": "raw", "roi": "manifest"}[state]
         shutil.copytree(at(before), folder)
-        if state == "manifest":
-            _call(folder, SHORT["manifest"][1])
-        elif state == "roi":
+        _call(folder, SHORT["manifest"][1])
+        if state == "roi":
             _call(folder, "split manifest.csv --set split.kind=kfold split.folds=2")
             _call(folder, "roi manifest.csv --set roi.method=sector")
-        else:
-            _call(folder, "train manifest.csv --recipe linear --set split.folds=2 train.seed=1")
-            run = next(path.parent for path in folder.glob("runs/*/*/config.json"))
-            run.rename(folder / "run")
 
 
 def _walk(study: Path, words: str, *options: str) -> dict:
