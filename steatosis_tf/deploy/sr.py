@@ -29,7 +29,7 @@ from steatosis_tf.deploy.study import MANUFACTURER, Study, StudyImage, grade_stu
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.answer import FrameAnswer, PatientAnswer
-from steatosis_tf.quantitative.measure import UNITS
+from steatosis_tf.quantitative.measure import NAMES, UNITS
 from steatosis_tf.sources.dicom.read import quiet_pydicom, text_of
 from steatosis_tf.sources.rejection import Rejection
 
@@ -37,7 +37,15 @@ from steatosis_tf.sources.rejection import Rejection
 SCHEME = "99STEATOSIS"
 
 _SERIES_NUMBERS = {"sr": 9001, "key": 9002}
-_UCUM = {"% of the liver": "%", "dB": "dB", "dB/cm": "dB/cm", "": "1"}
+# Unit of a feature -> UCUM, whose meaning says what a code cannot.
+_UCUM = {
+    "%": "%",
+    "% of the liver": "%",
+    "dB": "dB",
+    "dB over the sector's depth": "dB",
+    "dB/cm": "dB/cm",
+}
+_UNITS_IN_WORDS = {"": "no units", "dB": "decibel", "%": "percent"}
 _MAX_POINTS = 200
 
 _LIVER = Code("10200004", "SCT", "Liver")
@@ -235,7 +243,8 @@ def _exam(
         tracking_identifier=hd.TrackingIdentifier(
             uid=_uid("exam", study.uid), identifier="Fatty liver grading of the study"
         ),
-        finding_type=_STEATOSIS,
+        # Without a grade nothing was found: who reads codes alone must not see a fatty liver.
+        finding_type=_STEATOSIS if answer.kind == "graded" else None,
         finding_sites=[hd.FindingSite(_LIVER)],
         algorithm_id=hd.AlgorithmIdentification(
             name=MANUFACTURER,
@@ -263,7 +272,8 @@ def _evaluations(answer: PatientAnswer) -> list[hd.QualitativeEvaluation]:
         said.append((_SEVERITY, SEVERITIES[answer.grade]))
         said += [(_IN_SET, SEVERITIES[grade]) for grade in answer.prediction_set]
         for number, (name, reached) in enumerate(answer.operating_points.items(), start=1):
-            said.append((_private(f"operating_point_{number}", name), _YES_NO[reached]))
+            asked = f"Threshold reached: {name.replace('_', ' ')}"
+            said.append((_private(f"operating_point_{number}", asked), _YES_NO[reached]))
     return [hd.QualitativeEvaluation(name, value) for name, value in said]
 
 
@@ -275,10 +285,10 @@ def _exam_numbers(answer: PatientAnswer) -> list[hd.Measurement]:
         ("fat_percent", "Fat score, percent of hepatocytes", answer.fat_percent, "%"),
         ("fat_percent_low", "Fat score, lower end of the 90 % interval", low, "%"),
         ("fat_percent_high", "Fat score, upper end of the 90 % interval", high, "%"),
-        ("novelty", "Distance from the training data, grades end at 1", answer.novelty, "1"),
+        ("novelty", "Distance from the training data, grades end at 1", answer.novelty, ""),
     ]
     for grade, value in answer.probabilities.items():
-        numbers.append((f"p_{grade.lower()}", f"Probability of the grade {grade}", value, "1"))
+        numbers.append((f"p_{grade.lower()}", f"Probability of the grade {grade}", value, ""))
     said = [_number(_private(code, text), value, unit) for code, text, value, unit in numbers]
     return [one for one in (*said, *_features(answer.features)) if one is not None]
 
@@ -287,11 +297,10 @@ def _features(features: dict[str, float]) -> list[hd.Measurement | None]:
     """Measured features; of B-mode pixels, so none of them is calibrated."""
     said = []
     for name, value in features.items():
-        code = _private(name, f"{name.replace('_', ' ')}, from B-mode pixels, not calibrated")
-        unit = _UCUM.get(UNITS.get(name, ""), "1")
-        if name.startswith("attenuation"):
-            code = _ATTENUATION if unit == "dB/cm" else code
-        said.append(_number(code, value, unit))
+        code = _private(name, f"{NAMES[name]}, from B-mode pixels, not calibrated")
+        if UNITS[name] == "dB/cm":
+            code = _ATTENUATION
+        said.append(_number(code, value, UNITS[name]))
     return said
 
 
@@ -459,8 +468,8 @@ def _number(code: Code, value: float, unit: str) -> hd.Measurement | None:
     """A measurement of four digits; None for what was not measured."""
     if not math.isfinite(value):
         return None
-    meaning = {"1": "no units", "%": "percent", "dB": "decibel"}.get(unit, unit)
-    return hd.Measurement(code, float(f"{value:.4g}"), Code(unit, "UCUM", meaning))
+    coded = Code(_UCUM.get(unit, "1"), "UCUM", _UNITS_IN_WORDS.get(unit, unit))
+    return hd.Measurement(code, float(f"{value:.4g}"), coded)
 
 
 def _private(code: str, meaning: str) -> Code:

@@ -138,6 +138,8 @@ def test_every_answer_is_valid_dicom_that_opens(study_dir, tmp_path, name):
 def test_a_grade_is_coded_with_what_it_rests_on(study_dir, grade):
     report = pacs_answer(read_study(study_dir), graded(grade), MODEL).report
     assert codes(report, "Severity") == [SEVERITIES[grade].value]
+    assert "197321007" in codes(report, "Finding")  # steatosis of liver, of that severity
+    assert codes(report, "Threshold reached: at least mild, sensitivity 0.95")
     assert codes(report, "Quality Assessment") == ["RID12"]
     assert codes(report, "Grade that cannot be ruled out") == [SEVERITIES[grade].value]
     (chance,) = items(report, f"Probability of the grade {grade}")
@@ -149,6 +151,22 @@ def test_a_grade_is_coded_with_what_it_rests_on(study_dir, grade):
     assert report.PreliminaryFlag == "PRELIMINARY"
 
 
+def test_features_have_the_names_and_units_that_a_person_reads(study_dir):
+    features = {"hepatorenal_db": 1.5, "attenuation_db_per_depth": 19.2, "nakagami_m": 1.8}
+    answer = replace(graded(), features=features)
+    report = pacs_answer(read_study(study_dir), answer, MODEL).report
+    units = {}
+    for name in ("Hepatorenal index", "Attenuation", "Nakagami shape"):
+        measured = items(report, f"{name}, from B-mode pixels, not calibrated")[0]
+        (unit,) = measured.MeasuredValueSequence[0].MeasurementUnitsCodeSequence
+        units[name] = (unit.CodeValue, unit.CodeMeaning)
+    assert units == {
+        "Hepatorenal index": ("dB", "decibel"),
+        "Attenuation": ("dB", "dB over the sector's depth"),
+        "Nakagami shape": ("1", "no units"),
+    }
+
+
 def test_score_only_has_a_score_and_no_severity(study_dir):
     report = pacs_answer(read_study(study_dir), score_only(), MODEL).report
     (score,) = items(report, "Fat score, percent of hepatocytes")
@@ -156,6 +174,7 @@ def test_score_only_has_a_score_and_no_severity(study_dir):
     assert codes(report, "Quality Assessment") == ["RID13"]
     assert codes(report, "Reason for no grade") == ["unlike_training"]
     assert not items(report, "Severity")
+    assert set(codes(report, "Finding")) == {"10200004"}  # the liver of each frame, no steatosis
     assert len(items(report, "Image Region")) == 2
 
 
@@ -164,6 +183,7 @@ def test_unable_is_coded_with_its_reason_and_has_no_number(study_dir):
     assert codes(report, "Quality Assessment") == ["RID14"]
     assert codes(report, "Reason for no grade") == ["no_liver"]
     assert not items(report, "Severity")
+    assert not items(report, "Finding")
     assert not items(report, "Fat score, percent of hepatocytes")
     assert not items(report, "Image Region")
 
