@@ -11,17 +11,18 @@ import contextlib
 import ctypes
 import hashlib
 import json
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
-from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from steatosis_tf.files import replacing, write_json
@@ -57,9 +58,12 @@ def map_on_cores(
     Args:
         work: a function of a module, or a partial of one, so that it reaches other processes.
         items: one per frame.
-        description: what the bar is about.
+        description: what the bar is about; "" shows none.
+
+    Raises:
+        RuntimeError: if a worker process was killed.
     """
-    with tqdm(total=len(items), desc=description, unit="frame") as bar:
+    with tqdm(total=len(items), desc=description, unit="frame", disable=not description) as bar:
         for outcome in _outcomes(work, items):
             bar.update()
             yield outcome
@@ -69,13 +73,29 @@ def _outcomes(work: Callable[[Item], Outcome], items: Sequence[Item]) -> Iterato
     spent_s = 0.0
     for done, item in enumerate(items):
         if spent_s > _BEGUN_S and spent_s / done * (len(items) - done) > _LEFT_S:
-            pool = Parallel(n_jobs=-1, return_as="generator")
-            yield from pool(delayed(_on_one_core)(work, left) for left in items[done:])
+            yield from _outcomes_of_processes(work, items[done:])
             return
         start_s = time.thread_time()
         outcome = work(item)
         spent_s += time.thread_time() - start_s
         yield outcome
+
+
+def _outcomes_of_processes(
+    work: Callable[[Item], Outcome], items: Sequence[Item]
+) -> Iterator[Outcome]:
+    from joblib import Parallel, delayed  # a tenth of a second that one patient does not need
+
+    # Without a limit of bytes joblib would leave frames in files for its workers.
+    pool = Parallel(n_jobs=-1, return_as="generator", max_nbytes=None)
+    try:
+        yield from pool(delayed(_on_one_core)(work, item) for item in items)
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "Expected worker processes that live to the end. Received: one was killed, as the "
+            "system does where memory is short. Close other programs and run the same command "
+            "again."
+        ) from error
 
 
 def _on_one_core(work: Callable[[Item], Outcome], item: Item) -> Outcome:
@@ -85,17 +105,25 @@ def _on_one_core(work: Callable[[Item], Outcome], item: Item) -> Outcome:
 
 @lru_cache(1)
 def _settle_worker() -> None:
-    """Set up this worker process: one thread, and memory that it keeps.
+    """Set up this worker process: one thread, memory that it keeps, and an end with its parent.
 
     The C library gives every picture's memory back to the system and fetches it again, which took a
     tenth of a frame's time (400 page faults).
     """
     cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # not of glibc
             set_option = ctypes.CDLL(None).mallopt
             set_option(_M_MMAP_THRESHOLD, 32 << 20)
             set_option(_M_TRIM_THRESHOLD, 256 << 20)
+
+
+def _end_with_parent(parent: int) -> None:
+    """A worker whose parent was killed would wait five minutes for work, with frames in memory."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def beam_options(runner: str, options: Sequence[str] = ()) -> "PipelineOptions":

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.near_duplicates import find_training_frames
 from steatosis_tf.deploy.bundle import Bundle
 from steatosis_tf.deploy.explain import draw_explanations
 from steatosis_tf.deploy.inputs import open_inputs
-from steatosis_tf.deploy.predict import Grader, answer_group, open_model
+from steatosis_tf.deploy.predict import Grader, answer_groups, open_model
 from steatosis_tf.deploy.tables import TABLES, AnswerTables, count_answers
 from steatosis_tf.evaluation.clinical.prediction_sets import evaluate_conformal
 from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, wilson_interval
@@ -178,12 +177,11 @@ def _answers(
         open_inputs([manifest_path]) as inputs,
         AnswerTables(folder, grader, [str(manifest_path)]).opened() as tables,
     ):
-        pairs = list(zip(ids, inputs.groups, strict=True))
-        for patient, group in tqdm(pairs, "validate", unit="patient", disable=None):
-            if patient in labelled:
-                answer, _ = answer_group(grader, group)
-                tables.add(answer)
-                found.append(answer)
+        pairs = zip(ids, inputs.groups, strict=True)
+        groups = [group for patient, group in pairs if patient in labelled]
+        for answer, _ in answer_groups(grader, groups, desc="validate"):
+            tables.add(answer)
+            found.append(answer)
         tables.finish(inputs.passed_over, _counts(found))
     return found
 

@@ -41,3 +41,16 @@ def number_and_process(seconds: float, number: int) -> tuple[int, int]:
     while time.thread_time() < end:
         pass
     return number, os.getpid()
+
+
+def die_at_seven(parent: int, number: int) -> int:
+    """The number; the process that comes to 7 is ended by the system, unless it is the parent."""
+    if number == 7 and os.getpid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def note_process(folder: str, number: int) -> None:
+    """Leave a file named by this process; 0 is done at once, all others take a while."""
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(0.5 if number else 0.01)

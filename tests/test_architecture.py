@@ -31,7 +31,8 @@ ROOMS = {
     "records": "grades files config parallel cohort roi",
     "model": "grades files config parallel roi records",
     "evaluation": "grades files config parallel sources cohort roi quantitative model",
-    "deploy": "grades files config unfinished sources cohort roi quantitative records model",
+    "deploy": "grades files config unfinished parallel sources cohort roi quantitative records "
+    "model",
     "validation": "grades files cohort model evaluation deploy",
     "training": "grades files config tracking unfinished cohort quantitative records model "
     "evaluation deploy",

@@ -1,6 +1,10 @@
 """Work spread over real worker processes: all of it done, and a killed worker loses nothing."""
 
 import os
+import subprocess
+import sys
+import textwrap
+import time
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +44,57 @@ def test_little_work_is_done_here_and_much_goes_on_in_processes(monkeypatch):
     assert {process for _, process in little} == {os.getpid()}
     assert {process for _, process in much[:4]} == {os.getpid()}
     assert os.getpid() not in {process for _, process in much[20:]}
+
+
+@pytest.fixture
+def all_in_processes(monkeypatch):
+    """All but the first item goes to worker processes, however little it is."""
+    monkeypatch.setattr("steatosis_tf.parallel._BEGUN_S", 0)
+    monkeypatch.setattr("steatosis_tf.parallel._LEFT_S", 0)
+
+
+def test_a_killed_worker_is_told_in_one_line(all_in_processes):
+    work = partial(parallel_work.die_at_seven, os.getpid())
+    with pytest.raises(RuntimeError, match=r"^Expected worker .*one was killed.* again\.$"):
+        list(map_on_cores(work, range(20), "numbers"))
+    assert list(map_on_cores(work, range(7), "numbers")) == [*range(7)]
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    code = f"""
+        from functools import partial
+        import parallel_work
+        from steatosis_tf import parallel
+        parallel._BEGUN_S = parallel._LEFT_S = 0
+        work = partial(parallel_work.note_process, {str(tmp_path)!r})
+        list(parallel.map_on_cores(work, range(200), "numbers"))"""
+    here = Path(__file__).resolve().parent
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
+    )  # fmt: skip
+    workers: set[int] = set()
+    wait_until(lambda: workers.update(int(one.name) for one in tmp_path.iterdir())
+               or workers - {parent.pid})  # fmt: skip
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not any(map(is_alive, workers)))
+
+
+def wait_until(holds, seconds=60):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat")
+    return not status.is_file() or status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_two_beam_processes_do_all_parts(parts):

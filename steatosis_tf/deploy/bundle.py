@@ -11,9 +11,9 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from steatosis_tf.deploy.onnx_file import check_network, open_network, run_netwo
 from steatosis_tf.files import SUMS_NAME, open_regular
 from steatosis_tf.model.answer import PatientAnswer, plain_answer
 from steatosis_tf.model.joint import NETWORK, JointModel, grade_patient
-from steatosis_tf.quantitative.display import Display
 from steatosis_tf.roi.views import input_shape
 
 #: Raised whenever an older program could not read a bundle rightly. 2: the rule that knows livers.
@@ -94,15 +93,10 @@ class Bundle:
             return math.nan
         return float(known["coefficient"] or math.nan)
 
-    def look(
-        self,
-        name: str,
-        frame: np.ndarray,
-        display: Display | None = None,
-        corners: np.ndarray | None = None,
-    ) -> Look:
-        """`frames.look_at` with the view that the network sees."""
-        return look_at(name, frame, self.roi.view, display, corners)
+    @property
+    def look(self) -> Callable[..., Look]:
+        """`frames.look_at` with the view that the network sees; other processes can be given it."""
+        return partial(look_at, view=self.roi.view)
 
     def run(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
         """What the network says of pictures `(n, depth, beams)` uint8: output name -> array."""
@@ -304,7 +298,7 @@ def reference_answers(
     found: dict[str, list] = {"as it answers": [], "without the look at novelty": []}
     for patient in np.unique(patients):
         looks = [
-            look_at(f"frame {place}", frames[place], bundle.roi.view)
+            bundle.look(f"frame {place}", frames[place])
             for place in np.flatnonzero(patients == patient)
         ]
         for kind, grader in zip(found, (bundle, blind), strict=True):

@@ -4,10 +4,10 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from steatosis_tf.config import RoiConfig
 from steatosis_tf.deploy.bundle import ABOUT_NAME, SHIPPED, Bundle, is_bundle, open_bundle
 from steatosis_tf.deploy.figures import draw_frame, draw_trends
 from steatosis_tf.deploy.frames import Look, unable
-from steatosis_tf.deploy.inputs import Group, open_inputs
+from steatosis_tf.deploy.inputs import Group, Shot, open_inputs
 from steatosis_tf.deploy.onnx_file import (
     MAX_FILE_BYTES,
     WEIGHTS_KEY,
@@ -39,6 +39,7 @@ from steatosis_tf.deploy.tables import (
 from steatosis_tf.files import open_regular
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
 from steatosis_tf.model.answer import REASONS, FrameAnswer, PatientAnswer
+from steatosis_tf.parallel import map_on_cores
 from steatosis_tf.quantitative.display import Display
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.roi.views import input_shape, model_input
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 #: How far the sum of a frame's probabilities may lie from 1: rounding, also of an int8 model.
 MAX_SUM_DIFFERENCE = 1e-3
 
+# Decoded frames that are held at a time, to be looked at on all cores.
+_BLOCK_BYTES = 256 << 20
 # Names of files passed over that are printed.
 _SHOWN = 5
 _SHOWN_LETTERS = 200  # of what a model says of itself
@@ -81,22 +84,10 @@ class BareNetwork:
     path: Path | None = None
     change_limit: float = float("nan")
 
-    def look(self, name: str, frame: np.ndarray, display: Display | None = None) -> Look:
-        """A frame's ROI, or why it has none."""
-        from steatosis_tf.roi.propose import propose_roi
-
-        code = "no_sector"
-        try:
-            fan = find_sector(frame).fan
-            code = "no_liver"
-            roi = propose_roi(frame, self.roi, fan)
-        except ValueError as error:
-            return unable(name, code, str(error))
-        box = roi.rectangle
-        answer = FrameAnswer(
-            name, "graded", boxes={"roi": (box.top, box.left, box.height, box.width)}
-        )
-        return Look(answer, model_input(frame, fan, box, self.roi.view, roi.overlay_mask), fan)
+    @property
+    def look(self) -> Callable[..., Look]:
+        """A frame's ROI, or why it has none; other processes can be given it."""
+        return partial(_look_for_roi, roi=self.roi)
 
     def answer(
         self, patient: str, looks: Sequence[Look], date: str = "", *, maps: bool = False
@@ -150,6 +141,24 @@ class BareNetwork:
 
 #: What answers.
 Grader = Bundle | BareNetwork
+
+
+def _look_for_roi(
+    name: str, frame: np.ndarray, roi: RoiConfig, display: Display | None = None
+) -> Look:
+    """What a network without a grading rule sees of a frame; it has no use for the scale."""
+    from steatosis_tf.roi.propose import propose_roi
+
+    code = "no_sector"
+    try:
+        fan = find_sector(frame).fan
+        code = "no_liver"
+        found = propose_roi(frame, roi, fan)
+    except ValueError as error:
+        return unable(name, code, str(error))
+    box = found.rectangle
+    answer = FrameAnswer(name, "graded", boxes={"roi": (box.top, box.left, box.height, box.width)})
+    return Look(answer, model_input(frame, fan, box, roi.view, found.overlay_mask), fan)
 
 
 def open_model(path: str | Path | None = None) -> Grader:
@@ -296,38 +305,95 @@ def predict(
 
 
 def _answers(
-    grader: Grader, groups: Iterable[Group], drawn_into: str | Path | None
+    grader: Grader, groups: Sequence[Group], drawn_into: str | Path | None
 ) -> Iterator[tuple[PatientAnswer, list[str], str]]:
     """Of each patient the answer, the figures, and the change since the visit before."""
     visits = Visits(grader.change_limit)
-    shown = tqdm(groups, "predict", unit="patient", disable=None)
-    for number, group in enumerate(shown, start=1):
-        answer, drawn = answer_group(grader, group, drawn_into, number)
+    answered = answer_groups(grader, groups, drawn_into, desc="predict")
+    for group, (answer, drawn) in zip(groups, answered, strict=True):
         yield answer, drawn, visits.add(group.person, answer)
     draw_trends(visits.by_person, drawn_into)
 
 
-def answer_group(
-    grader: Grader, group: Group, figures_dir: str | Path | None = None, number: int = 1
-) -> tuple[PatientAnswer, list[str]]:
-    """Answer a patient; with a folder, also draw the frames, and name the files."""
-    looks, frames = [], []
-    for shot in group.shots():
-        if shot.frame is None:
-            looks.append(unable(shot.name, shot.code, shot.reason))
-        else:
-            looks.append(grader.look(shot.name, shot.frame, shot.display))
-        frames.append(shot.frame if figures_dir else None)
-    answer = grader.answer(group.patient, looks, group.date, maps=figures_dir is not None)
-    if figures_dir is None:
-        return answer, []
+def answer_groups(
+    grader: Grader, groups: Sequence[Group], figures_dir: str | Path | None = None, *, desc: str
+) -> Iterator[tuple[PatientAnswer, list[str]]]:
+    """Answer patients, in their order; frames of many are looked at on all cores.
+
+    Args:
+        grader: what answers.
+        groups: files of each patient.
+        figures_dir: gets each frame's figure, whose file is named beside the answer.
+        desc: what the progress bar is about.
+    """
+    seen = _seen(grader, groups, keep_frames=figures_dir is not None)
+    for number, looks, frames in tqdm(seen, desc, len(groups), unit="patient", disable=None):
+        group = groups[number]
+        answer = grader.answer(group.patient, looks, group.date, maps=figures_dir is not None)
+        yield answer, _drawn(answer, looks, frames, figures_dir, number + 1)
+
+
+def answer_group(grader: Grader, group: Group) -> PatientAnswer:
+    """Answer one patient, in this process."""
+    looks = [_look(grader.look, shot) for shot in group.shots()]
+    return grader.answer(group.patient, looks, group.date)
+
+
+def _seen(
+    grader: Grader, groups: Sequence[Group], *, keep_frames: bool
+) -> Iterator[tuple[int, list[Look], list[np.ndarray | None]]]:
+    """Each patient's place, what was found in its frames, and the frames if they are kept.
+
+    Files are read here, one after the other: a zip is open in this process alone.
+    """
+    shots = ((place, shot) for place, group in enumerate(groups) for shot in group.shots())
+    at = 0
+    looks: list[Look] = []
+    frames: list[np.ndarray | None] = []
+    while block := _next_block(shots):
+        found = map_on_cores(partial(_look, grader.look), [shot for _, shot in block], "")
+        for (place, shot), look in zip(block, found, strict=True):
+            while at < place:
+                yield at, looks, frames
+                at, looks, frames = at + 1, [], []
+            looks.append(look)
+            frames.append(shot.frame if keep_frames else None)
+    while at < len(groups):
+        yield at, looks, frames
+        at, looks, frames = at + 1, [], []
+
+
+def _next_block(shots: Iterator[tuple[int, Shot]]) -> list[tuple[int, Shot]]:
+    block, num_bytes = [], 0
+    for place, shot in shots:
+        block.append((place, shot))
+        num_bytes += 0 if shot.frame is None else shot.frame.nbytes
+        if num_bytes > _BLOCK_BYTES:
+            break
+    return block
+
+
+def _look(look: Callable[..., Look], shot: Shot) -> Look:
+    if shot.frame is None:
+        return unable(shot.name, shot.code, shot.reason)
+    return look(shot.name, shot.frame, display=shot.display)
+
+
+def _drawn(
+    answer: PatientAnswer,
+    looks: Sequence[Look],
+    frames: Sequence[np.ndarray | None],
+    figures_dir: str | Path | None,
+    number: int,
+) -> list[str]:
+    """Draw a patient's frames; the names of the files, "" for what is no frame."""
     names = []
     for place, (found, look, frame) in enumerate(zip(answer.frames, looks, frames, strict=True)):
         # By number: a patient's or a file's name may be a person's.
         names.append("" if frame is None else f"figures/{number:04}_{place + 1:02}.png")
-        if frame is not None:
+        if frame is not None and figures_dir is not None:
             draw_frame(answer, found, look, frame, Path(figures_dir) / names[-1])
-    return answer, names
+    return names
 
 
 def refuse_models(paths: Iterable[str | Path]) -> None:

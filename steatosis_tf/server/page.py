@@ -242,7 +242,7 @@ def _look(bundle: Bundle, shot: Shot, corners: np.ndarray | None) -> Look:
     if _is_too_large(shot.frame):
         reason = f"The picture has over {MAX_MEGAPIXELS} million px: no frame of a scanner."
         return unable(shot.name, "unreadable", reason)
-    return bundle.look(shot.name, shot.frame, shot.display, corners)
+    return bundle.look(shot.name, shot.frame, display=shot.display, corners=corners)
 
 
 def _is_too_large(frame: np.ndarray) -> bool:

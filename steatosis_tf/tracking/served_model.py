@@ -55,7 +55,7 @@ class ServedModel(PythonModel):
             load = partial(bytes, _decoded(image))
             inputs.add(f"row {row}", load, Path(place), named=True)
         patients = dict(shown.values())
-        answers = [answer_group(self._grader, group)[0] for group in inputs.groups]
+        answers = [answer_group(self._grader, group) for group in inputs.groups]
         rows = [_row(one, patients.get(one.patient, one.patient)) for one in answers]
         seen = {frame.name.partition("#")[0] for one in answers for frame in one.frames}
         rows += [

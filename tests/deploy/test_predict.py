@@ -260,6 +260,21 @@ def test_two_calls_do_not_write_into_one_folder(model_path, frames, tmp_path):
     predict([frames / "b.png"], model=model_path, output_dir=folder)  # the lock is free again
 
 
+@pytest.mark.parametrize("kind", ["bundle", "network"])
+def test_all_cores_answer_as_one(kind, phantom_bundle, frames, tmp_path, monkeypatch, request):
+    """The same tables in the same order, also where a block ends within a patient."""
+    model = phantom_bundle if kind == "bundle" else request.getfixturevalue("model_path")
+    tables = {}
+    for where, limit_s in (("here", 1e9), ("cores", 0)):
+        monkeypatch.setattr("steatosis_tf.parallel._BEGUN_S", limit_s)
+        monkeypatch.setattr("steatosis_tf.parallel._LEFT_S", 0)
+        monkeypatch.setattr("steatosis_tf.deploy.predict._BLOCK_BYTES", 2e9 if limit_s else 5e5)
+        found = predict([frames], model=model, output_dir=tmp_path / where, by_folder=True)
+        tables[where] = [(tmp_path / where / name).read_bytes() for name in TABLES], found.patients
+    assert tables["here"] == tables["cores"]
+    assert found.counts["frames"] == 4
+
+
 def test_one_path_is_one_path_not_its_letters(model_path, frames, monkeypatch):
     """A text is a sequence of letters, among them "/" and ".": whole folders."""
     monkeypatch.chdir(frames)
