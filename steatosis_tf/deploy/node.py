@@ -128,11 +128,11 @@ class Worker:
             try:
                 if waiting:
                     self._check_place()
-                busy, waiting = self.step(), ""
-            except (OrthancAway, OSError) as error:
-                reason = str(error)
-                if isinstance(error, OSError):  # its text would name a file
-                    reason = f"disk: {error.strerror}"
+                busy, waited, waiting = self.step(), waiting, ""
+                if waited:
+                    _say("following the changes of Orthanc")
+            except (OrthancAway, OSError) as error:  # the text of an OSError would name a file
+                reason = f"disk: {error.strerror}" if isinstance(error, OSError) else str(error)
                 if reason != waiting:
                     _say(f"waiting: {reason}")
                 busy, waiting = False, reason

@@ -395,13 +395,15 @@ def _run_node(url: str, folder: Path, model: Path) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
-def test_a_new_database_is_read_from_the_first_change(tmp_path, orthanc, worker):
+def test_a_new_database_is_read_from_the_first_change(tmp_path, orthanc, worker, capsys):
     worker.place["last"] = 1000
     orthanc.send(file_bytes(image(1)))
     until(lambda: changed(orthanc))
     runs = threading.Thread(target=worker.run, daemon=True)
     runs.start()
     until(lambda: orthanc.answers(study_uid(), "SR"))
+    # An administrator sees that it works before the first study comes, and after each wait.
+    until(lambda: "following the changes of Orthanc" in capsys.readouterr().err)
 
 
 def test_a_pacs_that_refuses_is_tried_again(orthanc, worker, pacs):
