@@ -157,8 +157,10 @@ def _recalibration_text(says: dict[str, Any], enough: int) -> str:
     line, few = says["score"], ""
     if says["is_few"]:
         few = f" (few: take {enough} or more before relying on it)"
-    lines = [f"{says['from']} fitted to {says['num_patients']} patients{few}, "
-             f"{says['num_frames']} frames, {says['num_left_out']} patients left out"]  # fmt: skip
+    lines = [
+        f"{says['from']} fitted to {says['num_patients']} patients{few}, "
+        f"{says['num_frames']} frames, {says['num_left_out']} patients without a frame to score"
+    ]
     if line is None:
         lines.append("score: as it was, since not every patient has a fat percent")
     for name, one in (line or {}).items():
@@ -171,6 +173,10 @@ def _recalibration_text(says: dict[str, Any], enough: int) -> str:
             before, after = says[name]
             lines.append(f"{name.replace('_', ' ')}: {before:.2f} before, {after:.2f} after, "
                          "left-out patients")  # fmt: skip
+    before, after = says["quadratic_kappa"]
+    if after < before:
+        lines.append("grades agree less with the labels than before: check labels and view, and "
+                     "keep the model as it was where it graded these patients")  # fmt: skip
     kinds = ", ".join(f"{many} {kind}" for kind, many in says["answers_before"].items())
     return "\n".join([*lines, f"answers before: {kinds}", NOTICE])
 

@@ -95,6 +95,14 @@ def test_ranks_stay_and_the_bundle_says_from_what_and_by_how_many(phantom_bundle
     assert new.num_training == 20
 
 
+def test_a_fit_that_grades_worse_is_said(local):
+    from steatosis_tf.verbs.results import _recalibration_text
+
+    warned = "agree less with the labels than before"
+    for kappa, is_said in (([0.9, 0.8], True), ([0.8, 0.9], False)):
+        assert (warned in _recalibration_text(local[1] | {"quadratic_kappa": kappa}, 20)) == is_said
+
+
 def test_the_network_is_taken_apart_and_joined_again_byte_for_byte(phantom_bundle):
     bundle = open_bundle(phantom_bundle)
     network = bundle.files["model.onnx"]
