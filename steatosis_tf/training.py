@@ -164,8 +164,9 @@ def train_and_score(
 
     Returns:
         the model pixels to probabilities: the one that was tested if there is one partition,
-        else one trained on all patients, with the first partition's validation part. For the joint
-        head the grading rule, which reads features of the backbone.
+        else one trained on all patients, less the first partition's validation part where that
+        steers the epochs. For the joint head the grading rule, which reads features of the
+        backbone.
     """
     nested = len(partitions) > 1
     logged = tracking.finished_children() if nested else set()
@@ -181,7 +182,7 @@ def train_and_score(
             if not is_logged:
                 log_fold(tested[-1], histories[-1])
     if nested:  # the final model learns from the tested patients too
-        refit = _without_test(partitions[0])
+        refit = _refit(partitions[0], config)
         folder = _kept_fold(data, refit, REFIT_FOLD, config, run_dir, nested=nested)
         histories.append(pd.read_csv(folder / _HISTORY))
     trained = _read_model(folder)
@@ -275,10 +276,16 @@ def _telling(config: Config, *, nested: bool) -> Iterator[EpochCallback | None]:
         yield tell
 
 
-def _without_test(partition: Partition) -> Partition:
-    """The final model of a cross-validation learns from the tested patients too."""
+def _refit(partition: Partition, config: Config) -> Partition:
+    """The final model of a cross-validation learns from the tested patients too.
+
+    A head that is solved has no epochs to be steered: it learns from the validating ones as well.
+    """
+    train, validation = partition.train | partition.test, partition.validation
+    if config.model.head in CLOSED_FORM:
+        train, validation = train | validation, frozenset()
     return dataclasses.replace(
-        partition, name="refit", train=partition.train | partition.test, test=frozenset()
+        partition, name="refit", train=train, validation=validation, test=frozenset()
     )
 
 

@@ -9,10 +9,13 @@ import pytest
 
 from experiments.head_search.head_sweep import Sweep
 from steatosis_tf import tracking
-from steatosis_tf.cohort.partition import Partition
-from steatosis_tf.config import Config, ModelConfig, TrainConfig
+from steatosis_tf.cohort.partition import Partition, split_table
+from steatosis_tf.config import Config, ModelConfig, TrainConfig, override
+from steatosis_tf.deploy.bundle_write import describe_training
+from steatosis_tf.grades import GRADES
 from steatosis_tf.model.shards import plain_rows
 from steatosis_tf.model.train import make_repeatable
+from steatosis_tf.recipes import RECIPES
 from steatosis_tf.records.pipeline import read_index
 from steatosis_tf.training import StudyData, load_study, train_and_score, train_fold
 
@@ -152,6 +155,31 @@ def test_a_run_goes_on_inside_a_fold_on_pixels(
         ):
             np.testing.assert_array_equal(weight, expected)
     assert not backup.exists()  # the fold is kept in its place
+
+
+@pytest.mark.parametrize("kind", ["kfold", "holdout"])
+def test_a_solved_model_learns_from_whom_its_bundle_says(tmp_path, monkeypatch, kind):
+    """Of two folds all 16, the validating ones too, whom nothing waits for; of a hold-out 10."""
+    (tmp_path / "no_folder").touch()
+    monkeypatch.setenv("STEATOSIS_MLRUNS", str(tmp_path / "no_folder"))
+    study = _study(tmp_path)
+    names = sorted(set(study.index["patient_id"]))
+    folds = [
+        Partition("fold_0", frozenset(names[6:]), frozenset(names[4:6]), frozenset(names[:4])),
+        Partition("fold_1", frozenset(names[:10]), frozenset(names[10:12]), frozenset(names[12:])),
+    ][: 2 if kind == "kfold" else 1]
+    run_dir = tmp_path / "run"
+    config = override(RECIPES["joint"].config, [f"split.kind={kind}"])
+    with tracking.start_run("joint", kind):
+        joint = train_and_score(study, folds, config, run_dir)
+    frames = study.index.assign(grade=[GRADES[label] for label in study.index["label"]])
+    known = {"path": frames["frame_id"], "pixels_sha256": "", "roi_height": 1}
+    frames.assign(**known).to_csv(run_dir / "manifest.csv", index=False)
+    split_table(folds).to_csv(run_dir / "split.csv", index=False)
+    (run_dir / "metrics.json").write_text("{}")
+    said = describe_training(run_dir)
+    assert len(joint.calibration.left_out) == said["num_patients"] == {"kfold": 16}.get(kind, 10)
+    assert said["num_frames"] == 2 * said["num_patients"]
 
 
 def test_sweep_refuses_what_it_does_not_do(tmp_path):

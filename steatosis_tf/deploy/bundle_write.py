@@ -179,7 +179,7 @@ def write_run_bundle(
         config.roi,
         name=run_dir.parent.name.lower(),
         version="1",
-        training=_training(run_dir),
+        training=describe_training(run_dir),
         card=_card(run_dir, config),
         licences={"code": "Apache-2.0", "weights and data": "not stated: see who trained it"},
         versions={name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -308,12 +308,20 @@ def _difference(joint: JointModel, features: np.ndarray, bundle: Bundle, rois: n
     return float(np.abs(rule.sqrt_fat(features) - found).max())
 
 
-def _training(run_dir: Path) -> dict[str, Any]:
-    """Who the model learned from."""
+def describe_training(run_dir: Path) -> dict[str, Any]:
+    """Whom the rule of a run learned from, as a bundle has it under `training`.
+
+    That is the training part of a hold-out run; of a cross-validated one all parts of the first
+    fold, as `training.train_and_score` fits the rule that is kept.
+
+    Args:
+        run_dir: evaluated, with `manifest.csv`, `split.csv` and `metrics.json`.
+    """
     frames = read_manifest(run_dir / "manifest.csv")
     split = pd.read_csv(run_dir / "split.csv", dtype=str)
-    learned = set(split.loc[split["split"].isin(["train", "test"]), "patient_id"])
-    frames = frames.loc[frames["patient_id"].isin(learned)]
+    parts = ["train"] if split["fold"].nunique() == 1 else ["train", "validation", "test"]
+    learned = split.loc[(split["fold"] == "0") & split["split"].isin(parts), "patient_id"]
+    frames = frames.loc[frames["patient_id"].isin(learned) & frames["roi_height"].notna()]
     patients = frames.drop_duplicates("patient_id")
     unknown = pd.Series("not stated", patients.index)
     scanner = patients.get("scanner", unknown).replace("", None).fillna("not stated")

@@ -165,7 +165,7 @@ def what_was_random(run: RunRecord) -> str:
         ("augment", "seed"): "the changes of training frames",
     }
     idle = {"split"} if run.protocol not in ("holdout", "kfold") else set()
-    idle |= {"train", "augment"} if _is_solved(config) else set()
+    idle |= {"train", "augment"} if is_solved(config) else set()
     for (stage, name), words in draws.items():
         if stage not in idle and name in config.get(stage, {}):
             parts.append(f"{words} ({stage}.{name}={config[stage][name]})")
@@ -178,7 +178,8 @@ def what_was_random(run: RunRecord) -> str:
     )  # fmt: skip
 
 
-def _is_solved(config: Mapping[str, Any]) -> bool:
+def is_solved(config: Mapping[str, Any]) -> bool:
+    """Whether the head of a run was solved, without epochs and without a use for validation."""
     return config.get("model", {}).get("head") in CLOSED_FORM
 
 
@@ -285,7 +286,7 @@ def method(run: RunRecord) -> list[str]:
         "Pixels outside the ultrasound sector are set to 0, text and calipers inside it are "
         f"painted out, and {cut}."
     ]
-    if _is_solved(config):
+    if is_solved(config):
         return [*sentences, "Training frames are taken as they are.", *_model(config)]
     given = config.get("augment", {})
     unused = ["rotation_deg", "zoom"] if view else ["depth_scale"]
@@ -305,7 +306,7 @@ def _model(config: dict[str, Any]) -> list[str]:
     if "weights" not in model:
         return []
     backbone = f"Backbone {model.get('backbone', 'not stated')} (weights: {model['weights']})"
-    if _is_solved(config):
+    if is_solved(config):
         measured = " and measured features" if model["head"] == "joint" else ""
         return [f"{backbone}, frozen; a fit in closed form joins its features{measured} into one "
                 "score of fat, and cut-offs on that score give the grades."]  # fmt: skip
