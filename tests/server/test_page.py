@@ -233,6 +233,21 @@ def test_what_is_saved_is_the_answer_and_comes_back_as_an_earlier_visit(
     assert content["answer"]["grade"] == text_of(tab, "#grade")
     assert len(content["answer"]["frames"]) == 4
     tab.click("#clear")
+    tab.set_input_files("#files", buffers((saved.name, saved.read_bytes())))
+    tab.wait_for_selector("#hint:not([hidden])")
+    assert "1 earlier visit." in text_of(tab, "#hint")
+    give(tab, *images(patient(70, 1)))  # undated, so before or after nobody knows
+    tab.wait_for_selector("#trend:not([hidden])")
+    assert "without a date has no order" in text_of(tab, "#trendText")
+    content["answer"]["date"] = "2019-01-01"
+    earlier = [(f"{at}.json", json.dumps(content).encode()) for at in range(40)]
+    give(tab, *earlier)
+    tab.wait_for_selector("#trendTable tbody tr:nth-child(42)")
+    assert tab.pdf(prefer_css_page_size=True).count(b"/Type /Page\n") == 1
+    tab.emulate_media(media="print")
+    assert "all 42 visits" in text_of(tab, "#offPaper")
+    tab.emulate_media(media="screen")
+    tab.click("#clear")
     give(tab, ("now.dcm", study("20210304", patient(70), 5)), (saved.name, saved.read_bytes()))
     dates = tab.locator("#trendTable tbody td:first-child").all_inner_texts()
     assert dates == ["2020-02-03", "2021-03-04"]

@@ -57,6 +57,8 @@ const take = (found) => inTurn(async (isWanted) => {
   }
   now.earlier.push(...earlier);
   cover(now.visits.length ? "" : "drop");
+  const { length: num } = now.earlier;
+  hint(num && !now.visits.length ? `${num} earlier ${num === 1 ? "visit" : "visits"}. Now the frames of this one.` : "");
   showVisit();
 });
 

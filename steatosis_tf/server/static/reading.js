@@ -4,6 +4,7 @@ import { at, made } from "./elements.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const KINDS = { graded: "Graded", score_only: "Score only, no grade", unable: "Unable to assess" };
+const MOST_ON_PAPER = { rows: 16, steps: 4 }; // of visits, so that one page holds all
 const LEFT = 6;
 const WIDTH = 316;
 
@@ -161,25 +162,31 @@ export const scoreOf = (frame) => percent(frame.fat_score);
 export function showTrend(visits, { change_limit: limit }) {
   at("trend").hidden = visits.length < 2;
   if (visits.length < 2) return;
-  at("trendTable").tBodies[0].replaceChildren(...visits.map(({ date, answer, otherModel }) => made("tr", {},
+  at("offPaper").hidden = visits.length <= MOST_ON_PAPER.rows;
+  at("offPaper").textContent = `The plot has all ${visits.length} visits, table and words the newest.`;
+  const isOff = (place, { length }, most) => ({ className: place < length - most ? "off" : "" });
+  at("trendTable").tBodies[0].replaceChildren(...visits.map(({ date, answer, otherModel }, place) => made("tr",
+    isOff(place, visits, MOST_ON_PAPER.rows),
     made("td", { text: date || "no date" }), made("td", { text: percent(answer.fat_percent) }),
     made("td", { text: interval(answer.fat_interval) }),
     made("td", { text: `${answer.grade || { score_only: "Score only" }[answer.kind] || "Unable"}${otherModel ? "*" : ""}` }))));
-  at("trendText").textContent = stepsInWords(visits, limit);
+  at("trendText").replaceChildren(...stepsInWords(visits, limit).map((text, place, all) => made("span",
+    { text: `${text} `, ...isOff(place, all, MOST_ON_PAPER.steps) })));
   at("otherModel").hidden = !visits.some(({ otherModel }) => otherModel);
   plotTrend(visits.filter(({ date, answer }) => date && answer.fat_percent !== null));
 }
 
-/** As `tables.Visits` of the package says it: changed only beyond the limit that was measured. */
+/** Sentences, as `tables.Visits` of the package says it: changed only beyond the limit that was measured. */
 function stepsInWords(visits, limit) {
   if (limit === null) {
-    return "Whether anything changed is not known: the model holds no repeatability limit, which takes patients"
-      + " seen twice; frames of one visit do not give it. Intervals that overlap show no change.";
+    return ["Whether anything changed is not known: the model holds no repeatability limit, which takes patients"
+      + " seen twice; frames of one visit do not give it. Intervals that overlap show no change."];
   }
   const scored = visits.filter(({ answer }) => answer.fat_percent !== null);
   return scored.slice(1).map((later, place) => {
     const earlier = scored[place];
-    const step = `since ${earlier.date || "the visit before"}`;
+    if (!earlier.date || !later.date) return "Whether it changed is not known: a visit without a date has no order.";
+    const step = `since ${earlier.date}`;
     if (earlier.otherModel || later.otherModel) return `Not compared ${step}: another model.`;
     if (earlier.answer.kind !== "graded" || later.answer.kind !== "graded") {
       return `Whether it changed ${step} is not known: a visit is unlike the training data.`;
@@ -187,7 +194,7 @@ function stepsInWords(visits, limit) {
     const [before, after] = [earlier, later].map(({ answer }) => Math.sqrt(answer.fat_percent));
     return Math.abs(after - before) > limit ? `Changed ${step}, by more than measuring anew does.`
       : `No change shown ${step}, no more than measuring anew does.`;
-  }).join(" ");
+  });
 }
 
 function plotTrend(visits) {
