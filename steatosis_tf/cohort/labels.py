@@ -339,10 +339,9 @@ def _check_columns(name: str, columns: list[str]) -> None:
             "what holds them; the first line must be the headings."
         )
     if taken := [column for column in columns if column in RESERVED]:
-        raise ValueError(
-            f"{name}: expected no column named {', '.join(RESERVED)}. "
-            f"Received: {', '.join(taken)}. Rename them."
-        )
+        way = f" Its split: `steatosis split MANIFEST_CSV --import {name}`." * ("split" in taken)
+        raise ValueError(f"{name}: expected no column named {', '.join(RESERVED)}. Received: "
+                         f"{', '.join(taken)}. Rename them in a copy.{way}")  # fmt: skip
 
 
 def _with_fat(known: str, fat: str, fault: Callable[..., None]) -> tuple[str, float]:

@@ -18,6 +18,9 @@ from steatosis_tf.grades import GRADES
 #: From so many graded patients on, one part is large enough to be judged by.
 HOLDOUT_FROM = 200
 
+# To train, to validate and to be tested by.
+_MIN_OF_A_GRADE = 3
+
 
 def make_partitions(frame_table: pd.DataFrame, config: SplitConfig) -> list[Partition]:
     """Divide the graded patients of a manifest.
@@ -161,15 +164,17 @@ def _patients_by_grade(graded: pd.DataFrame, salt: str) -> dict[str, list[str]]:
 def _need(patients: dict[str, list[str]], minimum: int, what: str) -> None:
     short = {grade: len(ids) for grade, ids in patients.items() if len(ids) < minimum}
     if short:
+        helps = min(short.values()) >= _MIN_OF_A_GRADE
         raise ValueError(
             f"Expected at least {minimum} patients of every grade for {what}. Received: "
             + ", ".join(f"{grade}={count}" for grade, count in short.items())
-            + ". Add patients, or ask for fewer folds (split.folds)."
+            + ". Add patients"
+            + (", or ask for fewer folds (split.folds)." if helps else "; no split does with less.")
         )
 
 
 def _holdout(patients: dict[str, list[str]], config: SplitConfig) -> Partition:
-    _need(patients, 3, "a split into train, validation and test")
+    _need(patients, _MIN_OF_A_GRADE, "a split into train, validation and test")
     parts: dict[str, set[str]] = {split: set() for split in SPLITS}
     for ids in patients.values():
         num_test = _share(len(ids), config.test_fraction)
@@ -192,7 +197,7 @@ def _repeated_kfold(graded: pd.DataFrame, config: SplitConfig) -> list[Partition
         # The first repeat is the plain k-fold of the same seed.
         salt = f"{config.split_seed}.{repeat}" if repeat else str(config.split_seed)
         patients = _patients_by_grade(graded, salt)
-        _need(patients, max(config.folds, 3), f"{config.folds} folds")
+        _need(patients, max(config.folds, _MIN_OF_A_GRADE), f"{config.folds} folds")
         # Dealing goes on where the grade before stopped, so that fold sizes differ by one at most.
         dealt = [patient for ids in patients.values() for patient in ids]
         for fold in range(config.folds):
@@ -204,7 +209,7 @@ def _repeated_kfold(graded: pd.DataFrame, config: SplitConfig) -> list[Partition
 
 
 def _leave_one_patient_out(patients: dict[str, list[str]], config: SplitConfig) -> list[Partition]:
-    _need(patients, 3, "leave-one-patient-out")
+    _need(patients, _MIN_OF_A_GRADE, "leave-one-patient-out")
     everyone = sorted(patient for ids in patients.values() for patient in ids)
     return [
         _leave_out(patients, {patient}, number, f"patient_{number}", config)

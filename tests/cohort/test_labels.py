@@ -182,6 +182,13 @@ def test_a_label_table_cannot_bring_what_only_a_review_says(study, tmp_path, col
         build_manifest(labels, tmp_path / "manifest.csv")
 
 
+def test_a_split_in_a_label_table_is_told_its_way(study, tmp_path):
+    labels = study("path,patient_id,grade,split\na.png,P1,Mild,test\n", FOUR[:1])
+    way = r"Received: split\. Rename .*`steatosis split MANIFEST_CSV --import labels\.csv`"
+    with pytest.raises(ValueError, match=way):
+        build_manifest(labels, tmp_path / "manifest.csv")
+
+
 @pytest.mark.parametrize("box", ["1,2,3,", "1,2,0,5", "1,2,-3,5", "1,2,3.5,5", "1,2,1_0,5", "a,,,"])
 def test_a_box_of_a_label_table_is_checked(study, tmp_path, box):
     head = "path,patient_id,roi_top,roi_left,roi_height,roi_width"

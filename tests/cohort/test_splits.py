@@ -211,8 +211,14 @@ def test_a_spoilt_manifest_is_refused(change, message):
 )
 def test_a_grade_with_too_few_patients_is_named(config, message):
     table = manifest({"Normal": 10, "Mild": 10, "Moderate": 10, "Severe": 2})
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"{message}\. Add patients; no split does with less"):
         make_partitions(table, config)
+
+
+def test_fewer_folds_are_advised_only_where_they_help():
+    table = manifest({"Normal": 10, "Mild": 10, "Moderate": 10, "Severe": 4})
+    with pytest.raises(ValueError, match=r"Severe=4\. Add patients, or ask for fewer folds"):
+        make_partitions(table, SplitConfig(kind="kfold", folds=5))
 
 
 def test_kfold_tests_every_patient_once_with_even_grades():
