@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from steatosis_tf.files import flat, open_regular, write_json
+from steatosis_tf.files import flat, open_regular, reason_of, write_json
 
 
 def _require(condition: bool, expected: str, **received: object) -> None:
@@ -435,7 +435,7 @@ def load_config(path: str | Path) -> Config:
             stages = json.loads(file.read())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"Expected the config.json of a run. Received: path={path.name!r} ({error})."
+            f"Expected the config.json of a run. Received: path={path.name!r} ({reason_of(error)})."
         ) from error
     if not isinstance(stages, dict) or not all(isinstance(part, dict) for part in stages.values()):
         raise ValueError(

@@ -104,6 +104,21 @@ def write_json(content: Any, path: str | Path, *, indent: int | None = 2) -> Non
         temporary.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
 
 
+def reason_of(error: BaseException) -> str:
+    """What an error says, without the folders of a path: one can be named after a patient.
+
+    Example:
+        >>> reason_of(FileNotFoundError(2, "No such file or directory", "/jane_doe/a.png"))
+        'No such file or directory: a.png'
+    """
+    if not (isinstance(error, OSError) and error.strerror):
+        return str(error)
+    is_path = isinstance(error.filename, str | bytes | os.PathLike)
+    return (
+        f"{error.strerror}: {Path(os.fsdecode(error.filename)).name}" if is_path else error.strerror
+    )
+
+
 def check_output(
     path: str | Path, inputs: Iterable[str | Path] = (), *, suffixes: tuple[str, ...] = ()
 ) -> None:

@@ -14,7 +14,7 @@ from steatosis_tf.config import Config, flatten, load_config, run_name
 from steatosis_tf.evaluation.metrics.comparison import COMPARED
 from steatosis_tf.evaluation.metrics.scores import read_scores
 from steatosis_tf.evaluation.report.report import read_opening
-from steatosis_tf.files import UNFINISHED_NAME, file_sha256, flat
+from steatosis_tf.files import UNFINISHED_NAME, file_sha256, flat, reason_of
 from steatosis_tf.recipes import RECIPES
 from steatosis_tf.training import fold_run, log_fold
 from steatosis_tf.unfinished import (
@@ -150,7 +150,7 @@ def log_run(run_dir: str | Path) -> str | None:
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             "Expected a run with metrics.json and the environment.json of this version. "
-            f"Received: {run_dir.name!r} ({error})."
+            f"Received: {run_dir.name!r} ({reason_of(error)})."
         ) from error
     name = run_name(config, environment["repeat"])
     with tracking.start_run(run_dir.parent.name, name, params, again=run_dir.name):

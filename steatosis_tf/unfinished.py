@@ -24,6 +24,7 @@ from steatosis_tf.files import (
     clear_killed,
     file_sha256,
     find_changed,
+    reason_of,
     write_json,
     write_sums,
 )
@@ -114,7 +115,7 @@ def marked(run_dir: Path, key: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:  # Ctrl+C too; it is raised again
-        reason = f"{type(error).__name__}: {str(error) or 'interrupted'}"
+        reason = f"{type(error).__name__}: {reason_of(error) or 'interrupted'}"
         write_json(about | {"reason": reason}, path)
         raise
 

@@ -64,6 +64,19 @@ def test_failure_exits_with_1_and_reports(
     assert json.loads(report.read_text())["exit_code"] == 1
 
 
+def test_what_the_system_refuses_is_said_without_the_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "jane_doe"
+    folder.write_text("a file where a folder is expected")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,patient_id,grade\na.png,1,0\n")
+    assert cli.main(["manifest", str(labels), "--output", str(folder / "study" / "m.csv")]) == 1
+    said = capsys.readouterr().err
+    assert "jane_doe" not in said
+    assert said.startswith("error: Expected files that can be read and written. Received: ")
+
+
 def test_check_tables_exits_with_1_on_the_source_paper(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

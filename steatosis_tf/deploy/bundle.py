@@ -23,7 +23,7 @@ import onnxruntime
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.deploy.frames import Look, look_at
 from steatosis_tf.deploy.onnx_file import check_network, open_network, run_network
-from steatosis_tf.files import SUMS_NAME, open_regular
+from steatosis_tf.files import SUMS_NAME, open_regular, reason_of
 from steatosis_tf.model.answer import PatientAnswer, plain_answer
 from steatosis_tf.model.joint import NETWORK, JointModel, grade_patient
 from steatosis_tf.roi.views import input_shape
@@ -224,7 +224,7 @@ def _read_zip(path: Path) -> dict[str, bytes]:
     except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(
             f"Expected a bundle: a folder or zip with {ABOUT_NAME}. Received: {path.name!r}, "
-            f"which cannot be read ({error}). {_SEALED}"
+            f"which cannot be read ({reason_of(error)}). {_SEALED}"
         ) from error
 
 

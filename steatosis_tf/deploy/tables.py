@@ -2,12 +2,13 @@
 
 import contextlib
 import csv
+import io
 import math
 import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import cv2
 import numpy as np
@@ -81,11 +82,10 @@ class AnswerTables:
         with contextlib.ExitStack() as stack:
             stack.callback(self._lock.release)
             self._tables = [
-                stack.enter_context((self.folder / name).open("w", encoding="utf-8", newline=""))
-                for name in TABLES
+                stack.enter_context((self.folder / name).open("wb", buffering=0)) for name in TABLES
             ]
             for table, columns in zip(self._tables, self._columns(), strict=True):
-                csv.writer(table, lineterminator="\n").writerow(columns)
+                _append(table, [columns])
             yield self
         sync_folder(self.folder)
 
@@ -315,11 +315,17 @@ def _adds_text(answer: PatientAnswer) -> str:
     return f"; adds to the root of fat: {parts}"
 
 
-def _append(table: IO[str], rows: list[list[Any]]) -> None:
-    csv.writer(table, lineterminator="\n").writerows(
-        [_cell(value) for value in row] for row in rows
-    )
-    table.flush()
+def _append(table: io.FileIO, rows: Sequence[Sequence[Any]]) -> None:
+    """Write rows, or none of them where the disk is full."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
+    content, start = text.getvalue().encode(), table.tell()
+    try:
+        while content:
+            content = content[table.write(content) :]
+    except OSError:
+        table.truncate(start)
+        raise
 
 
 def _cell(value: Any) -> Any:

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from steatosis_tf.files import reason_of
 from steatosis_tf.model.pooling import band_rows
 
 #: Expansion, kernel side, stride and channels of each block; the last one and the top are left out.
@@ -116,7 +117,7 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(
             "Expected weights of EfficientNet-Lite0 as experiments/lite0_weights.py writes them. "
-            f"Received: path={Path(path).name} ({error})."
+            f"Received: path={Path(path).name} ({reason_of(error)})."
         ) from error
     scales = {name: found.pop(name) for name in list(found) if name.startswith(SCALE_OF)}
     return {name: values * scales.get(SCALE_OF + name, 1.0) for name, values in found.items()}

@@ -36,7 +36,7 @@ from mlflow.types import ColSpec, Schema
 from sqlalchemy.exc import SQLAlchemyError
 
 from steatosis_tf import __version__
-from steatosis_tf.files import file_sha256, replacing
+from steatosis_tf.files import file_sha256, reason_of, replacing
 from steatosis_tf.grades import SCORE_COLUMNS
 from steatosis_tf.tracking.store import (
     StoreError,
@@ -131,7 +131,7 @@ def start_run(
     try:
         yield run
     except BaseException as error:  # Ctrl+C too; it is raised again
-        reason = str(error) or "interrupted"
+        reason = reason_of(error) or "interrupted"
         log_tags({_REASON_TAG: f"{type(error).__name__}: {reason}"[:_PARAM_LENGTH]})
         describe(f"Failed: {reason}"[:_PARAM_LENGTH])
         _end("FAILED", outer)

@@ -6,6 +6,7 @@ to.
 """
 
 import dataclasses
+import errno
 import importlib.metadata
 import json
 import os
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from steatosis_tf import __version__
 from steatosis_tf.config import ModelConfig
-from steatosis_tf.files import check_output, write_json
+from steatosis_tf.files import check_output, reason_of, write_json
 from steatosis_tf.grades import NOTICE
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def run_verb(verb: Callable[[Namespace], Result], args: Namespace) -> int:
         check_outputs(args)
         result = verb(args)
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
-        text = str(error)
+        text = reason_of(error)
+        if isinstance(error, OSError) and error.strerror:
+            text = _of_system(error)
         if isinstance(error, ModuleNotFoundError):
             package = (error.name or "").split(".")[0].replace("_", "-")
             text = (
@@ -69,6 +72,16 @@ def run_verb(verb: Callable[[Namespace], Result], args: Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     _write_report(args, result.values, result.exit_code, start)
     return result.exit_code
+
+
+def _of_system(error: OSError) -> str:
+    """What the system refused, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            f"Expected room on the disk. Received: {reason_of(error)}. Free space and make the "
+            "same call again; what is there is whole."
+        )
+    return f"Expected files that can be read and written. Received: {reason_of(error)}."
 
 
 def _installing(package: str) -> str:

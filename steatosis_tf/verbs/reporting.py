@@ -8,7 +8,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from steatosis_tf.environment import load_tensorflow
-from steatosis_tf.files import open_regular, renewing_sums
+from steatosis_tf.files import open_regular, reason_of, renewing_sums
 from steatosis_tf.grades import OUTPUT_LAYER
 from steatosis_tf.unfinished import refuse_unfinished
 from steatosis_tf.verbs.common import OutputDir, Result, add_model_argument, add_resamples_argument
@@ -149,7 +149,7 @@ def check_tables(args: Namespace) -> Result:
             table = json.loads(file.read())
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"Expected a JSON file of tables. Received: {path.name} ({error})."
+            f"Expected a JSON file of tables. Received: {path.name} ({reason_of(error)})."
         ) from error
     findings = check(table)
     values = {"consistent": not findings, "findings": [dataclasses.asdict(f) for f in findings]}

@@ -250,6 +250,36 @@ def test_other_files_in_the_output_folder_stay(model_path, frames, tmp_path):
         predict([frames], model=model_path, output_dir=tmp_path / "again")
 
 
+_WITH_LITTLE_ROOM = """
+import resource, sys
+from steatosis_tf import cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("beyond", [-20, 20])
+def test_where_the_disk_is_full_the_tables_end_with_a_whole_row(
+    model_path, frames, tmp_path, beyond
+):
+    """The limit cuts a heading, or the first row."""
+    words = ["predict", str(frames), "--model", str(model_path), "--output"]
+    cli.main([*words, str(tmp_path / "whole")])
+    whole = {name: (tmp_path / "whole" / name).read_bytes() for name in TABLES}
+    room = max(content.index(b"\n") for content in whole.values()) + beyond
+    done = subprocess.run(
+        [sys.executable, "-c", _WITH_LITTLE_ROOM, str(room), *words, str(tmp_path / "cut")],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "error: Expected room on the disk. Received: File too large" in done.stderr
+    assert not (tmp_path / "cut" / "predictions.json").exists()
+    for name, content in whole.items():
+        left = (tmp_path / "cut" / name).read_bytes()
+        assert content.startswith(left)
+        assert left.endswith(b"\n") or not left
+
+
 def test_two_calls_do_not_write_into_one_folder(model_path, frames, tmp_path):
     folder = tmp_path / "out"
     predict([frames], model=model_path, output_dir=folder)

@@ -11,7 +11,7 @@ import pandas as pd
 from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.cohort.rejected import read_rejected
 from steatosis_tf.evaluation.metrics.scores import read_scores
-from steatosis_tf.files import file_sha256, write_json
+from steatosis_tf.files import file_sha256, reason_of, write_json
 
 #: What the author may state in `study.json`, name -> what to write there. The report never
 #: invents these; it says that they are missing.
@@ -137,7 +137,7 @@ def read_run(run_dir: str | Path) -> RunRecord:
         try:
             return reader(path)
         except (ValueError, OSError) as error:  # JSON, Unicode and CSV errors are ValueErrors
-            faults.append(f"{name}: {error}")
+            faults.append(f"{name}: {reason_of(error)}")
             return None
 
     figures = sorted((run_dir / "figures").glob("*.png"))
