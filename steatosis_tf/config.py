@@ -346,7 +346,7 @@ def override(config: Config, settings: list[str]) -> Config:
     """
     config = _apply(config, settings)
     for setting in settings:
-        why = _unused(config).get(setting.partition("=")[0].strip())
+        why = unused_settings(config).get(setting.partition("=")[0].strip())
         if why:
             raise ValueError(
                 f"Expected settings that do something. Received: {setting!r}, which is not read "
@@ -373,8 +373,13 @@ def _apply(config: Config, settings: list[str]) -> Config:
     return dataclasses.replace(config, **parts)
 
 
-def _unused(config: Config) -> dict[str, str]:
-    """Settings that nothing reads -> the setting that makes it so."""
+def unused_settings(config: Config) -> dict[str, str]:
+    """Settings that nothing reads -> the setting that makes it so.
+
+    Example:
+        >>> "train.epochs" in unused_settings(Config())
+        False
+    """
     unused = {}
     if config.model.head == "regression":
         unused["train.class_weights"] = "model.head=regression"

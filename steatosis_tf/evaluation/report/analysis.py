@@ -110,11 +110,10 @@ def apply_validation(
         found = bootstrap_intervals(calibrated, num_resamples=num_resamples, seed=seed)
         calibration["after"] = _calibration(calibrated, found, seed)
     source, operating = _operating(run, validation, test, notes)
-    judged = test if calibrated is None else calibrated
     index = _hepatorenal(run, test, notes)
     decisions = {
         task: decision_curve(
-            judged, task, num_resamples=num_resamples, seed=seed,
+            test, task, num_resamples=num_resamples, seed=seed,
             comparators={"hepatorenal index": index[task]} if task in index else None,
         )
         for task, first in CUMULATIVE_TASKS.items()

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf.cohort.rejected import kinds_of
-from steatosis_tf.config import CLOSED_FORM
+from steatosis_tf.config import CLOSED_FORM, load_config, unused_settings
 from steatosis_tf.evaluation.metrics.registry import shown_in
 from steatosis_tf.evaluation.report.analysis import COVARIATES, Analysis
 from steatosis_tf.evaluation.report.checks import is_consistent
@@ -71,6 +71,16 @@ def settings(content: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             zip(rows[:half], [*rows[half:], ("", "")], strict=False)]  # fmt: skip
 
 
+def settings_read(run: RunRecord) -> list[tuple[str, str, str, str]]:
+    """`settings` of a run, less those that nothing read: epochs of a head that was solved."""
+    try:
+        unused = unused_settings(load_config(run.run_dir / "config.json"))
+    except ValueError:  # of another version
+        unused = {}
+    read = {name: value for name, value in flat(run.config).items() if name not in unused}
+    return settings(read)
+
+
 def consistency(analysis: Analysis) -> str:
     """The self-check in one sentence."""
     checks = analysis.checks
@@ -115,7 +125,7 @@ def verdict(analysis: Analysis) -> str:
         return f"Better than always saying {grade}: {found}."
     if gain["high"] is not None and gain["high"] < 0:
         return f"Worse than always saying {grade}: {found}."
-    text = f"No better than always saying {grade}: {found}."
+    text = f"Not shown to be better than always saying {grade}: {found}."
     if kappa["low"] is not None and kappa["low"] > 0:
         text += f" It orders the grades better than chance: quadratic kappa {interval(kappa)}."
     return text

@@ -11,11 +11,14 @@ import pandas as pd
 import pytest
 
 from steatosis_tf import cli
+from steatosis_tf.config import load_config, save_config
 from steatosis_tf.evaluation.clinical.thresholds import choose_operating_points
 from steatosis_tf.evaluation.metrics.scores import patient_scores, read_scores
-from steatosis_tf.evaluation.report.content import interval
+from steatosis_tf.evaluation.report.analysis import analyse_run
+from steatosis_tf.evaluation.report.content import interval, settings_read
 from steatosis_tf.evaluation.report.evaluate import evaluate_run
 from steatosis_tf.evaluation.report.report import write_report
+from steatosis_tf.evaluation.report.run import read_run
 from steatosis_tf.grades import GRADES, NOTICE, SCORE_COLUMNS
 
 RESAMPLES = 100
@@ -155,6 +158,34 @@ def test_locked_cut_offs_of_the_run_are_used_and_damaged_ones_refused(run_dir):
     assert "<td>0.123</td>" in page
     (run_dir / "operating_points.json").write_text("{}")
     assert "operating_points.json cannot be used" in report_text(run_dir)
+
+
+def test_decision_curve_is_of_the_probabilities_that_the_model_gives(whole_run):
+    found = analyse_run(read_run(whole_run), num_resamples=RESAMPLES).thresholds
+    assert found.temperatures["0"]["temperature"] != pytest.approx(
+        1, abs=0.1
+    )  # others would differ
+    curve = found.decisions["severe"]
+    patients = pd.read_csv(whole_run / "patient_scores.csv")
+    is_severe = patients["grade"] == "Severe"
+    for threshold, benefit in zip(
+        curve["thresholds"], curve["net_benefit"]["model"]["value"], strict=True
+    ):
+        flagged = patients["p_severe"] >= threshold
+        false = (flagged & ~is_severe).sum() * threshold / (1 - threshold)
+        assert benefit == pytest.approx(((flagged & is_severe).sum() - false) / len(patients))
+
+
+@pytest.mark.parametrize("head", ["softmax", "joint"])
+def test_settings_that_nothing_read_are_not_in_the_report(run_dir, head):
+    solved = {"train": {"views": 0}, "evaluation": {"aggregation": "log_odds"}}
+    solved = solved if head == "joint" else {}
+    config = {"model": {"head": head, "backbone": "efficientnet_lite0"}, **solved}
+    (run_dir / "config.json").write_text(json.dumps(config))
+    save_config(load_config(run_dir / "config.json"), run_dir / "config.json")
+    names = {name for row in settings_read(read_run(run_dir)) for name in row[::2]}
+    assert ({"train.epochs", "augment.flip", "model.dropout"} <= names) == (head == "softmax")
+    assert "model.backbone" in names
 
 
 def test_decision_curve_against_the_hepatorenal_index(run_dir):
@@ -434,8 +465,9 @@ def test_the_verdict_compares_with_answers_that_need_no_model(whole_run, run_dir
         table[list(SCORE_COLUMNS)] = [0.1, 0.1, 0.2, 0.6]
         table.assign(predicted="Severe").to_csv(run_dir / name, index=False)
     evaluate_run(run_dir)
-    assert "No better than always saying Normal: accuracy 0.250 against 0.250" in report_text(
-        run_dir
+    assert (
+        "Not shown to be better than always saying Normal: accuracy 0.250 against 0.250"
+        in report_text(run_dir)
     )
 
 
