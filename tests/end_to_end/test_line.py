@@ -113,7 +113,7 @@ def test_onnx_file_gives_the_scores_of_the_run(
 
 def test_the_verdict_that_is_printed_opens_the_report(study: Path) -> None:
     told = json.loads((study / "first.json").read_text())["result"]["runs"][0]["verdict"]
-    assert re.match(r"(Better|No better|Worse) than always saying [A-Z]", told)
+    assert re.match(r"(Better|Not shown to be better|Worse) than always saying [A-Z]", told)
     assert f"**{told}**" in (run_dir(study) / "report.md").read_text()
 
 

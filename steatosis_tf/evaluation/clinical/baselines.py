@@ -1,8 +1,8 @@
 """What needs no model: always the commonest grade, and the hepatorenal index.
 
 A model that does no better than these has learned nothing, so they stand beside it on the first
-page of the report. Both learn from patients that are not tested only: the grade that is commonest
-among them, and the curve from index to probability.
+page of the report. They learn from patients that are not tested: the grade that is commonest among
+them, and the curve from index to probability.
 """
 
 from pathlib import Path
@@ -47,20 +47,22 @@ def untested_grades(
 def majority_scores(patient_scores: pd.DataFrame, untested: dict[str, pd.Series]) -> pd.DataFrame:
     """The table of a reader who always says the commonest grade of the patients not tested.
 
+    Of several folds it is the commonest grade of all patients, one for all. Fold by fold, whoever
+    is tested lacks among the others, and where grades are even that reader would nearly always be
+    wrong, which flatters the model.
+
     Args:
         patient_scores: patient table of the model.
-        untested: from `untested_grades`. A fold without any takes the commonest grade tested,
-            which flatters this reader, never the model.
+        untested: from `untested_grades`. Without any it is the commonest grade tested, which
+            flatters this reader, never the model.
 
     Returns:
         the same rows with a probability of 1 for that grade; the lower of two as common.
     """
-    probabilities = np.zeros((len(patient_scores), len(GRADES)))
-    for fold in patient_scores["fold"].unique():
-        grades = untested.get(str(fold), patient_scores["grade"])
-        counts = [int(((grades if len(grades) else patient_scores["grade"]) == grade).sum())
-                  for grade in GRADES]  # fmt: skip
-        probabilities[(patient_scores["fold"] == fold).to_numpy(), np.argmax(counts)] = 1
+    grades = pd.concat([*untested.values()]) if untested else pd.Series(dtype=str)
+    grades = grades if len(grades) else patient_scores["grade"]
+    commonest = int(np.argmax([(grades == grade).sum() for grade in GRADES]))
+    probabilities = np.tile(np.eye(len(GRADES))[commonest], (len(patient_scores), 1))
     return _answered(patient_scores, probabilities)
 
 

@@ -328,8 +328,7 @@ def _baselines(
     if run.split is not None and run.manifest is not None and "repeat" not in test:
         untested = untested_grades(run.split, run.manifest, test["fold"])
     constant = majority_scores(test, untested)
-    answers = list(dict.fromkeys(constant["predicted"]))
-    grade = answers[0] if len(answers) == 1 else "the commonest grade"
+    grade = constant["predicted"].iloc[0]
     options: dict[str, Any] = {"num_resamples": num_resamples, "seed": seed}
     gain = paired_bootstrap(test, constant, **options)["accuracy"]
     found = {f"Always {grade}": bootstrap_intervals(constant, **options)}
