@@ -120,14 +120,19 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(_PASSING.sub(b"", content)).hexdigest()
 
 
-def _beginnings(folder: Path) -> dict[str, set[str]]:
-    """The tables of `predict` grow by whole rows: hashes of each that a broken call may leave."""
+def _beginnings(folder: Path, kind: str) -> dict[str, set[str]]:
+    """Hashes of what a broken call of `predict` may leave of its tables.
+
+    They grow by whole rows; only a kill in the middle of a write can cut one.
+    """
     found = {}
     for path in folder.rglob("predictions.json"):
         for table in (path.with_name("patients.csv"), path.with_name("frames.csv")):
-            lines = table.read_bytes().splitlines(keepends=True)
-            name = table.relative_to(folder).as_posix()
-            found[name] = {_hash(b"".join(lines[:number])) for number in range(len(lines))}
+            content = table.read_bytes()
+            lines = content.splitlines(keepends=True)
+            begun = [b"".join(lines[:number]) for number in range(len(lines))]
+            cut = [content[:_FIRST_BYTES]] if kind == "CUT" else []
+            found[table.relative_to(folder).as_posix()] = {_hash(one) for one in begun + cut}
     return found
 
 
@@ -180,7 +185,8 @@ def walk(study: Path, words: list[str], only_ends: bool, kinds: list[str]) -> di
         clean = _run(base / "study", words)
         if clean["code"] != 0:
             return {"error": f"the call itself fails with {clean['code']}: {clean['said'][-800:]}"}
-        good, beginnings = _content(base / "study"), _beginnings(base / "study")
+        good = _content(base / "study")
+        begun = {kind: _beginnings(base / "study", kind) for kind in kinds}
         found, tries, texts = [], 0, set()
         for kind in kinds:
             for at in range(1, clean["events"] + 1):
@@ -194,7 +200,7 @@ def walk(study: Path, words: list[str], only_ends: bool, kinds: list[str]) -> di
                 if kind not in ("KILL", "CUT"):
                     texts.add(re.sub(r"\s+", " ", try_["said"].strip().splitlines()[-1])[:200]
                               if try_["said"].strip() else "")  # fmt: skip
-                faults = _faults(before, good, beginnings, _content(folder), try_, kind)
+                faults = _faults(before, good, begun[kind], _content(folder), try_, kind)
                 again = _run(folder, words)
                 if again["code"] != 0:
                     faults.append(f"does not go on: {again['said'].strip()[-300:]}")
