@@ -380,8 +380,10 @@ def write_sheets(folder: Path, paths: Sequence[str], marked: set[str]) -> int:
         old.unlink()
     starts = range(0, len(paths), num_rows * num_columns)
     for number, start in enumerate(starts, start=1):
-        sheet = np.zeros((num_rows * (height + 16), num_columns * (width + 4), 3), np.uint8)
-        for place, path in enumerate(paths[start : start + num_rows * num_columns]):
+        shown = paths[start : start + num_rows * num_columns]
+        num_filled = -(-len(shown) // num_columns)
+        sheet = np.zeros((num_filled * (height + 16), num_columns * (width + 4), 3), np.uint8)
+        for place, path in enumerate(shown):
             frame = to_grey(read_frame(folder / path))
             scale = min(height / frame.shape[0], width / frame.shape[1])
             thumb = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -390,7 +392,7 @@ def write_sheets(folder: Path, paths: Sequence[str], marked: set[str]) -> int:
             part[: thumb.shape[0], : thumb.shape[1]] = thumb[:height, :width, None]
             text, colour = Path(path).stem, (200, 200, 200)
             if path in marked:
-                text, colour = f"{text} MARKS", (60, 160, 255)
+                text, colour = f"{text} MARKS", (255, 160, 60)
             at = (left + 2, top + height + 12)
             cv2.putText(sheet, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.33, colour, 1, cv2.LINE_AA)
         _write_png(folder / SHEETS_DIR / f"sheet_{number:04d}.png", sheet)

@@ -406,6 +406,9 @@ def test_frames_where_text_remains_are_named(source, key, tmp_path, capsys):
     first, second, third = (picture[:150, 204 * n : 204 * n + 200] for n in range(3))
     assert first.max() > 100 < second.max()
     assert third.max() == 0
+    assert len(picture) == 166  # one row, as high as its frames and their names
+    blue, _, red = picture[150:, 204:404].reshape(-1, 3).max(axis=0)
+    assert red > blue  # MARKS in orange
     assert audit_phi(tmp_path / "out", source) == []
 
 
