@@ -340,6 +340,27 @@ def test_a_phone_shows_all_and_prints_on_one_page(open_page: Callable[..., Any])
     assert tab.locator("#printed canvas").is_visible()
 
 
+@pytest.mark.parametrize(("width", "height"), [(1024, 600), (844, 390), (640, 360)])
+def test_a_small_or_enlarged_page_hides_nothing(
+    open_page: Callable[..., Any], width: int, height: int
+) -> None:
+    tab = open_page(width, height)
+    give(tab, *images(patient(40)))
+    tab.wait_for_selector("#mapSlide:not([hidden])")
+    for part in ("#opacity", "#correct", "#strip button:last-child", "#grade"):
+        shown = tab.locator(part)
+        shown.evaluate("element => element.scrollIntoView({ block: 'nearest' })")
+        box, view = shown.bounding_box(), tab.locator("#notice").bounding_box()
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= width, part
+        assert box["y"] + box["height"] <= view["y"] + 1, part
+    strip = tab.locator("#strip").bounding_box()
+    assert strip["height"] > tab.locator("#strip button:last-child").bounding_box()["height"]
+    panel = tab.locator("#panel").bounding_box()
+    slide = tab.locator("#mapSlide").bounding_box()
+    assert panel["x"] == 0 or slide["x"] + slide["width"] <= panel["x"]
+    assert notice_is_in_view(tab)
+
+
 def fan_corners(server: Running, files: list[tuple[str, bytes]], frame: int = 0) -> list[float]:
     """Of the sector that the server finds."""
     said = server.call("/page/answers", upload(*files))[1]

@@ -152,7 +152,8 @@ function showStrip({ answer, pictures, outlier }) {
     const thumbnail = made("canvas", { width: 212, height: 144 });
     const { bitmap } = pictures[place];
     if (bitmap) drawWhole(bitmap, thumbnail);
-    const button = made("button", { className, title: one.name }, thumbnail,
+    const label = `Frame ${place + 1}: ${tagOf(one, isOdd)}, fat score ${scoreOf(one)}`;
+    const button = made("button", { className, title: one.name, "aria-label": label }, thumbnail,
       made("div", { className: "score" }, made("span", { text: scoreOf(one) }), made("span", { text: String(place + 1) })),
       made("div", { className: "tag", text: tagOf(one, isOdd) }));
     button.addEventListener("click", () => toFrame(place));
