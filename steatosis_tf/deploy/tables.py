@@ -276,7 +276,7 @@ def _answer_text(answer: PatientAnswer, num_training: int) -> str:
         return f"{name}: unable to assess\n  {_reason(answer)}\n  {used}"
     fat = _fat_text(answer)
     if answer.kind == "score_only":
-        rank = f", above {answer.training_rank:.0%} of the {num_training} training patients"
+        rank = f", above {100 * answer.training_rank:.0f} % of the {num_training} training patients"
         return f"{name}: score only{fat}{rank}\n  {answer.reason}\n  {used}{_adds_text(answer)}"
     chances = ", ".join(f"{grade} {p:.2f}" for grade, p in answer.probabilities.items())
     kept = f"; not ruled out: {', '.join(answer.prediction_set)}" if answer.prediction_set else ""

@@ -123,7 +123,8 @@ def _refusal(request: Request, token: str, host: str, max_body_bytes: int) -> Re
     if named.rpartition(":")[0] not in known and named not in known:
         # A web site may have its own name point to this machine.
         return _said(400, f"Expected the host {host}. Received another.")
-    if headers.get("origin", f"http://{named}") != f"http://{named}":
+    # https where a proxy adds TLS; the page knows its own address by the host alone.
+    if headers.get("origin", f"http://{named}") not in (f"http://{named}", f"https://{named}"):
         return _said(403, "Expected a call from the page itself. Received one from elsewhere.")
     if request.method in _READING:
         given = headers.get("x-token") or request.query_params.get("token", "")

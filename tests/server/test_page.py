@@ -603,6 +603,15 @@ def test_another_host_opens_with_the_token_alone() -> None:
     assert opened.status_code == 200
     assert NOTICE in opened.text
     assert TestClient(app, base_url="http://elsewhere").get("/").status_code == 400
+    for origin, refused in (  # behind a proxy that adds TLS, or from elsewhere
+        ("https://reading-room", False),
+        ("http://reading-room", False),
+        ("https://elsewhere", True),
+        ("null", True),
+    ):
+        headers = {"Origin": origin, "X-Token": app.state.token}
+        answered = client.post("/page/none", content=b"{}", headers=headers)
+        assert (answered.status_code == 403) == refused
 
 
 def test_a_bare_network_is_refused_in_one_line(tmp_path: Path) -> None:
