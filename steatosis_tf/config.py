@@ -342,7 +342,8 @@ def override(config: Config, settings: list[str]) -> Config:
 
     Raises:
         ValueError: for a malformed setting, an unknown stage or name, a value of the wrong type or
-            range (the text lists the names there are), or a setting that nothing would read.
+            range (the text lists the names there are), one of two values, or one that nothing would
+            read.
     """
     config = _apply(config, settings)
     for setting in settings:
@@ -367,7 +368,10 @@ def _apply(config: Config, settings: list[str]) -> Config:
                 f"Expected stage.name=value out of {', '.join(known)}. Received: {setting!r}."
             )
         kind = typing.get_type_hints(type(getattr(config, stage)))[key]
-        changes.setdefault(stage, {})[key] = _parse(f"{stage}.{key}", kind, text.strip())
+        value = _parse(f"{stage}.{key}", kind, text.strip())
+        first = changes.setdefault(stage, {}).setdefault(key, value)
+        _require(first is value or first == value, f"one value of {stage}.{key}",
+                 first=first, second=value)  # fmt: skip
     parts = {stage: dataclasses.replace(getattr(config, stage), **values)
              for stage, values in changes.items()}  # fmt: skip
     return dataclasses.replace(config, **parts)

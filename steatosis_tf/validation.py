@@ -86,7 +86,7 @@ def validate(
     found = _summary(grader, answers, patients, scores, reference, num_resamples)
     found["num_unlabelled"] = table["patient_id"].nunique() - len(patients)
     found["manifest_sha256"] = file_sha256(manifest_path)
-    found["leakage"] = _leakage(grader, table, manifest_path)
+    found["leakage"] = find_leakage(grader, table, manifest_path, model)
     write_json(found, folder / _SUMMARY)
     write_report(folder, num_resamples=num_resamples)
     write_sums(folder)
@@ -308,29 +308,47 @@ def _fat_interval(pairs: list[tuple[PatientAnswer, dict[str, Any]]]) -> dict[str
     return {"stated_coverage": FAT_COVERAGE, "coverage": coverage, "num_patients": len(held)}
 
 
-def _leakage(grader: Grader, table: pd.DataFrame, manifest_path: Path) -> dict[str, Any]:
-    """Frames that the model has learned from, as far as it can tell."""
+def find_leakage(
+    grader: Grader, table: pd.DataFrame, manifest_path: Path, model: str | Path | None
+) -> dict[str, Any]:
+    """Frames of a manifest that a model has learned from, as far as can be told.
+
+    Args:
+        grader: opened; a bundle may hold hashes of its training frames.
+        table: manifest of the frames that it is tested on.
+        manifest_path: where the manifest lies.
+        model: as given; a run directory has a manifest of its own, whose exact pixels are compared.
+
+    Returns:
+        `passed` (None if it is not known), `text`, and `frame_id` of each frame found under
+        `same_pixels` and `near_duplicate`.
+    """
     training = grader.about["training"] if isinstance(grader, Bundle) else {}
     found: dict[str, Any] = {"same_pixels": [], "near_duplicate": []}
     if training.get("manifest_sha256") == file_sha256(manifest_path):
         text = "Leak: this is the very manifest that the model was trained on."
         return found | {"passed": False, "text": text}
     hashes = training.get("leak_hashes")
-    if hashes is None:
+    run_manifest = None if model is None else Path(model) / "manifest.csv"
+    if hashes is not None:
+        found |= find_training_frames(hashes, table, manifest_path)
+    elif run_manifest is not None and run_manifest.is_file():
+        known = set(read_manifest(run_manifest)["pixels_sha256"]) - {""}
+        found["same_pixels"] = table.loc[table["pixels_sha256"].isin(known), "frame_id"].tolist()
+    if hashes is None and not found["same_pixels"]:
         text = (
             "Leakage check: not possible. The model holds no hashes of its training frames (export "
             "--leak-hashes). Whether it learned from a patient here is not known."
         )
         return found | {"passed": None, "text": text}
-    found |= find_training_frames(hashes, table, manifest_path)
     named = set(found["same_pixels"]) | set(found["near_duplicate"])
     if not named:
         text = "Leakage check: passed. No frame is one that the model was trained on, or like one."
         return found | {"passed": True, "text": text}
     who = table.loc[table["frame_id"].isin(named), "patient_id"].nunique()
+    alike = "" if hashes is None else f" {len(found['near_duplicate'])} more look like one,"
     text = (
-        f"Leak: {len(found['same_pixels'])} frames are training frames of the model, "
-        f"{len(found['near_duplicate'])} more look like one, of {who} patients in all. The figures "
-        "flatter: leave these patients out."
+        f"Leak: {len(found['same_pixels'])} frames are training frames of the model,{alike} of "
+        f"{who} patients in all. The figures flatter: leave these patients out."
     )
     return found | {"passed": False, "text": text}

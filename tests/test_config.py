@@ -88,6 +88,15 @@ def test_a_bad_setting_is_refused_with_what_was_expected(setting, message):
         override(Config(), setting.split())
 
 
+def test_one_setting_has_one_value():
+    with pytest.raises(ValueError, match=r"one value of split\.kind.*'kfold', second='lopo'"):
+        override(Config(), ["split.kind=kfold", "train.epochs=3", "split.kind=lopo"])
+    same = override(
+        Config(), ["train.epochs=3", "train.epochs=3"]
+    )  # as --set and --weights may say
+    assert same.train.epochs == 3
+
+
 def test_a_config_built_in_code_is_checked_too():
     with pytest.raises(ValueError, match="kind out of"):
         SplitConfig(kind="images")  # type: ignore[arg-type]

@@ -13,15 +13,15 @@ from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
 from steatosis_tf import cli
-from steatosis_tf.cohort.manifest import build_manifest, read_manifest
+from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_manifest
 from steatosis_tf.cohort.near_duplicates import training_hashes
 from steatosis_tf.deploy.bundle import open_bundle
 from steatosis_tf.deploy.bundle_write import seal_again
-from steatosis_tf.deploy.predict import predict
+from steatosis_tf.deploy.predict import open_model, predict
 from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.model.joint import decide
 from steatosis_tf.sources.phantom.study import simulate_patient
-from steatosis_tf.validation import validate
+from steatosis_tf.validation import find_leakage, validate
 
 #: A scanner that the phantoms' bundle takes for a stranger's.
 OTHER = {"gain_offset_db": 12.0, "tgc_offset_db_per_cm": 1.5, "dynamic_range_factor": 0.5}
@@ -180,6 +180,21 @@ def test_training_frames_are_told_by_the_hashes_of_the_bundle(phantom_bundle, st
     assert "**Attention.** Leak: 2 frames" in report
     before_numbers = report.index("Not consistent: 1 of 4 self-checks failed")
     assert before_numbers < report.index("| Per patient |")
+
+
+def test_training_frames_are_told_by_the_manifest_of_the_run(phantom_bundle, study, tmp_path):
+    """A bundle holds no hashes unless asked for, but beside a run's lies what it was made of."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(phantom_bundle, run_dir / "bundle")
+    table, grader = read_manifest(study), open_model(run_dir)
+    learned = table["patient_id"].isin(["E00", "E05"])
+    write_manifest(table[learned], run_dir / "manifest.csv")
+    found = find_leakage(grader, table, study, run_dir)
+    assert not found["passed"]
+    assert found["same_pixels"] == table.loc[learned, "frame_id"].tolist()
+    assert "frames are training frames of the model, of 2 patients in all" in found["text"]
+    for others, model in ((table[~learned], run_dir), (table, run_dir / "bundle"), (table, None)):
+        assert find_leakage(grader, others, study, model)["passed"] is None
 
 
 def test_a_set_without_histology_is_read_as_the_document_says(
