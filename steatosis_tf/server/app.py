@@ -12,6 +12,7 @@ import threading
 import webbrowser
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import jinja2
@@ -217,4 +218,12 @@ def serve(
         timeout_graceful_shutdown=_SHUTDOWN_S,
     )
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl+C is how a page ends, not a failure
-        uvicorn.Server(settings).run(sockets=[bound])
+        _Server(settings).run(sockets=[bound])
+
+
+class _Server(uvicorn.Server):
+    """Ends once: a second Ctrl+C would cut its end short, and print a traceback of that."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            super().handle_exit(sig, frame)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,15 @@ def test_killed_and_started_again_nothing_is_lost(
     read = order_of(again, 1)
     table = again.table().drop_duplicates("patient_id").set_index("patient_id")["reader_1"]
     assert [table[read[case]] for case in (1, 2, 3)] == ["Mild", "Severe", "Normal"]
+
+
+def test_ctrl_c_twice_ends_in_one_line(manifest: Path) -> None:
+    server = Server(manifest)
+    for _ in range(3):
+        server.process.send_signal(signal.SIGINT)
+    said, complaints = server.process.communicate(timeout=PATIENCE_MS / 1000)
+    assert (server.process.returncode, complaints) == (0, "")
+    assert said.startswith("All answers are saved")
 
 
 def test_what_no_page_would_send_is_refused_with_a_sentence(manifest: Path) -> None:
