@@ -223,13 +223,16 @@ def _visit(
 ) -> Visit:
     looks: list[Look] = []
     shown: list[ShownFrame | None] = []
+    beyond: dict[str, None] = {}
     for shot in group.shots():
         if len(looks) >= room:
-            passed_over.append((shot.name, f"beyond the {MAX_FRAMES} frames that are looked at"))
-            break
+            beyond[shot.name.partition("#")[0]] = None  # a clip once
+            continue
         looks.append(_look(bundle, shot, corners.get(len(looks))))
         is_shown = shot.frame is not None and not _is_too_large(shot.frame)
         shown.append(encoded(shot.frame) if is_shown else None)  # type: ignore[arg-type]
+    reason = f"beyond the {MAX_FRAMES} frames that are looked at"
+    passed_over += [(name, reason) for name in beyond]
     answer = bundle.answer(group.patient, looks, group.date, maps=True)
     is_dicom = group.patient != _IMAGES.name
     fans = [look.fan for look in looks]

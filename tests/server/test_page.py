@@ -21,7 +21,7 @@ from running import PATIENCE_MS, Running
 
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.server.app import make_app
-from steatosis_tf.server.page import MAX_FILES, MAX_UPLOAD_BYTES, page
+from steatosis_tf.server.page import MAX_FILES, MAX_FRAMES, MAX_UPLOAD_BYTES, page
 from steatosis_tf.sources.phantom.study import simulate_patient
 from tests.sources.dicom.made_dicom import file_bytes, made_dataset
 
@@ -195,6 +195,22 @@ def test_what_is_dropped_meanwhile_has_its_turn_and_a_cleared_patient_does_not_c
     assert tab.locator("#grade").is_visible()
 
 
+def test_a_file_that_another_program_hands_over_is_read(open_page: Callable[..., Any]) -> None:
+    tab = open_page()
+    drop = """([name, bytes]) => {
+      const dataTransfer = new DataTransfer();
+      if (name) dataTransfer.items.add(new File([new Uint8Array(bytes)], name));
+      else dataTransfer.items.add("a text", "text/plain");
+      document.body.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true }));
+    }"""
+    tab.evaluate(drop, ["mail.png", list(png(patient(40, 1)[0]))])
+    tab.wait_for_selector("#stage[data-frame]")
+    assert text_of(tab, "#frameNumber") == "1 of 1: mail.png"
+    tab.evaluate(drop, ["", []])
+    tab.wait_for_selector("#trouble:not([hidden])")
+    assert "Received: no file" in text_of(tab, "#troubleText")
+
+
 def test_keys_walk_the_frames_and_switch_layers(open_page: Callable[..., Any]) -> None:
     tab = open_page()
     give(tab, *images(patient(40)))
@@ -297,6 +313,15 @@ def test_copies_of_a_frame_have_no_outlier_and_two_patients_are_named(server: Ru
     assert (status, "a.dcm, the image files" in said) == (422, True)
 
 
+def test_every_file_beyond_the_limit_is_named(server: Running) -> None:
+    generator = np.random.default_rng(0)
+    blank = [generator.integers(0, 9, (20, 20), np.uint8) for _ in range(MAX_FRAMES + 2)]
+    status, said = server.call("/page/answers", upload(*images(blank)))
+    assert status == 200
+    passed = json.loads(said.partition("\n")[0])["passed_over"]
+    assert [name for name, _ in passed] == [f"{MAX_FRAMES}.png", f"{MAX_FRAMES + 1}.png"]
+
+
 def test_two_studies_are_visits_by_date(open_page: Callable[..., Any]) -> None:
     tab = open_page()
     late, early = study("20210301", patient(70, 2), 1), study("20200301", patient(5, 2), 2)
@@ -332,12 +357,16 @@ def test_a_phone_shows_all_and_prints_on_one_page(open_page: Callable[..., Any])
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert notice_is_in_view(tab)
     assert tab.locator("#grade").is_visible()
+    tab.set_viewport_size({"width": 1280, "height": 720})
+    give(tab, *images(patient(40)), ("notes.txt", b"x"))
+    assert tab.locator("#passed").bounding_box()["y"] < tab.locator("#fat").bounding_box()["y"]
     tab.keyboard.press("m")
     printed = tab.pdf(prefer_css_page_size=True)
     assert printed.count(b"/Type /Page\n") == 1
     tab.emulate_media(media="print")
     assert tab.locator("#notice").is_visible()
     assert tab.locator("#printed canvas").is_visible()
+    assert text_of(tab, "#passedTitle") == "1 not looked at"
 
 
 @pytest.mark.parametrize(("width", "height"), [(1024, 600), (844, 390), (640, 360)])

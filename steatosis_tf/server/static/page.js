@@ -402,8 +402,10 @@ function pressed(event) {
 
 /** Files of what was dropped, folders looked through. */
 async function dropped(items) {
-  const entries = [...items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  // What other programs hand over may have no entry: a mail, a viewer.
+  const entries = [...items].map((item) => item.webkitGetAsEntry?.() ?? item.getAsFile()).filter(Boolean);
   const filesIn = async (entry) => {
+    if (entry instanceof File) return [entry];
     if (entry.isFile) return [await new Promise((good, bad) => entry.file(good, bad))];
     const reader = entry.createReader();
     const found = [];
