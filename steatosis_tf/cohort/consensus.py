@@ -18,10 +18,9 @@ import pandas as pd
 from steatosis_tf.cohort.labels import (
     read_grade_map,
     read_grades,
-    read_spreadsheet,
     read_table,
-    write_spreadsheet,
 )
+from steatosis_tf.cohort.tables import read_spreadsheet, write_spreadsheet
 from steatosis_tf.evaluation.metrics.weighted import kappas
 from steatosis_tf.files import check_output
 from steatosis_tf.grades import GRADES

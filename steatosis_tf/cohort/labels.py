@@ -1,7 +1,6 @@
 """Reading and checking labels as teams have them: any spreadsheet's CSV, or folders by grade."""
 
-import csv
-import io
+import os
 import posixpath
 import re
 from collections import Counter
@@ -13,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf.cohort.decision_store import DECISION_COLUMNS
-from steatosis_tf.files import as_cell, from_cell, open_regular, replacing
+from steatosis_tf.cohort.tables import ADDED, read_spreadsheet
 from steatosis_tf.grades import GRADES, grade_from_fat_percent
 from steatosis_tf.sources.pseudonym import normal_patient_id, pseudonym, read_key
 from steatosis_tf.sources.rejection import Rejection
@@ -34,7 +33,7 @@ _PERCENT = re.compile(r"(\d+(?:[.,]\d+)?(?:e[+-]?\d+)?)\s*%?", re.IGNORECASE | r
 #: What spreadsheets and R write into a cell that holds nothing.
 _MISSING = ("na", "n/a", "n.a.", "#n/a", "nan", "null")
 #: A long number as a spreadsheet shortens it, so that different patients read alike.
-_SHORTENED = re.compile(r"\d[.,]\d+e\+\d+", re.IGNORECASE)
+SHORTENED = re.compile(r"\d([.,]\d+)?e\+\d+", re.IGNORECASE)
 #: Columns by which a table of grades can name a frame, a study or a patient.
 _JOINS = ("path", "study_id", "patient_id", "original_study_uid", "original_patient_id")
 _NAMES = (*_JOINS, "grade", "fat_percent")
@@ -161,7 +160,7 @@ def _table_of_folder(folder: Path) -> pd.DataFrame:
 
 def join_grades(
     table: pd.DataFrame, grades_path: str | Path, key_path: str | Path | None = None
-) -> int:
+) -> tuple[int, str]:
     """Put the columns of a table of grades into a label table, in place.
 
     Args:
@@ -172,7 +171,7 @@ def join_grades(
         key_path: the key of the ingest, for the hospital's own ids.
 
     Returns:
-        number of rows of the table of grades that fit no frame.
+        number of rows of the table of grades that fit no frame; and a text on what was joined.
 
     Raises:
         ValueError: if there is nothing to join by, no row fits, a row has a fault, two rows for
@@ -187,9 +186,10 @@ def join_grades(
             f"{name}: expected a column out of {', '.join(_JOINS)}, and grade or fat_percent, but "
             f"none out of {', '.join(RESERVED)}. Received: {', '.join(found.columns)}."
         )
+    ids, own = found[by], by
     if by in _ID_OF:
-        found[_ID_OF[by]] = _pseudonyms(name, found[by], by, key_path)
         by = _ID_OF[by]
+        found[by] = _pseudonyms(name, ids, own, key_path)
     cells = found.groupby(by)[brought].transform("nunique").gt(1).any(axis=1)
     wrong = found.loc[(found["fault"] != "") | (found[by] == "") | cells, "row"]
     if len(wrong):
@@ -197,9 +197,13 @@ def join_grades(
             f"{name}: expected one answer for each {by}. Received: {len(wrong)} rows that are "
             f"empty, broken or at odds with another, first row {wrong.iloc[0]}."
         )
-    if by not in table.columns or not (fits := found[by].isin(table[by])).any():
+    known = set(table[by]) if by in table.columns else set()
+    fits = found[by].isin(known)
+    hint = _zeros_hint(name, ids[~fits], own, key_path, known)
+    if not fits.any():
         raise ValueError(
-            f"{name}: expected the {by} of some frame. Received: none that is in the label table."
+            f"{name}: expected the {own} of some frame. Received: none that is in the label table."
+            f"{hint}"
         )
     answers = found.drop_duplicates(by).set_index(by)
     for column in brought:
@@ -210,7 +214,24 @@ def join_grades(
                 f"{name}: expected no {column} where the label table has another. Remove one."
             )
         table[column] = before.where(before != "", values)
-    return int((~fits).sum())
+    said, without = f"joined by {own}: {', '.join(brought)}", found["row"][~fits]
+    if len(without):
+        said += f"\n{len(without)} rows of {name} fit no frame, first row {without.iloc[0]}.{hint}"
+    return len(without), said
+
+
+def _zeros_hint(
+    name: str, ids: pd.Series, by: str, key_path: str | Path | None, known: set[str]
+) -> str:
+    """What to do where ids of digits would fit with fewer or more zeros in front; or ""."""
+    numbers = [(id_.lstrip("0"), width) for id_ in ids if id_.isdigit() for width in range(1, 17)]
+    near = [plain.zfill(width) for plain, width in numbers]
+    if by in _ID_OF:
+        near = _pseudonyms(name, pd.Series(near, dtype=str), by, key_path)
+    return "" if known.isdisjoint(near) else (
+        " Some would fit with another number of zeros in front, which spreadsheets take away: "
+        "keep that column as text."
+    )  # fmt: skip
 
 
 def _pseudonyms(name: str, ids: pd.Series, by: str, key_path: str | Path | None) -> list[str]:
@@ -225,13 +246,13 @@ def _pseudonyms(name: str, ids: pd.Series, by: str, key_path: str | Path | None)
 
 
 def check_labels(
-    table: pd.DataFrame, name: str = "labels", grade_map: Mapping[str, str] | None = None
+    table: pd.DataFrame, labels_path: str | Path, grade_map: Mapping[str, str] | None = None
 ) -> tuple[dict[int, list[Rejection]], str]:
     """Check all rows, and fill `grade` and `fat_percent` (float) in place where they are valid.
 
     Args:
         table: as `read_table` returns it.
-        name: of the table, for the error.
+        labels_path: where the table lies; paths are relative to it.
         grade_map: as `read_grade_map` returns it.
 
     Returns:
@@ -242,7 +263,8 @@ def check_labels(
         ValueError: if grades are numbers without a 0, which may count from 1, or fat percentages
             may be fractions.
     """
-    grade_map = grade_map or {}
+    grade_map, labels_path = grade_map or {}, Path(labels_path)
+    name = labels_path.name
     reasons: dict[int, list[Rejection]] = {}
 
     def fault(row: int, code: str, **inserts: object) -> None:
@@ -260,7 +282,7 @@ def check_labels(
             fault(row, "empty_path")
         if not patient_id:
             fault(row, "empty_patient")
-        if _SHORTENED.fullmatch(patient_id):
+        if SHORTENED.fullmatch(patient_id):
             fault(row, "shortened_patient", patient_id=patient_id)
         if grade and known[grade] is None:
             fault(row, "unknown_grade", grade=grade)
@@ -271,7 +293,7 @@ def check_labels(
     _refuse_fractions(name, np.array(fats), table["grade"])
     table["grade"], table["fat_percent"] = grades, np.array(fats, dtype=float)
     _check_boxes(table, fault)
-    _check_duplicates(table, fault)
+    _check_duplicates(table, labels_path if labels_path.is_dir() else labels_path.parent, fault)
     _check_one_per_patient(table, fault)
     return reasons, _map_to_write(unknown) if unknown else ""
 
@@ -370,9 +392,14 @@ def _check_boxes(table: pd.DataFrame, fault: Callable[..., None]) -> None:
             fault(row, "bad_box", box=", ".join(side or "nothing" for side in box))
 
 
-def _check_duplicates(table: pd.DataFrame, fault: Callable[..., None]) -> None:
-    copies = table.loc[(table["path"] != "") & table["path"].duplicated(keep=False)]
-    for _, group in copies.groupby("path", sort=False):
+def _check_duplicates(table: pd.DataFrame, folder: Path, fault: Callable[..., None]) -> None:
+    # One file may be named from the root in one row, and from the table in another.
+    root = os.path.abspath(folder)
+    places = pd.Series(
+        [os.path.normpath(os.path.join(root, path)) for path in table["path"]], table.index
+    )
+    copies = table.loc[(table["path"] != "") & places.duplicated(keep=False)]
+    for _, group in copies.groupby(places, sort=False):
         first, count = group["row"].iloc[0], group["patient_id"].nunique()
         # Under two patients nobody can tell which row is right, so none is used.
         code = "contested_path" if count > 1 else "duplicate_path"
@@ -389,111 +416,3 @@ def _check_one_per_patient(table: pd.DataFrame, fault: Callable[..., None]) -> N
             names = sorted(found, key=GRADES.index) if column == "grade" else sorted(found)
             for row in group["row"]:
                 fault(row, code, both=" and ".join(map(str, names)))
-
-
-#: Columns that the reader adds, so that a message can name the row.
-ADDED = ("row", "fault")
-
-
-def read_spreadsheet(path: str | Path) -> tuple[pd.DataFrame, str]:
-    """Read a CSV with every cell as stripped text; blank rows are left out.
-
-    Comma, semicolon and tab, UTF-8 and (as Excel's "Unicode text") UTF-16, and any line end.
-
-    Returns:
-        the table with `row` (counted as a spreadsheet counts, header = 1) and `fault` ("" or
-        what is wrong with the number of cells) in front, and the separator found.
-
-    Raises:
-        ValueError: if the file is missing, empty, of another encoding, has an open quote, or a
-            column twice, without a name, or named `row` or `fault`.
-    """
-    path = Path(path)
-    text = _decoded(path)
-    separator = max(",;\t", key=text.split("\n", 1)[0].count)
-    records = _records(path.name, text, separator)
-    _check_header(path.name, [column for column in records[0] if column])
-    table = _as_table(path.name, records)
-    blank = (table.drop(columns=["row", "fault"]) == "").all(axis=1) & (table["fault"] == "")
-    return table.loc[~blank].reset_index(drop=True), separator
-
-
-def write_spreadsheet(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a CSV whole or not at all, of which no spreadsheet runs a cell as a formula."""
-    texts = table.select_dtypes("object").columns
-    cells = table.assign(**{name: table[name].map(as_cell) for name in texts})
-    with replacing(path) as temporary:
-        cells.to_csv(temporary, index=False, lineterminator="\n")
-
-
-def plain_cells(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of texts as it was before `write_spreadsheet`."""
-    for name in table.columns:
-        quoted = table[name].str.startswith("'")
-        if quoted.any():
-            table.loc[quoted, name] = table.loc[quoted, name].map(from_cell)
-    return table
-
-
-def _decoded(path: Path) -> str:
-    try:
-        with open_regular(path) as file:
-            data = file.read()
-    except OSError as error:
-        raise ValueError(
-            f"Expected a CSV table. Received: path={path.name!r} ({error.strerror})."
-        ) from error
-    if not data.strip():
-        raise ValueError(f"{path.name}: expected a CSV with a header. Received: an empty file.")
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path.name}: expected UTF-8 text. Received: byte {data[error.start]:#x} at offset "
-            f"{error.start}. In a spreadsheet, save as 'CSV UTF-8'."
-        ) from error
-
-
-def _records(name: str, text: str, separator: str) -> list[list[str]]:
-    # Not pandas: its reader drops the cells that a row has too many of, and says so only in a
-    # warning.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    try:
-        return [[from_cell(cell.strip()) for cell in record] for record in reader]
-    except csv.Error as error:
-        raise ValueError(
-            f"{name}: expected a CSV. Received: {error} near line {reader.line_num}. Close the "
-            "quotes, and double a quote inside a quoted cell."
-        ) from error
-
-
-def _as_table(name: str, records: list[list[str]]) -> pd.DataFrame:
-    columns, rows = records[0], records[1:]
-    width = max(map(len, records))
-    cells = [record + [""] * (width - len(record)) for record in rows]
-    named = [index for index, column in enumerate(columns) if column]
-    nameless = [index for index, column in enumerate(columns) if not column]
-    if any(record[index] for record in cells for index in nameless):
-        raise ValueError(
-            f"{name}: expected a name over every column. Received: column {nameless[0] + 1} with "
-            "cells but no name. Name it, or delete it; the first line must be the headings."
-        )
-    table = pd.DataFrame({columns[i]: [record[i] for record in cells] for i in named}, dtype=str)
-    faults = [
-        "more cells than the header has; put quotes around cells that hold the separator"
-        if any(record[len(columns) :])
-        else ""
-        for record in cells
-    ]
-    table.insert(0, "row", np.arange(2, len(rows) + 2))
-    table.insert(1, "fault", faults)
-    return table
-
-
-def _check_header(name: str, columns: list[str]) -> None:
-    if wrong := sorted({name for name in columns if columns.count(name) > 1 or name in ADDED}):
-        raise ValueError(
-            f"{name}: expected every column once and none named {' or '.join(ADDED)}. "
-            f"Received: {', '.join(wrong)}. Rename them."
-        )

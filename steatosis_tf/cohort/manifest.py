@@ -30,14 +30,13 @@ from steatosis_tf.cohort.decisions import (
 )
 from steatosis_tf.cohort.labels import (
     ROI_COLUMNS,
+    SHORTENED,
     check_labels,
     join_grades,
-    plain_cells,
     read_grade_map,
     read_table,
-    write_spreadsheet,
 )
-from steatosis_tf.cohort.rejected import read_rejected
+from steatosis_tf.cohort.tables import plain_cells, read_rejected, write_spreadsheet
 from steatosis_tf.files import check_output
 from steatosis_tf.grades import GRADES, grade_from_fat_percent
 from steatosis_tf.sources.images import read_frame
@@ -62,6 +61,7 @@ class ManifestSummary:
     Attributes:
         num_rejected_before: rows of the ingest.
         num_grades_unused: rows of a joined table of grades that fit no frame.
+        joined: what was joined, in words; "".
         rejected_kinds: kind of fault -> number of rows, the most common first.
         unknown_grades: the values that are no grade, with their counts and the map to write; "".
     """
@@ -73,6 +73,7 @@ class ManifestSummary:
     num_ungraded: int
     num_patients: int
     num_grades_unused: int
+    joined: str
     patients_per_grade: dict[str, int]
     rejected_path: str
     rejected_kinds: dict[str, int]
@@ -115,9 +116,9 @@ def build_manifest(
         check_output(written, filter(None, (labels_path, grade_map_path, grades_path, key_path)))
     folder = labels_path if labels_path.is_dir() else labels_path.parent
     table = read_table(labels_path)
-    num_unused = join_grades(table, grades_path, key_path) if grades_path else 0
+    num_unused, joined = join_grades(table, grades_path, key_path) if grades_path else (0, "")
     grade_map = read_grade_map(grade_map_path) if grade_map_path else {}
-    reasons, unknown_grades = check_labels(table, labels_path.name, grade_map)
+    reasons, unknown_grades = check_labels(table, labels_path, grade_map)
     table["pixels_sha256"] = _hash_frames(table, folder, reasons)
 
     faulty = table["row"].isin(list(reasons))
@@ -134,6 +135,7 @@ def build_manifest(
     return ManifestSummary(
         num_rejected_before=len(before),
         num_grades_unused=num_unused,
+        joined=joined,
         rejected_path=str(rejected_path),
         unknown_grades=unknown_grades,
         **_counts(accepted, rejected),
@@ -227,6 +229,11 @@ def _parsed(path: Path) -> pd.DataFrame:
             "Make it again with `steatosis manifest LABELS_CSV --output MANIFEST_CSV`."
         ) from error
     missing = [name for name in MANIFEST_COLUMNS if name not in table.columns]
+    if missing and any(separator in table.columns[0] for separator in ";\t"):
+        raise ValueError(
+            f"Expected a manifest with commas. Received: {path.name} with semicolons or tabs, as a "
+            "spreadsheet may have saved it. Save it with commas, or make it again from the table."
+        )
     if missing:
         raise ValueError(
             f"Expected the manifest columns {', '.join(MANIFEST_COLUMNS)}. Received: "
@@ -241,6 +248,8 @@ def _parsed(path: Path) -> pd.DataFrame:
         )
     _check_cells(path.name, table, "grade", table["grade"].isin(("", *GRADES)), ", ".join(GRADES))
     _check_cells(path.name, table, "patient_id", table["patient_id"] != "", "a name")
+    whole = ~table["patient_id"].str.fullmatch(SHORTENED)
+    _check_cells(path.name, table, "patient_id", whole, "whole, which a spreadsheet has shortened")
     for name in ("fat_percent", "roi_quality", MARKS_COLUMN, SCALE_COLUMN, *ROI_COLUMNS):
         if name in table.columns:
             table[name] = _numbers(path.name, table, name)

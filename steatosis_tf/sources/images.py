@@ -65,8 +65,8 @@ def read_frame(path: str | Path) -> np.ndarray:
     try:
         with open_regular(path) as file:
             data = file.read()
-    except OSError as error:
-        raise Rejection("unreadable_frame", why=error.strerror) from error
+    except (OSError, ValueError) as error:  # no path holds a zero byte
+        raise Rejection("unreadable_frame", why=getattr(error, "strerror", error)) from error
     return decode_frame(data)
 
 

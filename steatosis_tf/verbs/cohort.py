@@ -37,8 +37,8 @@ def manifest(args: Namespace) -> Result:
         text += f"\n{summary.num_rejected} rows rejected ({kinds}): {summary.rejected_path}"
     if summary.unknown_grades:
         text += f"\n{summary.unknown_grades}"
-    if summary.num_grades_unused:
-        text += f"\n{summary.num_grades_unused} rows of {args.grades} fit no frame"
+    if summary.joined:
+        text += f"\n{summary.joined}"
     if summary.num_rejected_before:
         text += (
             f"\n{summary.num_rejected_before} files or frames rejected by ingest, listed there too"
@@ -190,7 +190,7 @@ def _leaks_of(args: Namespace) -> Result:
         write_manifest,
     )
     from steatosis_tf.cohort.partition import partitions_of_column
-    from steatosis_tf.cohort.rejected import add_rejected
+    from steatosis_tf.cohort.tables import add_rejected
 
     table = read_manifest(args.manifest)
     if "split" not in table.columns:

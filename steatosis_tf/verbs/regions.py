@@ -4,6 +4,7 @@ import dataclasses
 import math
 from argparse import ArgumentParser, Namespace
 from importlib.util import find_spec
+from shlex import quote
 from typing import Any
 
 from steatosis_tf.environment import load_tensorflow
@@ -52,7 +53,8 @@ def roi(args: Namespace) -> Result:
             tracking.log_artifacts(args.sheet)
     lines = [f"{len(table) - len(without)} of {len(table)} frames have a ROI"]
     lines += [f"{count:6} without: {reason}" for reason, count in reasons.items()]
-    lines.append(f"now: steatosis review {args.manifest}, or steatosis train {args.manifest}")
+    manifest = quote(str(args.manifest))
+    lines.append(f"now: steatosis review {manifest}, or steatosis train {manifest}")
     return Result({**counts, "reasons": reasons}, "\n".join(lines))
 
 

@@ -1,6 +1,8 @@
 """Verbs that bring frames in: key, ingest, audit-phi, download, phantom."""
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from shlex import quote
 
 from steatosis_tf.verbs.common import OutputDir, OutputFile, Result, plain
 
@@ -52,9 +54,12 @@ def ingest(args: Namespace) -> Result:
             f"warning: text or other marks remain in {len(summary.marked)} frames; look at them "
             f"before they leave: {', '.join(summary.marked[:10])}{more}"
         )
+    if not summary.num_frames:
+        return Result(plain(summary), "\n".join(lines), 1)
     lines.append(
-        f"now: steatosis manifest {summary.labels_path} --grades GRADES_CSV --key {args.key} "
-        "--output manifest.csv (--key where the grades stand by the hospital's own ids)"
+        f"now: steatosis manifest {quote(str(summary.labels_path))} --grades GRADES_CSV "
+        f"--key {quote(args.key)} --output manifest.csv (--key where the grades stand by the "
+        "hospital's own ids)"
     )
     return Result(plain(summary), "\n".join(lines))
 
@@ -147,7 +152,8 @@ def phantom(args: Namespace) -> Result:
     return Result(
         values,
         f"{args.patients} SIMULATED patients, {args.frames} frames each: {labels_path}\n"
-        f"now: steatosis manifest {labels_path} --output {args.output_dir}/manifest.csv",
+        f"now: steatosis manifest {quote(str(labels_path))} --output "
+        f"{quote(str(Path(args.output_dir) / 'manifest.csv'))}",
     )
 
 

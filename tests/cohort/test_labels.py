@@ -6,8 +6,11 @@ import pandas as pd
 import pytest
 
 from steatosis_tf.cli import main
-from steatosis_tf.cohort.labels import parse_grade, read_spreadsheet
+from steatosis_tf.cohort.labels import (
+    parse_grade,
+)
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
+from steatosis_tf.cohort.tables import read_spreadsheet
 from steatosis_tf.sources.pseudonym import create_key, normal_patient_id, pseudonym, read_key
 
 FOUR = ["a.png", "b.png", "c.png", "d.png"]
@@ -44,7 +47,16 @@ def test_cells_that_hold_nothing(study, tmp_path, capsys):
 def test_ids_that_a_spreadsheet_has_shortened_are_no_patient(study, tmp_path):
     labels = study("path,patient_id,grade\na.png,1.23E+05,0\nb.png,7.5,0\n", FOUR[:2])
     build_manifest(labels, tmp_path / "manifest.csv")
-    assert list(read_manifest(tmp_path / "manifest.csv")["patient_id"]) == ["7.5"]
+    manifest = tmp_path / "manifest.csv"
+    assert list(read_manifest(manifest)["patient_id"]) == ["7.5"]
+    for shortened in ("1.23E+11", "2E+11"):
+        labels.write_text(f"path,patient_id,grade\na.png,{shortened},0\n")
+        with pytest.raises(ValueError, match="none of 1 rows"):
+            build_manifest(labels, tmp_path / "other.csv")
+        spoilt = tmp_path / "spoilt.csv"
+        spoilt.write_text(manifest.read_text().replace("7.5", shortened))
+        with pytest.raises(ValueError, match=r"whole.*Received: '.*E\+11' at row 2"):
+            read_manifest(spoilt)
 
 
 def test_the_next_command_can_be_copied(study, tmp_path, capsys):
@@ -142,6 +154,27 @@ def test_grades_are_joined_by_patient(study, tmp_path):
     assert list(table["grade"]) == ["Mild", "Mild", ""]
     assert list(table["bmi"]) == ["31", "31", ""]
     assert summary.num_grades_unused == 1
+    assert summary.joined == (
+        "joined by patient_id: grade, bmi\n1 rows of grades.csv fit no frame, first row 3."
+    )
+
+
+@pytest.mark.parametrize("by", ["patient_id", "original_patient_id"])
+def test_zeros_that_a_spreadsheet_has_taken_away_are_told_of(study, tmp_path, by):
+    key = create_key(tmp_path / "study.key")
+    ids = ["0012", "0345"]
+    if by == "original_patient_id":
+        ids = [pseudonym(read_key(key), "patient", "id", id_) for id_ in ids]
+    labels = study(f"path,patient_id\na.png,{ids[0]}\nb.png,{ids[1]}\n", FOUR[:2])
+    grades = tmp_path / "grades.csv"
+    how = {"grades_path": grades, "key_path": key}
+    grades.write_text(f"{by},grade\n0012,S0\n345,S1\n")
+    summary = build_manifest(labels, tmp_path / "manifest.csv", **how)
+    assert "fit no frame, first row 3. Some would fit with another number of z" in summary.joined
+    assert list(read_manifest(tmp_path / "manifest.csv")["grade"]) == ["Normal", ""]
+    grades.write_text(f"{by},grade\n12,S0\n345,S1\n")
+    with pytest.raises(ValueError, match=r"none that is in the label table\. Some would fit"):
+        build_manifest(labels, tmp_path / "manifest.csv", **how)
 
 
 def test_grades_are_joined_by_the_hospitals_own_id_and_the_key(study, tmp_path):

@@ -112,6 +112,32 @@ def test_every_fault_lands_in_rejected_with_its_row(study, tmp_path, rows, row, 
     assert len(accepted) + len(found) == summary.num_rows == len(rows.splitlines()) + 1
 
 
+def test_one_file_named_in_two_ways_stands_once(study, tmp_path):
+    labels = study("", TWO)
+    rows = ["a.png,P1,0", f"{labels.parent}/a.png,P1,0", "b.png,P2,0", "../study/b.png,P3,3"]
+    labels.write_text("\n".join(["path,patient_id,grade", *rows]))
+    build_manifest(labels, tmp_path / "manifest.csv")
+    assert list(read_manifest(tmp_path / "manifest.csv")["patient_id"]) == ["P1"]
+    assert [reason.split(",")[0] for reason in rejected(tmp_path / "manifest.csv").values()] == [
+        "duplicate path", *["duplicate path under 2 patients"] * 2,
+    ]  # fmt: skip
+
+
+def test_a_zero_byte_in_a_path_costs_its_row_alone(study, tmp_path):
+    labels = study("path,patient_id,grade\na.png,P1,0\nb\0.png,P2,0\n", TWO)
+    build_manifest(labels, tmp_path / "manifest.csv")
+    (reason,) = rejected(tmp_path / "manifest.csv").values()
+    assert reason == "missing or unreadable file (embedded null byte)"
+
+
+def test_a_manifest_saved_with_semicolons_is_told_so(study, tmp_path):
+    manifest = tmp_path / "manifest.csv"
+    build_manifest(study("path,patient_id,grade\na.png,P1,0\n", TWO), manifest)
+    manifest.write_text(manifest.read_text().replace(",", ";"))
+    with pytest.raises(ValueError, match="with semicolons or tabs"):
+        read_manifest(manifest)
+
+
 def test_all_faults_are_reported_at_once_and_strict_writes_nothing(study, tmp_path):
     labels = study(
         "path,patient_id,fat_percent\na.png,P1,300\ngone.png,P2,5\nb.png,P3,5\n", TWO

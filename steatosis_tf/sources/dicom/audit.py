@@ -20,6 +20,7 @@ from typing import BinaryIO, cast
 
 from tqdm import tqdm
 
+from steatosis_tf.environment import load_tensorflow
 from steatosis_tf.files import open_regular
 from steatosis_tf.sources.dicom.files import Source
 from steatosis_tf.sources.dicom.personal import (
@@ -448,7 +449,9 @@ def record_texts(stream: BinaryIO) -> Iterator[tuple[str, bytes | float]]:
         `("record 0, feature patient_id", value)`; bytes, integers or floats.
     """
     from google.protobuf.message import DecodeError
-    from tensorflow.core.example import example_pb2  # slow to import, needed here only
+
+    load_tensorflow()  # slow to import, needed here only
+    from tensorflow.core.example import example_pb2
 
     number = -1
     try:

@@ -147,6 +147,10 @@ def _forms(tag: str, vr: str, text: str) -> Iterator[PersonalValue]:
     elif runs := runs_of(text):
         kind = "id" if len(text.split()) == 1 and any(run.isdigit() for run in runs) else "text"
         yield PersonalValue(tag, kind, runs)
+        # 123-45-6789 is written 123456789, and KL 55 210 KL55210.
+        joined = runs_of(re.sub(r"[\s./_-]+", "", text))
+        if joined != runs and len(text) <= _MAX_ID and sum(map(str.isdigit, "".join(joined))) >= 4:
+            yield PersonalValue(tag, "id", joined)
 
 
 def _name_forms(tag: str, text: str) -> Iterator[PersonalValue]:
@@ -181,6 +185,7 @@ _NUMBER = re.compile(r"[+-]?(\d+)(?:\.(\d+))?(?:[eE][+-]?\d+)?")
 _JSON_CODE = re.compile(r"\\u([0-9a-fA-F]{4})")
 _MIN_WORD, _MIN_PART_OF_WORD, _MIN_DIGITS = 3, 4, 5
 _MAX_WORD = 40
+_MAX_ID = 24
 
 #: Words of our own fixed texts: a patient called Frame cannot be told from the word.
 VOCABULARY = frozenset(

@@ -341,8 +341,13 @@ def test_a_damaged_record_file_is_searched_all_the_same(export, out):
     assert "PatientName" in {finding.tag for finding in audit_phi(out, export[0])}
 
 
-def test_a_name_typed_into_a_technical_field_does_not_leave(tmp_path):
-    write_made(tmp_path / "source" / "a", ManufacturerModelName="DOE JOHN 12345")
+@pytest.mark.parametrize(
+    ("patient_id", "model"),
+    [("MRN 0012345", "DOE JOHN 12345"), ("KL 55 210", "KL55210 special"), ("12-34.56", "X 123456")],
+    ids=["name", "blanks", "dashes"],
+)
+def test_a_name_typed_into_a_technical_field_does_not_leave(tmp_path, patient_id, model):
+    write_made(tmp_path / "source" / "a", PatientID=patient_id, ManufacturerModelName=model)
     key = create_key(tmp_path / "study.key")
     ingest_dicom(tmp_path / "source", tmp_path / "out", key_path=key)
     assert rows(tmp_path / "out" / "labels.csv")[1][6] == ""

@@ -308,6 +308,15 @@ def test_an_empty_folder_gives_empty_tables(source, key, tmp_path):
     assert (tmp_path / "out" / "labels.csv").read_text().startswith("path,patient_id,study_id,")
 
 
+def test_an_export_of_which_nothing_can_be_used_is_no_success(source, key, tmp_path, capsys):
+    write_made(source / "a", BurnedInAnnotation="YES")
+    verb = ["ingest", str(source), "--output", str(tmp_path / "out"), "--key", str(key)]
+    assert main(verb) == 1
+    shown = capsys.readouterr().out
+    assert shown.startswith("0 of 1 files used")
+    assert "now:" not in shown
+
+
 def test_the_cine_loop_of_pydicom(source, key, tmp_path):
     """Its stated region reaches beyond the picture, so the sector is found instead."""
     name = "examples_ybr_color.dcm"
