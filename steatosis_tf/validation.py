@@ -78,6 +78,7 @@ def validate(
     patients = _patients(table, reference)
     _check_folder(folder, manifest_path)
     grader = open_model(model)
+    leakage = find_leakage(grader, table, manifest_path, model)  # first: it refuses other frames
     answers = _answers(grader, table, manifest_path, folder, set(patients["patient_id"]))
     scores = _scored(grader, answers, patients)
     graded = scores[scores["kind"] == "graded"].drop(columns=["kind", "reference"])
@@ -86,7 +87,7 @@ def validate(
     found = _summary(grader, answers, patients, scores, reference, num_resamples)
     found["num_unlabelled"] = table["patient_id"].nunique() - len(patients)
     found["manifest_sha256"] = file_sha256(manifest_path)
-    found["leakage"] = find_leakage(grader, table, manifest_path, model)
+    found["leakage"] = leakage
     write_json(found, folder / _SUMMARY)
     write_report(folder, num_resamples=num_resamples)
     write_sums(folder)

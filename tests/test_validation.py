@@ -182,6 +182,26 @@ def test_training_frames_are_told_by_the_hashes_of_the_bundle(phantom_bundle, st
     assert before_numbers < report.index("| Per patient |")
 
 
+def test_a_frame_that_is_gone_is_answered_for_or_refused_before_the_work(
+    phantom_bundle, study, tmp_path
+):
+    table = read_manifest(study)
+    few = table[table["patient_id"].isin(["E00", "E05"])].copy()
+    few["path"] = [str(study.parent / path) for path in few["path"]]
+    few.iloc[0, few.columns.get_loc("path")] = "gone.png"
+    write_manifest(few, tmp_path / "manifest.csv")
+    validate(tmp_path / "manifest.csv", tmp_path / "out", model=phantom_bundle, num_resamples=100)
+    frames = pd.read_csv(tmp_path / "out" / "frames.csv", keep_default_na=False)
+    assert frames["kind"].tolist()[0] == "unable"
+
+    bundle = open_bundle(phantom_bundle)
+    training = bundle.about["training"] | {"leak_hashes": training_hashes(table, study)}
+    seal_again(bundle, tmp_path / "model", training=training)
+    with pytest.raises(ValueError, match=f"frame_id={few.iloc[0]['frame_id']}: missing"):
+        validate(tmp_path / "manifest.csv", tmp_path / "no", model=tmp_path / "model")
+    assert not list((tmp_path / "no").glob("*.csv"))
+
+
 def test_training_frames_are_told_by_the_manifest_of_the_run(phantom_bundle, study, tmp_path):
     """A bundle holds no hashes unless asked for, but beside a run's lies what it was made of."""
     run_dir = tmp_path / "run"

@@ -239,7 +239,10 @@ def _pictures(
 ) -> tuple[str, list[np.ndarray]]:
     """Outlines and map of the first frame that has a map, and its id; [] if none has."""
     for row in frames.itertuples():
-        frame = read_frame(frame_path(folder / "manifest.csv", row.path))
+        try:
+            frame = read_frame(frame_path(folder / "manifest.csv", row.path))
+        except ValueError:
+            continue  # it was answered as one that cannot be read
         look = grader.look("", frame)
         answer = grader.answer(patient, [look], maps=True)
         (found,) = answer.frames
