@@ -109,7 +109,7 @@ def _local_patients(bundle: Bundle, table: pd.DataFrame, manifest_path: Path) ->
     groups = table.groupby("patient_id", sort=True)
     for patient, frames in tqdm(groups, "recalibrate", unit="patient", disable=None):
         looks = [
-            bundle.look(row.frame_id, read_frame(frame_path(manifest_path, row.path)))
+            bundle.look(row.frame_id, _frame(manifest_path, row.path, row.frame_id))
             for row in frames.itertuples()
         ]
         kinds[bundle.answer(str(patient), looks).kind] += 1
@@ -139,6 +139,16 @@ def _local_patients(bundle: Bundle, table: pd.DataFrame, manifest_path: Path) ->
         np.concatenate(features) if features else np.empty((0, 0)), np.array(owners),
         np.array(spreads), len(groups) - len(rows),
     )  # fmt: skip
+
+
+def _frame(manifest_path: Path, path: str, frame_id: str) -> np.ndarray:
+    try:
+        return read_frame(frame_path(manifest_path, path))
+    except ValueError as error:
+        raise ValueError(
+            f"Expected every frame of {manifest_path.name}. Received: frame_id={frame_id}: "
+            f"{error}. Put the file back, or make the manifest again."
+        ) from error
 
 
 def _check(local: _Local) -> None:

@@ -142,6 +142,15 @@ def test_too_little_is_refused_in_one_line(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_frame_that_is_gone_is_named(phantom_bundle, study, tmp_path):
+    manifest = _few(study, tmp_path, 2)
+    table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
+    table.loc[0, "path"] = "gone.png"
+    table.to_csv(manifest, index=False)
+    with pytest.raises(ValueError, match=f"frame_id={table['frame_id'][0]}: missing"):
+        recalibrate(phantom_bundle, manifest, tmp_path / "new")
+
+
 def test_a_score_that_falls_with_fat_is_refused(phantom_bundle, study, tmp_path):
     table = pd.read_csv(study, dtype=str, keep_default_na=False)
     turned = 100 - table["fat_percent"].astype(float)
