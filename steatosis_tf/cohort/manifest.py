@@ -18,7 +18,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from steatosis_tf.cohort.decision_store import DECISION_COLUMNS, Entry, read_entries
+from steatosis_tf.cohort.decision_store import (
+    DECISION_COLUMNS,
+    Entry,
+    manifest_rows,
+    read_entries,
+)
 from steatosis_tf.cohort.decisions import (
     History,
     Row,
@@ -37,7 +42,7 @@ from steatosis_tf.cohort.labels import (
     read_table,
 )
 from steatosis_tf.cohort.tables import plain_cells, read_rejected, write_spreadsheet
-from steatosis_tf.files import check_output
+from steatosis_tf.files import check_output, from_cell
 from steatosis_tf.grades import GRADES, grade_from_fat_percent
 from steatosis_tf.sources.images import read_frame
 from steatosis_tf.sources.pseudonym import OUTPUT_MARK
@@ -62,6 +67,7 @@ class ManifestSummary:
         num_rejected_before: rows of the ingest.
         num_grades_unused: rows of a joined table of grades that fit no frame.
         joined: what was joined, in words; "".
+        lost_split: why the split of the manifest that was replaced is gone, in words; "".
         rejected_kinds: kind of fault -> number of rows, the most common first.
         unknown_grades: the values that are no grade, with their counts and the map to write; "".
     """
@@ -74,6 +80,7 @@ class ManifestSummary:
     num_patients: int
     num_grades_unused: int
     joined: str
+    lost_split: str
     patients_per_grade: dict[str, int]
     rejected_path: str
     rejected_kinds: dict[str, int]
@@ -103,7 +110,7 @@ def build_manifest(
         key_path: the key of the ingest, where that table has the hospital's own ids.
 
     What people have decided about these frames, in the store of the output's folder or in a
-    manifest that is replaced, goes into the new one.
+    manifest that is replaced, goes into the new one; so does its split, if it has all patients.
 
     Raises:
         ValueError: if a table cannot be read or lacks a column, if grades may count from 1, if no
@@ -125,17 +132,17 @@ def build_manifest(
     rejected = _set_aside(table.loc[faulty], reasons)
     if strict and faulty.any():
         raise ValueError(_fault_report(labels_path.name, rejected, unknown_grades))
-
     before = _rejected_by_ingest({folder.resolve(), output_path.parent.resolve()})
     accepted = _named(table.loc[~faulty], folder, output_path.parent)
     left_out = pd.concat([rejected.astype(str), before])
-    accepted = _write_both(accepted, left_out, output_path, rejected_path)
+    accepted, lost_split = _write_both(accepted, left_out, output_path, rejected_path)
     if accepted.empty:
         raise ValueError(_fault_report(labels_path.name, rejected, unknown_grades, rejected_path))
     return ManifestSummary(
         num_rejected_before=len(before),
         num_grades_unused=num_unused,
         joined=joined,
+        lost_split=lost_split,
         rejected_path=str(rejected_path),
         unknown_grades=unknown_grades,
         **_counts(accepted, rejected),
@@ -144,16 +151,31 @@ def build_manifest(
 
 def _write_both(
     accepted: pd.DataFrame, left_out: pd.DataFrame, output_path: Path, rejected_path: Path
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, str]:
     """Write what is left out and, if any row is left, the manifest; its rows as written."""
     output_path.parent.mkdir(parents=True, exist_ok=True)
+    lost_split = ""
     with manifest_lock(output_path):
         if not accepted.empty:
             accepted = _with_earlier_decisions(accepted, output_path)
+            accepted, lost_split = _with_earlier_split(accepted, output_path)
         write_spreadsheet(left_out, rejected_path)
         if not accepted.empty:
             write_manifest(accepted, output_path)
-    return accepted
+    return accepted, lost_split
+
+
+def _with_earlier_split(table: pd.DataFrame, output_path: Path) -> tuple[pd.DataFrame, str]:
+    """Rows with the split of the manifest that they replace, if it has dealt all their patients."""
+    is_old = output_path.is_file()
+    rows = manifest_rows(output_path, ("patient_id", "grade", "split")) if is_old else ()
+    sides = {from_cell(patient): side for patient, grade, side in rows if grade}
+    if not any(sides.values()):
+        return table, ""
+    graded = table["grade"] != ""
+    if new := set(table.loc[graded, "patient_id"]) - set(sides):
+        return table, f"the split of the manifest before is gone: it has not {len(new)} patients"
+    return table.assign(split=table["patient_id"].map(sides).where(graded, "")), ""
 
 
 def _set_aside(faulty: pd.DataFrame, reasons: dict[int, list[Rejection]]) -> pd.DataFrame:

@@ -118,7 +118,7 @@ def _as_written(graded: pd.DataFrame, config: SplitConfig) -> SplitConfig:
 def _fold_names(graded: pd.DataFrame) -> list[str]:
     """Names of the folds in a `split` column, fold_2 before fold_10; none if it holds parts."""
     names = set(graded["split"]) - {""}
-    if names & set(WORDS):
+    if {name.strip().casefold() for name in names} & set(WORDS):
         return []
     return sorted(names, key=lambda name: [int(part) if part.isdigit() else part
                                            for part in re.split(r"(\d+)", name)])  # fmt: skip

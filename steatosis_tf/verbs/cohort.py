@@ -39,6 +39,8 @@ def manifest(args: Namespace) -> Result:
         text += f"\n{summary.unknown_grades}"
     if summary.joined:
         text += f"\n{summary.joined}"
+    if summary.lost_split:
+        text += f"\n{summary.lost_split}; split again"
     if summary.num_rejected_before:
         text += (
             f"\n{summary.num_rejected_before} files or frames rejected by ingest, listed there too"

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from steatosis_tf.cli import main
 from steatosis_tf.cohort.manifest import (
     build_manifest,
     frame_path,
@@ -121,6 +122,22 @@ def test_one_file_named_in_two_ways_stands_once(study, tmp_path):
     assert [reason.split(",")[0] for reason in rejected(tmp_path / "manifest.csv").values()] == [
         "duplicate path", *["duplicate path under 2 patients"] * 2,
     ]  # fmt: skip
+
+
+def test_a_split_outlives_a_second_manifest_of_the_same_patients(study, tmp_path, capsys):
+    rows = ["path,patient_id,grade", "a.png,=7,0", "b.png,P2,0", "c.png,P3,"]
+    labels, manifest = study("\n".join(rows), [*TWO, "c.png"]), tmp_path / "manifest.csv"
+    build_manifest(labels, manifest)
+    write_manifest(read_manifest(manifest).assign(split=["train", "test", ""]), manifest)
+    labels.write_text("\n".join(rows).replace("b.png,P2,0", "b.png,P2,1"))
+    assert build_manifest(labels, manifest).lost_split == ""
+    table = read_manifest(manifest)
+    assert list(table["grade"]) == ["Normal", "Mild", ""]
+    assert list(table["split"]) == ["train", "test", ""]
+    labels.write_text("\n".join(rows) + "3")
+    assert main(["manifest", str(labels), "--output", str(manifest)]) == 0
+    assert "is gone: it has not 1 patients; split again" in capsys.readouterr().out
+    assert "split" not in read_manifest(manifest).columns
 
 
 def test_a_zero_byte_in_a_path_costs_its_row_alone(study, tmp_path):

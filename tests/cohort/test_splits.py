@@ -183,6 +183,12 @@ def test_a_patient_in_two_folds_is_refused():
         make_partitions(table, SplitConfig())
 
 
+def test_parts_in_capitals_are_no_folds():
+    table = manifest(4, split=lambda row: ("Train", "Test ")[number(row) % 2])
+    with pytest.raises(ValueError, match=r"say train, validation, test on every.*'Test ', 'Train'"):
+        make_partitions(table, SplitConfig())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
