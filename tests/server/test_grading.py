@@ -283,6 +283,11 @@ def test_a_case_without_a_readable_frame_can_only_be_unable(
     page = open_page(server, "AB", width=390, height=844)
     assert page.inner_text("#message h2") == "This frame cannot be shown"
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.set_viewport_size({"width": 640, "height": 360})  # enlarged to 200 %
+    assert page.locator("#stage").bounding_box()["height"] >= 190
+    page.locator("#save").evaluate("button => button.scrollIntoView({ block: 'center' })")
+    foot = page.locator("#decisionSupport").bounding_box()["y"]
+    assert page.locator("#save").bounding_box()["y"] < foot - 40
     press(page, "1", "l", "Enter")
     page.wait_for_function(
         "() => document.querySelector('#notice').textContent.includes('No frame of')"
