@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache, partial
@@ -86,6 +87,8 @@ def _outcomes_of_processes(
 ) -> Iterator[Outcome]:
     from joblib import Parallel, delayed  # a tenth of a second that one patient does not need
 
+    # Of work that was broken off joblib would say how to save processor time.
+    warnings.filterwarnings("ignore", ".*(but not used|by the workers)", module="joblib")
     # Without a limit of bytes joblib would leave frames in files for its workers.
     pool = Parallel(n_jobs=-1, return_as="generator", max_nbytes=None)
     try:

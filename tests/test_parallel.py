@@ -60,6 +60,15 @@ def test_a_killed_worker_is_told_in_one_line(all_in_processes):
     assert list(map_on_cores(work, range(7), "numbers")) == [*range(7)]
 
 
+def test_work_that_is_broken_off_ends_without_a_word(all_in_processes, recwarn, capfd):
+    work = partial(parallel_work.number_and_process, 0.01)
+    found = map_on_cores(work, range(60), "")
+    assert [next(found)[0] for _ in range(20)] == [*range(20)]
+    found.close()
+    assert not recwarn.list
+    assert capfd.readouterr().err == ""
+
+
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     code = f"""
         from functools import partial
