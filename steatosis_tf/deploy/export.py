@@ -33,6 +33,7 @@ from steatosis_tf.deploy.onnx_file import (
 from steatosis_tf.deploy.predict import are_probabilities
 from steatosis_tf.files import file_sha256, replacing
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
+from steatosis_tf.model import heads  # noqa: F401  Keras knows their layers once this is read
 from steatosis_tf.model.backbone import FEATURE_LAYER
 from steatosis_tf.records.builder import usable_rows
 from steatosis_tf.roi.columns import cut_roi

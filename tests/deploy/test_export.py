@@ -20,7 +20,7 @@ from steatosis_tf.deploy.onnx_file import weights_sha256
 from steatosis_tf.deploy.predict import predict
 from steatosis_tf.files import file_sha256
 from steatosis_tf.grades import NOTICE
-from steatosis_tf.model.heads import assemble, build_head
+from steatosis_tf.model.heads import CumulativeLink, assemble, build_head
 from steatosis_tf.records.pipeline import read_records
 from steatosis_tf.roi.columns import cut_roi
 from steatosis_tf.roi.propose import propose_roi
@@ -203,6 +203,27 @@ def test_model_of_a_run_is_exported(tmp_path, phantom_manifest, rois):
     texts = _session(tmp_path / "out" / "model.onnx").get_modelmeta().custom_metadata_map
     assert texts["steatosis.manifest_sha256"] == file_sha256(run_dir / "manifest.csv")
     assert json.loads(texts["steatosis.roi"])["method"] == "sector"
+
+
+def test_a_head_with_layers_of_ours_is_exported_by_a_process_that_built_none(
+    tmp_path, phantom_manifest
+):
+    run_dir = tmp_path / "runs" / "7f3a"
+    run_dir.mkdir(parents=True)
+    table = relocate(read_manifest(phantom_manifest), phantom_manifest, run_dir)
+    write_manifest(table, run_dir / "manifest.csv")
+    roi = keras.Input((224, 224, 1), dtype="uint8", name="roi")
+    x = keras.layers.AveragePooling2D(112)(keras.layers.Rescaling(1 / 255)(roi))
+    score = keras.layers.Dense(1)(keras.layers.Flatten()(x))
+    logits = CumulativeLink(4)(score)
+    keras.Model(roi, keras.layers.Softmax(name="probabilities")(logits)).save(
+        run_dir / "model.keras"
+    )
+    save_config(Config(roi=RoiConfig(method="sector")), run_dir / "config.json")
+    words = [sys.executable, "-m", "steatosis_tf.cli", "export", run_dir, "--output", "m.onnx"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "m.onnx").is_file()
 
 
 @pytest.mark.parametrize("kind", ["cut", "text", "code"])

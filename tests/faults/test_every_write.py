@@ -34,9 +34,9 @@ LONG = {
     "ingest": ("dicom", "ingest export --output study --key project.key"),
     "sr": ("dicom", "sr export --output answers"),
     "records": ("roi", "records manifest.csv --output records"),
-    "evaluate": ("run", "evaluate run"),
-    "report": ("run", "report run --resamples 20"),
-    "export": ("run", "export run --output model.onnx"),
+    "evaluate": ("run", "evaluate runs/linear/run"),
+    "report": ("run", "report runs/linear/run --resamples 100"),
+    "export": ("run", "export runs/linear/run --output model.onnx"),
 }
 
 
@@ -85,8 +85,8 @@ def _make(folder: Path, state: str, at) -> None:
         _call(folder, "phantom phantoms --patients 24 --frames 1 --seed 3")
         _call(folder, SHORT["manifest"][1])
         _call(folder, "train manifest.csv --recipe linear --set split.folds=4 train.seed=1")
-        run = next(path.parent for path in folder.glob("runs/*/*/config.json"))
-        run.rename(folder / "run")
+        run = next(path.parent for path in folder.glob("runs/linear/*/config.json"))
+        run.rename(run.with_name("run"))  # as deep as it was: frames lie beside its manifest's path
     else:
         before = {"manifest": "raw", "roi": "manifest"}[state]
         shutil.copytree(at(before), folder)
