@@ -232,9 +232,11 @@ def _about(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     try:
         about = json.loads(files[ABOUT_NAME])
         schema = about["schema"]
-    except (KeyError, RecursionError, TypeError, ValueError) as error:
+        _ = about["name"], about["version"], about["training"].items(), about["card"].items()
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
-            f"Expected a readable {ABOUT_NAME}. Received: {name!r} without one. {_SEALED}"
+            f"Expected a readable {ABOUT_NAME} with schema, name, version, training and card. "
+            f"Received: {name!r} without one. {_SEALED}"
         ) from error
     if schema not in range(1, SCHEMA + 1):
         raise ValueError(

@@ -160,6 +160,15 @@ def test_a_newer_schema_is_refused_with_what_to_do(copy):
         open_bundle(copy)
 
 
+@pytest.mark.parametrize("change", [{"training": None}, {"card": []}])
+def test_a_bundle_without_its_parts_is_one_line(copy, change):
+    about = json.loads((copy / "bundle.json").read_text())
+    write_json(about | change, copy / "bundle.json")
+    _seal(copy)
+    with pytest.raises(ValueError, match="with schema, name, version, training and card"):
+        open_bundle(copy)
+
+
 def test_new_sums_do_not_hide_another_network(copy):
     (copy / "model.onnx").write_bytes((copy / "card.md").read_bytes())
     write_sums(copy)
