@@ -72,7 +72,7 @@ class Group:
         date: of the study, YYYY-MM-DD, or "".
         person: tells studies of one person; never shown.
         time: of the study, HHMMSS, or "".
-        names: of its DICOM files.
+        names: of its files, but for those of a table.
         is_mixed: whether its files are of two persons, so that nobody can tell whose answer it
             would be.
     """
@@ -208,7 +208,9 @@ class Inputs:
                 ((str(root), folder), inside) if self._by_folder else ((str(root), name), name)
             )
             self.are_single_pictures |= not self._by_folder
-            self._group(key, shown)._files.append(self._image(name, load))
+            group = self._group(key, shown)
+            group.names.append(name)
+            group._files.append(self._image(name, load))
         elif suffix in _NOT_FRAMES or PurePosixPath(name).name.startswith("."):
             self.passed_over.append((name, f"no frame ({suffix or 'hidden'})"))
         else:

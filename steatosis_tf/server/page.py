@@ -196,7 +196,7 @@ def read_patient(
             "Expected frames as PNG, JPEG, BMP, TIFF or DICOM. Received: none that can be read."
             f"{passed}"
         )
-    firsts = {group.person: (group.names or ["the image files"])[0] for group in reversed(groups)}
+    firsts = {group.person: group.names[0] for group in reversed(groups)}
     if len(firsts) > 1:
         raise ValueError(
             f"Expected the frames of one patient. Received: those of {len(firsts)}, image files "
@@ -223,16 +223,15 @@ def _visit(
 ) -> Visit:
     looks: list[Look] = []
     shown: list[ShownFrame | None] = []
-    beyond: dict[str, None] = {}
     for shot in group.shots():
         if len(looks) >= room:
-            beyond[shot.name.partition("#")[0]] = None  # a clip once
-            continue
+            at = group.names.index(shot.name.partition("#")[0])
+            reason = f"beyond the {MAX_FRAMES} frames that are looked at"
+            passed_over += [(name, reason) for name in (shot.name, *group.names[at + 1 :])]
+            break
         looks.append(_look(bundle, shot, corners.get(len(looks))))
         is_shown = shot.frame is not None and not _is_too_large(shot.frame)
         shown.append(encoded(shot.frame) if is_shown else None)  # type: ignore[arg-type]
-    reason = f"beyond the {MAX_FRAMES} frames that are looked at"
-    passed_over += [(name, reason) for name in beyond]
     answer = bundle.answer(group.patient, looks, group.date, maps=True)
     is_dicom = group.patient != _IMAGES.name
     fans = [look.fan for look in looks]

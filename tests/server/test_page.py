@@ -310,16 +310,22 @@ def test_copies_of_a_frame_have_no_outlier_and_two_patients_are_named(server: Ru
     assert head["visits"][0]["outlier"] is None
     clip = study("20200301", [frame], 1)
     status, said = server.call("/page/answers", upload(("a.dcm", clip), ("b.png", png(frame))))
-    assert (status, "a.dcm, the image files" in said) == (422, True)
+    assert (status, "a.dcm, b.png: files of different patients" in said) == (422, True)
 
 
 def test_every_file_beyond_the_limit_is_named(server: Running) -> None:
     generator = np.random.default_rng(0)
-    blank = [generator.integers(0, 9, (20, 20), np.uint8) for _ in range(MAX_FRAMES + 2)]
-    status, said = server.call("/page/answers", upload(*images(blank)))
-    assert status == 200
-    passed = json.loads(said.partition("\n")[0])["passed_over"]
-    assert [name for name, _ in passed] == [f"{MAX_FRAMES}.png", f"{MAX_FRAMES + 1}.png"]
+    blank = [generator.integers(0, 9, (120, 160), np.uint8) for _ in range(MAX_FRAMES + 2)]
+    clips = [(f"{at}.dcm", study("20200301", blank[at : at + 7], at, StudyInstanceUID="1.2.3"))
+             for at in range(8)]  # fmt: skip
+    for files, beyond in (
+        (images(blank), [f"{MAX_FRAMES}.png", f"{MAX_FRAMES + 1}.png"]),
+        (clips, ["5.dcm#6", "6.dcm", "7.dcm"]),
+    ):
+        status, said = server.call("/page/answers", upload(*files))
+        assert status == 200
+        passed = json.loads(said.partition("\n")[0])["passed_over"]
+        assert [name for name, _ in passed] == beyond
 
 
 def test_two_studies_are_visits_by_date(open_page: Callable[..., Any]) -> None:
