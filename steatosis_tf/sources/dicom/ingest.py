@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import io
 import json
 import os
 import re
@@ -227,6 +228,7 @@ def ingest_dicom(
     with quiet_pydicom(), Source(source) as opened, Output(*place) as output:
         files = tqdm(opened.files, "headers", disable=None)
         scans = [scan_file(opened, file, key, allow_burned_in) for file in files]
+        _check_same_export(output_dir / "labels.csv", scans)
         scans = refuse_repeats(opened, scans)
         made_by = (frame_choice, str(keep_region), _PIXEL_VERSION)
         prints = {
@@ -240,6 +242,17 @@ def ingest_dicom(
                     opened, scan, output, prints[scan.source_id], frame_choice, keep_region
                 )
         return _write_tables(scans, results, output, prints, key_path, with_sheets)
+
+
+def _check_same_export(labels_path: Path, scans: Sequence[Scan]) -> None:
+    """Refuse another export than the one before: its frames would take the place of the others."""
+    before = {row["patient_id"] for row in _earlier_rows(labels_path)}
+    if lost := before - {scan.patient_id for scan in scans}:
+        raise ValueError(
+            f"Expected every patient of {labels_path.name} in the export. Received: {len(lost)} "
+            f"who are not, first patient_id={min(lost)}. One output holds one export: give another "
+            f"output folder, or move {labels_path.name} away if these patients are to go."
+        )
 
 
 def _frames_of(
@@ -326,6 +339,24 @@ def _write_tables(
     )
 
 
+def _earlier_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of the `labels.csv` of an earlier ingest, as a spreadsheet may have saved it since."""
+    if not path.is_file():
+        return []
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        text = ""
+    separator = max(",;\t", key=text.partition("\n")[0].count)
+    rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, restval=""))
+    if not {"path", "patient_id"} <= set(text.partition("\n")[0].strip().split(separator)):
+        raise ValueError(
+            f"Expected {path.name} as an earlier ingest wrote it, in UTF-8 with its columns. "
+            "Received: another table. Save it as 'CSV UTF-8', or move it away."
+        )
+    return rows
+
+
 def _keep_joined(path: Path, labels: Sequence[dict[str, str]]) -> list[str]:
     """Take along what was joined to the `labels.csv` of an earlier ingest; its columns.
 
@@ -334,12 +365,8 @@ def _keep_joined(path: Path, labels: Sequence[dict[str, str]]) -> list[str]:
     Raises:
         ValueError: if a graded patient is no longer there: the grade would be lost.
     """
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream)
-        before = list(reader)
-        joined = [name for name in reader.fieldnames or () if name not in LABEL_COLUMNS]
+    before = _earlier_rows(path)
+    joined = [name for name in (before[0] if before else ()) if name and name not in LABEL_COLUMNS]
     by_path = {row["path"]: row for row in before}
     grades: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
     for name in {"grade", "fat_percent"} & set(joined):

@@ -155,11 +155,11 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "report": (made(Rows=None, Columns=None, PhotometricInterpretation=None), "without an image"),
     "power Doppler": (
         with_region("examples_rgb_color.dcm", (4, 54, 313, 167)),
-        "colour Doppler pixels",
+        "coloured pixels",
     ),
     "power Doppler J2K": (
         with_region("examples_jpeg2k.dcm", (8, 108, 627, 334)),
-        "colour Doppler pixels",
+        "coloured pixels",
     ),
     "no patient": (shipped("ExplVR_BigEnd.dcm"), "patient unknown"),
     "volume": (made(SOPClassUID="1.2.840.10008.5.1.4.1.1.6.2"), "3-D ultrasound volume"),
@@ -209,7 +209,7 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
         made(ImageType=["ORIGINAL", "PRIMARY", "ABDOMINAL", "0011"]),
         "image type says Doppler",
     ),
-    "Doppler colours": (doppler_colours, "colour Doppler pixels"),
+    "Doppler colours": (doppler_colours, "coloured pixels"),
     "black": (made(frames=np.zeros((120, 160), np.uint8)), "empty frame"),
     "black without region": (
         made(frames=np.zeros((120, 160), np.uint8), SequenceOfUltrasoundRegions=None),

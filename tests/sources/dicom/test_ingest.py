@@ -459,10 +459,36 @@ def test_a_second_ingest_keeps_joined_grades(source, key, tmp_path):
     assert [row["site"] for row in after if row["path"] in before] == [
         before[row["path"]]["site"] for row in after if row["path"] in before
     ]
-    (source / "b").unlink()
+    write_made(source / "b", number=2, PatientID="other", BurnedInAnnotation="YES")
     with pytest.raises(ValueError, match=r"every graded patient of labels\.csv in the export"):
         ingest_dicom(source, out, key_path=key)
     assert table(out / "labels.csv") == after
+
+
+def test_another_export_does_not_take_the_place_of_the_first(source, key, tmp_path):
+    write_made(source / "a", number=1)
+    write_made(source / "b", number=2, PatientID="other")
+    out = tmp_path / "out"
+    ingest_dicom(source, out, key_path=key)
+    before = sorted(out.rglob("*.png"))
+    with pytest.raises(ValueError, match=r"1 who are not.*One output holds one export"):
+        ingest_dicom(write_made(tmp_path / "next", number=3), out, key_path=key)
+    assert sorted(out.rglob("*.png")) == before
+    write_made(source / "b", number=2, PatientID="other", BurnedInAnnotation="YES")
+    assert ingest_dicom(source, out, key_path=key).num_patients == 1  # known, and left out
+
+
+def test_labels_that_a_spreadsheet_has_saved_keep_their_grades(source, key, tmp_path):
+    write_made(source / "a", number=1)
+    labels = tmp_path / "out" / "labels.csv"
+    ingest_dicom(source, tmp_path / "out", key_path=key)
+    head, row = labels.read_text().splitlines()
+    labels.write_text(f"\ufeff{head},grade\r\n{row},Mild\r\n".replace(",", ";"))
+    ingest_dicom(source, tmp_path / "out", key_path=key)
+    assert [row["grade"] for row in table(labels)] == ["Mild"]
+    labels.write_bytes(f"{head},grade\n{row},m\xe4\xdfig\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="Save it as 'CSV UTF-8'"):
+        ingest_dicom(source, tmp_path / "out", key_path=key)
 
 
 def test_cells_that_a_spreadsheet_would_run(source, key, tmp_path):
