@@ -18,9 +18,11 @@ import pytest
 
 import steatosis_tf
 from steatosis_tf import tracking
-from steatosis_tf.deploy.predict import predict
+from steatosis_tf.deploy.inputs import Inputs
+from steatosis_tf.deploy.predict import answer_group, open_model, predict
 from steatosis_tf.files import file_sha256
 from steatosis_tf.grades import NOTICE, SCORE_COLUMNS
+from steatosis_tf.model.answer import plain_answer
 from steatosis_tf.sources.phantom.study import simulate_patient
 
 
@@ -91,6 +93,20 @@ def test_pictures_are_answered_as_predict_does(model_uri, phantom_bundle, frames
     answers = served.predict(pd.DataFrame(_records(frames)))
     assert list(answers.columns) == served.metadata.get_output_schema().input_names()
     _check(answers, str(phantom_bundle), frames, tmp_path)
+
+
+def test_what_registered_models_call_gives_what_it_gave(phantom_bundle, frames):
+    """Each holds a copy of served_model.py of its day, which calls this version's functions."""
+    inputs = Inputs(by_folder=True)
+    path = sorted(frames.rglob("*.png"))[0]
+    inputs.add("row 0", path.read_bytes, Path("0"), named=True)
+    (group,) = inputs.groups
+    answer, figures = answer_group(open_model(phantom_bundle), group)
+    assert figures == []
+    assert not inputs.passed_over
+    values = plain_answer(answer)
+    assert values["patient"] == "0"
+    assert [frame["name"] for frame in values["frames"]] == ["row 0"]
 
 
 @pytest.mark.slow

@@ -333,10 +333,13 @@ def answer_groups(
         yield answer, _drawn(answer, looks, frames, figures_dir, number + 1)
 
 
-def answer_group(grader: Grader, group: Group) -> PatientAnswer:
-    """Answer one patient, in this process."""
+def answer_group(grader: Grader, group: Group) -> tuple[PatientAnswer, list[str]]:
+    """Answer one patient, in this process; beside it the names of its figures, which are none.
+
+    Models that MLflow keeps hold a copy of `tracking/served_model.py` that calls this.
+    """
     looks = [_look(grader.look, shot) for shot in group.shots()]
-    return grader.answer(group.patient, looks, group.date)
+    return grader.answer(group.patient, looks, group.date), []
 
 
 def _seen(

@@ -184,7 +184,7 @@ def grade_study(study: Study, grader: Grader) -> PatientAnswer:
         for image in study.images:
             load = partial(source.read, image.file)
             group.add_dicom(image.uid, load, image.layout, image.region, [])
-        return answer_group(grader, group)
+        return answer_group(grader, group)[0]
 
 
 def _image(header: FileDataset, file: SourceFile) -> StudyImage:

@@ -1,7 +1,8 @@
 """What a tracked model does when MLflow serves it: pictures in, answers as `predict` gives them.
 
 MLflow keeps a copy of this file with each tracked model and runs that (models from code), so what
-answers is `deploy`, of the version of steatosis_tf that is installed. On this machine alone:
+answers is `deploy`, of the version of steatosis_tf that is installed: what this file calls must go
+on giving what it gives, or no model that was registered before answers. On this machine alone:
 
     mlflow models serve -m models:/joint/1 --env-manager local -h 127.0.0.1
 """
@@ -55,7 +56,7 @@ class ServedModel(PythonModel):
             load = partial(bytes, _decoded(image))
             inputs.add(f"row {row}", load, Path(place), named=True)
         patients = dict(shown.values())
-        answers = [answer_group(self._grader, group) for group in inputs.groups]
+        answers = [answer_group(self._grader, group)[0] for group in inputs.groups]
         rows = [_row(one, patients.get(one.patient, one.patient)) for one in answers]
         seen = {frame.name.partition("#")[0] for one in answers for frame in one.frames}
         rows += [
