@@ -72,10 +72,18 @@ def marked_frames(frame_table: pd.DataFrame) -> list[str]:
     return frame_table.loc[frame_table[MARKS_COLUMN] > 0, "frame_id"].tolist()
 
 
-def marks_warning(frame_table: pd.DataFrame) -> str:
-    """The warning about `marked_frames`; "" if there are none and all frames were looked at."""
+def frame_warnings(frame_table: pd.DataFrame) -> str:
+    """The warnings about `marked_frames`, frames not looked at, and graded ones without ROI; ""."""
     marked = marked_frames(frame_table)
     texts = []
+    graded = frame_table.loc[frame_table["grade"] != ""]
+    if "roi_height" in graded.columns and (without := graded["roi_height"].isna()).any():
+        lost = sorted(set(graded["patient_id"]) - set(graded.loc[~without, "patient_id"]))
+        named = f", patient_id={', '.join(lost[:_NUM_NAMED])}" * bool(lost)
+        texts.append(
+            f"warning: left out, since there is no ROI: frames={without.sum()}, and with them all "
+            f"of patients={len(lost)}{named}. The column roi_reason says why"
+        )
     if marked:
         more = f" and {len(marked) - _NUM_NAMED} more" if len(marked) > _NUM_NAMED else ""
         texts.append(
@@ -177,7 +185,7 @@ def refuse_leaks(
     )
     if findings:
         raise ValueError(leak_report(findings))
-    if warning := marks_warning(frame_table):
+    if warning := frame_warnings(frame_table):
         print(warning, file=sys.stderr)
     return check_summary(frame_table, partitions, findings)
 

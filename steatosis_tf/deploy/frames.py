@@ -28,7 +28,7 @@ _MAX_MARKS_SHARE = 0.10
 # Of the frame, where a person places the sector: a slip of the hand leaves less.
 _MIN_SECTOR_SHARE = 0.02
 _NO_FAN = "Expected a fan over the frame. Received: one beside it, or too small."
-_COLOURED = "Colour Doppler lies over the picture."
+_COLOURED = "Colours lie over the picture: Doppler, elastography or coloured marks."
 
 
 @dataclass(frozen=True)

@@ -181,9 +181,9 @@ def _leaks_of(args: Namespace) -> Result:
     from steatosis_tf.cohort.leakage import (
         check_leaks,
         drop_copies,
+        frame_warnings,
         leak_report,
         marked_frames,
-        marks_warning,
         merge_patients,
     )
     from steatosis_tf.cohort.manifest import (
@@ -203,10 +203,10 @@ def _leaks_of(args: Namespace) -> Result:
     values: dict[str, Any] = {"findings": [plain(finding) for finding in findings]}
     values["frames_with_marks"] = marked_frames(table)
     if not findings:
-        text = "\n".join(filter(None, [f"{args.manifest}: no leak found", marks_warning(table)]))
+        text = "\n".join(filter(None, [f"{args.manifest}: no leak found", frame_warnings(table)]))
         return Result(values, text)
     if not (args.merge_patients or args.drop_copies):
-        text = "\n".join(filter(None, [leak_report(findings), marks_warning(table)]))
+        text = "\n".join(filter(None, [leak_report(findings), frame_warnings(table)]))
         return Result(values, text, 1)
     done: list[str] = []
     if args.merge_patients:

@@ -70,6 +70,11 @@ def test_marks_inside_the_sector_are_named_but_refuse_nothing(gated, capsys):
     warning = capsys.readouterr().err
     assert f"frames=1, frame_id={table['frame_id'][1]}. They are painted out" in warning
     assert "not looked for marks inside the sector: frames=1." in warning
+    refuse_leaks(table.assign(roi_marks=0.0, roi_height=[9, None, 9]), partitions, path)
+    assert capsys.readouterr().err == (
+        "warning: left out, since there is no ROI: frames=1, and with them all of patients=1, "
+        "patient_id=P1. The column roi_reason says why\n"
+    )
     refuse_leaks(table.assign(roi_marks=0.0), partitions, path)
     assert capsys.readouterr().err.count("warning") == 0
 
