@@ -174,6 +174,7 @@ def test_what_is_dropped_meanwhile_has_its_turn_and_a_cleared_patient_does_not_c
     tab.wait_for_selector("body[aria-busy=true]")
     assert tab.locator("#grade").is_hidden()  # b is read: the answer about a is not its answer
     assert tab.locator("#json").is_disabled()
+    assert tab.locator("#busy progress").is_visible()
     answer_next("b.png")
     tab.wait_for_selector("body[aria-busy=false]")
     choose("c.png")
