@@ -315,15 +315,16 @@ def _region(
             "the study. Received: a name that is none."
         )
     image = images[uid]
+    # As viewers number images: the frames of five stills would all be called the first.
+    of_image = text_of(image.header, "InstanceNumber")
+    label = f"Image {of_image}, frame {number or 1}" if of_image else f"Frame {number or 1}"
     outline = frame.liver if len(frame.liver) > 2 else frame.sector
     source = hd.SourceImageForRegion(
         image.header.SOPClassUID, uid, [int(number)] if number else None
     )
     score = _number(_private("fat_percent", "Fat score of the frame"), frame.fat_score, "%")
     return hd.PlanarROIMeasurementsAndQualitativeEvaluations(
-        tracking_identifier=hd.TrackingIdentifier(
-            uid=_uid("frame", frame.name), identifier=f"Frame {number or 1}"
-        ),
+        tracking_identifier=hd.TrackingIdentifier(uid=_uid("frame", frame.name), identifier=label),
         referenced_region=hd.ImageRegion(
             hd.GraphicTypeValues.POLYLINE, _polyline(outline, image), source
         ),

@@ -202,6 +202,13 @@ def test_regions_stand_on_the_frames_used_within_the_picture(study_dir):
     assert "ReferencedFrameNumber" not in still.ContentSequence[0].ReferencedSOPSequence[0]
 
 
+def test_a_frame_has_the_number_of_its_image(tmp_path):
+    study = read_study(write_study(tmp_path / "study", InstanceNumber=7))
+    report = pacs_answer(study, graded(), MODEL).report
+    names = [item.TextValue for item in items(report, "Tracking Identifier")]
+    assert names == ["Fatty liver grading of the study", "Image 7, frame 2", "Image 7, frame 1"]
+
+
 def test_a_long_outline_keeps_its_shape_in_few_points(study_dir):
     angles = np.linspace(0, 2 * np.pi, 5000)
     circle = np.stack([80 + 30 * np.cos(angles), 60 + 30 * np.sin(angles)], axis=1)
