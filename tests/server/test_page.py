@@ -435,6 +435,8 @@ def test_a_person_corrects_the_sector_and_takes_it_back(open_page: Callable[...,
     saved = json.loads(Path(waited.value.path()).read_text())["answer"]
     assert [frame["by_person"] for frame in saved["frames"]] == [False, True, False]
 
+    tab.keyboard.press("x")
+    assert "corrections would be lost" in text_of(tab, "#hint")
     for key in ("c", "h", "Shift+ArrowUp", "ArrowLeft", "Escape"):  # thought better of it
         tab.keyboard.press(key)
     assert tab.locator("#editing").is_hidden()
@@ -442,6 +444,8 @@ def test_a_person_corrects_the_sector_and_takes_it_back(open_page: Callable[...,
     read_again(tab, "r")
     assert text_of(tab, "#fatText") == found
     assert tab.locator("#byPerson").is_hidden()
+    tab.keyboard.press("x")
+    assert tab.locator("#drop").is_visible()
 
 
 def test_without_a_sector_there_is_none_to_correct(

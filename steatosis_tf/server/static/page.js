@@ -345,6 +345,13 @@ function clear() {
   cover("drop");
 }
 
+/** `X` lies between `Z` and `C`: what a person has placed is not forgotten by one slip. */
+function forget() {
+  const warning = "Your corrections would be lost. X once more forgets the patient.";
+  if (now.corrections.length && at("hint").textContent !== warning) hint(warning);
+  else clear();
+}
+
 // ---- keys, buttons, dropping -------------------------------------------------------------------
 
 const actions = {
@@ -355,7 +362,7 @@ const actions = {
   json: saveJson,
   report: saveReport,
   print: () => window.print(),
-  clear,
+  clear: forget,
   help: () => at("helpSheet").showModal(),
   showSector: () => toggleLayer(stage, "sector"),
   showLiver: () => toggleLayer(stage, "liver"),
