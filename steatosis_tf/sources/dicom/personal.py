@@ -71,7 +71,9 @@ def runs_of(text: str) -> tuple[str, ...]:
 def _runs(text: str) -> tuple[str, ...]:
     if not text.isascii():
         decomposed = unicodedata.normalize("NFKD", text)
-        text = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
+        text = "".join(  # neither accents nor what is not seen, as a soft hyphen
+            letter for letter in decomposed if unicodedata.category(letter) not in ("Mn", "Cf")
+        )
     return tuple(_RUNS.findall(text.casefold()))
 
 
@@ -147,10 +149,19 @@ def _forms(tag: str, vr: str, text: str) -> Iterator[PersonalValue]:
     elif runs := runs_of(text):
         kind = "id" if len(text.split()) == 1 and any(run.isdigit() for run in runs) else "text"
         yield PersonalValue(tag, kind, runs)
-        # 123-45-6789 is written 123456789, and KL 55 210 KL55210.
-        joined = runs_of(re.sub(r"[\s./_-]+", "", text))
-        if joined != runs and len(text) <= _MAX_ID and sum(map(str.isdigit, "".join(joined))) >= 4:
-            yield PersonalValue(tag, "id", joined)
+        if len(text) <= _MAX_ID:
+            yield from _id_forms(tag, text, runs)
+
+
+def _id_forms(tag: str, text: str, runs: tuple[str, ...]) -> Iterator[PersonalValue]:
+    """123-45-6789 is written 123456789, KL 55 210 KL55210, and MRN 0012345 0012345 or 12345."""
+    joined = runs_of(re.sub(r"[\s./_-]+", "", text))
+    if joined != runs and sum(map(str.isdigit, "".join(joined))) >= 4:
+        yield PersonalValue(tag, "id", joined)
+    for number in filter(str.isdigit, {*runs, *joined}):
+        for form in {number, number.lstrip("0")}:
+            if len(form) >= _MIN_DIGITS:
+                yield PersonalValue(tag, "id", (form,))
 
 
 def _name_forms(tag: str, text: str) -> Iterator[PersonalValue]:
