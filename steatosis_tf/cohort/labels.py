@@ -37,6 +37,8 @@ SHORTENED = re.compile(r"\d([.,]\d+)?e\+\d+", re.IGNORECASE)
 #: Columns by which a table of grades can name a frame, a study or a patient.
 _JOINS = ("path", "study_id", "patient_id", "original_study_uid", "original_patient_id")
 _NAMES = (*_JOINS, "grade", "fat_percent")
+#: Columns that later steps read as numbers.
+_NUMBERS = ("age", "bmi", "pixel_height_mm", "pixel_width_mm")
 _ID_OF = {"original_study_uid": "study_id", "original_patient_id": "patient_id"}
 
 
@@ -137,6 +139,8 @@ def with_our_names(path: Path) -> pd.DataFrame:
     table = table.rename(columns=names)
     for name in names.values():
         table[name] = table[name].mask(table[name].str.casefold().isin(_MISSING), "")
+    for name in set(_NUMBERS) & set(table.columns):
+        table[name] = table[name].str.replace(r"^(\d+),(\d+)$", r"\1.\2", regex=True)
     return table
 
 

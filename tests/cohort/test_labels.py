@@ -249,6 +249,14 @@ def test_a_percent_sign_and_spelt_out_headings_are_taken(study, tmp_path):
     assert list(table["Fat remark"]) == ["x", "y"]
 
 
+def test_decimal_commas_of_known_numbers_become_points(study, tmp_path):
+    rows = "path;patient_id;grade;bmi;pixel_height_mm;segments", "a.png;P;0;27,5;0,31;5,6"
+    labels = study("\n".join(rows), FOUR)
+    build_manifest(labels, tmp_path / "manifest.csv")
+    (row,) = read_manifest(tmp_path / "manifest.csv").to_dict("records")
+    assert (row["bmi"], row["pixel_height_mm"], row["segments"]) == ("27.5", "0.31", "5,6")
+
+
 def test_fractions_are_asked_back_unless_a_grade_stands_beside_them(study, tmp_path):
     rows = ["a.png,P1,0.02,Normal", "b.png,P2,0.4,Normal", "c.png,P3,0.9,Normal"]
     text = "\n".join(["path,patient_id,fat_percent,grade", *rows])
