@@ -18,7 +18,7 @@ from steatosis_tf.roi.anatomy.kidney import find_kidney_cortex
 from steatosis_tf.roi.anatomy.liver import liver_mask
 from steatosis_tf.roi.sector import Sector, find_sector
 from steatosis_tf.roi.views import Rectangle
-from steatosis_tf.sources.images import to_grey
+from steatosis_tf.sources.images import refuse_colours, to_grey
 
 # The liver's capsule and neighbours lie within this share of the depth from the mask's border.
 _BORDER_SHARE = 0.02
@@ -114,7 +114,7 @@ def measure_frame(frame: np.ndarray, display: Display | None = None) -> Measured
         The numbers; NaN for what the frame does not show.
 
     Raises:
-        ValueError: if there is no sector.
+        ValueError: if there is no sector, or colours of Doppler or elastography lie over it.
 
     Example:
         >>> from steatosis_tf.sources.phantom.study import simulate_patient
@@ -126,6 +126,7 @@ def measure_frame(frame: np.ndarray, display: Display | None = None) -> Measured
         True
     """
     sector = find_sector(frame)
+    refuse_colours(frame[sector.mask])
     liver = liver_mask(frame, sector)
     cortex = find_kidney_cortex(frame, sector, liver).box
     return measure_regions(frame, sector, liver, cortex, display)

@@ -50,7 +50,7 @@ def measure_patient(
 MEASURED = ("hepatorenal_db", "attenuation_db_per_depth", "diaphragm_db")
 
 #: Counts up whenever a definition changes, so that what is stored is measured anew.
-_VERSION = 2
+_VERSION = 3
 
 
 def measured_features(frames: pd.DataFrame, manifest_path: Path, store_dir: Path) -> np.ndarray:
@@ -105,6 +105,6 @@ def _measured(path: Path) -> list[float]:
     frame = read_frame(path)
     try:
         numbers = measure_frame(frame)
-    except ValueError:  # no sector: its ROI is a person's, and nothing can be measured
+    except ValueError:  # no sector, or Doppler: its ROI is a person's, and nothing is measured
         return [float("nan")] * len(MEASURED)
     return [getattr(numbers, name) for name in MEASURED]

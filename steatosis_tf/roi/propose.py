@@ -16,10 +16,10 @@ from steatosis_tf.roi.anatomy.liver import liver_probability
 from steatosis_tf.roi.anatomy.overlays import find_overlays
 from steatosis_tf.roi.sector import Fan, Sector, find_sector
 from steatosis_tf.roi.views import Rectangle, around_sector, central_rectangle
-from steatosis_tf.sources.images import to_grey
+from steatosis_tf.sources.images import refuse_colours, to_grey
 
 #: Counts up whenever another ROI may be proposed for the same pixels and fan.
-PROPOSAL_VERSION = 1
+PROPOSAL_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def propose_roi(frame: np.ndarray, config: RoiConfig, fan: Fan | None = None) ->
         True
     """
     sector = find_sector(frame) if fan is None else Sector.of_fan(fan, frame.shape)
+    refuse_colours(frame[sector.mask])
     overlays = find_overlays(frame, sector.mask)
     if config.method == "beamspace":
         return Roi(sector, around_sector(sector.mask), overlays, sector.border_seen)

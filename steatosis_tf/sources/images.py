@@ -257,6 +257,16 @@ def has_doppler_colours(inside: np.ndarray) -> bool:
     return coloured > _MAX_COLOUR_SHARE and grey_share > _MIN_GREY_SHARE
 
 
+def refuse_colours(inside: np.ndarray) -> None:
+    """Refuse pixels of a sector that `has_doppler_colours`.
+
+    Raises:
+        Rejection: if they have.
+    """
+    if has_doppler_colours(inside):
+        raise Rejection("colour_pixels")
+
+
 def write_png(picture: np.ndarray, path: Path) -> None:
     """Write a PNG whole or not at all.
 

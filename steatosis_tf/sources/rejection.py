@@ -52,7 +52,7 @@ _TEXTS = {
     "image_type_doppler": "image type says Doppler, M-mode, 3-D or tissue characterisation",
     "no_sector": "no ultrasound region stated and no sector found|: nothing can be blanked safely",
     "doubtful_sector": "no ultrasound region stated, doubtful sector found|: it may hold text",
-    "colour_pixels": "coloured pixels inside the region: Doppler, elastography or coloured marks",
+    "colour_pixels": "coloured pixels inside the sector: Doppler, elastography or coloured marks",
     "truncated": "truncated|: the pixel data end too early; export it again",
     "missing_frame": (
         "truncated|: frames from this one on lie beyond the end of the pixel data ({count} in all)"

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from steatosis_tf.config import RoiConfig
 from steatosis_tf.quantitative.attenuation import Attenuation, measure_attenuation
 from steatosis_tf.quantitative.display import Beams, Display
 from steatosis_tf.quantitative.hepatorenal import HepatorenalIndex, measure_hepatorenal
@@ -19,6 +20,7 @@ from steatosis_tf.quantitative.measure import (
     measure_regions,
 )
 from steatosis_tf.roi.anatomy.liver import liver_mask
+from steatosis_tf.roi.propose import propose_roi
 from steatosis_tf.roi.sector import Sector, find_sector
 from steatosis_tf.roi.views import Rectangle
 from steatosis_tf.sources.images import read_frame
@@ -36,6 +38,18 @@ def simulated(seed: int, gain_offset_db: float = 0.0) -> tuple[np.ndarray, Phant
         gain_offset_db=gain_offset_db,
     )
     return frames[0], truth
+
+
+@pytest.mark.parametrize(
+    "look", [measure_frame, lambda frame: propose_roi(frame, RoiConfig())], ids=["measure", "roi"]
+)
+def test_a_frame_with_doppler_colours_is_refused(look):
+    frame, _ = simulated(0)
+    frame = np.stack([frame] * 3, axis=-1)
+    look(frame)
+    frame[200:240, 280:340] = 220, 30, 30
+    with pytest.raises(ValueError, match="coloured pixels inside the sector: Doppler"):
+        look(frame)
 
 
 def display_of(truth: PhantomTruth) -> Display:

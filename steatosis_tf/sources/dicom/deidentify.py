@@ -19,7 +19,7 @@ from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.dicom.personal import Finder, personal_values
 from steatosis_tf.sources.dicom.pixels import FrameReader, Layout
 from steatosis_tf.sources.dicom.read import Header, Region, read_dataset, text_of
-from steatosis_tf.sources.images import has_doppler_colours, read_frame, to_grey
+from steatosis_tf.sources.images import read_frame, refuse_colours, to_grey
 from steatosis_tf.sources.rejection import Rejection
 
 #: Columns of labels.csv that come from the header; nothing else of it leaves.
@@ -112,14 +112,9 @@ def sector_mask(frames: np.ndarray) -> np.ndarray:
         raise Rejection("no_sector") from error
     if sector.score < _MIN_SECTOR_SCORE:
         for frame in frames:
-            _refuse_colours(frame[sector.mask])  # often the true reason for the doubt
+            refuse_colours(frame[sector.mask])  # often the true reason for the doubt
         raise Rejection("doubtful_sector")
     return sector.mask
-
-
-def _refuse_colours(inside: np.ndarray) -> None:
-    if has_doppler_colours(inside):
-        raise Rejection("colour_pixels")
 
 
 def blanked(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -138,7 +133,7 @@ def blanked(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
         raise Rejection("flat_frame")
     if frame.ndim == 2:
         return kept
-    _refuse_colours(inside)
+    refuse_colours(inside)
     return kept if (inside != inside[:, :1]).any() else kept[..., 0]
 
 
