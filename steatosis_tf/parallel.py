@@ -87,12 +87,14 @@ def _outcomes_of_processes(
 ) -> Iterator[Outcome]:
     from joblib import Parallel, delayed  # a tenth of a second that one patient does not need
 
-    # Of work that was broken off joblib would say how to save processor time.
-    warnings.filterwarnings("ignore", ".*(but not used|by the workers)", module="joblib")
+    # Of work that was broken off joblib would say how to save processor time; and that in a process
+    # of multiprocessing, or on one core, the work is done here.
+    texts = ".*(but not used|by the workers|cannot be called in)"
+    warnings.filterwarnings("ignore", texts, module="joblib")
     # Without a limit of bytes joblib would leave frames in files for its workers.
     pool = Parallel(n_jobs=-1, return_as="generator", max_nbytes=None)
     try:
-        yield from pool(delayed(_on_one_core)(work, item) for item in items)
+        yield from pool(delayed(_on_one_core)(work, os.getpid(), item) for item in items)
     except BrokenProcessPool as error:
         raise RuntimeError(
             "Expected worker processes that live to the end. Received: one was killed, as the "
@@ -101,8 +103,9 @@ def _outcomes_of_processes(
         ) from error
 
 
-def _on_one_core(work: Callable[[Item], Outcome], item: Item) -> Outcome:
-    _settle_worker()
+def _on_one_core(work: Callable[[Item], Outcome], caller: int, item: Item) -> Outcome:
+    if os.getpid() != caller:  # else a machine of one core: this process is not ours to settle
+        _settle_worker()
     return work(item)
 
 

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from functools import partial
 from pathlib import Path
 
+import cv2
 import parallel_work
 import pytest
 
@@ -58,6 +60,17 @@ def test_a_killed_worker_is_told_in_one_line(all_in_processes):
     with pytest.raises(RuntimeError, match=r"^Expected worker .*one was killed.* again\.$"):
         list(map_on_cores(work, range(20), "numbers"))
     assert list(map_on_cores(work, range(7), "numbers")) == [*range(7)]
+
+
+def test_on_one_core_the_calling_process_stays_as_it_is(all_in_processes, monkeypatch):
+    """It keeps its threads, and does not end with its own parent, as a closed terminal is."""
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    cv2.setNumThreads(2)
+    before = cv2.getNumThreads(), threading.active_count()
+    work = partial(parallel_work.number_and_process, 0.01)
+    found = list(map_on_cores(work, range(9), ""))
+    assert found == [(number, os.getpid()) for number in range(9)]
+    assert (cv2.getNumThreads(), threading.active_count()) == before
 
 
 def test_work_that_is_broken_off_ends_without_a_word(all_in_processes, recwarn, capfd):
