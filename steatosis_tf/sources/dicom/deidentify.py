@@ -358,6 +358,12 @@ def _write_png(path: Path, frame: np.ndarray) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def remove_sheets(folder: Path) -> None:
+    """Remove earlier contact sheets: they may show what is left out by now."""
+    for old in (folder / SHEETS_DIR).glob("sheet_*.png"):
+        old.unlink()
+
+
 def write_sheets(folder: Path, paths: Sequence[str], marked: set[str]) -> int:
     """Write contact sheets, `sheets/sheet_0001.png` and so on, so that a person sees what leaves.
 
@@ -371,8 +377,6 @@ def write_sheets(folder: Path, paths: Sequence[str], marked: set[str]) -> int:
     """
     (num_rows, num_columns), (height, width) = _SHEET_GRID, _THUMB_PX
     (folder / SHEETS_DIR).mkdir(exist_ok=True)
-    for old in (folder / SHEETS_DIR).glob("sheet_*.png"):
-        old.unlink()
     starts = range(0, len(paths), num_rows * num_columns)
     for number, start in enumerate(starts, start=1):
         shown = paths[start : start + num_rows * num_columns]

@@ -19,6 +19,7 @@ from steatosis_tf.sources.dicom.deidentify import (
     check_frame_choice,
     chosen_frames,
     frame_name,
+    remove_sheets,
     write_clip,
     write_sheets,
 )
@@ -322,6 +323,7 @@ def _write_tables(
         [Path(row["path"]).name for row in labels],
     )
     paths = [row["path"] for row in labels]
+    remove_sheets(output.folder)
     num_sheets = write_sheets(output.folder, paths, set(marked)) if with_sheets else 0
     return IngestSummary(
         num_files=len(scans),

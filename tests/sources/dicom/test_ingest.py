@@ -419,6 +419,8 @@ def test_frames_where_text_remains_are_named(source, key, tmp_path, capsys):
     blue, _, red = picture[150:, 204:404].reshape(-1, 3).max(axis=0)
     assert red > blue  # MARKS in orange
     assert audit_phi(tmp_path / "out", source) == []
+    ingest_dicom(source, tmp_path / "out", key_path=key, frame_choice="every:2")
+    assert not list((tmp_path / "out" / "sheets").iterdir())  # they showed a frame that is gone
 
 
 def test_a_truncated_copy_leaves_the_whole_file(source, key, tmp_path):
