@@ -364,6 +364,11 @@ def _check_columns(name: str, columns: list[str]) -> None:
             f"{', '.join(columns) or 'an empty first line'}; missing: {', '.join(missing)}. Rename "
             "what holds them; the first line must be the headings."
         )
+    if original := [column for column in columns if column in _ID_OF]:
+        raise ValueError(
+            f"{name}: expected pseudonyms alone. Received: {', '.join(original)}, which every "
+            "later output would hold. Take it out; --grades CSV with --key FILE joins by it."
+        )
     if taken := [column for column in columns if column in RESERVED]:
         way = f" Its split: `steatosis split MANIFEST_CSV --import {name}`." * ("split" in taken)
         raise ValueError(f"{name}: expected no column named {', '.join(RESERVED)}. Received: "

@@ -215,6 +215,13 @@ def test_a_label_table_cannot_bring_what_only_a_review_says(study, tmp_path, col
         build_manifest(labels, tmp_path / "manifest.csv")
 
 
+@pytest.mark.parametrize("column", ["original_patient_id", "Original Study UID"])
+def test_a_label_table_cannot_bring_the_hospitals_own_ids(study, tmp_path, column):
+    labels = study(f"path,patient_id,{column}\na.png,P1,77\n", FOUR[:1])
+    with pytest.raises(ValueError, match=r"pseudonyms alone.*Take it out; --grades CSV with --key"):
+        build_manifest(labels, tmp_path / "m.csv")
+
+
 def test_a_split_in_a_label_table_is_told_its_way(study, tmp_path):
     labels = study("path,patient_id,grade,split\na.png,P1,Mild,test\n", FOUR[:1])
     way = r"Received: split\. Rename .*`steatosis split MANIFEST_CSV --import labels\.csv`"
