@@ -161,8 +161,11 @@ def import_boxes(args: Namespace) -> Result:
         roi_label=args.label,
         masks_dir=args.masks,
     )
-    values = dataclasses.asdict(summary)
-    return Result(values, "\n".join(f"{name}: {value}" for name, value in values.items()))
+    lines = [f"{summary.num_boxes} boxes and {summary.num_masks} masks taken: {args.manifest}"]
+    if summary.rejected:
+        lines.append(f"{len(summary.rejected)} rejected: {summary.rejected_path}")
+        lines += [f"  {path}: {reason}" for path, reason in summary.rejected[:5]]
+    return Result(dataclasses.asdict(summary), "\n".join(lines))
 
 
 def _import_arguments(parser: ArgumentParser) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from steatosis_tf.cli import main
 from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.roi.review.exchange import (
     export_annotations,
@@ -187,6 +188,21 @@ def test_a_file_without_the_label_says_which_it_has(manifest, tmp_path):
     with pytest.raises(ValueError, match=r"labelled roi.*with the labels spleen"):
         import_annotations(path, manifest, reviewer="EF")
     assert import_annotations(path, manifest, reviewer="EF", roi_label="Spleen").num_boxes == 1
+
+
+def test_the_verb_says_what_came_in_and_what_did_not(manifest, tmp_path, capsys):
+    images = [*coco()["images"], {"id": 8, "file_name": "x.png", "height": 9, "width": 9}]
+    boxes = [
+        *coco()["annotations"],
+        {"id": 2, "image_id": 8, "category_id": 3, "bbox": [1, 1, 5, 5]},
+    ]
+    path = write(tmp_path, coco(images=images, annotations=boxes))
+    assert main(["import-boxes", str(path), str(manifest), "--reviewer", "EF"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"1 boxes and 0 masks taken: {manifest}",
+        f"1 rejected: {manifest.parent / 'annotations_rejected.csv'}",
+        "  x.png: no frame of the manifest has this path",
+    ]
 
 
 def test_an_unknown_format_is_refused(tmp_path):
