@@ -133,6 +133,16 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert process.wait() == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_an_answer_that_goes_to_a_full_disk_ends_in_one_line() -> None:
+    words = [sys.executable, "-m", "steatosis_tf.cli", "info"]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Expected room on the disk.")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_terminal_of_ascii_gets_names_spelled_out(tmp_path: Path) -> None:
     output = str(tmp_path / "manifest.csv")
     process = started("manifest", "büro.csv", "--output", output, PYTHONIOENCODING="ascii")

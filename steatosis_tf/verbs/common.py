@@ -68,8 +68,11 @@ def run_verb(verb: Callable[[Namespace], Result], args: Namespace) -> int:
         return 1
     try:
         print(json.dumps(result.values, indent=2) if args.json else result.text, flush=True)
-    except BrokenPipeError:  # `| head` has seen enough; Python must not try again when it ends
+    except OSError as error:  # Python must not try again when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # `| head` has seen enough, a full disk has not
+            print(f"error: {_of_system(error)}", file=sys.stderr)
+            result = result._replace(exit_code=1)
     _write_report(args, result.values, result.exit_code, start)
     return result.exit_code
 
