@@ -30,13 +30,14 @@ BEING_WRITTEN = ".unfinished-"
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it into place when the block ends well.
 
     A killed or failing writer leaves the old file, or none, never half of a new one. The
     temporary name keeps the suffix, because OpenCV, Keras and pandas choose formats by it. What a
     killed writer of the same file left behind is cleared after a day: until then the writer may
-    be alive, on another machine that shares the folder.
+    be alive, on another machine that shares the folder. A `private` file is readable by its owner
+    alone.
 
     Raises:
         ValueError: if something other than a regular file stands at the path.
@@ -53,7 +54,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _give_usual_mode(temporary)
+        if not private:  # mkstemp makes it so
+            _give_usual_mode(temporary)
         move_into_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -121,11 +121,16 @@ def _hash(content: bytes) -> str:
 
 
 def _beginnings(folder: Path, kind: str) -> dict[str, set[str]]:
-    """Hashes of what a broken call of `predict` may leave of its tables.
+    """Hashes of what a broken call may leave of the files that grow while it works.
 
-    They grow by whole rows; only a kill in the middle of a write can cut one.
+    The tables of `predict` grow by whole rows; only a kill in the middle of a write can cut one.
+    The journal of `ingest` may end in a torn line, which the next call passes over.
     """
     found = {}
+    for path in folder.rglob("ingest_journal.jsonl"):
+        content = path.read_bytes()
+        begun = [content[:length] for length in range(len(content))]
+        found[path.relative_to(folder).as_posix()] = {_hash(one) for one in begun}
     for path in folder.rglob("predictions.json"):
         for table in (path.with_name("patients.csv"), path.with_name("frames.csv")):
             content = table.read_bytes()

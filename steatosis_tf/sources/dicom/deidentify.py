@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pydicom
 
-from steatosis_tf.files import move_into_place
+from steatosis_tf.files import BEING_WRITTEN, move_into_place
 from steatosis_tf.roi.anatomy.overlays import find_overlays
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.dicom.personal import Finder, personal_values
@@ -352,9 +352,14 @@ def _write_png(path: Path, frame: np.ndarray) -> str:
     picture = frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".png", picture, _PNG_OPTIONS)
     data = encoded.tobytes()
-    part = path.with_suffix(".part")
-    part.write_bytes(data)
-    move_into_place(part, path)
+    # Not `replacing`: it looks through the folder for what killed writers left, and this one may
+    # hold a hundred thousand frames. Who goes on after a kill writes under the same name again.
+    part = path.with_name(f"{BEING_WRITTEN}{path.name}")
+    try:
+        part.write_bytes(data)
+        move_into_place(part, path)
+    finally:
+        part.unlink(missing_ok=True)
     return hashlib.sha256(data).hexdigest()
 
 

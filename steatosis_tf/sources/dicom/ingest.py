@@ -4,7 +4,6 @@ import collections
 import csv
 import io
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 import filelock
 from tqdm import tqdm
 
-from steatosis_tf.files import as_cell, file_sha256, move_into_place
+from steatosis_tf.files import BEING_WRITTEN, as_cell, file_sha256, replacing
 from steatosis_tf.sources.dicom.deidentify import (
     ClipResult,
     check_frame_choice,
@@ -70,11 +69,13 @@ class Output:
         self.folder = folder
         self.images_dir = folder / IMAGES_DIR
         mark = folder / OUTPUT_MARK
-        # What a kill right at the start may have left; images come only after the mark.
-        first_files = {_LOCK, f"{OUTPUT_MARK}.part"}
         if mark.is_file():
             _check_mark(mark, key_id)
-        elif folder.is_dir() and any(path.name not in first_files for path in folder.iterdir()):
+        # What a kill right at the start may have left is no other file.
+        elif folder.is_dir() and any(
+            path.name != _LOCK and not path.name.startswith(BEING_WRITTEN)
+            for path in folder.iterdir()
+        ):
             raise ValueError(
                 "Expected an output folder that is empty, absent, or written by an earlier "
                 "ingest. Received: a folder with other files. Choose another folder."
@@ -429,20 +430,17 @@ def _journal_line(fingerprint: str, result: ClipResult) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and move it into place."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, "utf-8", newline="")
-    move_into_place(part, path)
+    """Write a text of UTF-8, its line ends as they are, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, "utf-8", newline="")
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     """Write a CSV of UTF-8 with Unix line ends, in the order of the rows."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8", newline="") as stream:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    move_into_place(part, path)
 
 
 def rejected_by_manifest(path: Path) -> list[dict[str, str]]:
@@ -474,15 +472,12 @@ def update_private_table(
         if path.is_file():
             with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
                 kept = [row for row in csv.DictReader(stream) if row.get("output") != here]
-        part = path.with_name(path.name + ".part")
-        part.unlink(missing_ok=True)
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(
-            handle, "w", encoding="utf-8", errors="surrogateescape", newline=""
-        ) as stream:
+        with (
+            replacing(path, private=True) as temporary,
+            temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
+        ):
             writer = csv.DictWriter(stream, all_columns, lineterminator="\n", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(kept)
             for row in rows:
                 writer.writerow({"output": here, **{k: as_cell(v) for k, v in row.items()}})
-        move_into_place(part, path)
