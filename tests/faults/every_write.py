@@ -146,8 +146,13 @@ def _is_being_written(name: str) -> bool:
 
 
 def _is_passing(name: str) -> bool:
-    """Files that are no result: locks, what a killed writer leaves, and the tracking store's."""
-    if name.startswith("mlruns/"):
+    """Files that are no result: locks, what a killed writer leaves, and the tracking store's.
+
+    Nor are parts of records: ours lie in `unfinished-...` until all are there, those of
+    tensorflow-datasets in `incomplete....`, which the next call clears.
+    """
+    parts = ("unfinished-", "incomplete.")
+    if name.startswith("mlruns/") or any(one.startswith(parts) for one in name.split("/")):
         return True
     return _is_being_written(name) or name.endswith((".lock", ".db", ".db-journal", "-journal"))
 
