@@ -250,9 +250,12 @@ def has_doppler_colours(inside: np.ndarray) -> bool:
     """
     if inside.ndim == 1 or not inside.size:
         return False
-    spread = inside.max(axis=1).astype(np.int16) - inside.min(axis=1)
+    # By channels: the extremes of rows of three take NumPy ten times as long.
+    red, green, blue = inside.T
+    highest = np.maximum(np.maximum(red, green), blue)
+    spread = highest - np.minimum(np.minimum(red, green), blue)
     coloured = float((spread > _COLOUR_SPREAD).mean())
-    bright = inside.max(axis=1) > _BRIGHT
+    bright = highest > _BRIGHT
     grey_share = float((spread[bright] < _GREY_SPREAD).mean()) if bright.any() else 0.0
     return coloured > _MAX_COLOUR_SHARE and grey_share > _MIN_GREY_SHARE
 
