@@ -15,11 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.labels import (
-    read_grade_map,
-    read_grades,
-    read_table,
-)
+from steatosis_tf.cohort.labels import read_grade_map, read_grades, read_table
 from steatosis_tf.cohort.tables import read_spreadsheet, write_spreadsheet
 from steatosis_tf.evaluation.metrics.weighted import kappas
 from steatosis_tf.files import check_output

@@ -19,10 +19,7 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf.cohort.decision_store import connected
-from steatosis_tf.cohort.labels import (
-    RESERVED,
-    ROI_COLUMNS,
-)
+from steatosis_tf.cohort.labels import RESERVED, ROI_COLUMNS
 from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.cohort.tables import write_spreadsheet
 from steatosis_tf.grades import GRADES

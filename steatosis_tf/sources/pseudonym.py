@@ -15,6 +15,8 @@ import tempfile
 import unicodedata
 from pathlib import Path
 
+from steatosis_tf.files import BEING_WRITTEN
+
 KEY_PREFIX = "steatosis-key-1 "
 #: Present in every folder that `ingest_dicom` writes; a key must never lie at or below it.
 OUTPUT_MARK = "ingest.json"
@@ -44,7 +46,7 @@ def create_key(path: str | Path) -> Path:
                 "undoes them. Received: a path inside an output folder. Choose another folder."
             )
     # Written whole before it has its name: half a key would be in the way of the next call.
-    handle, name = tempfile.mkstemp(prefix=f".unfinished-{path.stem[:40]}-", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{BEING_WRITTEN}{path.stem[:40]}-", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="ascii") as stream:
             stream.write(f"{KEY_PREFIX}{secrets.token_hex(32)}\n")

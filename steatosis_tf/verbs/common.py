@@ -54,7 +54,7 @@ def run_verb(verb: Callable[[Namespace], Result], args: Namespace) -> int:
         check_outputs(args)
         result = verb(args)
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
-        text = reason_of(error)
+        text = str(error)
         if isinstance(error, OSError) and error.strerror:
             text = _of_system(error)
         if isinstance(error, ModuleNotFoundError):

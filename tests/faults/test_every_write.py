@@ -90,8 +90,9 @@ def _make(folder: Path, state: str, at) -> None:
     else:
         before = {"manifest": "raw", "roi": "manifest"}[state]
         shutil.copytree(at(before), folder)
-        _call(folder, SHORT["manifest"][1])
-        if state == "roi":
+        if state == "manifest":
+            _call(folder, SHORT["manifest"][1])
+        else:
             _call(folder, "split manifest.csv --set split.kind=kfold split.folds=2")
             _call(folder, "roi manifest.csv --set roi.method=sector")
 
