@@ -29,7 +29,7 @@ from steatosis_tf.deploy.export import export_onnx, milliseconds_per_frame, run_
 from steatosis_tf.deploy.predict import open_model
 from steatosis_tf.environment import describe_environment
 from steatosis_tf.evaluation.clinical.baselines import write_hepatorenal
-from steatosis_tf.evaluation.figures.gallery import draw_run_gallery
+from steatosis_tf.evaluation.figures.results import draw_run_gallery
 from steatosis_tf.evaluation.report.evaluate import evaluate_run, lock_operating_points
 from steatosis_tf.evaluation.report.report import read_verdict, write_report
 from steatosis_tf.files import write_json, write_sums

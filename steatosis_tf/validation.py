@@ -18,7 +18,7 @@ from steatosis_tf.deploy.explain import draw_explanations
 from steatosis_tf.deploy.inputs import open_inputs
 from steatosis_tf.deploy.predict import Grader, answer_groups, open_model
 from steatosis_tf.deploy.tables import TABLES, AnswerTables, count_answers
-from steatosis_tf.evaluation.clinical.prediction_sets import evaluate_conformal
+from steatosis_tf.evaluation.clinical.calibration import evaluate_conformal
 from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, wilson_interval
 from steatosis_tf.evaluation.metrics.registry import METRICS, metrics_of
 from steatosis_tf.evaluation.metrics.scores import named_labels, write_scores

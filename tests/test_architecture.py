@@ -59,7 +59,7 @@ EXCEPTIONS = {
     # Readers agree by the same weighted kappa as models.
     ("cohort.consensus", "evaluation.metrics.weighted"),
     # Threshold, prediction set and weights are fitted with the model, on training patients.
-    ("model.joint_fit", "evaluation.clinical.prediction_sets"),
+    ("model.joint_fit", "evaluation.clinical.calibration"),
     ("model.joint_fit", "evaluation.clinical.thresholds"),
     ("model.joint_fit", "evaluation.metrics.weighted"),
 }

@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import optimize
 from sklearn.metrics import cohen_kappa_score
 
-from steatosis_tf.evaluation.clinical.prediction_sets import fit_conformal
+from steatosis_tf.evaluation.clinical.calibration import fit_conformal
 from steatosis_tf.evaluation.clinical.thresholds import choose_operating_points
 from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS, grade_from_fat_percent, label_of

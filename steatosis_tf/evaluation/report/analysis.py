@@ -22,20 +22,18 @@ from steatosis_tf.evaluation.clinical.calibration import (
     BINNINGS,
     apply_temperature,
     calibration_line,
-    ece_interval,
-    fit_temperature,
-)
-from steatosis_tf.evaluation.clinical.decision_curve import decision_curve
-from steatosis_tf.evaluation.clinical.prediction_sets import (
     coverage_risk_curve,
+    ece_interval,
     evaluate_conformal,
     fit_conformal,
+    fit_temperature,
 )
 from steatosis_tf.evaluation.clinical.repeatability import repeatability
 from steatosis_tf.evaluation.clinical.subgroups import abstention_by_group, subgroup_metrics
 from steatosis_tf.evaluation.clinical.thresholds import (
     apply_operating_points,
     choose_operating_points,
+    decision_curve,
 )
 from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, paired_bootstrap
 from steatosis_tf.evaluation.metrics.registry import metrics_of
@@ -64,8 +62,8 @@ class Thresholds:
             `calibration.calibration_line`.
         points_source: "operating_points.json" or "validation_scores.csv".
         operating: of `thresholds.apply_operating_points`.
-        conformal: of `prediction_sets.evaluate_conformal`; hold-out runs only.
-        decisions: task -> result of `decision_curve.decision_curve`.
+        conformal: of `calibration.evaluate_conformal`; hold-out runs only.
+        decisions: task -> result of `thresholds.decision_curve`.
         hepatorenal: task -> its probability by the hepatorenal index alone.
         notes: part -> why it is None.
     """
@@ -247,7 +245,7 @@ class Analysis:
         majority: `grade` that the commonest answer is and paired difference of the `accuracy` to it
             (an entry of `intervals.paired_bootstrap`); empty without patient scores.
         baselines: heading -> intervals of a reader without the model.
-        abstaining: of `prediction_sets.coverage_risk_curve` on patients, or None.
+        abstaining: of `calibration.coverage_risk_curve` on patients, or None.
         subgroups: column -> result of `subgroups.subgroup_metrics`.
         abstention: of `subgroups.abstention_by_group`, one per column of `subgroups`.
         subgroup_notes: covariate -> why it was not looked at.

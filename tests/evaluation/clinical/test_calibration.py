@@ -11,10 +11,10 @@ from sklearn.metrics import log_loss
 from steatosis_tf.evaluation.clinical.calibration import (
     apply_temperature,
     calibration_line,
+    coverage_risk_curve,
     ece_interval,
     fit_temperature,
 )
-from steatosis_tf.evaluation.clinical.prediction_sets import coverage_risk_curve
 
 
 def sample(seed: int, num: int = 400, sharpness: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

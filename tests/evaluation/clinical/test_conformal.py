@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import special
 
-from steatosis_tf.evaluation.clinical.prediction_sets import (
+from steatosis_tf.evaluation.clinical.calibration import (
     evaluate_conformal,
     fit_conformal,
     grade_sets,

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from steatosis_tf.evaluation.clinical.baselines import fit_index_probability, index_probability
-from steatosis_tf.evaluation.clinical.decision_curve import decision_curve
+from steatosis_tf.evaluation.clinical.thresholds import decision_curve
 from steatosis_tf.grades import SCORE_COLUMNS
 
 

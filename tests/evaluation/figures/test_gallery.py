@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgba
 
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_manifest
 from steatosis_tf.evaluation.figures.canvas import COLOURS
-from steatosis_tf.evaluation.figures.gallery import (
+from steatosis_tf.evaluation.figures.results import (
     draw_run_gallery,
     gallery_figure,
     sector_pictures,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from steatosis_tf.evaluation.report.analysis import analyse_run
-from steatosis_tf.evaluation.report.checklists import fill_checklists, read_items
+from steatosis_tf.evaluation.report.checks import fill_checklists, read_items
 from steatosis_tf.evaluation.report.run import STUDY_KEYS, read_run
 
 #: Sub-items of each item that has them; from the tables of the papers named in the module.
