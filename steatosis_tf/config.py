@@ -294,6 +294,11 @@ class EvaluationConfig:
 
     aggregation: Literal["mean", "log_odds", "median", "trimmed_mean", "vote"] = "mean"
 
+    def __post_init__(self) -> None:
+        known = typing.get_args(typing.get_type_hints(type(self))["aggregation"])
+        _require(self.aggregation in known, f"evaluation.aggregation out of {', '.join(known)}",
+                 aggregation=self.aggregation)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Config:
@@ -323,6 +328,20 @@ class Config:
         _require(not (is_closed and self.train.fine_tune_epochs),
                  "train.fine_tune_epochs=0 with model.head=linear or joint, which have no gradient",
                  head=self.model.head, fine_tune_epochs=self.train.fine_tune_epochs)  # fmt: skip
+        # Rows and columns of the first map that efficientnet_lite0 pools.
+        maps = [-(-side // 16) for side in (self.roi.depth_px, self.roi.num_beams)]
+        _require(self.model.pooling == "global" or maps[0] >= 4,
+                 "roi.depth_px of 64 or more with model.pooling=depth, which has four bands",
+                 depth_px=self.roi.depth_px)  # fmt: skip
+        if self.model.head == "joint":  # what deploy/bundle_network.py makes its file of
+            _require(self.roi.method == "beamspace" and self.model.pooling == "depth",
+                     "roi.method=beamspace, model.backbone=efficientnet_lite0, model.pooling=depth "
+                     "with model.head=joint, whose bundle is made of these; model.head=linear "
+                     "takes others", method=self.roi.method, backbone=self.model.backbone,
+                     pooling=self.model.pooling)  # fmt: skip
+            _require(not any(side % 2 for side in maps),
+                     "roi.depth_px and roi.num_beams as multiples of 32 with model.head=joint",
+                     depth_px=self.roi.depth_px, num_beams=self.roi.num_beams)  # fmt: skip
 
     @property
     def augmentation(self) -> AugmentConfig:
@@ -384,7 +403,8 @@ def unused_settings(config: Config) -> dict[str, str]:
         >>> "train.epochs" in unused_settings(Config())
         False
     """
-    unused = {}
+    idle = ["rotation_deg", "zoom"] if config.roi.view else ["depth_scale"]
+    unused = {f"augment.{name}": f"roi.method={config.roi.method}" for name in idle}
     if config.model.head == "regression":
         unused["train.class_weights"] = "model.head=regression"
     if config.model.head in CLOSED_FORM:
@@ -393,7 +413,10 @@ def unused_settings(config: Config) -> dict[str, str]:
         names += ["model.hidden_units", "model.dropout", "model.normalize_features"]
         unused |= dict.fromkeys(names, f"model.head={config.model.head}")
     if not config.train.views:
-        unused["train.store_dtype"] = "train.views=0"
+        # Online the changes of frames are drawn from train.seed.
+        unused |= dict.fromkeys(["train.store_dtype", "augment.seed"], "train.views=0")
+    if config.model.weights != "random":
+        unused["model.backbone_seed"] = f"model.weights={config.model.weights}"
     if not config.train.fine_tune_epochs:
         unused["train.fine_tune_learning_rate"] = "train.fine_tune_epochs=0"
     if config.split.kind == "kfold":

@@ -7,6 +7,7 @@ import pytest
 
 from steatosis_tf.config import (
     Config,
+    EvaluationConfig,
     SplitConfig,
     TrainConfig,
     flatten,
@@ -14,6 +15,7 @@ from steatosis_tf.config import (
     override,
     save_config,
 )
+from steatosis_tf.recipes import RECIPES
 
 
 def test_defaults_are_those_of_the_paper():
@@ -81,11 +83,29 @@ def test_settings_that_need_each_other_may_come_in_any_order():
         ("split.kind=logo", r"split\.column with split\.kind=logo"),
         ("train.fine_tune_epochs=1 model.backbone=vgg16", "fine_tune_epochs with model.backbone"),
         ("split.column=scanner", r"split\.column with split\.kind=logo"),
+        ("evaluation.aggregation=max", r"evaluation\.aggregation out of mean, log_odds"),
     ],
 )
 def test_a_bad_setting_is_refused_with_what_was_expected(setting, message):
     with pytest.raises(ValueError, match=message):
         override(Config(), setting.split())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("model.backbone=resnet50 model.pooling=global", "model.head=linear takes others"),
+        ("model.pooling=global", "model.pooling=depth with model.head=joint"),
+        ("roi.method=sector", "roi.method=beamspace"),
+        ("roi.num_beams=80", "multiples of 32 with model.head=joint"),
+        ("roi.depth_px=32", "depth_px of 64 or more"),
+    ],
+)
+def test_what_the_bundle_of_a_joint_run_cannot_be_made_of_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        override(RECIPES["joint"].config, settings.split())
+    small = override(RECIPES["joint"].config, ["roi.depth_px=64", "roi.num_beams=320"])
+    assert small.roi.view == "beamspace 64 x 320"
 
 
 def test_one_setting_has_one_value():
@@ -100,6 +120,8 @@ def test_one_setting_has_one_value():
 def test_a_config_built_in_code_is_checked_too():
     with pytest.raises(ValueError, match="kind out of"):
         SplitConfig(kind="images")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"evaluation\.aggregation out of mean"):
+        EvaluationConfig("max")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size of 1 or more"):
         TrainConfig(batch_size=0)
     with pytest.raises(dataclasses.FrozenInstanceError, match="epochs"):
@@ -144,6 +166,10 @@ def test_a_config_of_an_older_version_fills_in_defaults(tmp_path):
         (["model.head=regression", "train.class_weights=false"], "model.head=regression"),
         (["train.fine_tune_learning_rate=1e-4"], "train.fine_tune_epochs=0"),
         (["split.kind=holdout", "split.folds=7"], "split.kind=holdout"),
+        (["model.backbone_seed=3"], "model.weights=imagenet"),
+        (["train.views=0", "augment.seed=3"], "train.views=0"),
+        (["augment.depth_scale=0.1"], "roi.method=liver"),
+        (["roi.method=beamspace", "augment.zoom=0.2"], "roi.method=beamspace"),
     ],
 )
 def test_a_setting_that_nothing_reads_is_refused(settings, why):

@@ -323,6 +323,7 @@ def run_metadata(run_dir: Path, config: Config) -> dict[str, str]:
 
     `manifest_sha256`, `split_sha256`: what it was trained on; the same run has the same file.
     `roi`: how frames were cut for this model, so that prediction cuts them the same way.
+    `aggregation`: how a patient's frames were joined.
     `operating_points`: the cut-offs locked on validation; only of a hold-out run, because those
     of folds belong to models that were not exported.
     """
@@ -332,6 +333,7 @@ def run_metadata(run_dir: Path, config: Config) -> dict[str, str]:
         if (run_dir / f"{name}.csv").is_file()
     }
     texts["roi"] = json.dumps(dataclasses.asdict(config.roi))
+    texts["aggregation"] = config.evaluation.aggregation
     points_path = run_dir / "operating_points.json"
     if config.split.kind in ("holdout", "temporal") and points_path.is_file():
         texts["operating_points"] = json.dumps(json.loads(points_path.read_text()))

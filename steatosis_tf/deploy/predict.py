@@ -16,7 +16,7 @@ import onnxruntime
 from tqdm import tqdm
 
 from steatosis_tf import __version__
-from steatosis_tf.config import RoiConfig
+from steatosis_tf.config import EvaluationConfig, RoiConfig
 from steatosis_tf.deploy.bundle import ABOUT_NAME, SHIPPED, Bundle, is_bundle, open_bundle
 from steatosis_tf.deploy.figures import draw_frame, draw_trends
 from steatosis_tf.deploy.frames import Look, unable
@@ -38,7 +38,7 @@ from steatosis_tf.deploy.tables import (
 )
 from steatosis_tf.files import open_regular
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
-from steatosis_tf.model.answer import REASONS, FrameAnswer, PatientAnswer
+from steatosis_tf.model.answer import REASONS, FrameAnswer, PatientAnswer, join_frames
 from steatosis_tf.parallel import map_on_cores
 from steatosis_tf.quantitative.display import Display
 from steatosis_tf.roi.sector import find_sector
@@ -63,13 +63,14 @@ _ALONE = "Each picture was answered for itself; --patient folder joins the pictu
 
 @dataclass(frozen=True)
 class BareNetwork:
-    """A network without a grading rule: a patient's probabilities are the mean of the frames'.
+    """A network without a grading rule: a patient's probabilities are joined from the frames'.
 
     Attributes:
         name: of its file.
         sha256: of its file.
         session: the network.
         roi: how frames were cut for it.
+        aggregation: how a patient's frames are joined, as the run was evaluated.
         path: of its file; without it there are no maps.
         change_limit: it has no score to compare.
     """
@@ -78,6 +79,7 @@ class BareNetwork:
     sha256: str
     session: onnxruntime.InferenceSession
     roi: RoiConfig
+    aggregation: str = "mean"
     points: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     num_training: int = 0
@@ -92,17 +94,17 @@ class BareNetwork:
     def answer(
         self, patient: str, looks: Sequence[Look], date: str = "", *, maps: bool = False
     ) -> PatientAnswer:
-        """Mean of the frames' probabilities, the most probable grade.
+        """The frames' probabilities joined, the most probable grade.
 
         Raises:
             RuntimeError: if a frame's are no probabilities: do not use the model.
         """
         frames = tuple(look.answer for look in looks)
         pictures = [look.picture for look in looks if look.picture is not None]
+        about: dict[str, Any] = {"num_frames": len(frames), "frames": frames, "date": date}
         if not pictures:
             code = frames[0].reason_code if frames else "no_frames"
-            return PatientAnswer(patient, "unable", code, REASONS[code], num_frames=len(frames),
-                                 frames=frames, date=date)  # fmt: skip
+            return PatientAnswer(patient, "unable", code, REASONS[code], **about)
         scores = run_network(self.session, (OUTPUT_LAYER,), np.stack(pictures))[OUTPUT_LAYER]
         if not are_probabilities(scores).all():
             worst = scores[~are_probabilities(scores)][0]
@@ -111,14 +113,15 @@ class BareNetwork:
                 f"{', '.join(f'{score:.4g}' for score in worst)} from {self.name!r}. The model is "
                 "at fault: do not use its other grades either. Export or copy it again."
             )
-        mean = scores.mean(axis=0, dtype=float)
+        joined = join_frames(scores.astype(float), self.aggregation)
+        if not joined.any():
+            code = "frames_disagree"
+            return PatientAnswer(patient, "unable", code, REASONS[code], **about)
         if maps:
-            frames = self._with_maps(frames, pictures, int(mean.argmax()))
-        return PatientAnswer(
-            patient, "graded", grade=GRADES[int(mean.argmax())], frames=frames, date=date,
-            probabilities=dict(zip(GRADES, mean.tolist(), strict=True)),
-            num_frames=len(frames), num_used=len(pictures),
-        )  # fmt: skip
+            about["frames"] = self._with_maps(frames, pictures, int(joined.argmax()))
+        return PatientAnswer(patient, "graded", grade=GRADES[int(joined.argmax())],
+                             probabilities=dict(zip(GRADES, joined.tolist(), strict=True)),
+                             num_used=len(pictures), **about)  # fmt: skip
 
     def _with_maps(
         self, frames: tuple[FrameAnswer, ...], pictures: Sequence[np.ndarray], label: int
@@ -182,8 +185,7 @@ def open_model(path: str | Path | None = None) -> Grader:
         if (path / "bundle" / ABOUT_NAME).is_file():
             return open_bundle(path / "bundle")
         path = path / "model.onnx"
-    session, roi, data = _open_bare(path)
-    return BareNetwork(path.name, hashlib.sha256(data).hexdigest(), session, roi, path=path)
+    return _open_bare(path)
 
 
 @dataclass(frozen=True)
@@ -441,16 +443,16 @@ def are_probabilities(scores: np.ndarray) -> np.ndarray:
 
 
 def load_model(model_path: str | Path) -> onnxruntime.InferenceSession:
-    """Open a grading model, check that it is one and that its weights are those exported.
+    """Open a grading model, checked.
 
     Raises:
         ValueError: if the file is missing, not ONNX, not a four-grade model of this package, or
             its weights are not those whose hash it carries.
     """
-    return _open_bare(Path(model_path))[0]
+    return _open_bare(Path(model_path)).session
 
 
-def _open_bare(path: Path) -> tuple[onnxruntime.InferenceSession, RoiConfig, bytes]:
+def _open_bare(path: Path) -> BareNetwork:
     try:
         with open_regular(path) as file:
             is_small = os.fstat(file.fileno()).st_size <= MAX_FILE_BYTES
@@ -472,7 +474,7 @@ def _open_bare(path: Path) -> tuple[onnxruntime.InferenceSession, RoiConfig, byt
             f"Expected a model of steatosis_tf with the grades {', '.join(GRADES)}. Received: "
             f"model={path.name!r} with grades={grades[:_SHOWN_LETTERS]}. {_AGAIN}"
         )
-    roi = _roi_config(texts, path.name)
+    roi, aggregation = _settings(texts, path.name)
     check_network(session, input_shape(roi.view), (OUTPUT_LAYER,), path.name, _AGAIN)
     if WEIGHTS_KEY not in texts:
         tqdm.write(
@@ -480,18 +482,19 @@ def _open_bare(path: Path) -> tuple[onnxruntime.InferenceSession, RoiConfig, byt
             "to it cannot be seen. Export it again with `steatosis export RUN_DIR`.",
             file=sys.stderr,
         )
-    return session, roi, data
+    digest = hashlib.sha256(data).hexdigest()
+    return BareNetwork(path.name, digest, session, roi, aggregation, path=path)
 
 
-def _roi_config(texts: Mapping[str, str], name: str) -> RoiConfig:
-    """How frames were cut for a model, from the texts of its file."""
-    written = texts.get("steatosis.roi", "{}")
+def _settings(texts: Mapping[str, str], name: str) -> tuple[RoiConfig, str]:
+    """How frames were cut and joined where a model was evaluated, from the texts of its file."""
+    roi, joined = texts.get("steatosis.roi", "{}"), texts.get("steatosis.aggregation", "mean")
     try:
-        return RoiConfig(**json.loads(written))
+        return RoiConfig(**json.loads(roi)), EvaluationConfig(joined).aggregation  # type: ignore[arg-type]
     except (RecursionError, TypeError, ValueError) as error:
         version = texts.get("steatosis.steatosis_tf", "unknown")[:_SHOWN_LETTERS]
         raise ValueError(
-            f"Expected steatosis.roi as version {__version__} knows it. Received: "
-            f"{written[:_SHOWN_LETTERS]} in model={name!r}, which version {version} wrote. Answer "
-            "with that version, or export it again with this one: `steatosis export RUN_DIR`."
+            f"Expected steatosis.roi and aggregation as of version {__version__}. Received: "
+            f"{roi[:_SHOWN_LETTERS]} and {joined[:_SHOWN_LETTERS]} in model={name!r}, which "
+            f"version {version} wrote. Answer with that one, or `steatosis export RUN_DIR` again."
         ) from error

@@ -6,10 +6,13 @@ reason).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+
+from steatosis_tf.grades import GRADES
 
 Kind = Literal["graded", "score_only", "unable"]
 
@@ -26,6 +29,7 @@ REASONS = {
     "unlike_training": "Scanner, setting or view are unlike the training data: the score is shown "
     "without a grade. Recalibrate with 20 local patients.",
     "no_frames": "No frame was given.",
+    "frames_disagree": "The frames agree on no grade: joined, none has a probability over 0.",
 }
 
 
@@ -129,3 +133,61 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+#: Share of frames cut off at each end by `trimmed_mean` (10 frames: one at each end).
+TRIM_SHARE = 0.1
+# Nearest to 0 or 1 at which the log odds of a probability are still told apart in float64.
+_SURE = 1e-15
+
+
+def _vote(probabilities: np.ndarray) -> np.ndarray:
+    return np.bincount(probabilities.argmax(axis=1), minlength=len(GRADES)) / len(probabilities)
+
+
+def _log_odds(probabilities: np.ndarray) -> np.ndarray:
+    from scipy import special  # the shipped model answers without SciPy
+
+    at_most = probabilities.cumsum(axis=1)[:, :-1]
+    above = probabilities[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]  # 1 - at_most without rounding
+    odds = np.log(np.maximum(at_most, _SURE)) - np.log(np.maximum(above, _SURE))
+    joined = special.expit(odds.mean(axis=0))
+    return np.diff(joined, prepend=0.0, append=1.0)
+
+
+def _trimmed_mean(probabilities: np.ndarray) -> np.ndarray:
+    from scipy import stats
+
+    return np.asarray(stats.trim_mean(probabilities, TRIM_SHARE, axis=0))
+
+
+#: `evaluation.aggregation` -> function from a patient's `(num_frames, 4)` to `(4,)`.
+AGGREGATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mean": lambda probabilities: probabilities.mean(axis=0),
+    "log_odds": _log_odds,
+    "median": lambda probabilities: np.median(probabilities, axis=0),
+    "trimmed_mean": _trimmed_mean,
+    "vote": _vote,
+}
+
+
+def join_frames(probabilities: np.ndarray, aggregation: str) -> np.ndarray:
+    """A patient's probabilities from those of its frames, in evaluation and prediction alike.
+
+    Args:
+        probabilities: `(num_frames, 4)` float64, each row with sum 1.
+        aggregation: one of `AGGREGATIONS`.
+
+    Returns:
+        `(4,)` float64 with sum 1; all 0 where the frames lie so far apart that the rule leaves no
+        grade.
+
+    Example:
+        >>> frames = np.array([[0.75, 0.25, 0, 0], [0.25, 0.5, 0.25, 0], [0, 0.25, 0.75, 0]])
+        >>> join_frames(frames, "median").tolist()
+        [0.3333333333333333, 0.3333333333333333, 0.3333333333333333, 0.0]
+    """
+    joined = AGGREGATIONS[aggregation](probabilities)
+    total = joined.sum()
+    # A sum that differs from 1 by rounding only is left alone: equal votes must stay equal.
+    return joined if total <= 0 or abs(total - 1) < 1e-9 else joined / total

@@ -94,7 +94,7 @@ def fill_manifest(
         ValueError: if the manifest cannot be used.
         RuntimeError: if the runner gave up; what is done stays for the next call.
     """
-    table = _without_other_views(with_roi_columns(read_manifest(manifest_path)), config)
+    table = _without_other_kinds(with_roi_columns(read_manifest(manifest_path)), config)
     automatic = table["roi_source"] != "person"
     if again:
         table.loc[automatic, list(ROI_COLUMNS)] = pd.NA
@@ -119,8 +119,9 @@ def add_roi_columns(
         frame_table: manifest rows. Rows with a ROI, a person's above all, stay as they are, unless
             nothing of the person's box is in a sector: the model could see nothing of it, so it
             is taken out of this table, with the reason. Rows whose ROI is of the other kind
-            (a rectangle where beam space is asked for, or the other way round) get one of this
-            kind in this table; a person's "rejected" and fan stay.
+            (a rectangle where beam space is asked for, or the other way round), or an unseen
+            proposal of another method, get one of this kind in this table; a person's "rejected"
+            and fan stay.
         manifest_path: where the manifest lies; frame paths are relative to it.
         config: how to propose.
         options: Beam runner whose workers propose; None proposes on the cores of this machine.
@@ -134,7 +135,7 @@ def add_roi_columns(
         where there is no proposal), `roi_source`, `roi_quality`, `roi_reason`, `roi_view` (what
         the model sees, see `views.input_shape`) and `roi_sector`.
     """
-    table = _without_other_views(with_roi_columns(frame_table), config)
+    table = _without_other_kinds(with_roi_columns(frame_table), config)
     for _ in _propose(table, manifest_path, config, options, hashes_path, crops_dir):
         pass
     _empty_useless_boxes(table, manifest_path)
@@ -229,15 +230,30 @@ def with_roi_columns(frame_table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _without_other_views(table: pd.DataFrame, config: RoiConfig) -> pd.DataFrame:
-    """The table with rows of another kind of ROI emptied, but for what a person has rejected."""
+def _without_other_kinds(table: pd.DataFrame, config: RoiConfig) -> pd.DataFrame:
+    """The table with rows of another kind of ROI emptied, but for what a person has rejected; and
+    proposals that nobody has looked at, if another method has made them."""
     is_rejected = (table["roi_source"] == "person") & table["roi_height"].isna()
     other = (table[VIEW_COLUMN] != config.view) & (table["roi_source"] != "") & ~is_rejected
+    is_open = table["roi_state"] == "" if "roi_state" in table.columns else True
+    other |= (table["roi_source"] == "auto") & is_open & ~_is_proposed_by(config, table)
     table.loc[other, list(ROI_COLUMNS)] = pd.NA
     table.loc[other, "roi_source"] = ""
     if "roi_state" in table.columns:  # a person has decided on the other kind
         table.loc[other, "roi_state"] = ""
     return table
+
+
+def _is_proposed_by(config: RoiConfig, table: pd.DataFrame) -> pd.Series:
+    """Which automatic ROIs a config gives, told by quality and reason, see `propose.Roi`."""
+    if config.view:
+        return table[VIEW_COLUMN] == config.view
+    has_box = table["roi_height"].notna()
+    is_liver = has_box & (table["roi_reason"] == "") & (table["roi_quality"] > 0)
+    is_fallback = has_box & (table["roi_reason"] != "")
+    if config.method == "sector":
+        return has_box & ~is_liver & ~is_fallback
+    return is_liver | (is_fallback if config.sector_fallback else ~has_box)
 
 
 def _propose(

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
-from steatosis_tf.config import Config, ModelConfig, RoiConfig, save_config
+from steatosis_tf.config import Config, EvaluationConfig, ModelConfig, RoiConfig, save_config
 from steatosis_tf.deploy.export import export_onnx, export_run, save_keras
 from steatosis_tf.deploy.onnx_file import weights_sha256
 from steatosis_tf.deploy.predict import predict
@@ -195,7 +195,8 @@ def test_model_of_a_run_is_exported(tmp_path, phantom_manifest, rois):
     write_manifest(table, run_dir / "manifest.csv")
     grader = _tiny_grader()
     grader.save(run_dir / "model.keras")
-    save_config(Config(roi=RoiConfig(method="sector")), run_dir / "config.json")
+    config = Config(roi=RoiConfig(method="sector"), evaluation=EvaluationConfig("vote"))
+    save_config(config, run_dir / "config.json")
     difference = export_run(run_dir, tmp_path / "out" / "model.onnx")
     assert 0 <= difference <= 1e-4
     received = _session(tmp_path / "out" / "model.onnx").run(None, {"roi": rois})[0]
@@ -203,6 +204,7 @@ def test_model_of_a_run_is_exported(tmp_path, phantom_manifest, rois):
     texts = _session(tmp_path / "out" / "model.onnx").get_modelmeta().custom_metadata_map
     assert texts["steatosis.manifest_sha256"] == file_sha256(run_dir / "manifest.csv")
     assert json.loads(texts["steatosis.roi"])["method"] == "sector"
+    assert texts["steatosis.aggregation"] == "vote"
 
 
 def test_a_head_with_layers_of_ours_is_exported_by_a_process_that_built_none(

@@ -21,11 +21,13 @@ from PIL import Image
 
 from steatosis_tf import cli
 from steatosis_tf.config import RoiConfig
+from steatosis_tf.deploy.frames import Look
 from steatosis_tf.deploy.onnx_file import WEIGHTS_KEY, weights_sha256
-from steatosis_tf.deploy.predict import are_probabilities, predict
+from steatosis_tf.deploy.predict import BareNetwork, are_probabilities, predict
 from steatosis_tf.deploy.tables import TABLES, patient_text
+from steatosis_tf.evaluation.metrics.scores import patient_scores
 from steatosis_tf.grades import GRADES, NOTICE
-from steatosis_tf.model.answer import PatientAnswer
+from steatosis_tf.model.answer import FrameAnswer, PatientAnswer
 from steatosis_tf.roi.propose import propose_roi
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.roi.views import beam_space, crop_roi
@@ -367,6 +369,40 @@ def test_a_model_of_beam_space_is_fed_beam_space(tmp_path, frames):
     np.testing.assert_allclose(found[columns].astype(float), exponents / exponents.sum(), atol=1e-5)
     with pytest.raises(ValueError, match=r"roi \(batch, 96, 80, 1\)"):
         predict([frames], model=_write_model(tmp_path / "square.onnx", roi=config))
+
+
+@pytest.mark.parametrize("rule", ["mean", "log_odds", "median", "trimmed_mean", "vote"])
+def test_frames_are_joined_as_the_model_was_evaluated(rule, phantom_manifest, tmp_path):
+    """Frames that are sure of three grades: every rule makes something else of them."""
+    props = {"steatosis.grades": json.dumps(GRADES), "steatosis.roi": '{"method": "sector"}',
+             "steatosis.aggregation": rule}  # fmt: skip
+    path = _write_model(tmp_path / "model.onnx", props=props, factors=(0, 4, 7, 9))
+    images = sorted((phantom_manifest.parent / "phantoms" / "images").iterdir())[:3]
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for image in images:
+        shutil.copy(image, frames)
+    (together,) = predict([frames], model=path, by_folder=True).patients
+    alone = predict(sorted(frames.iterdir()), model=path).patients
+    table = pd.DataFrame({"frame_id": list("abc"), "patient_id": "x", "grade": "Mild"})
+    columns = ["p_normal", "p_mild", "p_moderate", "p_severe"]
+    table[columns] = [list(one["probabilities"].values()) for one in alone]
+    expected = patient_scores(table, rule)[columns].to_numpy()[0]
+    np.testing.assert_allclose(list(together["probabilities"].values()), expected, atol=1e-6)
+
+
+class _Sure:
+    """In place of onnxruntime: quite sure of the grade that the first pixel says."""
+
+    def run(self, outputs, feed):
+        return [np.eye(4, dtype=np.float32)[feed["roi"][:, 0, 0, 0]]]
+
+
+def test_frames_that_agree_on_no_grade_are_no_answer():
+    model = BareNetwork("m.onnx", "", _Sure(), SECTOR, "median")
+    looks = [Look(FrameAnswer(str(n), "graded"), np.full((2, 2), n, np.uint8)) for n in range(3)]
+    answer = model.answer("p", looks)
+    assert (answer.kind, answer.reason_code) == ("unable", "frames_disagree")
 
 
 def test_a_grade_typed_into_the_sector_changes_nothing(model_path, frames, tmp_path):

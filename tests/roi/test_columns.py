@@ -144,6 +144,22 @@ def test_another_kind_of_roi_is_proposed_anew_but_a_rejection_stays(fan_manifest
     pd.testing.assert_series_equal(beams.loc[1], boxes.loc[1])
 
 
+@pytest.mark.parametrize("former", ["liver", "fallback", "sector"])
+def test_a_proposal_of_another_method_is_made_anew_but_not_what_a_person_accepted(
+    fan_manifest, former
+):
+    """A drawn fan shows no liver: sector gives a rectangle, liver none, fallback one with why."""
+    configs = {"liver": RoiConfig(), "fallback": RoiConfig(sector_fallback=True), "sector": SECTOR}
+    table = read_manifest(fan_manifest)
+    expected = {name: add_roi_columns(table, fan_manifest, one) for name, one in configs.items()}
+    for name, config in configs.items():
+        found = add_roi_columns(expected[former], fan_manifest, config)
+        pd.testing.assert_frame_equal(found, expected[name])
+        accepted = expected[former].assign(roi_state=["accepted", "", ""])
+        found = add_roi_columns(accepted, fan_manifest, config)
+        pd.testing.assert_series_equal(found.loc[0], accepted.loc[0])
+
+
 def test_a_persons_fan_is_used_and_kept(fan_manifest):
     found = add_roi_columns(read_manifest(fan_manifest), fan_manifest, BEAMS)
     frame = read_frame(fan_manifest.parent / found.at[0, "path"])

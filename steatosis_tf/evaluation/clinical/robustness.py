@@ -176,7 +176,7 @@ def robustness_curves(
             at most 256 frames, once per perturbation and strength and once undisturbed.
         rois: `(n, height, width, 1)` uint8 test frames, 0 outside the sector.
         labels: `(n,)` int 0 to 3.
-        patient_ids: `(n,)`; frames of a patient are joined by `rule`, one of `scores.RULES`.
+        patient_ids: `(n,)`; frames of a patient are joined by `rule`, one of `answer.AGGREGATIONS`.
         perturbations: name -> `Perturbation`.
         shifted: ROI frames with their boxes moved by so many px of the ROI (down, right), cropped
             anew from the full frames. If None, `roi_shift_*` moves the stored ROI and mirrors what

@@ -11,16 +11,15 @@ the test part is scored. Where two grades tie, the lower one is predicted (`nump
 that names a grade by another rule says so in a column `decision_rule` (`joint.DECISION_RULES`).
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import special, stats
 
 from steatosis_tf.files import open_regular, replacing
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS, label_of
+from steatosis_tf.model.answer import AGGREGATIONS, join_frames
 from steatosis_tf.model.joint import decide
 
 FRAME_COLUMNS = (
@@ -41,35 +40,6 @@ PATIENT_COLUMNS = (
     *SCORE_COLUMNS,
     "predicted",
 )
-
-#: Share of frames cut off at each end by the rule `trimmed_mean` (10 frames: one at each end).
-TRIM_SHARE = 0.1
-
-
-def _vote(probabilities: np.ndarray) -> np.ndarray:
-    return np.bincount(probabilities.argmax(axis=1), minlength=len(GRADES)) / len(probabilities)
-
-
-#: Nearest to 0 or 1 at which the log odds of a probability are still told apart in float64.
-_SURE = 1e-15
-
-
-def _log_odds(probabilities: np.ndarray) -> np.ndarray:
-    at_most = probabilities.cumsum(axis=1)[:, :-1]
-    above = probabilities[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]  # 1 - at_most without rounding
-    odds = np.log(np.maximum(at_most, _SURE)) - np.log(np.maximum(above, _SURE))
-    joined = special.expit(odds.mean(axis=0))
-    return np.diff(joined, prepend=0.0, append=1.0)
-
-
-#: Rule name -> function from one patient's `(num_frames, 4)` probabilities to `(4,)`.
-RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "mean": lambda probabilities: probabilities.mean(axis=0),
-    "log_odds": _log_odds,
-    "median": lambda probabilities: np.median(probabilities, axis=0),
-    "trimmed_mean": lambda probabilities: stats.trim_mean(probabilities, TRIM_SHARE, axis=0),
-    "vote": _vote,
-}
 
 
 def score_table(
@@ -129,8 +99,10 @@ def patient_scores(
             a frame twice; `predicted` that contradicts the probabilities; or frames so far
             apart that their median is 0 for all four grades.
     """
-    if rule not in RULES:
-        raise ValueError(f"Expected a rule out of {', '.join(RULES)}. Received: rule={rule!r}.")
+    if rule not in AGGREGATIONS:
+        raise ValueError(
+            f"Expected a rule out of {', '.join(AGGREGATIONS)}. Received: rule={rule!r}."
+        )
     check_frame_scores(frame_scores, validation)
     table = frame_scores.assign(
         fold=frame_scores.get("fold", 0), fat_percent=frame_scores.get("fat_percent", np.nan)
@@ -146,16 +118,14 @@ def patient_scores(
         num_frames=("frame_id", "size"),
         **{name: (name, "first") for name in rule_column},
     )
-    joined = np.stack([RULES[rule](_probabilities(frames)) for _, frames in groups])
-    totals = joined.sum(axis=1)
-    if (totals <= 0).any():
+    joined = np.stack([join_frames(_probabilities(frames), rule) for _, frames in groups])
+    is_nothing = joined.sum(axis=1) <= 0
+    if is_nothing.any():
         raise ValueError(
             f"Expected probabilities that leave some grade above 0. Received: rule={rule!r}, "
-            f"patient_id={first_ids(patients.reset_index()['patient_id'], totals <= 0)}, whose "
+            f"patient_id={first_ids(patients.reset_index()['patient_id'], is_nothing)}, whose "
             "joined probabilities are all 0. Use rule='mean'."
         )
-    # Sums that differ from 1 by rounding only are left alone: equal votes must stay equal.
-    joined /= np.where(np.abs(totals - 1) < 1e-9, 1.0, totals)[:, None]
     patients[list(SCORE_COLUMNS)] = joined
     patients["predicted"] = named_grades(patients)
     columns = [*(["repeat"] if "repeat" in table else []), *PATIENT_COLUMNS, *rule_column]
