@@ -419,10 +419,14 @@ def unused_settings(config: Config) -> dict[str, str]:
         unused["model.backbone_seed"] = f"model.weights={config.model.weights}"
     if not config.train.fine_tune_epochs:
         unused["train.fine_tune_learning_rate"] = "train.fine_tune_epochs=0"
-    if config.split.kind == "kfold":
-        unused["split.test_fraction"] = "split.kind=kfold"
-    elif config.split.kind != "auto":  # what is read then shows with the manifest
-        unused["split.folds"] = f"split.kind={config.split.kind}"
+    # Of "auto" it shows with the manifest what is read.
+    for name, kinds in (
+        ("folds", ("holdout", "lopo", "logo", "temporal")),
+        ("test_fraction", ("kfold", "lopo", "logo")),
+        ("split_seed", ("temporal",)),
+    ):
+        if config.split.kind in kinds:
+            unused[f"split.{name}"] = f"split.kind={config.split.kind}"
     if config.roi.method != "liver":
         unused["roi.sector_fallback"] = f"roi.method={config.roi.method}"
     return unused

@@ -43,7 +43,13 @@ from steatosis_tf.records.builder import records_fingerprint, usable_rows, write
 from steatosis_tf.records.pipeline import read_records
 from steatosis_tf.roi.columns import add_roi_columns
 from steatosis_tf.run_log import begun, read_results, track
-from steatosis_tf.training import StudyData, check_rois, load_study, train_and_score
+from steatosis_tf.training import (
+    StudyData,
+    check_learnable,
+    check_rois,
+    load_study,
+    train_and_score,
+)
 from steatosis_tf.unfinished import finished_before, forget, run_key
 
 if TYPE_CHECKING:
@@ -223,6 +229,7 @@ def _run(
     save_config(config, run_dir / "config.json")
     place = Preparation(config, run_dir, run_dir.parent.parent, options)
     partitions = [part for part in make_partitions(table, config.split) if part.repeat == repeat]
+    check_learnable(table, partitions, config)
     table = complete_manifest(table, manifest_path, partitions, place)
     write_cohort(table, manifest_path.with_name("rejected.csv"), partitions, run_dir)
     records_dir, _ = keep_records(table, partitions, place)

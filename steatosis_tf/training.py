@@ -26,7 +26,7 @@ from steatosis_tf.evaluation.metrics.scores import (
     write_scores,
 )
 from steatosis_tf.files import flat, replacing
-from steatosis_tf.grades import GRADES
+from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import WORTH_TRYING, Engine, choose_engine
 from steatosis_tf.model.features import spread_features, stored_features
@@ -151,6 +151,31 @@ def check_rois(data_index: pd.DataFrame, examples: tf.data.Dataset) -> np.ndarra
     first = set(data_index.drop_duplicates("patient_id").head(NUM_CHECKED)["frame_id"])
     chosen = keep_frames(examples, first)
     return np.stack([example["roi"] for example in chosen.as_numpy_iterator()])
+
+
+def check_learnable(table: pd.DataFrame, partitions: list[Partition], config: Config) -> None:
+    """Refuse a study that the head cannot learn from, before anything is computed.
+
+    Args:
+        table: rows of the manifest.
+        partitions: of one round.
+        config: head and training.
+
+    Raises:
+        ValueError: if a grade is absent where one is trained and grades are weighted, or a
+            regression would learn from a frame without fat percent.
+    """
+    if config.model.head in CLOSED_FORM:
+        return
+    index = table.loc[table["grade"] != ""].reset_index(drop=True)
+    index["label"] = index["grade"].map(label_of)
+    refit = [_refit(partitions[0], config)] if len(partitions) > 1 else []
+    for one in [*partitions, *refit]:
+        train, rest = (
+            np.flatnonzero(index["patient_id"].isin(part)) for part in (one.train, one.validation)
+        )
+        _targets(index, np.concatenate([train, rest]), config.model.head)
+        _class_weights(index.iloc[train], config)
 
 
 def train_and_score(

@@ -166,6 +166,8 @@ def test_a_config_of_an_older_version_fills_in_defaults(tmp_path):
         (["model.head=regression", "train.class_weights=false"], "model.head=regression"),
         (["train.fine_tune_learning_rate=1e-4"], "train.fine_tune_epochs=0"),
         (["split.kind=holdout", "split.folds=7"], "split.kind=holdout"),
+        (["split.kind=lopo", "split.test_fraction=0.3"], "split.kind=lopo"),
+        (["split.kind=temporal", "split.column=day", "split.split_seed=3"], "kind=temporal"),
         (["model.backbone_seed=3"], "model.weights=imagenet"),
         (["train.views=0", "augment.seed=3"], "train.views=0"),
         (["augment.depth_scale=0.1"], "roi.method=liver"),

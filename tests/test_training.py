@@ -17,7 +17,13 @@ from steatosis_tf.model.shards import plain_rows
 from steatosis_tf.model.train import make_repeatable
 from steatosis_tf.recipes import RECIPES
 from steatosis_tf.records.pipeline import read_index
-from steatosis_tf.training import StudyData, load_study, train_and_score, train_fold
+from steatosis_tf.training import (
+    StudyData,
+    check_learnable,
+    load_study,
+    train_and_score,
+    train_fold,
+)
 
 _FAT = (2.0, 20.0, 50.0, 80.0)
 
@@ -64,6 +70,31 @@ def test_regression_needs_fat_where_it_learns_but_not_where_it_is_tested(tmp_pat
     with pytest.raises(ValueError, match=message):
         train_fold(unknown, partition, _config("regression"), None)
     train_fold(unknown, partition, _config("ordinal"), None)
+
+
+@pytest.mark.parametrize("kind", ["kfold", "holdout"])
+def test_what_cannot_be_learned_is_refused_before_anything_is_computed(kind):
+    patients = [f"p{n:02d}" for n in range(16)]
+    grades = [GRADES[n % 4] for n in range(16)]
+    table = pd.DataFrame({"patient_id": patients, "grade": grades, "fat_percent": 3.0})
+    first = Partition("a", frozenset(patients[:8]), frozenset(patients[8:12]),
+                      frozenset(patients[12:]))  # fmt: skip
+    second = dataclasses.replace(first, test=frozenset(patients[:8]), train=first.test)
+    partitions = [first, second] if kind == "kfold" else [first]
+    regression = _config("regression")
+    check_learnable(table, partitions, regression)
+    # the last one is tested: of a cross-validation the final model learns from it too
+    table.loc[15, "fat_percent"] = np.nan
+    if kind == "holdout":
+        check_learnable(table, partitions, regression)
+    else:
+        with pytest.raises(ValueError, match="none for 1 patients, first p15"):
+            check_learnable(table, partitions, regression)
+    check_learnable(table, partitions, _config("softmax"))
+    table.loc[[3, 7], "grade"] = "Mild"
+    with pytest.raises(ValueError, match=r"every grade in the training part.*\[2, 4, 2, 0\]"):
+        check_learnable(table, partitions, _config("softmax"))
+    check_learnable(table, partitions, _config("softmax", class_weights=False))
 
 
 def test_regression_learns_the_square_root_of_fat(tmp_path):

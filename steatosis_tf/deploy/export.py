@@ -252,6 +252,11 @@ def export_run(run_dir: str | Path, output_path: str | Path) -> float:
     """
     run_dir = Path(run_dir)
     refuse_unfinished(run_dir)
+    if (run_dir / "bundle").is_dir():
+        raise ValueError(
+            "Expected a run whose model is one file, as recipe paper trains it. Received: "
+            f"{run_dir.name!r}, whose model is a bundle. Write that: give --output a folder."
+        )
     if not (run_dir / "model.keras").is_file():
         raise ValueError(
             f"Expected a run directory with model.keras. Received: run_dir={run_dir.name!r}."

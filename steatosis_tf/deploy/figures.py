@@ -244,10 +244,11 @@ def _lines(answer: PatientAnswer, frame: FrameAnswer, *, shows_map: bool) -> lis
     fat = "" if np.isnan(answer.fat_percent) else f", fat {answer.fat_percent:.0f} %"
     own = "" if np.isnan(frame.fat_score) else f"; this frame {frame.fat_score:.0f} %"
     lines = [(f"patient: {said[answer.kind]}{fat}{own}", _TEXT)]
+    scale = "root of fat percent" if fat else "grade"  # without, it was trained on grades alone
     for name, value in frame.features.items():
         if name in answer.contributions:
             shown = "not measured" if np.isnan(value) else f"{value:.2f} {UNITS[name]}"
-            adds = f"adds {answer.contributions[name]:+.2f} (patient, root of fat percent)"
+            adds = f"adds {answer.contributions[name]:+.2f} (patient, {scale})"
             lines.append((f"{NAMES[name]}: {shown}; {adds}", _BOX))
     if frame.reason:
         lines.append((frame.reason, (230, 159, 0)))

@@ -312,7 +312,8 @@ def _adds_text(answer: PatientAnswer) -> str:
     if not largest:
         return ""
     parts = ", ".join(f"{NAMES.get(name, name).lower()} {add:+.1f}" for name, add in largest)
-    return f"; adds to the root of fat: {parts}"
+    # Without fat percent the model was trained on grades alone.
+    return f"; adds to the {'grade' if math.isnan(answer.fat_percent) else 'root of fat'}: {parts}"
 
 
 def _append(table: io.FileIO, rows: Sequence[Sequence[Any]]) -> None:

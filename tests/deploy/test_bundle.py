@@ -18,8 +18,11 @@ from experiments.explanation import explain_places
 from steatosis_tf import cli
 from steatosis_tf.deploy.bundle import find_faults, open_bundle
 from steatosis_tf.deploy.bundle_network import join_rule, taps_of
+from steatosis_tf.deploy.bundle_write import seal_again
+from steatosis_tf.deploy.figures import draw_frame
 from steatosis_tf.deploy.frames import look_at
 from steatosis_tf.deploy.onnx_file import foreign_parts
+from steatosis_tf.deploy.tables import patient_text
 from steatosis_tf.files import write_json, write_sums
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.sources.phantom.study import simulate_patient
@@ -132,6 +135,20 @@ def test_card_has_a_yaml_head_and_papers_show_the_notice(phantom_bundle):
     assert "Phantoms are no patients." in card
     for name in ("card.md", "instructions.md"):
         assert NOTICE in (phantom_bundle / name).read_text()
+
+
+def test_a_model_of_grades_alone_says_nothing_of_fat(phantom_bundle, tmp_path):
+    joint = replace(open_bundle(phantom_bundle).joint, target="grade", novelty=None)
+    bundle = seal_again(open_bundle(phantom_bundle), tmp_path / "grades", joint=joint)
+    assert "joined on the\ngrade, 0 to 3:" in (tmp_path / "grades" / "card.md").read_text()
+    looks = [bundle.look("a.png", frame) for frame in _frames()]
+    answer = bundle.answer("P1", looks)
+    text = patient_text(answer, bundle.num_training)
+    assert answer.kind == "graded"
+    assert "; adds to the grade: " in text
+    assert "fat" not in text
+    draw_frame(answer, answer.frames[0], looks[0], _frames()[0], tmp_path / "drawn.png")
+    assert (tmp_path / "drawn.png").is_file()
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "bundle.json", "card.md", "reference.npz"])

@@ -251,6 +251,9 @@ def test_an_odd_keras_file_is_refused_in_one_line(tmp_path, phantom_manifest, ki
 def test_directory_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"run directory with model\.keras.*run_dir='empty'"):
         export_run(tmp_path / "empty", tmp_path / "model.onnx")
+    (tmp_path / "joint" / "bundle").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"'joint', whose model is a bundle.*--output a folder"):
+        export_run(tmp_path / "joint", tmp_path / "model.onnx")
 
 
 _LARGE_EXPORT = """

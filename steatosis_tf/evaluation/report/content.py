@@ -176,6 +176,8 @@ def what_was_random(run: RunRecord) -> str:
     }
     idle = {"split"} if run.protocol not in ("holdout", "kfold") else set()
     idle |= {"train", "augment"} if is_solved(config) else set()
+    if config.get("train", {}).get("views") == 0:  # drawn online, from the seed of training
+        idle |= {"augment"}
     for (stage, name), words in draws.items():
         if stage not in idle and name in config.get(stage, {}):
             parts.append(f"{words} ({stage}.{name}={config[stage][name]})")

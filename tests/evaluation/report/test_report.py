@@ -15,7 +15,7 @@ from steatosis_tf.config import load_config, save_config
 from steatosis_tf.evaluation.clinical.thresholds import choose_operating_points
 from steatosis_tf.evaluation.metrics.scores import patient_scores, read_scores
 from steatosis_tf.evaluation.report.analysis import analyse_run
-from steatosis_tf.evaluation.report.content import interval, settings_read
+from steatosis_tf.evaluation.report.content import interval, settings_read, what_was_random
 from steatosis_tf.evaluation.report.evaluate import evaluate_run
 from steatosis_tf.evaluation.report.report import write_report
 from steatosis_tf.evaluation.report.run import read_run
@@ -178,14 +178,18 @@ def test_decision_curve_is_of_the_probabilities_that_the_model_gives(whole_run):
 
 @pytest.mark.parametrize("head", ["softmax", "joint"])
 def test_settings_that_nothing_read_are_not_in_the_report(run_dir, head):
-    solved = {"train": {"views": 0}, "evaluation": {"aggregation": "log_odds"}}
+    solved = {"evaluation": {"aggregation": "log_odds"}, "roi": {"method": "beamspace"}}
     solved = solved if head == "joint" else {}
-    config = {"model": {"head": head, "backbone": "efficientnet_lite0"}, **solved}
+    model = {"head": head, "backbone": "efficientnet_lite0", "pooling": "depth"}
+    config = {"model": model, "train": {"views": 0}, **solved}
     (run_dir / "config.json").write_text(json.dumps(config))
     save_config(load_config(run_dir / "config.json"), run_dir / "config.json")
     names = {name for row in settings_read(read_run(run_dir)) for name in row[::2]}
     assert ({"train.epochs", "augment.flip", "model.dropout"} <= names) == (head == "softmax")
     assert "model.backbone" in names
+    drawn = what_was_random(read_run(run_dir))
+    assert ("train.seed" in drawn) == (head == "softmax")
+    assert "augment.seed" not in drawn  # online, from train.seed
 
 
 def test_decision_curve_against_the_hepatorenal_index(run_dir):
