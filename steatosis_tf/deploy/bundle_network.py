@@ -4,7 +4,6 @@ The frozen backbone is converted once and kept; the linear rule is joined to it 
 ONNX operators whose weights are those of the rule, so joining another rule takes no TensorFlow.
 """
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,5 +210,5 @@ def _fill_in(proto: onnx.ModelProto, texts: dict[str, str]) -> None:
     proto.doc_string = f"{texts['name']}, version {texts['version']}. {NOTICE}"
     proto.graph.name = texts["name"]
     found = {f"steatosis.{name}": text for name, text in (texts | {"notice": NOTICE}).items()}
-    found[WEIGHTS_KEY] = weights_sha256(io.BytesIO(proto.SerializeToString()))
+    found[WEIGHTS_KEY] = weights_sha256(proto)
     helper.set_model_props(proto, found)
