@@ -28,6 +28,9 @@ UNFINISHED_NAME = "UNFINISHED.json"
 #: Begins the name of a file or folder that is being written.
 BEING_WRITTEN = ".unfinished-"
 
+#: Ends the name of the table of what is not in a manifest, which lies beside it.
+REJECTED_SUFFIX = ".rejected.csv"
+
 
 @contextmanager
 def replacing(path: str | Path, *, private: bool = False) -> Iterator[Path]:
@@ -158,6 +161,20 @@ def check_output(
             f"Expected to replace a file that ends with {' or '.join(suffixes)}. "
             f"Received: {path.name!r}, a file of another kind. Give the output another name."
         )
+
+
+def rejected_beside(manifest_path: str | Path) -> Path:
+    """The table of what is not in a manifest; it may be missing.
+
+    A folder of an earlier version has one `rejected.csv` for all its manifests.
+
+    Example:
+        >>> rejected_beside("study/manifest.csv").name
+        'manifest.rejected.csv'
+    """
+    own = Path(manifest_path).with_suffix(REJECTED_SUFFIX)
+    earlier = own.with_name("rejected.csv")
+    return earlier if earlier.is_file() and not own.exists() else own
 
 
 def clear_killed(folder: str | Path) -> None:

@@ -32,7 +32,7 @@ from steatosis_tf.evaluation.clinical.baselines import write_hepatorenal
 from steatosis_tf.evaluation.figures.results import draw_run_gallery
 from steatosis_tf.evaluation.report.evaluate import evaluate_run, lock_operating_points
 from steatosis_tf.evaluation.report.report import read_verdict, write_report
-from steatosis_tf.files import write_json, write_sums
+from steatosis_tf.files import rejected_beside, write_json, write_sums
 from steatosis_tf.model.engines import Engine
 from steatosis_tf.model.joint import JointModel
 from steatosis_tf.model.novelty import grey_spread
@@ -231,7 +231,7 @@ def _run(
     partitions = [part for part in make_partitions(table, config.split) if part.repeat == repeat]
     check_learnable(table, partitions, config)
     table = complete_manifest(table, manifest_path, partitions, place)
-    write_cohort(table, manifest_path.with_name("rejected.csv"), partitions, run_dir)
+    write_cohort(table, rejected_beside(manifest_path), partitions, run_dir)
     records_dir, _ = keep_records(table, partitions, place)
     data = load_study(records_dir, place.cache_dir / "features", config, options)
     if config.model.head == "joint":

@@ -25,6 +25,7 @@ from steatosis_tf.files import (
     file_sha256,
     find_changed,
     reason_of,
+    rejected_beside,
     write_json,
     write_sums,
 )
@@ -49,7 +50,7 @@ def run_key(experiment: str, manifest_path: Path, config: Config, repeat: int) -
     Raises:
         OSError: if the manifest cannot be read.
     """
-    optional = [manifest_path.with_name("rejected.csv"), Path(config.model.weights)]
+    optional = [rejected_beside(manifest_path), Path(config.model.weights)]
     contents = [file_sha256(path) if path.is_file() else "" for path in optional]
     made_of = [experiment, repeat, flatten(config), file_sha256(manifest_path), *contents,
                package_versions(), code_sha256()]  # fmt: skip

@@ -61,9 +61,11 @@ def test_content_of_manifest_config_and_weights_make_the_key(tmp_path):
     others.add(run_key("e", manifest, config, 0))
     manifest.write_text("b\n")
     others.add(run_key("e", manifest, config, 0))
-    manifest.with_name("rejected.csv").write_text("c\n")
+    manifest.with_name("rejected.csv").write_text("c\n")  # as an earlier version named it
     others.add(run_key("e", manifest, config, 0))
-    assert len(others | {key}) == 7
+    manifest.with_name("manifest.rejected.csv").write_text("d\n")
+    others.add(run_key("e", manifest, config, 0))
+    assert len(others | {key}) == 8
 
 
 def test_the_second_process_says_so(run_dir):

@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf.cohort.labels import read_grade_map, read_grades, read_table
-from steatosis_tf.cohort.tables import read_spreadsheet, write_spreadsheet
 from steatosis_tf.evaluation.metrics.weighted import kappas
 from steatosis_tf.files import check_output
 from steatosis_tf.grades import GRADES
+from steatosis_tf.sources.tables import read_spreadsheet, write_spreadsheet
 
 Rule = Literal["majority", "median", "unanimous"]
 RULES = ("majority", "median", "unanimous")

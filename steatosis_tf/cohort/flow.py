@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from steatosis_tf.cohort.partition import SPLITS, Partition, split_table
-from steatosis_tf.cohort.tables import kinds_of, read_rejected
+from steatosis_tf.cohort.rejected import kinds_of, read_rejected
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.sources.rejection import KINDS
@@ -69,14 +69,17 @@ def write_cohort(
 
     Args:
         frame_table: the run's completed manifest.
-        rejected_path: `rejected.csv` beside the manifest it was given.
+        rejected_path: of `files.rejected_beside` the manifest it was given.
         partitions: the split of this run.
         folder: of the run; its `rejected.csv` has all it leaves out. What never was in the manifest
             has no frame_id.
     """
     with replacing(folder / "split.csv") as temporary:
         split_table(partitions).to_csv(temporary, index=False)
-    before = read_rejected(rejected_path)[["patient_id", "reason", "code"]]
+    before = read_rejected(rejected_path)
+    if "frame_id" in before:  # of a run whose manifest is used again: these are in the manifest
+        before = before.loc[~before["frame_id"].isin(frame_table["frame_id"])]
+    before = before[["patient_id", "reason", "code"]]
     rejected = frame_table.loc[
         frame_table["roi_height"].isna(), ["frame_id", "patient_id", "roi_reason"]
     ]
@@ -97,7 +100,7 @@ def count_flow(
 
     Args:
         frame_table: manifest; with ROI columns, frames without a ROI are left aside.
-        rejected: `rejected.csv` beside the manifest: `patient_id, reason, code`, one row
+        rejected: of `read_rejected`: `patient_id, reason, code`, one row
             per frame, or per file that an ingest rejected whole.
         partitions: the split. With several, the foot says how often each patient is tested.
 
@@ -107,7 +110,7 @@ def count_flow(
     missing = {"patient_id", "reason"} - set(rejected.columns)
     if missing or not partitions:
         raise ValueError(
-            "Expected rejected.csv with patient_id and reason, and at least one partition. "
+            "Expected what is rejected with patient_id and reason, and at least one partition. "
             f"Received: columns {', '.join(rejected.columns)}; {len(partitions)} partitions."
         )
     everyone = pd.concat([frame_table[["patient_id"]], rejected[["patient_id"]]])

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf.cohort.decision_store import DECISION_COLUMNS
-from steatosis_tf.cohort.tables import ADDED, read_spreadsheet
 from steatosis_tf.grades import GRADES, grade_from_fat_percent
 from steatosis_tf.sources.pseudonym import normal_patient_id, pseudonym, read_key
 from steatosis_tf.sources.rejection import Rejection
+from steatosis_tf.sources.tables import ADDED, read_spreadsheet
 
 ROI_COLUMNS = ("roi_top", "roi_left", "roi_height", "roi_width")
 #: Names that the manifest gives, and what only our own steps and a person's review may say.

@@ -409,7 +409,7 @@ def drop_copies(
 
     Returns:
         the repaired manifest without its `split` column; the dropped rows, `path, patient_id,
-        reason, code`, for rejected.csv.
+        reason, code`, for what is rejected.
     """
     reasons: dict[str, Rejection] = {}
     for finding in findings:

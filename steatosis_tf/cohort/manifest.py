@@ -2,8 +2,8 @@
 
 `labels.csv` holds `path, patient_id` and `grade` or `fat_percent`; every other column is carried
 along as a covariate. Rows without a grade are kept for ROI work and prediction. A row with a
-fault goes to `rejected.csv` beside the manifest, with its reason; nothing is silently dropped. What
-an ingest rejected before is carried along there, so that one file tells of everything left out.
+fault goes to `MANIFEST.rejected.csv` beside the manifest, with its reason; nothing is silently
+dropped. What an ingest rejected is carried along there, so that one file tells of all left out.
 """
 
 import hashlib
@@ -41,12 +41,13 @@ from steatosis_tf.cohort.labels import (
     read_grade_map,
     read_table,
 )
-from steatosis_tf.cohort.tables import plain_cells, read_rejected, write_spreadsheet
-from steatosis_tf.files import check_output, from_cell
+from steatosis_tf.cohort.rejected import read_rejected
+from steatosis_tf.files import REJECTED_SUFFIX, check_output, from_cell
 from steatosis_tf.grades import GRADES, grade_from_fat_percent
 from steatosis_tf.sources.images import read_frame
 from steatosis_tf.sources.pseudonym import OUTPUT_MARK
 from steatosis_tf.sources.rejection import KINDS, Rejection
+from steatosis_tf.sources.tables import plain_cells, write_spreadsheet
 
 #: First columns of every manifest, in this order; covariates follow.
 MANIFEST_COLUMNS = ("frame_id", "path", "patient_id", "grade", "fat_percent", "pixels_sha256")
@@ -56,7 +57,7 @@ MARKS_COLUMN = "roi_marks"
 SCALE_COLUMN = "roi_px_per_cm"
 
 _ROWS_AT_A_TIME = 4096
-_SHOWN_FAULTS = 5  # where rejected.csv has them all
+_SHOWN_FAULTS = 5  # where the table of the rejected has them all
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,13 @@ def build_manifest(
     grades_path: str | Path | None = None,
     key_path: str | Path | None = None,
 ) -> ManifestSummary:
-    """Check every row of a label table and write `manifest.csv` and `rejected.csv`.
+    """Check every row of a label table and write the manifest and what is rejected.
 
     Args:
         labels_path: CSV with `path` (relative to the CSV's folder, or absolute) and
             `patient_id`, and `grade` or `fat_percent` where known; or a folder of frames as
             `<grade>/<patient_id>/<frame>`. See `labels.read_table`.
-        output_path: where the manifest goes. `rejected.csv` goes beside it: the rows at fault,
+        output_path: where the manifest goes. Beside it goes `NAME.rejected.csv`: the rows at fault,
             then what an ingest rejected, if one of the two folders is its output.
         strict: refuse instead of setting faulty rows aside; then nothing is written.
         grade_map_path: what other words for grades mean, see `labels.read_grade_map`.
@@ -118,7 +119,7 @@ def build_manifest(
             The text lists every fault with its row.
     """
     labels_path, output_path = Path(labels_path), Path(output_path)
-    rejected_path = output_path.parent / "rejected.csv"
+    rejected_path = output_path.with_suffix(REJECTED_SUFFIX)
     for written in (output_path, rejected_path):
         check_output(written, filter(None, (labels_path, grade_map_path, grades_path, key_path)))
     folder = labels_path if labels_path.is_dir() else labels_path.parent
@@ -179,7 +180,7 @@ def _with_earlier_split(table: pd.DataFrame, output_path: Path) -> tuple[pd.Data
 
 
 def _set_aside(faulty: pd.DataFrame, reasons: dict[int, list[Rejection]]) -> pd.DataFrame:
-    """Rows of `rejected.csv`: every reason in words, the first as a code."""
+    """Rows of what is rejected: every reason in words, the first as a code."""
     rejected = faulty[["row", "path", "patient_id"]].copy()
     rejected["reason"] = ["; ".join(map(str, reasons[row])) for row in rejected["row"]]
     rejected["code"] = [reasons[row][0].code for row in rejected["row"]]
@@ -459,7 +460,7 @@ def _hash_frames(
 
 
 def _rejected_by_ingest(folders: set[Path]) -> pd.DataFrame:
-    """What ingests left out; a manifest beside one must not write over its rejected.csv."""
+    """What ingests left out. An earlier version added rows of the manifest to their table."""
     tables = [
         read_rejected(folder / "rejected.csv")
         for folder in sorted(folders)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from steatosis_tf.cohort.manifest import frame_id_of
-from steatosis_tf.cohort.tables import read_spreadsheet
+from steatosis_tf.sources.tables import read_spreadsheet
 
 SPLITS = ("train", "validation", "test")
 

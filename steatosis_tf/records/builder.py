@@ -265,7 +265,7 @@ def usable_rows(frame_table: pd.DataFrame) -> pd.DataFrame:
     if rows.empty:
         raise ValueError(
             f"Expected at least one frame with grade, split and ROI. Received: none out of "
-            f"{len(frame_table)}. The columns roi_reason and rejected.csv say why."
+            f"{len(frame_table)}. The column roi_reason says why."
         )
     return rows
 

@@ -21,8 +21,8 @@ import pandas as pd
 from steatosis_tf.cohort.decision_store import connected
 from steatosis_tf.cohort.labels import RESERVED, ROI_COLUMNS
 from steatosis_tf.cohort.manifest import read_manifest
-from steatosis_tf.cohort.tables import write_spreadsheet
 from steatosis_tf.grades import GRADES
+from steatosis_tf.sources.tables import write_spreadsheet
 
 #: Beside the manifest that is read.
 STORE_NAME, TABLE_NAME = "readings.sqlite", "readings.csv"

@@ -12,7 +12,7 @@ _GRADE_MAP_HELP = "CSV with value, grade: what other words for grades mean"
 
 
 def manifest(args: Namespace) -> Result:
-    """Check a label table and write the manifest; faulty rows go to rejected.csv.
+    """Check a label table and write the manifest; faulty rows go to MANIFEST.rejected.csv.
 
     Example:
         steatosis manifest labels.csv --output manifest.csv
@@ -192,7 +192,7 @@ def _leaks_of(args: Namespace) -> Result:
         write_manifest,
     )
     from steatosis_tf.cohort.partition import partitions_of_column
-    from steatosis_tf.cohort.tables import add_rejected
+    from steatosis_tf.cohort.rejected import add_rejected
 
     table = read_manifest(args.manifest)
     if "split" not in table.columns:
@@ -218,7 +218,7 @@ def _leaks_of(args: Namespace) -> Result:
                  for row in dropped.itertuples()]  # fmt: skip
     check_decisions_kept(table, args.manifest)
     if args.drop_copies:
-        add_rejected(dropped, Path(args.manifest).with_name("rejected.csv"))
+        add_rejected(dropped, args.manifest)
     write_manifest(table, args.manifest)
     text = "\n".join([*done, "The manifest is repaired and has no split now: split it again."])
     return Result(values | {"repaired": done}, text)

@@ -10,8 +10,8 @@ import pytest
 from steatosis_tf.cohort.flow import Count, count_flow, write_flow
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.cohort.partition import Partition
+from steatosis_tf.cohort.rejected import kinds_of, read_rejected
 from steatosis_tf.cohort.splits import make_partitions
-from steatosis_tf.cohort.tables import kinds_of, read_rejected
 from steatosis_tf.config import SplitConfig
 from steatosis_tf.grades import NOTICE
 
@@ -27,7 +27,7 @@ def flow_of_a_study(study, tmp_path):
     build_manifest(labels, tmp_path / "manifest.csv")
     table = read_manifest(tmp_path / "manifest.csv")
     table["roi_height"] = pd.array([100, None, 100, 100, 100, 100], dtype="Int64")
-    rejected = pd.read_csv(tmp_path / "rejected.csv", dtype=str, keep_default_na=False)
+    rejected = pd.read_csv(tmp_path / "manifest.rejected.csv", dtype=str, keep_default_na=False)
     partition = Partition(
         "holdout", frozenset({"P1"}), frozenset({"P2"}), frozenset({"P3"}), frozenset({"P5"})
     )
@@ -73,7 +73,7 @@ def test_rows_are_counted_by_code_whatever_their_words(study, tmp_path):
     )
     (labels.parent / "d.png").write_bytes(b"no picture")
     build_manifest(labels, tmp_path / "manifest.csv")
-    rejected = read_rejected(tmp_path / "rejected.csv")
+    rejected = read_rejected(tmp_path / "manifest.rejected.csv")
     assert rejected["reason"].nunique() > 4
     assert kinds_of(rejected).value_counts().to_dict() == {
         "unknown grade": 2, "missing or unreadable file": 1, "not a readable image": 1,
@@ -89,7 +89,7 @@ def test_a_file_without_codes_is_counted_by_its_reasons():
 def test_cross_validation_says_how_often_each_is_tested(real_data_dir, tmp_path):
     build_manifest(real_data_dir / "byra2018" / "labels.csv", tmp_path / "manifest.csv")
     table = read_manifest(tmp_path / "manifest.csv")
-    rejected = pd.read_csv(tmp_path / "rejected.csv", dtype=str)
+    rejected = pd.read_csv(tmp_path / "manifest.rejected.csv", dtype=str)
     once = count_flow(table, rejected, make_partitions(table, SplitConfig(kind="kfold")))
     assert [part.total for part in once.parts] == [Count("Tested once each, in 5 folds", 44, 440)]
     assert [c.num_patients for c in once.parts[0].per_grade] == [14, 16, 6, 8]
@@ -128,5 +128,5 @@ def test_simulated_studies_say_so(flow_of_a_study, tmp_path, study):
 
 
 def test_a_table_that_is_no_rejected_csv_is_refused():
-    with pytest.raises(ValueError, match=r"rejected\.csv with patient_id and reason"):
+    with pytest.raises(ValueError, match="with patient_id and reason"):
         count_flow(pd.DataFrame(), pd.DataFrame({"a": [1]}), [])

@@ -10,8 +10,8 @@ from steatosis_tf.cohort.labels import (
     parse_grade,
 )
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
-from steatosis_tf.cohort.tables import read_spreadsheet
 from steatosis_tf.sources.pseudonym import create_key, normal_patient_id, pseudonym, read_key
+from steatosis_tf.sources.tables import read_spreadsheet
 
 FOUR = ["a.png", "b.png", "c.png", "d.png"]
 
@@ -234,7 +234,7 @@ def test_a_box_of_a_label_table_is_checked(study, tmp_path, box):
     head = "path,patient_id,roi_top,roi_left,roi_height,roi_width"
     labels = study(f"{head}\na.png,P1,{box}\nb.png,P2,1,2,30,40\nc.png,P3,,,,\n", FOUR[:3])
     build_manifest(labels, tmp_path / "manifest.csv")
-    rejected = pd.read_csv(tmp_path / "rejected.csv", dtype=str)
+    rejected = pd.read_csv(tmp_path / "manifest.rejected.csv", dtype=str)
     assert list(rejected["code"]) == ["bad_box"]
     assert list(read_manifest(tmp_path / "manifest.csv")["patient_id"]) == ["P2", "P3"]
 
@@ -244,7 +244,7 @@ def test_what_is_no_number_is_no_fat(study, tmp_path, fat):
     labels = study(f'path,patient_id,fat_percent\na.png,P1,"{fat}"\nb.png,P2,"12,5"\n', FOUR[:2])
     build_manifest(labels, tmp_path / "manifest.csv")
     assert list(read_manifest(tmp_path / "manifest.csv")["fat_percent"]) == [12.5]
-    assert list(pd.read_csv(tmp_path / "rejected.csv")["code"]) == ["fat_percent"]
+    assert list(pd.read_csv(tmp_path / "manifest.rejected.csv")["code"]) == ["fat_percent"]
 
 
 def test_a_percent_sign_and_spelt_out_headings_are_taken(study, tmp_path):
@@ -278,7 +278,7 @@ def test_two_fat_values_of_one_patient_are_a_conflict(study, tmp_path):
     text = "path,patient_id,fat_percent\na.png,P1,40\nb.png,P1,41\nc.png,P2,7\nd.png,P2,7.0\n"
     build_manifest(study(text, FOUR), tmp_path / "manifest.csv")
     assert list(read_manifest(tmp_path / "manifest.csv")["patient_id"]) == ["P2", "P2"]
-    reasons = pd.read_csv(tmp_path / "rejected.csv")["reason"]
+    reasons = pd.read_csv(tmp_path / "manifest.rejected.csv")["reason"]
     assert set(reasons) == {"one patient with two fat percentages: 40.0 and 41.0"}
 
 
@@ -294,5 +294,5 @@ def test_no_spreadsheet_runs_a_cell_and_no_cell_changes(study, tmp_path):
     ]  # fmt: skip
     cells[6] = "=1"  # as a spreadsheet shows it
     assert list(read_manifest(tmp_path / "manifest.csv")["note"]) == cells
-    assert list(pd.read_csv(tmp_path / "rejected.csv")["patient_id"]) == ["'=bad"]
+    assert list(pd.read_csv(tmp_path / "manifest.rejected.csv")["patient_id"]) == ["'=bad"]
     assert list(read_spreadsheet(tmp_path / "manifest.csv")[0]["note"]) == cells

@@ -66,7 +66,7 @@ def test_leaks_lists_them_and_drops_copies_into_rejected_csv(leaky, tmp_path, ca
     assert call("leaks", leaky, "--drop-copies") == 0
     assert "dropped copy.jpg of patient_id=P99: copy of frame_id=" in capsys.readouterr().out
     assert set(read_manifest(leaky)["patient_id"]) == {"P02", "P03", "P30", "P36", "P50", "P51"}
-    with (tmp_path / "rejected.csv").open() as stream:
+    with (tmp_path / "manifest.rejected.csv").open() as stream:
         (row,) = csv.DictReader(stream)
     assert (row["path"], row["patient_id"]) == ("copy.jpg", "P99")
     assert row["reason"].startswith("copy of frame_id=")

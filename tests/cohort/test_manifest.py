@@ -24,7 +24,7 @@ TWO = ["a.png", "b.png"]
 
 
 def rejected(output_path: Path) -> dict[str, str]:
-    table = pd.read_csv(output_path.parent / "rejected.csv", dtype=str, keep_default_na=False)
+    table = pd.read_csv(output_path.with_suffix(".rejected.csv"), dtype=str, keep_default_na=False)
     return {f"{row.row}:{row.path}": row.reason for row in table.itertuples()}
 
 
@@ -238,8 +238,8 @@ def test_missing_table_is_named(tmp_path):
 @pytest.mark.parametrize("output", ["labels.csv", "manifest.csv"])
 def test_the_label_table_is_never_overwritten(study, output):
     labels = study("path,patient_id\na.png,P1\n", TWO)
-    if output == "manifest.csv":  # a team mends rejected.csv and feeds it back
-        labels = labels.rename(labels.with_name("rejected.csv"))
+    if output == "manifest.csv":  # a team mends it and feeds it back
+        labels = labels.rename(labels.with_name("manifest.rejected.csv"))
     before = labels.read_bytes()
     with pytest.raises(ValueError, match="keep them whole"):
         build_manifest(labels, labels.parent / output)
@@ -250,9 +250,9 @@ def test_same_labels_give_the_same_bytes(study, tmp_path):
     labels = study("path,patient_id,fat_percent\na.png,P1,4\ngone.png,P1,4\nb.png,P2,50\n", TWO)
     for name in ("one", "two"):
         build_manifest(labels, tmp_path / name / "manifest.csv")
-    for name in ("manifest.csv", "rejected.csv"):
+    for name in ("manifest.csv", "manifest.rejected.csv"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert sorted(os.listdir(tmp_path / "one")) == ["manifest.csv", "rejected.csv"]
+    assert sorted(os.listdir(tmp_path / "one")) == ["manifest.csv", "manifest.rejected.csv"]
 
 
 def test_reading_gives_back_what_was_written(study, tmp_path):

@@ -265,7 +265,7 @@ def test_a_runner_proposes_the_same_and_keeps_persons_boxes(fan_manifest, monkey
     assert list(found["roi_source"]) == ["auto", "person", "auto"]
     assert list(found.loc[1, _BOX]) == [150, 200, 100, 120]
     names = {path.name for path in fan_manifest.parent.iterdir() if path.suffix != ".lock"}
-    assert names == {"manifest.csv", "copy.csv", "rejected.csv"}
+    assert names == {"manifest.csv", "copy.csv", "manifest.rejected.csv"}
     # the same columns for an experiment, which leaves the manifest alone
     write_manifest(table, copy)
     with_runner = add_roi_columns(read_manifest(copy), copy, SECTOR, beam_options("DirectRunner"))

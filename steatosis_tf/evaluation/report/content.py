@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.tables import kinds_of
+from steatosis_tf.cohort.rejected import kinds_of
 from steatosis_tf.config import CLOSED_FORM, load_config, unused_settings
 from steatosis_tf.evaluation.metrics.registry import shown_in
 from steatosis_tf.evaluation.report.analysis import COVARIATES, Analysis

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from steatosis_tf.cohort.manifest import read_manifest
-from steatosis_tf.cohort.tables import read_rejected
+from steatosis_tf.cohort.rejected import read_rejected
 from steatosis_tf.evaluation.metrics.scores import read_scores
 from steatosis_tf.files import file_sha256, reason_of, write_json
 

@@ -2,7 +2,6 @@
 
 import collections
 import csv
-import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,6 +43,7 @@ from steatosis_tf.sources.dicom.scan import (
 )
 from steatosis_tf.sources.pseudonym import OUTPUT_MARK, pseudonym, read_key
 from steatosis_tf.sources.rejection import Rejection
+from steatosis_tf.sources.tables import ADDED, read_spreadsheet
 
 # Part of every journal entry: a new number makes all files be decoded again.
 _PIXEL_VERSION = "3"
@@ -313,9 +313,7 @@ def _write_tables(
     findings = patient_findings(scans)
     private_path = key_path.with_name(key_path.name + ".sources.csv")
     update_private_table(private_path, output.folder, PRIVATE_COLUMNS, map(private_row, scans))
-    later = rejected_by_manifest(output.folder / "rejected.csv")
-    columns = (*REJECTED_COLUMNS, "row", "path") if later else REJECTED_COLUMNS
-    write_table(output.folder / "rejected.csv", columns, [*rejected, *later])
+    write_table(output.folder / "rejected.csv", REJECTED_COLUMNS, rejected)
     write_table(output.folder / "deidentification.csv", LOG_COLUMNS, log)
     write_table(output.folder / "patient_findings.csv", FINDING_COLUMNS, findings)
     write_table(output.folder / "labels.csv", (*LABEL_COLUMNS, *joined), labels)
@@ -346,18 +344,13 @@ def _earlier_rows(path: Path) -> list[dict[str, str]]:
     """Rows of the `labels.csv` of an earlier ingest, as a spreadsheet may have saved it since."""
     if not path.is_file():
         return []
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError:
-        text = ""
-    separator = max(",;\t", key=text.partition("\n")[0].count)
-    rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, restval=""))
-    if not {"path", "patient_id"} <= set(text.partition("\n")[0].strip().split(separator)):
+    table, _ = read_spreadsheet(path)
+    if not {"path", "patient_id"} <= set(table.columns) or (table["fault"] != "").any():
         raise ValueError(
-            f"Expected {path.name} as an earlier ingest wrote it, in UTF-8 with its columns. "
-            "Received: another table. Save it as 'CSV UTF-8', or move it away."
+            f"Expected {path.name} as an earlier ingest wrote it, with its columns and a cell for "
+            "each. Received: another table. Mend it, or move it away."
         )
-    return rows
+    return table.drop(columns=[*ADDED]).to_dict("records")
 
 
 def _keep_joined(path: Path, labels: Sequence[dict[str, str]]) -> list[str]:
@@ -368,8 +361,8 @@ def _keep_joined(path: Path, labels: Sequence[dict[str, str]]) -> list[str]:
     Raises:
         ValueError: if a graded patient is no longer there: the grade would be lost.
     """
-    before = _earlier_rows(path)
-    joined = [name for name in (before[0] if before else ()) if name and name not in LABEL_COLUMNS]
+    before = _earlier_rows(path)  # again: it may have been joined while the frames were written
+    joined = [name for name in (before[0] if before else ()) if name not in LABEL_COLUMNS]
     by_path = {row["path"]: row for row in before}
     grades: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
     for name in {"grade", "fat_percent"} & set(joined):
@@ -440,18 +433,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
-
-
-def rejected_by_manifest(path: Path) -> list[dict[str, str]]:
-    """Rows that `manifest` or `leaks`, writing into the same folder, have added to rejected.csv.
-
-    They stay until the manifest is made again, so that no run of the ingest loses them.
-    """
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as stream:
-        return [row for row in csv.DictReader(stream) if not row["source_id"]]
+        writer.writerows({name: as_cell(cell) for name, cell in row.items()} for row in rows)
 
 
 def update_private_table(

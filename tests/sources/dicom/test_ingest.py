@@ -19,6 +19,8 @@ from pydicom.sequence import Sequence
 
 from steatosis_tf.cli import main
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
+from steatosis_tf.cohort.rejected import read_rejected
+from steatosis_tf.files import rejected_beside
 from steatosis_tf.grades import GRADES
 from steatosis_tf.sources.dicom.audit import audit_phi
 from steatosis_tf.sources.dicom.ingest import ingest_dicom
@@ -350,8 +352,8 @@ def test_the_labels_make_a_manifest_without_a_fault(source, key, tmp_path):
     assert set(manifest["model"]) == {"LOGIQ E9"}
 
 
-def test_one_rejected_csv_holds_what_ingest_and_manifest_left_out(source, key, tmp_path):
-    """Both write into one folder; neither loses what the other found."""
+def test_each_manifest_and_the_ingest_keep_their_own_rejected(source, key, tmp_path):
+    """All write into one folder; none loses what the other found, and a flow begins with all."""
     cohort = tmp_path / "cohort"
     for number in range(3):
         write_made(source / f"{number}", number=number, PatientID=f"P{number}")
@@ -362,22 +364,38 @@ def test_one_rejected_csv_holds_what_ingest_and_manifest_left_out(source, key, t
     labels = pd.read_csv(cohort / "labels.csv", dtype=str).assign(grade=["Mild", "Grave", "Mild"])
     labels.to_csv(cohort / "labels.csv", index=False)
 
-    for output in (cohort, tmp_path / "study", cohort):  # beside the labels, elsewhere, again
-        output.mkdir(exist_ok=True)
-        summary = build_manifest(cohort / "labels.csv", output / "manifest.csv")
+    outputs = [cohort / "manifest.csv", tmp_path / "study" / "manifest.csv", cohort / "other.csv"]
+    for output in outputs:
+        summary = build_manifest(cohort / "labels.csv", output)
         assert (summary.num_rejected, summary.num_rejected_before) == (1, 1)
-        by_manifest, carried = table(output / "rejected.csv")
+        labels.assign(grade="Mild").to_csv(cohort / "labels.csv", index=False)
+        by_manifest, carried = table(rejected_beside(output))
         assert by_manifest["row"] == "3"
         assert "unknown grade 'Grave'" in by_manifest["reason"]
         assert {name: carried[name] for name in by_ingest[0]} == by_ingest[0]
+        labels.to_csv(cohort / "labels.csv", index=False)
+    assert len({rejected_beside(output) for output in outputs}) == 3
 
-    ingest_dicom(source, cohort, key_path=key)
-    first, second = table(cohort / "rejected.csv")
-    assert {name: first[name] for name in by_ingest[0]} == by_ingest[0]
-    assert {name: second[name] for name in by_manifest} == by_manifest
     before = contents(cohort)
     ingest_dicom(source, cohort, key_path=key)
     assert contents(cohort) == before
+    assert table(cohort / "rejected.csv") == by_ingest
+
+
+def test_the_one_table_of_an_earlier_version_is_still_read(source, key, tmp_path):
+    """There `rejected.csv` of an ingest also held what the manifests beside it left out."""
+    cohort = tmp_path / "cohort"
+    write_made(source / "a", number=1)
+    (source / "bad").write_bytes(b"")
+    ingest_dicom(source, cohort, key_path=key)
+    rejected = pd.read_csv(cohort / "rejected.csv", dtype=str, keep_default_na=False)
+    by_manifest = {"patient_id": "P9", "reason": "unknown grade", "row": "3", "path": "gone.png"}
+    both = pd.concat([pd.DataFrame([by_manifest]), rejected]).fillna("")
+    both.to_csv(cohort / "rejected.csv", index=False)
+    assert len(read_rejected(rejected_beside(cohort / "manifest.csv"))) == 2
+    assert build_manifest(cohort / "labels.csv", cohort / "manifest.csv").num_rejected_before == 1
+    (carried,) = table(rejected_beside(cohort / "manifest.csv"))
+    assert carried["code"] == "empty_file"
 
 
 def test_the_sector_is_kept_of_a_stated_region_unless_told(source, key, tmp_path):
@@ -488,9 +506,14 @@ def test_labels_that_a_spreadsheet_has_saved_keep_their_grades(source, key, tmp_
     labels.write_text(f"\ufeff{head},grade\r\n{row},Mild\r\n".replace(",", ";"))
     ingest_dicom(source, tmp_path / "out", key_path=key)
     assert [row["grade"] for row in table(labels)] == ["Mild"]
-    labels.write_bytes(f"{head},grade\n{row},m\xe4\xdfig\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="Save it as 'CSV UTF-8'"):
-        ingest_dicom(source, tmp_path / "out", key_path=key)
+    faulty = (
+        (f"{head},grade\n{row},m\xe4\xdfig\n", "save as 'CSV UTF-8'"),
+        (f"{head},grade\n{row},12,5\n", "a cell for each"),  # the rest would be shifted
+    )
+    for text, said in faulty:
+        labels.write_bytes(text.encode("latin-1"))
+        with pytest.raises(ValueError, match=said):
+            ingest_dicom(source, tmp_path / "out", key_path=key)
 
 
 def test_cells_that_a_spreadsheet_would_run(source, key, tmp_path):

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from steatosis_tf.cohort.tables import add_rejected, read_rejected
+from steatosis_tf.cohort.rejected import add_rejected, read_rejected
 
 
 def test_what_is_added_stands_behind_what_was_there(tmp_path):
@@ -11,8 +11,9 @@ def test_what_is_added_stands_behind_what_was_there(tmp_path):
     assert read_rejected(path).empty
     path.write_text("row,path,patient_id,reason\n3,NA.png,007,unknown grade\n")
     later = pd.DataFrame({"path": ["b.png"], "patient_id": ["P1"], "reason": ["a copy"]})
-    add_rejected(later, path)
-    table = read_rejected(path)
+    add_rejected(later, tmp_path / "manifest.csv")  # goes on from the table of an earlier version
+    table = read_rejected(tmp_path / "manifest.rejected.csv")
+    assert len(read_rejected(path)) == 1
     assert table["row"].tolist() == ["3", ""]
     assert table["path"].tolist() == ["NA.png", "b.png"]
     assert table["patient_id"].tolist() == ["007", "P1"]
