@@ -134,32 +134,30 @@ def check_output(
     Args:
         path: file to write.
         inputs: files that are read; some may be missing.
-        suffixes: what an existing file must end with to be replaced; all may be if empty.
+        suffixes: what the name must end with; anything if empty.
 
     Raises:
-        ValueError: if the path is there and no regular file (a link counts as what it leads to),
-            is one of the inputs, or ends with another suffix.
+        ValueError: if the path ends with another suffix; if it is there and no regular file (a link
+            counts as what it leads to), or is one of the inputs.
 
     Example:
         >>> check_output("a_file_that_is_not_there.csv", ["labels.csv"])
     """
     path = Path(path)
-    if not path.exists():
-        return
-    if not path.is_file():
+    if path.exists() and not path.is_file():
         raise ValueError(
             f"Expected a regular file to replace, or none. Received: {path.name!r}, which is a "
             "folder, a device or a pipe. Give the output another name."
         )
-    if any(os.path.exists(given) and path.samefile(given) for given in inputs):
+    if path.exists() and any(os.path.exists(one) and path.samefile(one) for one in inputs):
         raise ValueError(
             "Expected an output that is none of the inputs, to keep them whole. "
             f"Received: {path.name!r}, which is read. Give the output another name."
         )
     if suffixes and path.suffix.lower() not in suffixes:
         raise ValueError(
-            f"Expected to replace a file that ends with {' or '.join(suffixes)}. "
-            f"Received: {path.name!r}, a file of another kind. Give the output another name."
+            f"Expected a file to write that ends with {' or '.join(suffixes)}. "
+            f"Received: {path.name!r}, a name for something else. Give the output another name."
         )
 
 

@@ -271,7 +271,7 @@ def read_settled(adjudicate_path: Path, grade_map: dict[str, str]) -> dict[str, 
     """
     if not adjudicate_path.is_file():
         return {}
-    table, _ = read_spreadsheet(adjudicate_path)
+    table = read_spreadsheet(adjudicate_path)
     missing = {"patient_id", "adjudicated"} - set(table.columns)
     if missing:
         raise ValueError(

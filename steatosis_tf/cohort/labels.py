@@ -75,7 +75,7 @@ def read_grade_map(path: str | Path) -> dict[str, str]:
         ValueError: if it is no such table, has a value twice, or a grade that is none of ours.
     """
     path = Path(path)
-    table, _ = read_spreadsheet(path)
+    table = read_spreadsheet(path)
     if not {"value", "grade"} <= set(table.columns) or table.empty:
         raise ValueError(
             f"{path.name}: expected rows with the columns value and grade. Received: columns "
@@ -96,7 +96,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     """Read labels with every cell as stripped text and its line number in column `row`.
 
     Args:
-        path: CSV (comma, semicolon or tab, byte order mark, Windows and Unix line ends), or a
+        path: CSV (comma, semicolon or tab, byte order mark, any line end) or .xlsx, or a
             folder of frames, laid out as `<grade>/<patient_id>/<frame>`.
 
     Returns:
@@ -127,7 +127,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
 def with_our_names(path: Path) -> pd.DataFrame:
     """A table whose column "Patient ID" is `patient_id`, and whose cells of ours are "" for NA."""
-    table, _ = read_spreadsheet(path)
+    table = read_spreadsheet(path)
     names = {column: re.sub(r"[\s-]+", "_", column.casefold()) for column in table.columns}
     names = {column: plain for column, plain in names.items() if plain in _NAMES}
     twice = [column for column, plain in names.items() if [*names.values()].count(plain) > 1]

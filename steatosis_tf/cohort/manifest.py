@@ -100,9 +100,8 @@ def build_manifest(
     """Check every row of a label table and write the manifest and what is rejected.
 
     Args:
-        labels_path: CSV with `path` (relative to the CSV's folder, or absolute) and
-            `patient_id`, and `grade` or `fat_percent` where known; or a folder of frames as
-            `<grade>/<patient_id>/<frame>`. See `labels.read_table`.
+        labels_path: table with `path` (relative to its folder, or absolute), `patient_id`, and
+            `grade` or `fat_percent` where known; or a folder. See `labels.read_table`.
         output_path: where the manifest goes. Beside it goes `NAME.rejected.csv`: the rows at fault,
             then what an ingest rejected, if one of the two folders is its output.
         strict: refuse instead of setting faulty rows aside; then nothing is written.
@@ -120,8 +119,9 @@ def build_manifest(
     """
     labels_path, output_path = Path(labels_path), Path(output_path)
     rejected_path = output_path.with_suffix(REJECTED_SUFFIX)
+    inputs = [path for path in (labels_path, grade_map_path, grades_path, key_path) if path]
     for written in (output_path, rejected_path):
-        check_output(written, filter(None, (labels_path, grade_map_path, grades_path, key_path)))
+        check_output(written, inputs, suffixes=(".csv",))
     folder = labels_path if labels_path.is_dir() else labels_path.parent
     table = read_table(labels_path)
     num_unused, joined = join_grades(table, grades_path, key_path) if grades_path else (0, "")

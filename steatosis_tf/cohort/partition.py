@@ -107,7 +107,7 @@ def import_split(frame_table: pd.DataFrame, path: str | Path) -> list[Partition]
             manifest, or in the manifest with a grade but not in the file. All faults are listed.
     """
     path = Path(path)
-    table, _ = read_spreadsheet(path)
+    table = read_spreadsheet(path)
     table = _with_patients(path.name, frame_table, table)
     table["split"] = table["split"].str.lower()
     faults = _faults(frame_table, table)

@@ -211,9 +211,10 @@ def plain(value: Any) -> Any:
 
 
 class OutputFile(str):
-    """A file to write. One that exists is replaced only if it has a suffix of its kind.
+    """A file to write, whose name ends with a suffix of its kind.
 
-    So the frames that a manifest names and the files of a run are safe, which stand in no argument.
+    So no program takes it for something else, and the frames that a manifest names and the files
+    of a run are safe, which stand in no argument.
     """
 
     suffixes: tuple[str, ...] = ()

@@ -295,4 +295,4 @@ def test_no_spreadsheet_runs_a_cell_and_no_cell_changes(study, tmp_path):
     cells[6] = "=1"  # as a spreadsheet shows it
     assert list(read_manifest(tmp_path / "manifest.csv")["note"]) == cells
     assert list(pd.read_csv(tmp_path / "manifest.rejected.csv")["patient_id"]) == ["'=bad"]
-    assert list(read_spreadsheet(tmp_path / "manifest.csv")[0]["note"]) == cells
+    assert list(read_spreadsheet(tmp_path / "manifest.csv")["note"]) == cells

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import openpyxl
 import pandas as pd
 import pytest
 
@@ -244,6 +245,18 @@ def test_the_label_table_is_never_overwritten(study, output):
     with pytest.raises(ValueError, match="keep them whole"):
         build_manifest(labels, labels.parent / output)
     assert labels.read_bytes() == before
+
+
+def test_a_manifest_is_made_of_a_workbook(study, tmp_path):
+    labels = study("", TWO).with_suffix(".xlsx")
+    book = openpyxl.Workbook()
+    for row in (["path", "patient_id", "grade"], ["a.png", "012", 0], ["b.png", 1.23456789e15, 1]):
+        book.active.append(row)
+    book.save(labels)
+    summary = build_manifest(labels, tmp_path / "manifest.csv")
+    assert summary.rejected_kinds == {"patient_id shortened by a spreadsheet": 1}
+    (row,) = read_manifest(tmp_path / "manifest.csv").to_dict("records")
+    assert (row["patient_id"], row["grade"]) == ("012", "Normal")
 
 
 def test_same_labels_give_the_same_bytes(study, tmp_path):

@@ -177,6 +177,9 @@ def test_every_writer_leaves_a_device_alone(device):
 def test_a_new_file_and_one_of_its_kind_may_be_written(tmp_path):
     table = tmp_path / "Table.CSV"
     check_output(table, [table], suffixes=(".csv",))  # not there: nothing can be lost
+    for name in ("table.xlsx", "table"):
+        with pytest.raises(ValueError, match=rf"ends with \.csv\. Received: '{name}',"):
+            check_output(tmp_path / name, suffixes=(".csv",))
     table.write_text("")
     check_output(table, [tmp_path / "gone.csv"], suffixes=(".csv",))
     with pytest.raises(ValueError, match=r"ends with \.onnx or \.json.*'Table\.CSV'"):

@@ -344,7 +344,7 @@ def _earlier_rows(path: Path) -> list[dict[str, str]]:
     """Rows of the `labels.csv` of an earlier ingest, as a spreadsheet may have saved it since."""
     if not path.is_file():
         return []
-    table, _ = read_spreadsheet(path)
+    table = read_spreadsheet(path)
     if not {"path", "patient_id"} <= set(table.columns) or (table["fault"] != "").any():
         raise ValueError(
             f"Expected {path.name} as an earlier ingest wrote it, with its columns and a cell for "
