@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from steatosis_tf.cohort.manifest import build_manifest, frame_path, read_manifest
 from steatosis_tf.deploy.bundle import NETWORK_NAME, open_bundle
-from steatosis_tf.deploy.bundle_network import taps_of
+from steatosis_tf.deploy.bundle_write import taps_of
 from steatosis_tf.deploy.frames import Look, look_at
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE

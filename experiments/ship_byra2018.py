@@ -35,8 +35,8 @@ from steatosis_tf.cohort.manifest import frame_path
 from steatosis_tf.cohort.near_duplicates import training_hashes
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.deploy.bundle import MAX_DIFFERENCE, SHIPPED, open_bundle
-from steatosis_tf.deploy.bundle_network import convert_taps
 from steatosis_tf.deploy.bundle_write import write_bundle
+from steatosis_tf.deploy.export import convert_taps
 from steatosis_tf.deploy.onnx_file import BATCH, run_network
 from steatosis_tf.environment import describe_environment
 from steatosis_tf.files import file_sha256

@@ -333,7 +333,7 @@ class Config:
         _require(self.model.pooling == "global" or maps[0] >= 4,
                  "roi.depth_px of 64 or more with model.pooling=depth, which has four bands",
                  depth_px=self.roi.depth_px)  # fmt: skip
-        if self.model.head == "joint":  # what deploy/bundle_network.py makes its file of
+        if self.model.head == "joint":  # what deploy/bundle_write.py makes its file of
             _require(self.roi.method == "beamspace" and self.model.pooling == "depth",
                      "roi.method=beamspace, model.backbone=efficientnet_lite0, model.pooling=depth "
                      "with model.head=joint, whose bundle is made of these; model.head=linear "

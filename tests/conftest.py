@@ -134,8 +134,8 @@ def phantom_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import keras
 
     from steatosis_tf.config import RoiConfig
-    from steatosis_tf.deploy.bundle_network import convert_taps
     from steatosis_tf.deploy.bundle_write import write_bundle
+    from steatosis_tf.deploy.export import convert_taps
     from steatosis_tf.deploy.frames import look_at
     from steatosis_tf.model.backbone import LEVEL, at_one_level, roi_input
     from steatosis_tf.model.efficientnet_lite0 import lite0_taps

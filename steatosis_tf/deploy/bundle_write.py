@@ -1,7 +1,8 @@
 """Writing bundles: a network with the rule joined to it, card, reference frames, hashes; of a run.
 
-What was evaluated is what the bundle of a run gives. Needs the package onnx, and TensorFlow for a
-backbone that was not converted before.
+What was evaluated is what the bundle of a run gives. The linear rule is joined to the converted
+backbone as a handful of ONNX operators whose weights are those of the rule: that takes no
+TensorFlow.
 """
 
 import importlib.metadata
@@ -15,6 +16,7 @@ import jinja2
 import numpy as np
 import onnx
 import pandas as pd
+from onnx import helper, numpy_helper
 
 from steatosis_tf import __version__
 from steatosis_tf.cohort.manifest import read_manifest
@@ -25,6 +27,7 @@ from steatosis_tf.deploy.bundle import (
     ANSWERS_NAME,
     FILES,
     NETWORK_NAME,
+    OUTPUTS,
     SCHEMA,
     VECTORS_NAME,
     Bundle,
@@ -34,13 +37,12 @@ from steatosis_tf.deploy.bundle import (
     open_rule_network,
     reference_answers,
 )
-from steatosis_tf.deploy.bundle_network import convert_taps, join_rule, taps_of
 from steatosis_tf.deploy.frames import look_at
-from steatosis_tf.deploy.onnx_file import BATCH
+from steatosis_tf.deploy.onnx_file import BATCH, WEIGHTS_KEY, weights_sha256
 from steatosis_tf.files import SUMS_NAME, file_sha256, replacing, write_json, write_sums
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.joint import NETWORK, JointModel
-from steatosis_tf.model.pooling import pool_maps
+from steatosis_tf.model.pooling import NUM_BANDS, band_rows, pool_maps
 from steatosis_tf.roi.views import input_shape
 from steatosis_tf.sources.phantom.study import simulate_patient
 from steatosis_tf.unfinished import refuse_unfinished
@@ -74,7 +76,7 @@ def write_bundle(
 
     Args:
         folder: to create; an earlier bundle there is replaced.
-        taps: of `bundle_network.convert_taps`.
+        taps: of `export.convert_taps`.
         joint: fitted grading rule.
         roi: `method` beamspace.
         name: short, lower case.
@@ -111,23 +113,6 @@ def write_bundle(
     if recalibration:
         about["recalibration"] = recalibration
     return _seal(folder, about, network, joint, roi)
-
-
-def copy_bundle(bundle: Bundle, folder: str | Path) -> Path:
-    """Write an opened bundle again as it is, as a folder and as a zip beside it.
-
-    Args:
-        bundle: of `open_bundle`.
-        folder: to create; an earlier bundle there is replaced.
-
-    Returns:
-        the zip.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in bundle.files.items():
-        _write(folder / name, content)
-    return _write_zip(folder)
 
 
 def _seal(
@@ -168,7 +153,8 @@ def write_run_bundle(
     Raises:
         RuntimeError: if they differ by more than `MAX_DIFFERENCE`.
     """
-    from steatosis_tf.model.backbone import build_taps  # brings TensorFlow
+    from steatosis_tf.deploy.export import convert_taps  # brings TensorFlow
+    from steatosis_tf.model.backbone import build_taps
 
     taps = build_taps(config.model, rois.shape[1:3])
     folder = run_dir / "bundle"
@@ -234,7 +220,10 @@ def export_bundle(run_dir: str | Path, folder: str | Path, *, leak_hashes: bool 
         path = run_dir / "manifest.csv"
         hashes = {"leak_hashes": training_hashes(read_manifest(path), path)}
         return seal_again(bundle, folder, training=bundle.about["training"] | hashes)
-    copy_bundle(bundle, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in bundle.files.items():
+        _write(folder / name, content)
+    _write_zip(folder)
     return bundle
 
 
@@ -362,3 +351,143 @@ def _card(run_dir: Path, config: Config) -> dict[str, Any]:
             "On other scanners ranks may hold and thresholds not: `steatosis recalibrate`.",
         ],
     }
+
+
+def join_rule(taps: onnx.ModelProto, model: JointModel, texts: dict[str, str]) -> onnx.ModelProto:
+    """The network file: taps with what a joint model makes of them.
+
+    Outputs, float32, which `bundle.json` tells of: `features` `(batch, width)`, `score` `(batch,)`,
+    `probabilities` `(batch, 4)`, `map` `(batch, rows, columns)`.
+
+    Args:
+        taps: of `export.convert_taps`; it is left as it is.
+        model: whose network part reads the features of `pooling.pool_maps`.
+        texts: metadata; `name` and `version` fill the standard fields too.
+
+    Raises:
+        ValueError: if the model has no such part.
+    """
+    proto = onnx.ModelProto()
+    proto.CopyFrom(taps)
+    near, far = (_shape_of(value) for value in proto.graph.output)
+    rules = [part.rule for part in model.parts if part.name == NETWORK]
+    if not rules or len(rules[0].weights) != NUM_BANDS * near[2] + far[2]:
+        raise ValueError(
+            "Expected a model whose network part reads both taps. Received: parts="
+            f"{[part.name for part in model.parts]} near={near} far={far}."
+        )
+    graph = _Graph(proto.graph)
+    rule = rules[0]
+    slope = rule.weights / rule.scale
+    features = graph.add("Concat", *_pooled(graph, near[0]), axis=1, out="features")
+    score = graph.add("MatMul", features, graph.constant(slope))
+    offset = rule.intercept - float(slope @ rule.centre)
+    graph.add("Add", score, graph.constant(offset), out="score")
+    _add_probabilities(graph, model)
+    _add_map(graph, slope, rule.centre, near, far)
+    del proto.graph.output[:]
+    sizes = {"features": [len(slope)], "score": [], "probabilities": [4], "map": list(near[:2])}
+    for name in OUTPUTS:
+        shape: list[str | int | None] = ["batch", *sizes[name]]
+        proto.graph.output.append(
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        )
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    _fill_in(proto, texts)
+    onnx.checker.check_model(proto)
+    return proto
+
+
+def taps_of(network: bytes) -> onnx.ModelProto:
+    """The taps inside a network file of `join_rule`, to which another rule can be joined."""
+    proto = onnx.load_from_string(network)
+    graph = proto.graph
+    values = {
+        value.name: value for value in onnx.shape_inference.infer_shapes(proto).graph.value_info
+    }
+    for kept in (graph.node, graph.initializer):
+        for one in [one for one in kept if one.name.startswith("rule_") or one.name in OUTPUTS]:
+            kept.remove(one)
+    del graph.output[:]
+    graph.output.extend(values[name] for name in ("near", "far"))
+    return proto
+
+
+class _Graph:
+    """Adds operators to a graph and names what they give."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+        self._count = 0
+
+    def add(self, kind: str, *inputs: str, out: str = "", **attributes: Any) -> str:
+        out = out or self._name(kind.lower())
+        self._graph.node.append(helper.make_node(kind, list(inputs), [out], name=out, **attributes))
+        return out
+
+    def constant(self, values: Any, dtype: type = np.float32) -> str:
+        name = self._name("value")
+        self._graph.initializer.append(numpy_helper.from_array(np.asarray(values, dtype), name))
+        return name
+
+    def _name(self, kind: str) -> str:
+        self._count += 1
+        return f"rule_{kind}_{self._count}"
+
+
+def _pooled(graph: _Graph, num_rows: int) -> list[str]:
+    """Means of the first tap by bands of depth, then of the second over all places."""
+    bands = [
+        graph.add("Slice", "near", *(graph.constant([value], np.int64) for value in (*edges, 1)))
+        for edges in band_rows(num_rows)
+    ]
+    return [graph.add("ReduceMean", part, axes=[1, 2], keepdims=0) for part in (*bands, "far")]
+
+
+def _add_probabilities(graph: _Graph, model: JointModel) -> None:
+    link = model.link
+    column = graph.add("Unsqueeze", "score", graph.constant([1], np.int64))
+    steep = graph.add("Mul", column, graph.constant([-link.slope]))
+    at_most = graph.add("Sigmoid", graph.add("Add", steep, graph.constant(link.cuts)))
+    steps = graph.constant([[1, -1, 0, 0], [0, 1, -1, 0], [0, 0, 1, -1]])
+    shares = graph.add("MatMul", at_most, steps)
+    graph.add("Add", shares, graph.constant([0, 0, 0, 1]), out="probabilities")
+
+
+def _add_map(
+    graph: _Graph, slope: np.ndarray, centre: np.ndarray, near: list[int], far: list[int]
+) -> None:
+    """What each place adds to the score, 0 for the mean training patient's place."""
+    rows, columns, channels = near
+    kernel, shift = np.empty((rows, 1, channels)), np.empty((rows, 1))
+    for band, (first, end) in enumerate(band_rows(rows)):
+        of = slice(band * channels, (band + 1) * channels)
+        kernel[first:end] = slope[of] / ((end - first) * columns)
+        shift[first:end] = slope[of] @ centre[of] / ((end - first) * columns)
+    weighted = graph.add("Mul", "near", graph.constant(kernel))
+    fine = graph.add("ReduceSum", weighted, graph.constant([3], np.int64), keepdims=0)
+    fine = graph.add("Sub", fine, graph.constant(shift))
+    deep = slice(NUM_BANDS * channels, None)
+    places = 4 * far[0] * far[1]
+    coarse = graph.add("MatMul", "far", graph.constant(slope[deep] / places))
+    coarse = graph.add("Sub", coarse, graph.constant(slope[deep] @ centre[deep] / places))
+    # Each place of the second tap is two by two of the first.
+    apart = graph.add("Unsqueeze", coarse, graph.constant([2, 4], np.int64))
+    twice = graph.add("Tile", apart, graph.constant([1, 1, 2, 1, 2], np.int64))
+    coarse = graph.add("Reshape", twice, graph.constant([-1, rows, columns], np.int64))
+    graph.add("Add", fine, coarse, out="map")
+
+
+def _shape_of(value: onnx.ValueInfoProto) -> list[int]:
+    return [dim.dim_value for dim in value.type.tensor_type.shape.dim][1:]
+
+
+def _fill_in(proto: onnx.ModelProto, texts: dict[str, str]) -> None:
+    proto.producer_name, proto.producer_version = "steatosis_tf", __version__
+    proto.domain = "steatosis_tf"
+    proto.model_version = int(texts["version"])
+    proto.doc_string = f"{texts['name']}, version {texts['version']}. {NOTICE}"
+    proto.graph.name = texts["name"]
+    found = {f"steatosis.{name}": text for name, text in (texts | {"notice": NOTICE}).items()}
+    found[WEIGHTS_KEY] = weights_sha256(proto)
+    helper.set_model_props(proto, found)

@@ -18,6 +18,7 @@ import onnx
 import onnxruntime
 import tensorflow as tf
 import tf2onnx
+from onnx import helper, numpy_helper
 
 from steatosis_tf import __version__
 from steatosis_tf.cohort.manifest import read_manifest
@@ -48,6 +49,9 @@ NUM_CHECKED = 64
 NUM_CHECKED_AGAIN = 8
 #: Version of ONNX' operators.
 OPSET = 17
+# How far float32 takes a whole number of 16 bits off.
+_ROUNDING = 0.02
+_LARGEST = np.iinfo(np.int16).max
 
 # Counts up whenever another file may come of the same network.
 _VERSION = 1
@@ -109,7 +113,7 @@ def export_onnx(
     }
     props = {f"steatosis.{key}": text for key, text in texts.items()}
     props[WEIGHTS_KEY] = weights_sha256(proto)
-    onnx.helper.set_model_props(proto, props)
+    helper.set_model_props(proto, props)
     onnx.checker.check_model(proto)
     with replacing(output_path) as temporary:
         onnx.save(proto, str(temporary))
@@ -127,6 +131,48 @@ def kept_network(
         with replacing(path) as temporary:
             onnx.save(convert_network(model, output_names), str(temporary))
     return onnx.load(str(path))
+
+
+def convert_taps(taps: keras.Model, cache_dir: str | Path) -> onnx.ModelProto:
+    """The backbone as ONNX, converted once and kept, see `kept_network`.
+
+    Weights of convolutions become int16 with a scale per channel, half the size, and are made
+    float32 when the file is opened.
+
+    Args:
+        taps: `roi` `(batch, depth, beams, 1)` uint8 -> two maps, float32, as
+            `steatosis_tf.model.efficientnet_lite0.lite0_taps` gives them.
+        cache_dir: folder of what is kept.
+    """
+    proto = kept_network(taps, ("near", "far"), Path(cache_dir))
+    _halve(proto)
+    name_by_place(proto)
+    return proto
+
+
+def _halve(proto: onnx.ModelProto) -> None:
+    """Keep as int16 the weights that were int16 in the package's own file, so nothing is lost."""
+    graph = proto.graph
+    for tensor in [one for one in graph.initializer if len(one.dims) == 4]:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype != np.float32:
+            continue
+        name = tensor.name
+        scale = np.maximum(np.abs(values).max(axis=(1, 2, 3), keepdims=True), 1e-30) / _LARGEST
+        whole = np.rint(values / scale)
+        if np.abs(whole - values / scale).max() > _ROUNDING:
+            continue
+        graph.initializer.remove(tensor)
+        whole = whole.astype(np.int16)
+        graph.initializer.append(numpy_helper.from_array(whole, f"{name}_whole"))
+        graph.initializer.append(numpy_helper.from_array(scale.astype(np.float32), f"{name}_scale"))
+        made = [
+            helper.make_node("Cast", [f"{name}_whole"], [f"{name}_cast"], name=f"{name}_cast",
+                             to=onnx.TensorProto.FLOAT),
+            helper.make_node("Mul", [f"{name}_cast", f"{name}_scale"], [name], name=f"{name}_mul"),
+        ]  # fmt: skip
+        for place, node in enumerate(made):
+            graph.node.insert(place, node)
 
 
 def _kept_path(model: keras.Model, cache_dir: Path) -> Path:
@@ -199,7 +245,7 @@ def convert_network(model: keras.Model, output_names: Sequence[str]) -> onnx.Mod
         proto.graph.input.remove(value)
         if value.name in used:  # a dropout's seed is not
             numbers = weights[value.name].numpy()
-            proto.graph.initializer.append(onnx.numpy_helper.from_array(numbers, value.name))
+            proto.graph.initializer.append(numpy_helper.from_array(numbers, value.name))
     _rename_outputs(proto, output_names)
     return _folded(proto)
 
@@ -228,7 +274,7 @@ def _folded(proto: onnx.ModelProto) -> onnx.ModelProto:
         folded = onnx.load(str(path))
     # onnxruntime names every set of operators that it knows.
     del folded.opset_import[:]
-    folded.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    folded.opset_import.append(helper.make_opsetid("", OPSET))
     # tf2onnx puts in what TensorFlow counts.
     folded.graph.name, folded.graph.doc_string = "network", ""
     return folded

@@ -16,8 +16,7 @@ from onnx import helper
 from experiments.explanation import explain_places
 from steatosis_tf import cli
 from steatosis_tf.deploy.bundle import find_faults, open_bundle
-from steatosis_tf.deploy.bundle_network import join_rule, taps_of
-from steatosis_tf.deploy.bundle_write import seal_again
+from steatosis_tf.deploy.bundle_write import join_rule, seal_again, taps_of
 from steatosis_tf.deploy.figures import draw_frame
 from steatosis_tf.deploy.frames import look_at
 from steatosis_tf.deploy.onnx_file import foreign_parts

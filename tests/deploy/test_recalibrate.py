@@ -12,7 +12,7 @@ from PIL import Image
 from steatosis_tf import cli
 from steatosis_tf.cohort.manifest import build_manifest
 from steatosis_tf.deploy.bundle import find_faults, open_bundle
-from steatosis_tf.deploy.bundle_network import join_rule, taps_of
+from steatosis_tf.deploy.bundle_write import join_rule, taps_of
 from steatosis_tf.deploy.recalibrate import recalibrate
 from steatosis_tf.grades import grade_from_fat_percent
 from steatosis_tf.sources.phantom.study import simulate_patient
