@@ -37,7 +37,10 @@ _TEXTS = {
     "damaged_image_header": "rows, columns, frames or bits are missing or impossible",
     "bit_depth": "expected 8 or 16 bits per sample|. Received: bits_allocated={bits}",
     "photometric": "photometric interpretation is not one of grey, RGB, YBR or palette",
-    "codec": "compressed by a method that is not read|; export it as JPEG, JPEG 2000 or plain",
+    "codec": (
+        "compressed by a method that is not read| ({codec}); export it uncompressed, or as JPEG of "
+        "8 bits, JPEG-LS, JPEG 2000 or RLE"
+    ),
     "burned_in": "marked as having burned-in annotation|; allow it only after looking at it",
     "copy": "copy of another file| (same SOPInstanceUID, same pixels), of which the first is used",
     "cut_copy": "truncated copy of another file| (same SOPInstanceUID), which is used",

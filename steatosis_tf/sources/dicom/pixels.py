@@ -4,8 +4,10 @@ Each frame is cut out and decoded by itself, so that a broken one does not take 
 along. The decoder of every transfer syntax is fixed: two JPEG decoders differ by up to three grey
 levels, and pixels have to hash alike on every machine."""
 
+import copy
 import io
-from dataclasses import dataclass
+import struct
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pydicom
@@ -25,12 +27,20 @@ MAX_FRAMES = 100_000
 _NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
 _LOSSLESS_JPEG = (uid.JPEGLossless, uid.JPEGLosslessSV1)
 _JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, *_LOSSLESS_JPEG)
-_JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000)
+_JPEG_LS = (uid.JPEGLSLossless, uid.JPEGLSNearLossless)
+# High-throughput JPEG 2000 differs in its inner coding only, and Pillow's OpenJPEG reads both.
+_AS_JPEG_2000 = {
+    uid.HTJ2KLossless: uid.JPEG2000Lossless,
+    uid.HTJ2KLosslessRPCL: uid.JPEG2000Lossless,
+    uid.HTJ2K: uid.JPEG2000,
+}
+_JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000, *_AS_JPEG_2000)
 _DECODERS = {
     **dict.fromkeys(_NATIVE, ""),
     uid.RLELossless: "pydicom",
     **dict.fromkeys((uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, *_JPEG_2000), "pillow"),
     **dict.fromkeys(_LOSSLESS_JPEG, "own"),
+    **dict.fromkeys(_JPEG_LS, "pyjpegls"),
 }
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 
@@ -69,7 +79,8 @@ def read_layout(dataset: Dataset) -> Layout:
     check_sides(rows, columns)
     if bits not in (8, 16):
         raise Rejection("bit_depth", bits=bits)
-    if not 0 < _count(dataset, "BitsStored", absent=bits) <= bits:
+    bits_stored = _count(dataset, "BitsStored", absent=bits)
+    if bits_stored > bits:
         raise Rejection("damaged_image_header")
     photometric = text_of(dataset, "PhotometricInterpretation").upper()
     if photometric not in (*GREY, *_COLOUR, PALETTE):
@@ -77,9 +88,19 @@ def read_layout(dataset: Dataset) -> Layout:
     samples = _count(dataset, "SamplesPerPixel", absent=1)
     if samples != (3 if photometric in _COLOUR else 1):
         raise Rejection("damaged_image_header")
-    if dataset.file_meta.TransferSyntaxUID not in _DECODERS:
-        raise Rejection("codec")
+    _check_syntax(dataset.file_meta.TransferSyntaxUID, bits, bits_stored, dataset)
     return Layout(rows, columns, num_frames, bits, photometric)
+
+
+def _check_syntax(syntax: uid.UID, bits: int, bits_stored: int, dataset: Dataset) -> None:
+    if syntax not in _DECODERS:
+        raise Rejection("codec", codec=syntax.name if syntax.name != syntax else "private")
+    if syntax in _JPEG and bits_stored > 8:  # libjpeg in Pillow: 8 bits
+        raise Rejection("codec", codec=f"{syntax.name} of {bits_stored} bits")
+    # Samples that are not at the lower end of their word, as ACR-NEMA allowed.
+    is_shifted = number_of(dataset, "HighBit") not in (None, bits_stored - 1)
+    if is_shifted and bits_stored < bits and syntax in (*_NATIVE, uid.RLELossless):
+        raise Rejection("damaged_image_header")
 
 
 def _count(dataset: Dataset, keyword: str, absent: int | None = None) -> int:
@@ -120,12 +141,17 @@ class FrameReader:
     def __init__(self, dataset: FileDataset, layout: Layout):
         data = pixel_bytes(dataset)
         self._dataset = dataset
-        self._layout = layout
+        self._syntax = dataset.file_meta.TransferSyntaxUID
+        # Who decompresses JPEG may leave its halved colours in the header, and store them whole.
+        whole = replace(layout, photometric="YBR_FULL")
+        is_whole = self._syntax in _NATIVE and len(data) >= layout.num_frames * _frame_bytes(whole)
+        self._layout = layout = (
+            whole if layout.photometric == "YBR_FULL_422" and is_whole else layout
+        )
         try:
-            self._one = _image_header(dataset)
+            self._one = _image_header(dataset, layout.photometric)
         except DICOM_ERRORS as error:
             raise Rejection("damaged_image_header") from error
-        self._syntax = dataset.file_meta.TransferSyntaxUID
         self._frames = (
             _plain_frames(data, layout)
             if self._syntax in _NATIVE
@@ -159,6 +185,8 @@ class FrameReader:
         try:
             if self._syntax in _JPEG:
                 decode_jpeg(self._frames[index])  # Pillow fills up what was cut off
+            if self._syntax in _JPEG_LS:
+                _check_jpeg_ls(self._frames[index], layout)
             if self._syntax in _LOSSLESS_JPEG:
                 stored = _lossless_jpeg(self._frames[index], layout)
             else:
@@ -184,14 +212,17 @@ class FrameReader:
         return self._one
 
 
-def _image_header(dataset: FileDataset) -> FileDataset:
+def _image_header(dataset: FileDataset, photometric: str) -> FileDataset:
     """The elements that describe the picture, for one frame."""
-    single = FileDataset("", {}, file_meta=dataset.file_meta)
+    meta = copy.copy(dataset.file_meta)
+    meta.TransferSyntaxUID = _AS_JPEG_2000.get(meta.TransferSyntaxUID, meta.TransferSyntaxUID)
+    single = FileDataset("", {}, file_meta=meta)
     single.set_original_encoding(*dataset.original_encoding)
     for element in dataset.group_dataset(0x0028):
-        if element.keyword != "NumberOfFrames":  # elements are shared, this one must not be
+        # Elements are shared; those that are set anew must not be.
+        if element.keyword not in ("NumberOfFrames", "PhotometricInterpretation"):
             single.add(element)
-    single.NumberOfFrames = 1
+    single.NumberOfFrames, single.PhotometricInterpretation = 1, photometric
     # Required, and left out all the same by older converters; pydicom does not guess.
     for keyword, usual in (
         ("SamplesPerPixel", 1),
@@ -233,6 +264,20 @@ def _frame_bytes(layout: Layout) -> int:
     samples = {"YBR_FULL_422": 2, **dict.fromkeys(_COLOUR[:2] + _COLOUR[3:], 3)}
     per_pixel = samples.get(layout.photometric, 1)
     return layout.rows * layout.columns * per_pixel * layout.bits_allocated // 8
+
+
+def _check_jpeg_ls(data: bytes, layout: Layout) -> None:
+    """Hold a JPEG-LS stream to the stated size, before its decoder takes memory for its own.
+
+    Without its end the decoder searches for tens of seconds.
+    """
+    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise ValueError("expected a JPEG-LS frame with its end")
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1] != 0xF7:
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    if struct.unpack(">HH", data[at + 5 : at + 9]) != (layout.rows, layout.columns):
+        raise ValueError("expected a JPEG-LS frame of the size the header states")
 
 
 def _lossless_jpeg(data: bytes, layout: Layout) -> np.ndarray:
@@ -288,7 +333,8 @@ def _palette(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
     colours = apply_color_lut(stored, dataset)
     if colours.dtype == np.uint8:
         return colours
-    entries = [dataset[f"{name}PaletteColorLookupTableData"].value for name in ("Red", "Green")]
+    names = (f"{name}PaletteColorLookupTableData" for name in ("Red", "Green"))
+    entries = [dataset[name].value for name in names if name in dataset]  # none if in segments
     # Some scanners say 16 bits per entry and fill 8: every high byte is zero then.
     wide = any(np.frombuffer(entry, "<u2").max(initial=0) > 255 for entry in entries)
     return (colours >> 8 if wide or colours.max() > 255 else colours).astype(np.uint8)

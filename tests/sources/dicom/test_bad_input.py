@@ -97,9 +97,9 @@ def broken_codec(syntax: str, stream: bytes) -> Callable[[], bytes]:
     return run
 
 
-def renamed_syntax(syntax: str) -> Callable[[], bytes]:
+def renamed_syntax(syntax: str, **changes) -> Callable[[], bytes]:
     def run() -> bytes:
-        dataset = made_dataset(number=next(NUMBERS))
+        dataset = made_dataset(number=next(NUMBERS), **changes)
         compress(dataset, [encoded(made_frame(), "JPEG")], syntax, "MONOCHROME2")
         return file_bytes(dataset)
 
@@ -121,6 +121,12 @@ def doppler_colours() -> bytes:
     frame = np.stack([made_frame()] * 3, axis=-1)
     frame[60:80, 60:100] = (220, 40, 0)
     return file_bytes(made_dataset(frame, number=next(NUMBERS)))
+
+
+def jpeg_ls(frame: np.ndarray) -> bytes:
+    dataset = made_dataset(frame)
+    dataset.compress(uid.JPEGLSLossless)
+    return next(generate_frames(dataset.PixelData, number_of_frames=1))
 
 
 JPEG = encoded(made_frame(), "JPEG")
@@ -175,8 +181,18 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "32 bits": (made(frames=made_frame().astype(np.uint32)), "bits_allocated=32"),
     "unknown colours": (made(PhotometricInterpretation="CMYK"), "photometric interpretation"),
     "palette without table": (made(PhotometricInterpretation="PALETTE COLOR"), "broken frame"),
-    "JPEG-LS": (renamed_syntax(uid.JPEGLSLossless), "compressed by a method"),
-    "video": (renamed_syntax(uid.MPEG4HP41), "compressed by a method"),
+    "video": (renamed_syntax(uid.MPEG4HP41), "not read (MPEG-4 AVC/H.264 High Profile"),
+    "12-bit JPEG": (
+        renamed_syntax(uid.JPEGExtended12Bit, BitsAllocated=16, BitsStored=12),
+        "(JPEG Extended (Process 2 and 4) of 12 bits)",
+    ),
+    "samples at the upper end": (made(BitsStored=6), "missing or impossible"),
+    "JPEG as JPEG-LS": (renamed_syntax(uid.JPEGLSLossless), "broken frame"),
+    "JPEG-LS half": (broken_codec(uid.JPEGLSLossless, jpeg_ls(made_frame())[:-99]), "broken frame"),
+    "JPEG-LS of another size": (
+        broken_codec(uid.JPEGLSLossless, jpeg_ls(made_frame()[:64])),
+        "broken frame",
+    ),
     "JPEG of zeros": (broken_codec(uid.JPEGBaseline8Bit, b"\0" * 900), "broken frame"),
     "JPEG half": (broken_codec(uid.JPEGBaseline8Bit, JPEG[:900]), "broken frame"),
     "JPEG half with an end": (

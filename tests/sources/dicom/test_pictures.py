@@ -1,5 +1,7 @@
 """Pixels: every encoding comes out as it went in, and nothing outside the region leaves."""
 
+import base64
+
 import cv2
 import numpy as np
 import pytest
@@ -27,6 +29,14 @@ from steatosis_tf.sources.pseudonym import create_key
 
 INSIDE = np.zeros((HEIGHT, WIDTH), bool)
 INSIDE[REGION[1] : REGION[3] + 1, REGION[0] : REGION[2] + 1] = True
+
+# By OpenJPH, of `4 * row + 3 * column`, 32 x 32; nothing that is installed writes one.
+HTJ2K = base64.b64decode(
+    "/0//UQApQAAAAAAgAAAAIAAAAAAAAAAAAAAAIAAAACAAAAAAAAAAAAABBwEB/1AACAACAAAAAv9SAAwAAgABAAUEBEAB"
+    "/1wAEyBIUFBQUFBQUFBQUFBQSEhI/2QAFwABT3BlbkpQSCBWZXIgMC4yNi4zLv+QAAoAAAAAAI0AAf+TwCX9AId0AMAS"
+    "wBKA7ACHdACQAQd0AMATQBMA1v4AAnQASOQAI1QAwBPAFSCqqqCnwnUAohDiwAAB7LYAwBVwBWgkSZLnwKenp0J4ABAA"
+    "AAD+/fJ798nsuADALQgFogAAAAD5/ynp6enp6enifABWVVVV/3hle/de/de/dey9AP/Z"
+)
 
 
 @pytest.fixture
@@ -116,16 +126,30 @@ def test_ybr_full_422_uncompressed(pictures):
     assert np.array_equal(picture, expected(frame))
 
 
-@pytest.mark.parametrize(("bits", "scale"), [(16, 256), (16, 1), (8, 1)])
+def test_halved_colours_in_the_header_alone(pictures):
+    """What decompresses JPEG may store whole colours and leave YBR_FULL_422 in the header."""
+    frame = tinted(made_frame(1))
+    ybr = convert_color_space(np.stack([frame, frame[:, ::-1]]), "RGB", "YBR_FULL")
+    dataset = made_dataset(ybr, PhotometricInterpretation="YBR_FULL_422")
+    first, second = pictures(dataset)
+    assert np.abs(first.astype(int) - expected(frame)).max() <= 2
+    assert np.abs(second.astype(int) - expected(frame[:, ::-1])).max() <= 2
+
+
+@pytest.mark.parametrize(("bits", "scale"), [(16, 256), (16, 1), (8, 1), (16, 0)])
 def test_palette(pictures, bits, scale):
-    """16-bit entries, 16-bit entries of which a scanner filled 8 only, and 8-bit entries."""
+    """16-bit entries, 16-bit entries of which a scanner filled 8 only, 8-bit entries, segments."""
     frame = made_frame(1)
     dataset = made_dataset(frame, PhotometricInterpretation="PALETTE COLOR")
     ramp = np.arange(256)
     for name, values in (("Red", ramp), ("Green", ramp - ramp // 16), ("Blue", ramp - ramp // 8)):
-        entries = (values * scale).astype("<u2" if bits == 16 else "u1")
-        setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [256, 0, bits])
-        setattr(dataset, f"{name}PaletteColorLookupTableData", entries.tobytes())
+        entries = (values * (scale or 256)).astype("<u2" if bits == 16 else "u1")
+        if not scale:  # one discrete segment (PS3.3 C.7.9.2)
+            name = f"Segmented{name}"
+            entries = np.array([0, 256, *entries], "<u2")
+        stem = f"{name}PaletteColorLookupTable"
+        setattr(dataset, f"{stem.removeprefix('Segmented')}Descriptor", [256, 0, bits])
+        setattr(dataset, f"{stem}Data", entries.tobytes())
     (picture,) = pictures(dataset)
     assert np.array_equal(picture, expected(tinted(frame)))
 
@@ -178,6 +202,26 @@ def test_rle(pictures):
     dataset.compress(uid.RLELossless, generate_instance_uid=False)
     for picture, frame in zip(pictures(dataset), frames, strict=True):
         assert np.array_equal(picture, expected(frame))
+
+
+@pytest.mark.parametrize("kind", ["grey", "colour", "near", "12 bits"])
+def test_jpeg_ls(pictures, kind):
+    frame = tinted(made_frame(1)) if kind == "colour" else made_frame(1)
+    stored = frame.astype(np.uint16) * 16 if kind == "12 bits" else frame
+    bits = {"BitsStored": 12, "HighBit": 11} if kind == "12 bits" else {}
+    dataset = made_dataset(np.stack([stored, stored[:, ::-1]]), **bits)
+    syntax, near = (uid.JPEGLSNearLossless, 2) if kind == "near" else (uid.JPEGLSLossless, 0)
+    dataset.compress(syntax, jls_error=near or None, generate_instance_uid=False)
+    shown = np.round(stored / 4095 * 255).astype(np.uint8) if kind == "12 bits" else frame
+    for picture, whole in zip(pictures(dataset), (shown, shown[:, ::-1]), strict=True):
+        assert np.abs(picture.astype(int) - expected(whole)).max() <= near
+
+
+def test_high_throughput_jpeg_2000():
+    frame = np.add.outer(np.arange(32) * 4, np.arange(32) * 3).astype(np.uint8)
+    dataset = made_dataset(frame)
+    compress(dataset, [HTJ2K], uid.HTJ2KLossless, "MONOCHROME2")
+    assert np.array_equal(FrameReader(dataset, read_layout(dataset)).read(0), frame)
 
 
 def test_jpeg_baseline_grey(pictures):
