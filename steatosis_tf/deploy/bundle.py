@@ -179,6 +179,32 @@ def is_bundle(path: str | Path) -> bool:
         return False
 
 
+def check_bundle_folder(folder: str | Path, source: str | Path | None) -> None:
+    """Refuse to write a bundle where something else is.
+
+    Args:
+        folder: of the bundle to write; its zip lies beside it.
+        source: bundle that it is made from, folder or zip; None is the one of the package.
+
+    Raises:
+        ValueError: if the folder holds anything but an earlier bundle, its zip is none, or one of
+            the two is the source.
+
+    Example:
+        >>> check_bundle_folder("new_model", None)
+    """
+    folder = Path(folder)
+    archive = folder.with_name(f"{folder.name}.zip")
+    own = None if source is None else Path(source).resolve()
+    taken = folder.is_dir() and any(folder.iterdir()) and not is_bundle(folder)
+    if (taken or archive.exists() > is_bundle(archive)
+            or own in (folder.resolve(), archive.resolve())):  # fmt: skip
+        raise ValueError(
+            "Expected a new folder for the bundle, or that of an earlier one with its zip. "
+            f"Received: {folder.name!r}, where something else is. Give --output another name."
+        )
+
+
 def find_faults(bundle: Bundle) -> dict[str, str]:
     """Grade the reference frames of an opened bundle and compare with what is stored.
 

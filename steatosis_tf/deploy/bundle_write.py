@@ -31,6 +31,7 @@ from steatosis_tf.deploy.bundle import (
     SCHEMA,
     VECTORS_NAME,
     Bundle,
+    check_bundle_folder,
     find_faults,
     is_bundle,
     open_bundle,
@@ -207,13 +208,7 @@ def export_bundle(run_dir: str | Path, folder: str | Path, *, leak_hashes: bool 
             f"Expected a run with a bundle, as recipe joint trains it. Received: {run_dir.name!r} "
             "without one: its model grades frames alone. Write it as one file: --output FILE.onnx."
         )
-    archive = folder.with_name(f"{folder.name}.zip")
-    taken = folder.is_dir() and any(folder.iterdir()) and not is_bundle(folder)
-    if taken or folder.resolve() == source.resolve() or archive.exists() > is_bundle(archive):
-        raise ValueError(
-            "Expected a new folder for the bundle, or that of an earlier one with its zip. "
-            f"Received: {folder.name!r}, where something else is. Give --output another name."
-        )
+    check_bundle_folder(folder, source)
     bundle = open_bundle(source)
     if leak_hashes:
         # Of validation and test frames too: a study that chose anything is no stranger to it.

@@ -18,7 +18,7 @@ from sklearn.metrics import cohen_kappa_score
 from tqdm import tqdm
 
 from steatosis_tf.cohort.manifest import frame_path, read_manifest
-from steatosis_tf.deploy.bundle import Bundle, open_bundle
+from steatosis_tf.deploy.bundle import Bundle, check_bundle_folder, open_bundle
 from steatosis_tf.deploy.bundle_write import seal_again
 from steatosis_tf.files import file_sha256
 from steatosis_tf.grades import GRADES, label_of
@@ -71,8 +71,7 @@ def recalibrate(
     """
     table = read_manifest(manifest_path)
     bundle = open_bundle(model)
-    if model is not None and Path(model).resolve() == Path(output_dir).resolve():
-        raise ValueError("Expected another folder than the model's own. Received: the same.")
+    check_bundle_folder(output_dir, model)
     if "recalibration" in bundle.about:
         raise ValueError(
             "Expected a bundle as it was trained. Received: one that was recalibrated already. "
@@ -168,16 +167,18 @@ def _check(local: _Local) -> None:
 def _fitted(old: JointModel, local: _Local) -> tuple[JointModel, np.ndarray, dict[str, Any] | None]:
     """The new rule, new scores of left-out patients, and the line with its intervals."""
     scores, targets = local.scores, local.targets
-    slope, offset, left_out = 1.0, 0.0, scores
-    line = None
-    if np.isfinite(targets).all():
-        slope, offset = _line(scores, targets)
-        if slope <= _MIN_SLOPE:
-            raise ValueError(
-                "Expected a score that rises with the local patients' fat. Received: a slope of "
-                f"{slope:.3g} over {len(scores)} patients. The model says nothing here: check the "
-                "labels and the view, or train another."
-            )
+    has_fat = bool(np.isfinite(targets).all())
+    slope, offset = _line(scores, targets if has_fat else local.labels)
+    if slope <= _MIN_SLOPE:
+        raise ValueError(
+            "Expected a score that rises with the local patients' fat. Received: a slope of "
+            f"{slope:.3g} over {len(scores)} patients. The model says nothing here: check the "
+            "labels and the view, or train another."
+        )
+    left_out, line = scores, None
+    if not has_fat:
+        slope, offset = 1.0, 0.0
+    else:
         rest = [np.arange(len(scores)) != at for at in range(len(scores))]
         lines = [_line(scores[others], targets[others]) for others in rest]
         left_out = np.array([score * a + b for score, (a, b) in zip(scores, lines, strict=True)])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.manifest import frame_path
+from steatosis_tf.cohort.manifest import frame_path, pixels_sha256
 from steatosis_tf.files import replacing
 from steatosis_tf.parallel import map_on_cores
 from steatosis_tf.quantitative.display import Display
@@ -83,7 +83,7 @@ def measured_table(frames: pd.DataFrame, manifest_path: Path, store_dir: Path) -
         columns `MEASURED`, index of `frames`; NaN for what a frame does not show.
 
     Raises:
-        ValueError: if a frame cannot be read.
+        ValueError: if a frame cannot be read, or is another than when the manifest was made.
     """
     store = store_dir / f"measured-{_VERSION}-{SECTOR_VERSION}.csv"
     known = pd.DataFrame(columns=list(MEASURED), dtype=float)
@@ -92,7 +92,8 @@ def measured_table(frames: pd.DataFrame, manifest_path: Path, store_dir: Path) -
     missing = frames.loc[~frames["pixels_sha256"].isin(known.index)]
     missing = missing.drop_duplicates("pixels_sha256")
     paths = [frame_path(manifest_path, str(path)) for path in missing["path"]]
-    found = list(map_on_cores(_measured, paths, "measured features")) if paths else []
+    frames_of = list(zip(paths, missing["pixels_sha256"], strict=True))
+    found = list(map_on_cores(_measured, frames_of, "measured features")) if paths else []
     if found:
         table = pd.DataFrame(found, index=missing["pixels_sha256"], columns=list(MEASURED))
         known = pd.concat([known, table]) if len(known) else table
@@ -101,8 +102,14 @@ def measured_table(frames: pd.DataFrame, manifest_path: Path, store_dir: Path) -
     return known.loc[frames["pixels_sha256"], list(MEASURED)].set_axis(frames.index)
 
 
-def _measured(path: Path) -> list[float]:
+def _measured(frame_of: tuple[Path, str]) -> list[float]:
+    path, digest = frame_of
     frame = read_frame(path)
+    if pixels_sha256(frame) != digest:  # what is kept under it must be of these pixels
+        raise ValueError(
+            f"Expected the frames that the manifest was made from. Received: {path.name}, whose "
+            "pixels are others. Put the file back, or make the manifest again."
+        )
     try:
         numbers = measure_frame(frame)
     except ValueError:  # no sector, or Doppler: its ROI is a person's, and nothing is measured

@@ -155,9 +155,22 @@ def test_a_score_that_falls_with_fat_is_refused(phantom_bundle, study, tmp_path)
     table = pd.read_csv(study, dtype=str, keep_default_na=False)
     turned = 100 - table["fat_percent"].astype(float)
     grades = turned.map(grade_from_fat_percent)
-    manifest = _few(study, tmp_path, 20, fat_percent=turned, grade=grades)
-    with pytest.raises(ValueError, match="rises with the local patients' fat"):
-        recalibrate(phantom_bundle, manifest, tmp_path / "new")
+    for fat in (turned, ""):  # and where grades alone are known
+        manifest = _few(study, tmp_path, 12, fat_percent=fat, grade=grades)
+        with pytest.raises(ValueError, match="rises with the local patients' fat"):
+            recalibrate(phantom_bundle, manifest, tmp_path / "new")
+
+
+def test_a_run_is_not_written_over(phantom_bundle, study, tmp_path, capsys):
+    """Its model has the name of the network in a bundle."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.onnx").write_text("trained for days")
+    folders = [tmp_path / "run", shutil.copytree(phantom_bundle, tmp_path / "own")]
+    for folder, model in zip(folders, (phantom_bundle, folders[1]), strict=True):
+        call = ["recalibrate", str(model), str(study), "--output", str(folder)]
+        assert cli.main(call) == 1
+        assert "where something else is" in capsys.readouterr().err
+    assert (tmp_path / "run" / "model.onnx").read_text() == "trained for days"
 
 
 def test_a_recalibrated_bundle_is_not_recalibrated_again(local, study, tmp_path):

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.quantitative.attenuation import Attenuation, measure_attenuation
 from steatosis_tf.quantitative.display import Beams, Display
@@ -19,6 +20,7 @@ from steatosis_tf.quantitative.measure import (
     measure_frame,
     measure_regions,
 )
+from steatosis_tf.quantitative.study import measured_table
 from steatosis_tf.roi.anatomy.liver import liver_mask
 from steatosis_tf.roi.propose import propose_roi
 from steatosis_tf.roi.sector import Sector, find_sector
@@ -233,3 +235,14 @@ def test_a_screen_of_thousands_of_px_gives_the_numbers_of_its_frame():
     )
     assert again.vessel_contrast_db == pytest.approx(found.vessel_contrast_db, abs=0.2)
     assert again.diaphragm_db == pytest.approx(found.diaphragm_db, abs=0.2)
+
+
+def test_a_frame_that_was_changed_is_not_measured_under_its_old_hash(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((300, 400), 90, np.uint8))
+    (tmp_path / "labels.csv").write_text("path,patient_id,grade\na.png,P1,Mild\n")
+    build_manifest(tmp_path / "labels.csv", tmp_path / "manifest.csv")
+    frames = read_manifest(tmp_path / "manifest.csv")
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((300, 400), 91, np.uint8))
+    with pytest.raises(ValueError, match=r"a\.png, whose pixels are others"):
+        measured_table(frames, tmp_path / "manifest.csv", tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
