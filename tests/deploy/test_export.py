@@ -79,13 +79,13 @@ def test_one_uint8_input_and_a_free_batch_size(exported, random_grader, rois):
 
 
 def test_file_says_what_it_is(exported):
-    proto = onnx.load(exported[0])
-    texts = {entry.key: entry.value for entry in proto.metadata_props}
+    texts = {entry.key: entry.value for entry in onnx.load(exported[0]).metadata_props}
     assert json.loads(texts["steatosis.grades"]) == ["Normal", "Mild", "Moderate", "Severe"]
     assert texts["steatosis.notice"] == NOTICE
     assert texts["steatosis.run_id"] == "0123"
     assert texts["steatosis.steatosis_tf"]
-    assert texts["steatosis.weights_sha256"] == weights_sha256(proto)
+    with exported[0].open("rb") as file:
+        assert texts["steatosis.weights_sha256"] == weights_sha256(file)
 
 
 def test_difference_is_the_largest_one(exported, random_grader, rois):
