@@ -25,7 +25,7 @@ SHORT = {
 }
 LONG = {
     "consensus": ("raw", "consensus readings.csv --output labels.csv"),
-    "roi": ("manifest", "roi manifest.csv --set roi.method=sector --masks masks"),
+    "roi": ("few", "roi manifest.csv --set roi.method=sector --masks masks"),
     "phantom": ("raw", "phantom more --patients 4 --frames 1 --seed 4"),
     "leaks": ("roi", "leaks manifest.csv --drop-copies"),
     "sheet": ("manifest", "roi manifest.csv --set roi.method=sector --sheet all.png"),
@@ -80,6 +80,10 @@ def _make(folder: Path, state: str, at) -> None:
         for number in (1, 2):
             write_made(folder / "export" / f"{number}.dcm", number=number)
         _call(folder, SHORT["key"][1])
+    elif state == "few":  # each frame is several writes, and each write several walks
+        folder.mkdir()
+        _call(folder, "phantom phantoms --patients 4 --frames 1 --seed 3")
+        _call(folder, SHORT["manifest"][1])
     elif state == "run":  # of more patients: a rule is fitted to ten at least
         folder.mkdir()
         _call(folder, "phantom phantoms --patients 24 --frames 1 --seed 3")
