@@ -33,6 +33,8 @@ CLIP_FRAMES = 10
 # What a search comes across that nobody takes for a frame.
 _NOT_FRAMES = (".csv", ".json", ".txt", ".md", ".pdf", ".html", ".xml", ".log", ".onnx", ".keras",
                ".sqlite", ".npz", ".npy", ".lock")  # fmt: skip
+# Pictures and films that nobody reads here, and no DICOM either.
+_UNREAD = (".gif", ".webp", ".avif", ".heic", ".jp2", ".avi", ".mp4", ".mov", ".wmv", ".mpg")
 _MIXED_STUDY = "one study with the files of two patients: nobody can tell whose answer it would be"
 _TWICE = "given twice; it counts once"
 # As `predict --figures` names what it draws into its output folder.
@@ -213,6 +215,8 @@ class Inputs:
             group._files.append(self._image(name, load))
         elif suffix in _NOT_FRAMES or PurePosixPath(name).name.startswith("."):
             self.passed_over.append((name, f"no frame ({suffix or 'hidden'})"))
+        elif suffix in _UNREAD:
+            self.passed_over.append((name, f"{suffix} is not read; export as PNG, JPEG or DICOM"))
         else:
             self._add_dicom(name, load)
 

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 from steatosis_tf.files import open_regular, replacing
 from steatosis_tf.sources.rejection import Rejection
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff")
 
 # A frame this wide or high is a slide scan or a mistake, and would exhaust memory in a batch.
 MAX_SIDE_PX = 8192

@@ -141,15 +141,18 @@ def test_what_is_no_frame_is_named_with_its_reason(tmp_path, clip):
     (folder / "random").write_bytes(np.random.default_rng(0).bytes(8192))
     (folder / "notes.txt").write_text("no frame")
     (folder / ".hidden").write_text("")
+    (folder / "clip.mp4").write_bytes(np.random.default_rng(0).bytes(8192))
+    (folder / "saved.jfif").write_bytes(cv2.imencode(".jpg", clip[0])[1].tobytes())
     (folder / "loop").symlink_to(folder)
     with open_inputs([folder]) as inputs:
-        assert len(inputs.groups) == 1
+        assert [group.names for group in inputs.groups] == [["good"], ["saved.jfif"]]
         reasons = dict(inputs.passed_over)
     assert reasons["doppler"] == "colour Doppler region"
     assert reasons["m_mode"] == "M-mode region"
     assert reasons["ct"].startswith("not an ultrasound image")
     assert reasons["report"].startswith("ultrasound object without an image")
     assert "looks encrypted" in reasons["random"]
+    assert reasons["clip.mp4"] == ".mp4 is not read; export as PNG, JPEG or DICOM"
     assert reasons["notes.txt"] == "no frame (.txt)"
     assert reasons[".hidden"] == "no frame (hidden)"
     assert reasons["loop"].startswith("a link to a folder")
