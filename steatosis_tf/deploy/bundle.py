@@ -282,7 +282,7 @@ def _compare(files: Mapping[str, bytes], sums: bytes, about: dict[str, Any], nam
     for one in FILES:
         if one not in files:
             faults.append(f"{one} is missing")
-        elif _sha256(files[one]) != listed.get(one):
+        elif hashlib.sha256(files[one]).hexdigest() != listed.get(one):
             faults.append(f"{one} is changed")
         elif one != ABOUT_NAME and about.get("files", {}).get(one) != listed[one]:
             faults.append(f"{one} is not the one that {ABOUT_NAME} names")
@@ -356,7 +356,3 @@ def _differences(expected: Any, received: Any, place: str) -> Iterator[tuple[str
             yield place, f"expected {expected:.6g}, received {received:.6g}"
     elif expected != received:
         yield place, f"expected {expected!r}, received {received!r}"
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

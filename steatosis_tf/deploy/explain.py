@@ -41,9 +41,7 @@ _EACH = 2
 MAX_MAPS = 20
 
 
-def explain_mean(
-    last_map: np.ndarray, steps: tuple[Step, ...], label: int
-) -> tuple[np.ndarray, float]:
+def explain_mean(last_map: np.ndarray, steps: tuple[Step, ...], label: int) -> np.ndarray:
     """What each place of a map adds to a logit that is read from the map's mean.
 
     Args:
@@ -52,25 +50,24 @@ def explain_mean(
         label: which logit.
 
     Returns:
-        `(rows, columns)` float64, and the constant that with its sum makes the logit.
+        `(rows, columns)` float64.
 
     Example:
         >>> steps = (("MatMul", np.array([[2.0, 0.0]])), ("Add", np.array([1.0, 0.0])))
-        >>> places, constant = explain_mean(np.array([[[1.0], [3.0]]]), steps, 0)
-        >>> places.tolist(), constant
-        ([[1.0, 3.0]], 1.0)
+        >>> explain_mean(np.array([[[1.0], [3.0]]]), steps, 0).tolist()
+        [[1.0, 3.0]]
     """
     active = []
     x = last_map.mean(axis=(0, 1), dtype=np.float64)
     for kind, numbers in steps:
         if kind == "Relu":
             active.append(x > 0)
-        x = _after(kind, numbers, x, active[-1] if kind == "Relu" else None)
+            x = x * active[-1]
+        elif kind == "MatMul":
+            x = x @ numbers
+        else:
+            x = x * numbers if kind == "Mul" else x + numbers
     gradient = np.eye(len(x))[label]
-    constant = np.zeros(last_map.shape[2])
-    ahead = iter(active)
-    for kind, numbers in steps:
-        constant = _after(kind, numbers, constant, next(ahead) if kind == "Relu" else None)
     for kind, numbers in reversed(steps):
         if kind == "Relu":
             gradient = gradient * active.pop()
@@ -78,15 +75,7 @@ def explain_mean(
             gradient = numbers @ gradient
         elif kind == "Mul":
             gradient = gradient * numbers
-    return last_map @ gradient / (last_map.shape[0] * last_map.shape[1]), float(constant[label])
-
-
-def _after(kind: str, numbers: np.ndarray, x: np.ndarray, active: np.ndarray | None) -> np.ndarray:
-    if kind == "MatMul":
-        return np.asarray(x @ numbers)
-    if kind == "Relu":
-        return x * active
-    return np.asarray(x * numbers if kind == "Mul" else x + numbers)
+    return last_map @ gradient / (last_map.shape[0] * last_map.shape[1])
 
 
 @dataclass(frozen=True)
@@ -94,7 +83,7 @@ class PlaceExplainer:
     """A network file whose dense end was taken apart.
 
     Attributes:
-        session: from `roi` to the last map and the logits.
+        session: from `roi` to the last map.
         steps: from the map's mean to the logits.
         is_channels_last: how the map lies in memory.
     """
@@ -103,25 +92,17 @@ class PlaceExplainer:
     steps: tuple[Step, ...]
     is_channels_last: bool
 
-    def explain(self, pictures: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
-        """Maps `(n, rows, columns)` float32 and constants `(n,)` of the logit of a grade.
+    def explain(self, pictures: np.ndarray, label: int) -> np.ndarray:
+        """Maps `(n, rows, columns)` float32 of the logit of a grade.
 
         Args:
             pictures: `(n, height, width)` uint8.
             label: of the grade, 0 to 3.
         """
-        (maps,) = self.session.run([self.session.get_outputs()[0].name],
-                                   {"roi": pictures[..., None]})  # fmt: skip
+        (maps,) = self.session.run(None, {"roi": pictures[..., None]})
         if not self.is_channels_last:
             maps = np.moveaxis(maps, 1, -1)
-        found = [explain_mean(one, self.steps, label) for one in maps]
-        return (np.stack([places for places, _ in found]).astype(np.float32),
-                np.array([constant for _, constant in found]))  # fmt: skip
-
-    def logits(self, pictures: np.ndarray) -> np.ndarray:
-        """What the softmax is given, `(n, 4)`, by the network itself."""
-        name = self.session.get_outputs()[1].name
-        return np.asarray(self.session.run([name], {"roi": pictures[..., None]})[0])
+        return np.stack([explain_mean(one, self.steps, label) for one in maps]).astype(np.float32)
 
 
 def open_explainer(path: str | Path) -> PlaceExplainer | None:
@@ -153,9 +134,7 @@ def open_explainer(path: str | Path) -> PlaceExplainer | None:
         return None
     is_last = node.op_type == "ReduceMean" and _axes(node, numbers) == [1, 2]
     del proto.graph.output[:]
-    proto.graph.output.extend(
-        onnx.ValueInfoProto(name=one) for one in (node.input[0], end.input[0])
-    )
+    proto.graph.output.append(onnx.ValueInfoProto(name=node.input[0]))
     session = onnxruntime.InferenceSession(
         proto.SerializeToString(), providers=["CPUExecutionProvider"]
     )

@@ -129,7 +129,7 @@ class BareNetwork:
         """What each place adds to the logit of a grade; without maps if the network has none."""
         if self._explainer is None:
             return frames
-        places = iter(self._explainer.explain(np.stack(pictures), label)[0])
+        places = iter(self._explainer.explain(np.stack(pictures), label))
         return tuple(
             one if one.kind == "unable" else replace(one, map=next(places)) for one in frames
         )

@@ -81,21 +81,6 @@ _ARTIFICIAL = Code("123110", "DCM", "Artificial Intelligence")
 
 
 @dataclass(frozen=True)
-class ModelName:
-    """The model that gave an answer.
-
-    Attributes:
-        name: name and version, for a person.
-        sha256: of the bundle's sums, or of the bare ONNX file.
-        num_training: patients that it was trained on; 0 if it does not say.
-    """
-
-    name: str
-    sha256: str
-    num_training: int = 0
-
-
-@dataclass(frozen=True)
 class PacsAnswer:
     """What goes back to the PACS; store the key image first, so that a report stands for both.
 
@@ -108,18 +93,13 @@ class PacsAnswer:
     report: Dataset
 
 
-def model_name(grader: Grader) -> ModelName:
-    """The name of what grades."""
-    return ModelName(grader.name, grader.sha256, grader.num_training)
-
-
 def answer_study(study: Study, grader: Grader) -> tuple[PatientAnswer, PacsAnswer]:
     """Grade a study as `predict` does, and build what goes back."""
     answer = grade_study(study, grader)
-    return answer, pacs_answer(study, answer, model_name(grader))
+    return answer, pacs_answer(study, answer, grader)
 
 
-def pacs_answer(study: Study, answer: PatientAnswer, model: ModelName) -> PacsAnswer:
+def pacs_answer(study: Study, answer: PatientAnswer, model: Grader) -> PacsAnswer:
     """Build report and key image.
 
     Args:
@@ -171,7 +151,7 @@ def answer_bytes(dataset: Dataset) -> bytes:
     return stream.getvalue()
 
 
-def is_answered(study: Study, model: ModelName) -> bool:
+def is_answered(study: Study, model: Grader) -> bool:
     """Whether a report of this model and version on exactly these images is among the earlier."""
     images = {image.uid for image in study.images}
     series = _uid("sr", study.uid, __version__, model.sha256)
@@ -181,7 +161,7 @@ def is_answered(study: Study, model: ModelName) -> bool:
     )
 
 
-def _report(study: Study, answer: PatientAnswer, model: ModelName) -> Dataset:
+def _report(study: Study, answer: PatientAnswer, model: Grader) -> Dataset:
     images = {image.uid: image for image in study.images}
     content = hd.MeasurementReport(
         observation_context=hd.ObservationContext(
@@ -214,7 +194,7 @@ def _report(study: Study, answer: PatientAnswer, model: ModelName) -> Dataset:
 
 
 def _document(
-    study: Study, content: hd.MeasurementReport, model: ModelName, previous: list[Dataset]
+    study: Study, content: hd.MeasurementReport, model: Grader, previous: list[Dataset]
 ) -> Dataset:
     report = hd.Comprehensive3DSR(
         evidence=[_evidence(study, image) for image in study.images],
@@ -232,7 +212,7 @@ def _document(
 
 
 def _exam(
-    study: Study, answer: PatientAnswer, model: ModelName
+    study: Study, answer: PatientAnswer, model: Grader
 ) -> hd.MeasurementsAndQualitativeEvaluations:
     """What is said of the whole study."""
     sources = [
@@ -344,7 +324,7 @@ def _polyline(outline: np.ndarray, image: StudyImage) -> np.ndarray:
     return np.clip(np.concatenate([points, points[:1]]), 0, limit)
 
 
-def _key_image(study: Study, answer: PatientAnswer, model: ModelName) -> Dataset:
+def _key_image(study: Study, answer: PatientAnswer, model: Grader) -> Dataset:
     shown = key_frame(answer)
     frame = None
     if shown is not None:
@@ -394,7 +374,7 @@ def _burned_in(study: Study) -> str:
     return "YES" if marked else "NO"
 
 
-def _series_of(kind: str, study: Study, model: ModelName) -> dict[str, Any]:
+def _series_of(kind: str, study: Study, model: Grader) -> dict[str, Any]:
     """What both files say of the series and the program that made them."""
     return {
         "series_instance_uid": _uid(kind, study.uid, __version__, model.sha256),

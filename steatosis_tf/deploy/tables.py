@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from steatosis_tf import __version__
 from steatosis_tf.files import as_cell, check_output, sync_folder, write_json
 from steatosis_tf.grades import GRADES, NOTICE, SCORE_COLUMNS, grade_from_fat_percent
-from steatosis_tf.model.answer import Kind, PatientAnswer, plain_answer
+from steatosis_tf.model.answer import FrameAnswer, Kind, PatientAnswer, plain_answer
 from steatosis_tf.quantitative.measure import NAMES
 
 if TYPE_CHECKING:
@@ -84,8 +84,11 @@ class AnswerTables:
             self._tables = [
                 stack.enter_context((self.folder / name).open("wb", buffering=0)) for name in TABLES
             ]
-            for table, columns in zip(self._tables, self._columns(), strict=True):
-                _append(table, [columns])
+            # The columns are those of any row.
+            rows = (self._patient_row(PatientAnswer("", "unable")),
+                    self._frame_row("", FrameAnswer("", "unable"), ""))  # fmt: skip
+            for table, row in zip(self._tables, rows, strict=True):
+                _append(table, [[*row]])
             yield self
         sync_folder(self.folder)
 
@@ -103,8 +106,10 @@ class AnswerTables:
             the patient as `predictions.json` will have it.
         """
         patients, frames = self._tables
-        _append(patients, [self._patient_row(answer, change)])
-        _append(frames, self._frame_rows(answer, figures))
+        _append(patients, [[*self._patient_row(answer, change).values()]])
+        drawn = list(figures) or [""] * len(answer.frames)
+        pairs = zip(answer.frames, drawn, strict=True)
+        _append(frames, [[*self._frame_row(answer.patient, *pair).values()] for pair in pairs])
         self._answers.append(values_of(answer, change))
         return self._answers[-1]
 
@@ -127,47 +132,37 @@ class AnswerTables:
         }
         write_json(summary, self.folder / SUMMARY)
 
-    def _columns(self) -> tuple[list[str], list[str]]:
+    def _patient_row(self, answer: PatientAnswer, change: str = "") -> dict[str, Any]:
+        """Column -> value."""
         numbers = self._grader.columns
-        patient = [
-            _FIRST_COLUMN, "date", "kind", "grade", "fat_percent", "fat_low", "fat_high",
-            *SCORE_COLUMNS, "prediction_set", *self._grader.points,
-            *(f"adds {name}" for name in numbers), *(f"measured {name}" for name in numbers),
-            "novelty", "training_rank", "num_frames", "num_used", "reason", "change",
-            "notice",
-        ]  # fmt: skip
-        frame = [
-            _FIRST_COLUMN, "frame", "kind", "reason_code", "reason", "fat_score", "novelty",
-            *(f"measured {name}" for name in numbers), "boxes", "figure", "notice",
-        ]  # fmt: skip
-        return patient, frame
+        points = {name: answer.operating_points.get(name) for name in self._grader.points}
+        fat_low, fat_high = answer.fat_interval
+        return {
+            _FIRST_COLUMN: answer.patient, "date": answer.date, "kind": answer.kind,
+            "grade": answer.grade, "fat_percent": answer.fat_percent,
+            "fat_low": fat_low, "fat_high": fat_high,
+            **{column: answer.probabilities.get(grade)
+               for column, grade in zip(SCORE_COLUMNS, GRADES, strict=True)},
+            "prediction_set": " or ".join(answer.prediction_set),
+            **{name: "" if is_over is None else ("yes" if is_over else "no")
+               for name, is_over in points.items()},
+            **{f"adds {name}": answer.contributions.get(name) for name in numbers},
+            **{f"measured {name}": answer.features.get(name) for name in numbers},
+            "novelty": answer.novelty, "training_rank": answer.training_rank,
+            "num_frames": answer.num_frames, "num_used": answer.num_used,
+            "reason": answer.reason, "change": change, "notice": NOTICE,
+        }  # fmt: skip
 
-    def _patient_row(self, answer: PatientAnswer, change: str) -> list[Any]:
-        numbers = self._grader.columns
-        points = (answer.operating_points.get(name) for name in self._grader.points)
-        return [
-            answer.patient, answer.date, answer.kind, answer.grade, answer.fat_percent,
-            *answer.fat_interval, *(answer.probabilities.get(grade) for grade in GRADES),
-            " or ".join(answer.prediction_set),
-            *("" if is_over is None else ("yes" if is_over else "no") for is_over in points),
-            *(answer.contributions.get(name) for name in numbers),
-            *(answer.features.get(name) for name in numbers),
-            answer.novelty, answer.training_rank, answer.num_frames, answer.num_used,
-            answer.reason, change, NOTICE,
-        ]  # fmt: skip
-
-    def _frame_rows(self, answer: PatientAnswer, figures: Sequence[str]) -> list[list[Any]]:
-        numbers = self._grader.columns
-        drawn = list(figures) or [""] * len(answer.frames)
-        return [
-            [
-                answer.patient, frame.name, frame.kind, frame.reason_code, frame.reason,
-                frame.fat_score, frame.novelty, *(frame.features.get(name) for name in numbers),
-                "; ".join(f"{name} {' '.join(map(str, box))}" for name, box in frame.boxes.items()),
-                figure, NOTICE,
-            ]
-            for frame, figure in zip(answer.frames, drawn, strict=True)
-        ]  # fmt: skip
+    def _frame_row(self, patient: str, frame: FrameAnswer, figure: str) -> dict[str, Any]:
+        """Column -> value."""
+        boxes = (f"{name} {' '.join(map(str, box))}" for name, box in frame.boxes.items())
+        return {
+            _FIRST_COLUMN: patient, "frame": frame.name, "kind": frame.kind,
+            "reason_code": frame.reason_code, "reason": frame.reason,
+            "fat_score": frame.fat_score, "novelty": frame.novelty,
+            **{f"measured {name}": frame.features.get(name) for name in self._grader.columns},
+            "boxes": "; ".join(boxes), "figure": figure, "notice": NOTICE,
+        }  # fmt: skip
 
 
 class Visits:

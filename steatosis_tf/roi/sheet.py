@@ -40,7 +40,7 @@ class SheetRow:
         frame: `(height, width)` or `(height, width, 3)` RGB, uint8.
         caption: what to write below it, such as the pseudonymous frame id.
         rectangle: the ROI in px of the frame, or None.
-        quality: 0 to 1, or None where unknown; the sheet is sorted by it.
+        quality: 0 to 1, or None where unknown.
         reason: why there is no ROI; empty where there is one.
         source: `auto` or `person`.
         is_beam_space: the model sees the whole sector: it is drawn in place of the rectangle.
@@ -106,8 +106,10 @@ def draw_sheet(
         manifest_path: where the manifest lies.
         output_path: PNG file to write.
     """
+    # Frames without a rectangle first, then by quality; those of unknown quality last.
     rank = frame_table["roi_quality"].fillna(2.0) - 10 * frame_table["roi_height"].isna()
-    worst = frame_table.loc[rank.sort_values(kind="stable").index[:MAX_TILES]]
+    ranked = frame_table.assign(rank=rank).sort_values("rank", kind="stable")
+    worst = ranked[:MAX_TILES].sort_values(["rank", "frame_id"])
     rows = _sheet_rows(worst, Path(manifest_path))
     return write_sheet(rows, output_path, num_better=len(frame_table) - len(worst))
 
@@ -121,11 +123,8 @@ def write_sheet(
 ) -> Path:
     """Draw a contact sheet.
 
-    Only the worst 120 rows are drawn. Rows may come from a generator: each is shrunk at once and
-    forgotten, so memory does not grow with their number.
-
     Args:
-        rows: the frames, in any order.
+        rows: the frames, in order; of a generator each is shrunk before the next is asked for.
         output_path: PNG file to write.
         num_columns: tiles side by side.
         num_better: frames that were left out of the rows, to be counted in the header.
@@ -139,29 +138,11 @@ def write_sheet(
     output_path = Path(output_path)
     if output_path.suffix.lower() != ".png":
         raise ValueError(f"expected a .png file. Received: output_path={output_path.name}")
-    tiles: list[tuple[float, str, np.ndarray]] = []
-    total = num_better
-    for row in rows:
-        total += 1
-        tiles.append((_rank(row), row.caption, _tile(row)))
-        if len(tiles) >= 2 * MAX_TILES:
-            tiles = _worst(tiles)
+    tiles = [_tile(row) for row in rows]
     if not tiles:
         raise ValueError("expected at least one row to draw. Received: none")
-    shown = [tile for _, _, tile in _worst(tiles)]
-    sheet = _header(shown, total, num_columns)
-    write_png(sheet, output_path)
+    write_png(_header(tiles, len(tiles) + num_better, num_columns), output_path)
     return output_path
-
-
-def _rank(row: SheetRow) -> float:
-    """Frames without a rectangle first, then by quality; those of unknown quality last."""
-    quality = 2.0 if row.quality is None else row.quality
-    return quality - 10 if row.rectangle is None else quality
-
-
-def _worst(tiles: list[tuple[float, str, np.ndarray]]) -> list[tuple[float, str, np.ndarray]]:
-    return sorted(tiles, key=lambda tile: tile[:2])[:MAX_TILES]
 
 
 def _tile(row: SheetRow) -> np.ndarray:

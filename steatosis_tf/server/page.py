@@ -311,7 +311,7 @@ def report_zip(bundle: Bundle, body: bytes, visit: int) -> bytes:
     """
     if not _CAN_REPORT:
         raise ValueError("Expected highdicom. Received: none. `pip install 'steatosis_tf[pacs]'`.")
-    from steatosis_tf.deploy.sr import answer_files, model_name, pacs_answer
+    from steatosis_tf.deploy.sr import answer_files, pacs_answer
     from steatosis_tf.deploy.study import read_study
 
     files, corrections = split_files(body)
@@ -329,7 +329,7 @@ def report_zip(bundle: Bundle, body: bytes, visit: int) -> bytes:
             for frame, (name, mark, number) in zip(answer.frames, parts, strict=True)
         ),
     )
-    made = pacs_answer(read_study(mine), named, model_name(bundle))
+    made = pacs_answer(read_study(mine), named, bundle)
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         for name, data in answer_files(made).items():

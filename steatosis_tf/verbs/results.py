@@ -320,14 +320,14 @@ def node(args: Namespace) -> Result:
     """
     from steatosis_tf.deploy.node import Orthanc, Worker
     from steatosis_tf.deploy.predict import open_model
-    from steatosis_tf.deploy.sr import PacsAnswer, answer_study, is_answered, model_name
+    from steatosis_tf.deploy.sr import PacsAnswer, answer_study, is_answered
     from steatosis_tf.deploy.study import read_study
 
     orthanc, grader = Orthanc(args.orthanc), open_model(args.model)
 
     def answer(folder: Path) -> PacsAnswer | None:
         study = read_study(folder)
-        if is_answered(study, model_name(grader)):
+        if is_answered(study, grader):
             return None
         return answer_study(study, grader)[1]
 

@@ -18,15 +18,17 @@ pytest.importorskip("pynetdicom", reason="needs the extra dev")
 from pydicom import dcmread
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
+from steatosis_tf.config import RoiConfig
 from steatosis_tf.deploy.node import Orthanc, OrthancAway, Worker, resubmit_failed
-from steatosis_tf.deploy.sr import ModelName, PacsAnswer, pacs_answer
+from steatosis_tf.deploy.predict import BareNetwork
+from steatosis_tf.deploy.sr import PacsAnswer, pacs_answer
 from steatosis_tf.deploy.study import read_study
 from steatosis_tf.model.answer import REASONS, PatientAnswer
 from steatosis_tf.sources.phantom.study import simulate_patient
 from tests.deploy.real_orthanc import RealOrthanc, free_port, until
 from tests.sources.dicom.made_dicom import UID_ROOT, file_bytes, made_dataset
 
-MODEL = ModelName("phantom 1", "ab" * 32)
+MODEL = BareNetwork("phantom 1", "ab" * 32, session=None, roi=RoiConfig())
 
 
 def image(number: int, study: int = 1, **changes):

@@ -14,10 +14,10 @@ from pydicom.dataset import Dataset
 pytest.importorskip("highdicom", reason="needs the extra pacs")
 
 from steatosis_tf import cli
-from steatosis_tf.deploy.predict import predict
+from steatosis_tf.config import RoiConfig
+from steatosis_tf.deploy.predict import BareNetwork, predict
 from steatosis_tf.deploy.sr import (
     SEVERITIES,
-    ModelName,
     answer_bytes,
     is_answered,
     pacs_answer,
@@ -30,7 +30,7 @@ from steatosis_tf.sources.phantom.study import simulate_patient
 from tests.deploy.real_orthanc import unpacked_program
 from tests.sources.dicom.made_dicom import UID_ROOT, made_frame, region, table, write_made
 
-MODEL = ModelName("phantom 1", "ab" * 32)
+MODEL = BareNetwork("phantom 1", "ab" * 32, session=None, roi=RoiConfig())
 VALIDATOR = Path(sysconfig.get_path("scripts")) / "dciodvfy"
 CLIP, STILL = f"{UID_ROOT}.9.1", f"{UID_ROOT}.9.2"
 SECTOR = np.array([[20.0, 24], [139, 24], [139, 111], [20, 111]])

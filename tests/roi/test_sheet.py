@@ -2,9 +2,12 @@
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 
-from steatosis_tf.roi.sheet import MAX_TILES, SheetRow, write_sheet
+from steatosis_tf.cohort.manifest import ROI_COLUMNS
+from steatosis_tf.roi import sheet as sheets
+from steatosis_tf.roi.sheet import SheetRow, draw_sheet, write_sheet
 from steatosis_tf.roi.views import Rectangle
 
 YELLOW = (240, 228, 66)
@@ -21,17 +24,19 @@ def tile_levels(path, count, num_columns):
     return [int(sheet[34 + 306 * row + 30, 6 + 366 * column + 30, 0]) for row, column in places]
 
 
-def test_worst_first_and_those_without_a_box_before_all(tmp_path):
-    box = Rectangle(100, 100, 80, 80)
-    rows = [
-        grey_row(50, rectangle=box, quality=0.9),
-        grey_row(60, rectangle=box, quality=0.5),
-        grey_row(70, quality=0.2, reason="no liver found (0.0 % of the sector)"),
-        grey_row(80, rectangle=box),
-    ]
-    path = write_sheet(rows, tmp_path / "sheet.png", num_columns=2)
-    assert tile_levels(path, 4, 2) == [70, 60, 50, 80]
-    assert [file.name for file in tmp_path.iterdir()] == ["sheet.png"]
+@pytest.mark.parametrize(("most", "levels"), [(120, [70, 60, 90, 50, 80]), (3, [70, 60, 90])])
+def test_worst_first_and_those_without_a_box_before_all(tmp_path, monkeypatch, most, levels):
+    monkeypatch.setattr(sheets, "MAX_TILES", most)
+    qualities = {50: 0.9, 60: 0.5, 70: 0.2, 80: np.nan, 90: 0.5}
+    for level in qualities:
+        cv2.imwrite(str(tmp_path / f"{level}.png"), np.full((260, 360), level, np.uint8))
+    table = pd.DataFrame({"path": [f"{level}.png" for level in qualities]}, qualities)
+    table = table.assign(frame_id=table["path"], roi_quality=qualities, roi_source="auto")
+    table[["roi_sector", "roi_view", "roi_reason"]] = ""
+    table[list(ROI_COLUMNS)] = 100.0
+    table.loc[70, list(ROI_COLUMNS)] = np.nan
+    path = draw_sheet(table, tmp_path / "manifest.csv", tmp_path / "sheet.png")
+    assert tile_levels(path, len(levels), min(4, len(levels))) == levels
 
 
 def test_boxes_and_outlines_are_drawn_in_the_scaled_frame(tmp_path):
@@ -56,18 +61,6 @@ def test_beam_space_is_drawn_as_its_sector(tmp_path):
     sheet = cv2.imread(str(write_sheet([row], tmp_path / "sheet.png")))[..., ::-1]
     assert tuple(sheet[34 + 50, 6 + 150]) == YELLOW
     assert tuple(sheet[34 + 30, 6 + 150]) == (90, 90, 90)
-
-
-def test_only_the_worst_are_kept_of_many(tmp_path):
-    box = Rectangle(10, 10, 50, 50)
-    rows = (
-        SheetRow(np.full((26, 36), index % 200 + 20, np.uint8), str(index), box, index / 300)
-        for index in reversed(range(300))
-    )
-    path = write_sheet(rows, tmp_path / "sheet.png", num_columns=10)
-    height = cv2.imread(str(path)).shape[0]
-    assert height == 34 + 306 * (MAX_TILES // 10)
-    assert tile_levels(path, 3, 10) == [20, 21, 22]
 
 
 def test_frames_left_out_are_counted_in_the_header(tmp_path):
