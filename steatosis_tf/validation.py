@@ -325,10 +325,12 @@ def find_leakage(
         `same_pixels` and `near_duplicate`.
     """
     training = grader.about["training"] if isinstance(grader, Bundle) else {}
+    fitted = grader.about.get("recalibration", {}) if isinstance(grader, Bundle) else {}
     found: dict[str, Any] = {"same_pixels": [], "near_duplicate": []}
-    if training.get("manifest_sha256") == file_sha256(manifest_path):
-        text = "Leak: this is the very manifest that the model was trained on."
-        return found | {"passed": False, "text": text}
+    for known, how in ((training, "trained"), (fitted, "recalibrated")):
+        if known.get("manifest_sha256") == file_sha256(manifest_path):
+            text = f"Leak: this is the very manifest that the model was {how} on."
+            return found | {"passed": False, "text": text}
     hashes = training.get("leak_hashes")
     run_manifest = None if model is None else Path(model) / "manifest.csv"
     if hashes is not None:
@@ -343,6 +345,13 @@ def find_leakage(
         )
         return found | {"passed": None, "text": text}
     named = set(found["same_pixels"]) | set(found["near_duplicate"])
+    if not named and fitted:
+        text = (
+            "Leakage check: not possible. No frame is one that the model was trained on, but it "
+            f"was recalibrated on {fitted['num_patients']} local patients, whose frames it does "
+            "not know. Leave them out."
+        )
+        return found | {"passed": None, "text": text}
     if not named:
         text = "Leakage check: passed. No frame is one that the model was trained on, or like one."
         return found | {"passed": True, "text": text}

@@ -141,7 +141,7 @@ def recalibrate(args: Namespace) -> Result:
     """Fit a bundle to the scanner at hand by 20 or more local patients.
 
     Example:
-        steatosis recalibrate runs/ship/bundle local/manifest.csv --output local_model
+        steatosis recalibrate local/manifest.csv --output local_model
     """
     from steatosis_tf.deploy.recalibrate import ENOUGH_PATIENTS
     from steatosis_tf.deploy.recalibrate import recalibrate as fit_locally
@@ -182,10 +182,10 @@ def _recalibration_text(says: dict[str, Any], enough: int) -> str:
 
 
 def _recalibrate_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a bundle, folder or zip")
     parser.add_argument(
         "manifest", metavar="MANIFEST_CSV", help="local patients with grade, best with fat_percent"
     )
+    add_model_argument(parser, "BUNDLE")
     parser.add_argument(
         "--output", required=True, type=OutputDir, metavar="MODEL",
         help="folder of the new bundle; a zip is written beside it",

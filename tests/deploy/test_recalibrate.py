@@ -10,12 +10,14 @@ import pytest
 from PIL import Image
 
 from steatosis_tf import cli
-from steatosis_tf.cohort.manifest import build_manifest
+from steatosis_tf.cohort.manifest import build_manifest, read_manifest
+from steatosis_tf.cohort.near_duplicates import training_hashes
 from steatosis_tf.deploy.bundle import find_faults, open_bundle
 from steatosis_tf.deploy.bundle_write import join_rule, taps_of
 from steatosis_tf.deploy.recalibrate import recalibrate
 from steatosis_tf.grades import grade_from_fat_percent
 from steatosis_tf.sources.phantom.study import simulate_patient
+from steatosis_tf.validation import find_leakage
 
 # Louder, steeper over depth, and harder in contrast than any scanner of the training phantoms.
 OTHER = {"gain_offset_db": 12.0, "tgc_offset_db_per_cm": 1.5, "dynamic_range_factor": 0.5}
@@ -135,7 +137,8 @@ def test_too_little_is_refused_in_one_line(
     phantom_bundle, study, tmp_path, capsys, num, columns, expected
 ):
     manifest = _few(study, tmp_path, num, **columns)
-    call = ["recalibrate", str(phantom_bundle), str(manifest), "--output", str(tmp_path / "new")]
+    call = ["recalibrate", str(manifest), "--model", str(phantom_bundle)]
+    call += ["--output", str(tmp_path / "new")]
     assert cli.main(call) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert expected in error
@@ -167,7 +170,7 @@ def test_a_run_is_not_written_over(phantom_bundle, study, tmp_path, capsys):
     (tmp_path / "run" / "model.onnx").write_text("trained for days")
     folders = [tmp_path / "run", shutil.copytree(phantom_bundle, tmp_path / "own")]
     for folder, model in zip(folders, (phantom_bundle, folders[1]), strict=True):
-        call = ["recalibrate", str(model), str(study), "--output", str(folder)]
+        call = ["recalibrate", str(study), "--model", str(model), "--output", str(folder)]
         assert cli.main(call) == 1
         assert "where something else is" in capsys.readouterr().err
     assert (tmp_path / "run" / "model.onnx").read_text() == "trained for days"
@@ -178,3 +181,14 @@ def test_a_recalibrated_bundle_is_not_recalibrated_again(local, study, tmp_path)
     with pytest.raises(ValueError, match="Start from phantoms 1"):
         recalibrate(copy, study, tmp_path / "new")
     assert json.loads((copy / "bundle.json").read_text())["name"] == "phantoms-local"
+
+
+def test_its_own_local_patients_are_no_test_of_it(local, study):
+    """A training set that is not here says nothing about those it was fitted to since."""
+    bundle, table = open_bundle(local[0]), read_manifest(study)
+    found = find_leakage(bundle, table, study, local[0])
+    assert found["text"] == "Leak: this is the very manifest that the model was recalibrated on."
+    bundle.about["training"]["leak_hashes"] = training_hashes(table[:0], study)
+    found = find_leakage(bundle, table[:4], study.with_name("labels.csv"), local[0])
+    assert (found["passed"], found["same_pixels"]) == (None, [])
+    assert "recalibrated on 20 local patients" in found["text"]
