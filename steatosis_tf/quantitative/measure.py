@@ -23,46 +23,26 @@ from steatosis_tf.sources.images import refuse_colours, to_grey
 # The liver's capsule and neighbours lie within this share of the depth from the mask's border.
 _BORDER_SHARE = 0.02
 
-#: What each number is called and its unit, in the order of the output.
-UNITS = {
-    "hepatorenal_db": "dB",
-    "hepatorenal_ratio": "",
-    "attenuation_grey_per_px": "grey/px",
-    "attenuation_db_per_depth": "dB over the sector's depth",
-    "attenuation_db_per_cm": "dB/cm",
-    "speckle_snr": "",
-    "nakagami_m": "",
-    "vessel_percent": "% of the liver",
-    "vessel_contrast_db": "dB",
-    "diaphragm_db": "dB",
+# What a person calls each number, its unit, and which way it goes with fat by its source, 0 where
+# no rule reads it. Droplets add scatterers: speckle comes nearer to fully developed (Ho et al.
+# 2013, doi 10.1371/journal.pone.0063543).
+_NUMBERS = {
+    "hepatorenal_db": ("Hepatorenal index", "dB", 1),
+    "hepatorenal_ratio": ("Hepatorenal ratio", "", 0),
+    "attenuation_grey_per_px": ("Attenuation, in grey", "grey/px", 0),
+    "attenuation_db_per_depth": ("Attenuation", "dB over the sector's depth", 1),
+    "attenuation_db_per_cm": ("Attenuation per cm", "dB/cm", 0),
+    "speckle_snr": ("Speckle signal-to-noise", "", 1),
+    "nakagami_m": ("Nakagami shape", "", 1),
+    "vessel_percent": ("Visible vessels", "% of the liver", -1),
+    "vessel_contrast_db": ("Vessel contrast", "dB", -1),
+    "diaphragm_db": ("Diaphragm", "dB", -1),
 }
-
-#: What a person calls each number.
-NAMES = {
-    "hepatorenal_db": "Hepatorenal index",
-    "hepatorenal_ratio": "Hepatorenal ratio",
-    "attenuation_grey_per_px": "Attenuation, in grey",
-    "attenuation_db_per_depth": "Attenuation",
-    "attenuation_db_per_cm": "Attenuation per cm",
-    "speckle_snr": "Speckle signal-to-noise",
-    "nakagami_m": "Nakagami shape",
-    "vessel_percent": "Visible vessels",
-    "vessel_contrast_db": "Vessel contrast",
-    "diaphragm_db": "Diaphragm",
-}
-
-#: Which way each number goes with fat, by its source: a rule may use it in that direction only.
-#: Droplets add scatterers, which brings speckle nearer to fully developed (Ho et al. 2013,
-#: doi 10.1371/journal.pone.0063543).
-FAT_SIGNS = {
-    "hepatorenal_db": 1,
-    "attenuation_db_per_depth": 1,
-    "speckle_snr": 1,
-    "nakagami_m": 1,
-    "vessel_percent": -1,
-    "vessel_contrast_db": -1,
-    "diaphragm_db": -1,
-}
+#: Name of a number -> what a person calls it, and its unit, in the order of the output.
+NAMES = {name: words for name, (words, _, _) in _NUMBERS.items()}
+UNITS = {name: unit for name, (_, unit, _) in _NUMBERS.items()}
+#: Which way each number goes with fat: a rule may use it in that direction only.
+FAT_SIGNS = {name: sign for name, (_, _, sign) in _NUMBERS.items() if sign}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from steatosis_tf.evaluation.metrics.scores import (
     patient_scores,
 )
 from steatosis_tf.evaluation.published import check_tables
-from steatosis_tf.evaluation.report.run import RunRecord
+from steatosis_tf.evaluation.report.run import STUDY_SECTIONS, RunRecord
 from steatosis_tf.files import flat
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 
@@ -314,23 +314,6 @@ class Item:
     section: str
 
 
-# Section of the author's statements, for `study:` items.
-_STUDY_SECTIONS = {
-    "intended_use": "use",
-    "users": "use",
-    "population": "use",
-    "reference_standard": "reference",
-    "readers": "reference",
-    "missing_data": "reference",
-    "sample_size": "size",
-    "limitations": "limits",
-    "monitoring": "limits",
-    "protocol": "limits",
-    "involvement": "limits",
-    "funding": "limits",
-    "availability": "limits",
-}
-
 _Holds = Callable[[RunRecord, "Analysis"], bool]
 
 
@@ -433,5 +416,5 @@ def _answer(evidence: str, run: RunRecord, analysis: "Analysis") -> tuple[str, s
         section, holds = _EVIDENCE[name]
         return MET if holds(run, analysis) else NOT_MET, section
     if kind == "study":
-        return MET if name in run.study else AUTHOR, _STUDY_SECTIONS.get(name, "data")
+        return MET if name in run.study else AUTHOR, STUDY_SECTIONS[name]
     return AUTHOR, ""

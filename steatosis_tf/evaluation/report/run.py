@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +14,37 @@ from steatosis_tf.cohort.rejected import read_rejected
 from steatosis_tf.evaluation.metrics.scores import read_scores
 from steatosis_tf.files import file_sha256, reason_of, write_json
 
-#: What the author may state in `study.json`, name -> what to write there. The report never
-#: invents these; it says that they are missing.
-STUDY_KEYS = {
-    "title": "title of the study",
-    "intended_use": "what the grade is used for, and at which point of care",
-    "users": "who uses it and with what training",
-    "population": "patients it is meant for",
-    "data_sources": "where the frames come from",
-    "dates": "first and last examination",
-    "devices": "scanners, transducers, settings",
-    "eligibility": "who was included and excluded, and how they were found",
-    "consent": "ethics approval, consent or licence of the data",
-    "deidentification": "how, and with what result",
-    "reference_standard": "biopsy, MRI or readers; cut-offs; time between it and the ultrasound",
-    "readers": "number, training, blinding and agreement of readers",
-    "missing_data": "missing and conflicting labels, and what was done",
-    "sample_size": "how the number of patients was arrived at",
-    "protocol": "protocol and registration",
-    "involvement": "patients and public",
-    "funding": "funding, conflicts of interest",
-    "availability": "where code, model and data can be had",
-    "limitations": "of the study, in the author's words",
-    "monitoring": "how performance is watched in use, and when the model is updated",
-    "contact": "whom to ask",
+# What the author may state in `study.json`: section of the report that has it, and what to write
+# there. The report never invents these; it says that they are missing.
+_STATEMENTS = {
+    "title": ("", "title of the study"),
+    "intended_use": ("use", "what the grade is used for, and at which point of care"),
+    "users": ("use", "who uses it and with what training"),
+    "population": ("use", "patients it is meant for"),
+    "data_sources": ("data", "where the frames come from"),
+    "dates": ("data", "first and last examination"),
+    "devices": ("data", "scanners, transducers, settings"),
+    "eligibility": ("data", "who was included and excluded, and how they were found"),
+    "consent": ("data", "ethics approval, consent or licence of the data"),
+    "deidentification": ("data", "how, and with what result"),
+    "reference_standard": (
+        "reference",
+        "biopsy, MRI or readers; cut-offs; time between it and the ultrasound",
+    ),
+    "readers": ("reference", "number, training, blinding and agreement of readers"),
+    "missing_data": ("reference", "missing and conflicting labels, and what was done"),
+    "sample_size": ("size", "how the number of patients was arrived at"),
+    "protocol": ("limits", "protocol and registration"),
+    "involvement": ("limits", "patients and public"),
+    "funding": ("limits", "funding, conflicts of interest"),
+    "availability": ("limits", "where code, model and data can be had"),
+    "limitations": ("limits", "of the study, in the author's words"),
+    "monitoring": ("limits", "how performance is watched in use, and when the model is updated"),
+    "contact": ("limits", "whom to ask"),
 }
+#: Name of a statement -> what to write there, and key of its section.
+STUDY_KEYS = {name: hint for name, (_, hint) in _STATEMENTS.items()}
+STUDY_SECTIONS = {name: section for name, (section, _) in _STATEMENTS.items()}
 
 # Key of the template under which it says what to write; not a statement.
 _HINTS = "_what_to_write"
@@ -153,7 +160,7 @@ def read_run(run_dir: str | Path) -> RunRecord:
         history=read("history.csv", pd.read_csv),
         frame_scores=read("frame_scores.csv", read_scores),
         patient_scores=read("patient_scores.csv", read_scores),
-        validation_scores=read("validation_scores.csv", _read_validation),
+        validation_scores=read("validation_scores.csv", partial(read_scores, validation=True)),
         robustness=read("robustness.csv", pd.read_csv),
         hepatorenal=read("hepatorenal.csv", _read_hepatorenal),
         operating_points=read("operating_points.json", read_json),
@@ -221,10 +228,6 @@ def init_study(run_dir: str | Path) -> Path:
     return path
 
 
-def _read_validation(path: Path) -> pd.DataFrame:
-    return read_scores(path, validation=True)
-
-
 def read_split(path: Path) -> pd.DataFrame:
     """The `split.csv` of a run, all text.
 
@@ -232,17 +235,19 @@ def read_split(path: Path) -> pd.DataFrame:
         ValueError: if a column is missing.
     """
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    missing = [name for name in ("fold", "patient_id", "split") if name not in table.columns]
+    return _with_columns(table, "fold", "patient_id", "split")
+
+
+def _with_columns(table: pd.DataFrame, *names: str) -> pd.DataFrame:
+    missing = [name for name in names if name not in table.columns]
     if missing:
-        raise ValueError(f"expected fold, patient_id, split; lacks {', '.join(missing)}")
+        raise ValueError(f"expected {', '.join(names)}; lacks {', '.join(missing)}")
     return table
 
 
 def _read_hepatorenal(path: Path) -> pd.DataFrame:
     table = pd.read_csv(path, dtype={"patient_id": str})
-    missing = [name for name in ("patient_id", "hepatorenal_index") if name not in table.columns]
-    if missing:
-        raise ValueError(f"expected patient_id, hepatorenal_index; lacks {', '.join(missing)}")
+    table = _with_columns(table, "patient_id", "hepatorenal_index")
     table["hepatorenal_index"] = pd.to_numeric(table["hepatorenal_index"])
     # Frames of one patient: the index of a patient is their mean, as the score of a patient is.
     return table.groupby("patient_id", as_index=False)["hepatorenal_index"].mean()

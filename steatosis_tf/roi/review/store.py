@@ -32,7 +32,6 @@ from steatosis_tf.roi.review.rules import (
 )
 
 FILTERS = ("to_review", "no_box", *STATES, "all")
-ORDERS = ("file", "worst")
 
 _TO_REVIEW = 0
 # Rewriting the manifest may take this share of the time, so that a big one leaves room to work.
@@ -350,7 +349,7 @@ class ReviewQueue:
             position: row to go on from, itself left out; None begins at the first of the order.
             step: 1 forwards, -1 backwards.
             filter_by: one of `FILTERS`.
-            order: one of `ORDERS`.
+            order: "file" or "worst".
             count: at most so many.
         """
         ranks = np.flatnonzero(self._matches(filter_by)[self._sequence[order]])
