@@ -33,6 +33,7 @@ from steatosis_tf.model.features import spread_features, stored_features
 from steatosis_tf.model.heads import assemble, build_head, copy_weights, linear_head
 from steatosis_tf.model.joint import NETWORK, JointModel
 from steatosis_tf.model.joint_fit import Part, fit_joint
+from steatosis_tf.model.rules import check_patients
 from steatosis_tf.model.shards import StoredViews, in_slices, plain_rows
 from steatosis_tf.model.train import (
     EpochCallback,
@@ -162,10 +163,11 @@ def check_learnable(table: pd.DataFrame, partitions: list[Partition], config: Co
         config: head and training.
 
     Raises:
-        ValueError: if a grade is absent where one is trained and grades are weighted, or a
-            regression would learn from a frame without fat percent.
+        ValueError: if a grade is absent where one is trained and grades are weighted, a regression
+            would learn from a frame without fat percent, or a rule from fewer than 10 patients.
     """
     if config.model.head in CLOSED_FORM:
+        check_patients(min(len(one.train) for one in partitions))
         return
     index = table.loc[table["grade"] != ""].reset_index(drop=True)
     index["label"] = index["grade"].map(label_of)

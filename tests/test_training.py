@@ -95,6 +95,8 @@ def test_what_cannot_be_learned_is_refused_before_anything_is_computed(kind):
     with pytest.raises(ValueError, match=r"every grade in the training part.*\[2, 4, 2, 0\]"):
         check_learnable(table, partitions, _config("softmax"))
     check_learnable(table, partitions, _config("softmax", class_weights=False))
+    with pytest.raises(ValueError, match=r"Expected 10 patients or more.*Received: [48]\."):
+        check_learnable(table, partitions, RECIPES["joint"].config)
 
 
 def test_regression_learns_the_square_root_of_fat(tmp_path):

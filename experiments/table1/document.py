@@ -42,7 +42,7 @@ def write_page(
         "## Four grades",
         _table([pair for pair in pairs if pair[0].task == "four_grades"]),
         f"![Intervals of the four-grade methods]({FIGURE})",
-        "The dashed line is the nearest neighbour on thumbnails.",
+        *_dashed([row for row in rows if row.task == "four_grades"]),
         *_over_floor([row for row in rows if row.task == "four_grades"]),
     ]
     for task in ("three_grades", "at_least_mild"):
@@ -90,6 +90,11 @@ def _table(pairs: Sequence[tuple[Row, Numbers]]) -> str:
         for row, numbers in pairs
     ]
     return _markdown(header, body)
+
+
+def _dashed(rows: Sequence[Row]) -> list[str]:
+    is_drawn = any(row.method.name == _FLOOR for row in rows)
+    return ["The dashed line is the nearest neighbour on thumbnails."] if is_drawn else []
 
 
 def _over_floor(rows: Sequence[Row]) -> list[str]:

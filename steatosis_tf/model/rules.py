@@ -148,17 +148,26 @@ def _expanded(features: np.ndarray, fill: np.ndarray, indicators: tuple[int, ...
     return np.hstack([np.where(missing, fill, features), missing[:, list(indicators)]])
 
 
+def check_patients(num_patients: int) -> None:
+    """Refuse to fit a rule to fewer than ten patients.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    if num_patients < _MIN_PATIENTS:
+        raise ValueError(
+            f"Expected {_MIN_PATIENTS} patients or more to fit a rule to. Received: {num_patients}"
+            ". Add patients, or leave more for training: more folds by --set split.folds=10."
+        )
+
+
 def _check(features: np.ndarray, target: np.ndarray, signs: tuple[int, ...] | None) -> None:
     if features.ndim != 2 or target.shape != features.shape[:1]:
         raise ValueError(
             f"Expected features (num_patients, k) and a target (num_patients,). Received: "
             f"features.shape={features.shape} target.shape={target.shape}."
         )
-    if len(target) < _MIN_PATIENTS:
-        raise ValueError(
-            f"Expected {_MIN_PATIENTS} patients or more to fit a rule to. Received: {len(target)}. "
-            "Add patients, or leave more for training: more folds by --set split.folds=10."
-        )
+    check_patients(len(target))
     if signs is not None and (len(signs) != features.shape[1] or set(signs) - {-1, 1}):
         raise ValueError(
             f"Expected a sign of -1 or 1 for each of {features.shape[1]} numbers. "

@@ -63,6 +63,7 @@ def test_the_page_holds_every_finished_row_and_names_the_others(folder: Path) ->
                      text)  # fmt: skip
     assert text.split("## Not run")[1].count("- Later 2027: Normal, Mild, Moderate, Severe") == 1
     assert "34 patients" in text
+    assert "dashed line" not in text  # no floor is drawn
     assert "Not a diagnosis" in text
     picture = cv2.imread(str(folder / "docs" / "images" / "table1.png"))
     assert picture is not None

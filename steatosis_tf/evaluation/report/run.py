@@ -101,8 +101,9 @@ class RunRecord:
     @property
     def is_joint(self) -> bool:
         """Whether the model is a grading rule on features, as a bundle holds it."""
-        head = (self.config or {}).get("model", {}).get("head", "")
-        return self.external is not None or head == "joint"
+        if self.external is not None:  # a network alone has no sets
+            return self.external.get("prediction_sets") is not None
+        return (self.config or {}).get("model", {}).get("head") == "joint"
 
     @property
     def is_simulated(self) -> bool:

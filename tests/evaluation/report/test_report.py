@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -187,7 +188,11 @@ def test_settings_that_nothing_read_are_not_in_the_report(run_dir, head):
     names = {name for row in settings_read(read_run(run_dir)) for name in row[::2]}
     assert ({"train.epochs", "augment.flip", "model.dropout"} <= names) == (head == "softmax")
     assert "model.backbone" in names
-    drawn = what_was_random(read_run(run_dir))
+    run = read_run(run_dir)
+    assert run.is_joint == (head == "joint")
+    for sets, is_bundle in ((None, False), ({"coverage": 0.9}, True)):  # of `validate`
+        assert replace(run, external={"prediction_sets": sets}).is_joint == is_bundle
+    drawn = what_was_random(run)
     assert ("train.seed" in drawn) == (head == "softmax")
     assert "augment.seed" not in drawn  # online, from train.seed
 
