@@ -24,8 +24,8 @@ from steatosis_tf.cohort.partition import Partition, test_column
 from steatosis_tf.cohort.splits import make_partitions, resolve_split
 from steatosis_tf.config import Config, override, save_config
 from steatosis_tf.deploy.bundle_write import write_run_bundle
-from steatosis_tf.deploy.explain import draw_explanations
 from steatosis_tf.deploy.export import export_onnx, milliseconds_per_frame, run_metadata, save_keras
+from steatosis_tf.deploy.figures import draw_explanations
 from steatosis_tf.deploy.predict import open_model
 from steatosis_tf.environment import describe_environment
 from steatosis_tf.evaluation.clinical.baselines import write_hepatorenal

@@ -14,7 +14,7 @@ import pandas as pd
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.near_duplicates import find_training_frames
 from steatosis_tf.deploy.bundle import Bundle
-from steatosis_tf.deploy.explain import draw_explanations
+from steatosis_tf.deploy.figures import draw_explanations
 from steatosis_tf.deploy.inputs import open_inputs
 from steatosis_tf.deploy.predict import Grader, answer_groups, open_model
 from steatosis_tf.deploy.tables import TABLES, AnswerTables, count_answers

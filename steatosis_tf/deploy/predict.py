@@ -1,33 +1,21 @@
 """Answers for patients, by onnxruntime alone: this file and what it imports need no TensorFlow."""
 
-import hashlib
-import json
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import onnxruntime
 from tqdm import tqdm
 
-from steatosis_tf import __version__
-from steatosis_tf.config import EvaluationConfig, RoiConfig
+from steatosis_tf.deploy.bare_network import BareNetwork, open_bare
+from steatosis_tf.deploy.bare_network import load_model as load_model  # its name before
 from steatosis_tf.deploy.bundle import ABOUT_NAME, SHIPPED, Bundle, is_bundle, open_bundle
 from steatosis_tf.deploy.figures import draw_frame, draw_trends
 from steatosis_tf.deploy.frames import Look, unable
 from steatosis_tf.deploy.inputs import Group, Shot, open_inputs
-from steatosis_tf.deploy.onnx_file import (
-    MAX_FILE_BYTES,
-    WEIGHTS_KEY,
-    check_network,
-    open_network,
-    run_network,
-)
 from steatosis_tf.deploy.tables import (
     AnswerTables,
     Visits,
@@ -36,132 +24,20 @@ from steatosis_tf.deploy.tables import (
     patient_text,
     values_of,
 )
-from steatosis_tf.files import open_regular
-from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
-from steatosis_tf.model.answer import REASONS, FrameAnswer, PatientAnswer, join_frames
+from steatosis_tf.grades import NOTICE
+from steatosis_tf.model.answer import PatientAnswer
 from steatosis_tf.parallel import map_on_cores
-from steatosis_tf.quantitative.display import Display
-from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.roi.views import input_shape, model_input
 from steatosis_tf.unfinished import refuse_unfinished
-
-if TYPE_CHECKING:
-    from steatosis_tf.deploy.explain import PlaceExplainer
-
-#: How far the sum of a frame's probabilities may lie from 1: rounding, also of an int8 model.
-MAX_SUM_DIFFERENCE = 1e-3
 
 # Decoded frames that are held at a time, to be looked at on all cores.
 _BLOCK_BYTES = 256 << 20
 # Names of files passed over that are printed.
 _SHOWN = 5
-_SHOWN_LETTERS = 200  # of what a model says of itself
-_KINDS = "a bundle, an ONNX file or a run directory"
-_AGAIN = "Copy it again whole, or export it again with `steatosis export RUN_DIR`."
 _ALONE = "Each picture was answered for itself; --patient folder joins the pictures of a folder."
-
-
-@dataclass(frozen=True)
-class BareNetwork:
-    """A network without a grading rule: a patient's probabilities are joined from the frames'.
-
-    Attributes:
-        name: of its file.
-        sha256: of its file.
-        session: the network.
-        roi: how frames were cut for it.
-        aggregation: how a patient's frames are joined, as the run was evaluated.
-        path: of its file; without it there are no maps.
-        change_limit: it has no score to compare.
-    """
-
-    name: str
-    sha256: str
-    session: onnxruntime.InferenceSession
-    roi: RoiConfig
-    aggregation: str = "mean"
-    points: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-    num_training: int = 0
-    path: Path | None = None
-    change_limit: float = float("nan")
-
-    @property
-    def look(self) -> Callable[..., Look]:
-        """A frame's ROI, or why it has none; other processes can be given it."""
-        return partial(_look_for_roi, roi=self.roi)
-
-    def answer(
-        self, patient: str, looks: Sequence[Look], date: str = "", *, maps: bool = False
-    ) -> PatientAnswer:
-        """The frames' probabilities joined, the most probable grade.
-
-        Raises:
-            RuntimeError: if a frame's are no probabilities: do not use the model.
-        """
-        frames = tuple(look.answer for look in looks)
-        pictures = [look.picture for look in looks if look.picture is not None]
-        about: dict[str, Any] = {"num_frames": len(frames), "frames": frames, "date": date}
-        if not pictures:
-            code = frames[0].reason_code if frames else "no_frames"
-            return PatientAnswer(patient, "unable", code, REASONS[code], **about)
-        scores = run_network(self.session, (OUTPUT_LAYER,), np.stack(pictures))[OUTPUT_LAYER]
-        if not are_probabilities(scores).all():
-            worst = scores[~are_probabilities(scores)][0]
-            raise RuntimeError(
-                "Expected probabilities within 0 to 1 that sum to 1. Received: "
-                f"{', '.join(f'{score:.4g}' for score in worst)} from {self.name!r}. The model is "
-                "at fault: do not use its other grades either. Export or copy it again."
-            )
-        joined = join_frames(scores.astype(float), self.aggregation)
-        if not joined.any():
-            code = "frames_disagree"
-            return PatientAnswer(patient, "unable", code, REASONS[code], **about)
-        if maps:
-            about["frames"] = self._with_maps(frames, pictures, int(joined.argmax()))
-        return PatientAnswer(patient, "graded", grade=GRADES[int(joined.argmax())],
-                             probabilities=dict(zip(GRADES, joined.tolist(), strict=True)),
-                             num_used=len(pictures), **about)  # fmt: skip
-
-    def _with_maps(
-        self, frames: tuple[FrameAnswer, ...], pictures: Sequence[np.ndarray], label: int
-    ) -> tuple[FrameAnswer, ...]:
-        """What each place adds to the logit of a grade; without maps if the network has none."""
-        if self._explainer is None:
-            return frames
-        places = iter(self._explainer.explain(np.stack(pictures), label))
-        return tuple(
-            one if one.kind == "unable" else replace(one, map=next(places)) for one in frames
-        )
-
-    @cached_property
-    def _explainer(self) -> "PlaceExplainer | None":
-        """Opened once: the file is read and a second session made of it."""
-        from steatosis_tf.deploy.explain import open_explainer  # needs the package onnx
-
-        return None if self.path is None or self.roi.view else open_explainer(self.path)
 
 
 #: What answers.
 Grader = Bundle | BareNetwork
-
-
-def _look_for_roi(
-    name: str, frame: np.ndarray, roi: RoiConfig, display: Display | None = None
-) -> Look:
-    """What a network without a grading rule sees of a frame; it has no use for the scale."""
-    from steatosis_tf.roi.propose import propose_roi
-
-    code = "no_sector"
-    try:
-        fan = find_sector(frame).fan
-        code = "no_liver"
-        found = propose_roi(frame, roi, fan)
-    except ValueError as error:
-        return unable(name, code, str(error))
-    box = found.rectangle
-    answer = FrameAnswer(name, "graded", boxes={"roi": (box.top, box.left, box.height, box.width)})
-    return Look(answer, model_input(frame, fan, box, roi.view, found.overlay_mask), fan)
 
 
 def open_model(path: str | Path | None = None) -> Grader:
@@ -185,7 +61,7 @@ def open_model(path: str | Path | None = None) -> Grader:
         if (path / "bundle" / ABOUT_NAME).is_file():
             return open_bundle(path / "bundle")
         path = path / "model.onnx"
-    return _open_bare(path)
+    return open_bare(path)
 
 
 @dataclass(frozen=True)
@@ -418,83 +294,3 @@ def refuse_models(paths: Iterable[str | Path]) -> None:
                 f"Expected frames to answer. Received: {path.name!r}, which is a model. Write "
                 f"`steatosis predict {rest} --model {path}`."
             )
-
-
-def are_probabilities(scores: np.ndarray) -> np.ndarray:
-    """Which rows are finite, within 0 to 1 and sum to 1.
-
-    A damaged model answers NaN or any number, and the largest of them would be a grade.
-
-    Args:
-        scores: `(num_frames, num_classes)` float.
-
-    Returns:
-        `(num_frames,)` bool.
-
-    Example:
-        >>> are_probabilities(np.array([[0.1, 0.2, 0.3, 0.4], [-3, 5, 5, 10], [np.nan] * 4]))
-        array([ True, False, False])
-    """
-    # NaN compares as False, infinity is not within 0 to 1.
-    outside = ~((scores >= 0) & (scores <= 1))
-    # Summed without them: infinity less infinity would warn.
-    sums = np.where(outside, np.nan, scores).sum(axis=1, dtype=float)
-    return np.abs(sums - 1) <= MAX_SUM_DIFFERENCE
-
-
-def load_model(model_path: str | Path) -> onnxruntime.InferenceSession:
-    """Open a grading model, checked.
-
-    Raises:
-        ValueError: if the file is missing, not ONNX, not a four-grade model of this package, or
-            its weights are not those whose hash it carries.
-    """
-    return _open_bare(Path(model_path)).session
-
-
-def _open_bare(path: Path) -> BareNetwork:
-    try:
-        with open_regular(path) as file:
-            is_small = os.fstat(file.fileno()).st_size <= MAX_FILE_BYTES
-            data = file.read(MAX_FILE_BYTES) if is_small else b""
-    except OSError as error:
-        raise ValueError(
-            f"Expected {_KINDS}. Received: model={path.name!r}, which is no file that can be read."
-        ) from error
-    if not is_small:
-        raise ValueError(
-            f"Expected {_KINDS}, at most {MAX_FILE_BYTES >> 20} MiB. Received: "
-            f"model={path.name!r}, which is larger."
-        )
-    session = open_network(data, path.name, _AGAIN)
-    texts = session.get_modelmeta().custom_metadata_map
-    grades = texts.get("steatosis.grades", "")
-    if grades != json.dumps(GRADES):
-        raise ValueError(
-            f"Expected a model of steatosis_tf with the grades {', '.join(GRADES)}. Received: "
-            f"model={path.name!r} with grades={grades[:_SHOWN_LETTERS]}. {_AGAIN}"
-        )
-    roi, aggregation = _settings(texts, path.name)
-    check_network(session, input_shape(roi.view), (OUTPUT_LAYER,), path.name, _AGAIN)
-    if WEIGHTS_KEY not in texts:
-        tqdm.write(
-            f"{path.name} carries no hash of its weights (an older version wrote it), so damage "
-            "to it cannot be seen. Export it again with `steatosis export RUN_DIR`.",
-            file=sys.stderr,
-        )
-    digest = hashlib.sha256(data).hexdigest()
-    return BareNetwork(path.name, digest, session, roi, aggregation, path=path)
-
-
-def _settings(texts: Mapping[str, str], name: str) -> tuple[RoiConfig, str]:
-    """How frames were cut and joined where a model was evaluated, from the texts of its file."""
-    roi, joined = texts.get("steatosis.roi", "{}"), texts.get("steatosis.aggregation", "mean")
-    try:
-        return RoiConfig(**json.loads(roi)), EvaluationConfig(joined).aggregation  # type: ignore[arg-type]
-    except (RecursionError, TypeError, ValueError) as error:
-        version = texts.get("steatosis.steatosis_tf", "unknown")[:_SHOWN_LETTERS]
-        raise ValueError(
-            f"Expected steatosis.roi and aggregation as of version {__version__}. Received: "
-            f"{roi[:_SHOWN_LETTERS]} and {joined[:_SHOWN_LETTERS]} in model={name!r}, which "
-            f"version {version} wrote. Answer with that one, or `steatosis export RUN_DIR` again."
-        ) from error

@@ -106,7 +106,7 @@ def robustness(args: Namespace) -> Result:
     Example:
         steatosis robustness runs/paper/RUN_ID
     """
-    from steatosis_tf.deploy.predict import are_probabilities, load_model
+    from steatosis_tf.deploy.bare_network import are_probabilities, load_model
     from steatosis_tf.evaluation.clinical.robustness import write_robustness
 
     refuse_unfinished(args.run_dir)

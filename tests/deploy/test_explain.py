@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from steatosis_tf.config import RoiConfig
-from steatosis_tf.deploy.explain import explain_mean, open_explainer
+from steatosis_tf.deploy.bare_network import explain_mean, open_explainer
 from steatosis_tf.deploy.export import export_onnx
 from steatosis_tf.deploy.figures import frame_pictures
 from steatosis_tf.deploy.predict import open_model

@@ -19,8 +19,8 @@ from pydicom import dcmread
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
 from steatosis_tf.config import RoiConfig
+from steatosis_tf.deploy.bare_network import BareNetwork
 from steatosis_tf.deploy.node import Orthanc, OrthancAway, Worker, resubmit_failed
-from steatosis_tf.deploy.predict import BareNetwork
 from steatosis_tf.deploy.sr import PacsAnswer, pacs_answer
 from steatosis_tf.deploy.study import read_study
 from steatosis_tf.model.answer import REASONS, PatientAnswer

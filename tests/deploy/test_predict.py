@@ -21,9 +21,10 @@ from PIL import Image
 
 from steatosis_tf import cli
 from steatosis_tf.config import RoiConfig
+from steatosis_tf.deploy.bare_network import BareNetwork, are_probabilities
 from steatosis_tf.deploy.frames import Look
 from steatosis_tf.deploy.onnx_file import WEIGHTS_KEY, weights_sha256
-from steatosis_tf.deploy.predict import BareNetwork, are_probabilities, predict
+from steatosis_tf.deploy.predict import predict
 from steatosis_tf.deploy.tables import TABLES, patient_text
 from steatosis_tf.evaluation.metrics.scores import patient_scores
 from steatosis_tf.grades import GRADES, NOTICE

@@ -15,7 +15,8 @@ pytest.importorskip("highdicom", reason="needs the extra pacs")
 
 from steatosis_tf import cli
 from steatosis_tf.config import RoiConfig
-from steatosis_tf.deploy.predict import BareNetwork, predict
+from steatosis_tf.deploy.bare_network import BareNetwork
+from steatosis_tf.deploy.predict import predict
 from steatosis_tf.deploy.sr import (
     SEVERITIES,
     answer_bytes,

@@ -34,7 +34,7 @@ MAX_LISTED = 500
 
 _MAX_LINKS = 12
 
-# Where `deploy.explain` leaves maps, by frame.
+# Where `deploy.figures` leaves maps, by frame.
 _MAPS_DIR = "figures/maps"
 _RULES = {
     "youden": "Youden", "sensitivity": "fixed sensitivity", "specificity": "fixed specificity",
