@@ -6,6 +6,7 @@ own paths, so that a second page needs its routes and its files, and has all tha
 """
 
 import contextlib
+import logging
 import secrets
 import socket
 import threading
@@ -226,4 +227,6 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:
+            # Calls that are cut off then are no faults to be told with their tracebacks.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             super().handle_exit(sig, frame)

@@ -329,7 +329,10 @@ def report_zip(bundle: Bundle, body: bytes, visit: int) -> bytes:
             for frame, (name, mark, number) in zip(answer.frames, parts, strict=True)
         ),
     )
-    made = pacs_answer(read_study(mine), named, bundle)
+    study = read_study(mine)
+    looked_at = {frame.name.partition("#")[0] for frame in named.frames}
+    images = tuple(image for image in study.images if image.uid in looked_at)  # the rest is none
+    made = pacs_answer(replace(study, images=images), named, bundle)
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         for name, data in answer_files(made).items():

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -238,11 +239,17 @@ def test_killed_and_started_again_nothing_is_lost(
     assert [table[read[case]] for case in (1, 2, 3)] == ["Mild", "Severe", "Normal"]
 
 
-def test_ctrl_c_twice_ends_in_one_line(manifest: Path) -> None:
+def test_ctrl_c_twice_ends_in_one_line_also_in_the_middle_of_a_call(manifest: Path) -> None:
     server = Server(manifest)
-    for _ in range(3):
-        server.process.send_signal(signal.SIGINT)
-    said, complaints = server.process.communicate(timeout=PATIENCE_MS / 1000)
+    with socket.create_connection(("127.0.0.1", server.port)) as call:  # its body never comes
+        call.sendall(
+            b"POST /grade/log-on HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99\r\n"
+            b"Content-Type: application/json\r\nX-Token: %s\r\n\r\n" % server.token.encode()
+        )
+        server.call("/")  # so that the one before has arrived
+        for _ in range(3):
+            server.process.send_signal(signal.SIGINT)
+        said, complaints = server.process.communicate(timeout=PATIENCE_MS / 1000)
     assert (server.process.returncode, complaints) == (0, "")
     assert said.startswith("All answers are saved")
 

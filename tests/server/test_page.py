@@ -17,11 +17,13 @@ import numpy as np
 import psutil
 import pytest
 from fastapi.testclient import TestClient
+from pydicom import dcmread
 from running import PATIENCE_MS, Running
 
+from steatosis_tf.deploy.bundle import open_bundle
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.server.app import make_app
-from steatosis_tf.server.page import MAX_FILES, MAX_FRAMES, MAX_UPLOAD_BYTES, page
+from steatosis_tf.server.page import MAX_FILES, MAX_FRAMES, MAX_UPLOAD_BYTES, page, report_zip
 from steatosis_tf.sources.phantom.study import simulate_patient
 from tests.sources.dicom.made_dicom import file_bytes, made_dataset
 
@@ -497,6 +499,20 @@ def test_a_report_is_that_of_the_verb_and_only_for_dicom(
     with zipfile.ZipFile(waited.value.path()) as archive:
         made = {name: archive.read(name) for name in archive.namelist()}
     assert made == {path.name: path.read_bytes() for path in (tmp_path / "sr").iterdir()}
+
+
+def test_a_report_names_the_images_alone_that_were_looked_at(phantom_bundle: Path) -> None:
+    pytest.importorskip("highdicom")
+    black = np.zeros((64, 64), np.uint8)
+    files = [(f"{number}.dcm", study("20200301", [black], number, StudyInstanceUID="1.2.3.1"))
+             for number in range(1, MAX_FRAMES + 3)]  # fmt: skip
+    made = report_zip(open_bundle(phantom_bundle), upload(*files), 0)
+    with zipfile.ZipFile(io.BytesIO(made)) as archive:
+        (name,) = (name for name in archive.namelist() if "-sr-" in name)
+        report = dcmread(io.BytesIO(archive.read(name)))
+    (of_study,) = report.CurrentRequestedProcedureEvidenceSequence
+    (of_series,) = of_study.ReferencedSeriesSequence
+    assert len(of_series.ReferencedSOPSequence) == MAX_FRAMES
 
 
 def test_names_never_run_as_script(open_page: Callable[..., Any]) -> None:
