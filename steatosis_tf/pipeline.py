@@ -33,6 +33,7 @@ from steatosis_tf.evaluation.figures.results import draw_run_gallery
 from steatosis_tf.evaluation.report.evaluate import evaluate_run, lock_operating_points
 from steatosis_tf.evaluation.report.report import read_verdict, write_report
 from steatosis_tf.files import rejected_beside, write_json, write_sums
+from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import Engine
 from steatosis_tf.model.joint import JointModel
 from steatosis_tf.model.novelty import grey_spread
@@ -42,6 +43,7 @@ from steatosis_tf.recipes import RECIPES
 from steatosis_tf.records.builder import records_fingerprint, usable_rows, write_records
 from steatosis_tf.records.pipeline import read_records
 from steatosis_tf.roi.columns import add_roi_columns
+from steatosis_tf.roi.views import input_shape
 from steatosis_tf.run_log import begun, read_results, track
 from steatosis_tf.training import (
     StudyData,
@@ -230,10 +232,12 @@ def _run(
     place = Preparation(config, run_dir, run_dir.parent.parent, options)
     partitions = [part for part in make_partitions(table, config.split) if part.repeat == repeat]
     check_learnable(table, partitions, config)
+    # First, since its weights may be absent or not for it.
+    backbone = build_backbone(config.model, input_shape(config.roi.view))
     table = complete_manifest(table, manifest_path, partitions, place)
     write_cohort(table, rejected_beside(manifest_path), partitions, run_dir)
     records_dir, _ = keep_records(table, partitions, place)
-    data = load_study(records_dir, place.cache_dir / "features", config, options)
+    data = load_study(records_dir, place.cache_dir / "features", config, options, backbone)
     if config.model.head == "joint":
         data = _with_measured(data, table, place)
     train_start = time.monotonic()

@@ -105,6 +105,7 @@ def load_study(
     features_dir: Path,
     config: Config,
     options: "PipelineOptions | None" = None,
+    backbone: keras.Model | None = None,
 ) -> StudyData:
     """Read the index of the records and compute or find what the network says of every frame.
 
@@ -113,13 +114,15 @@ def load_study(
         features_dir: feature store, shared by all runs.
         config: backbone, engine, augmentation, number of views and their format on disk.
         options: Beam runner whose workers compute, see `parallel.beam_options`; None computes here.
+        backbone: of the config, if it is built already.
 
     Raises:
         ValueError: if the records or a weights file cannot be used.
         RuntimeError: if ImageNet weights or the engine asked for cannot be had.
     """
     examples, index = read_records(records_dir), read_index(records_dir)
-    backbone = build_backbone(config.model, tuple(examples.element_spec["roi"].shape[:2]))
+    if backbone is None:
+        backbone = build_backbone(config.model, tuple(examples.element_spec["roi"].shape[:2]))
     rois = check_rois(index, examples)
     is_small = len(index) * (1 + config.train.views) < WORTH_TRYING
     name = "keras" if config.model.engine == "auto" and is_small else config.model.engine

@@ -1,10 +1,11 @@
-"""What every experiment script takes on its command line."""
+"""What every experiment script takes on its command line, and what a run refuses at its start."""
 
 import argparse
 
 import pytest
 
 from steatosis_tf.config import Config, override
+from steatosis_tf.pipeline import train
 from steatosis_tf.verbs.common import add_config_arguments, given_settings
 
 
@@ -27,3 +28,13 @@ def test_unknown_engine_is_refused_with_those_there_are(capsys):
         _parser().parse_args(["--engine", "tensorrt"])
     said = capsys.readouterr().err
     assert all(name in said for name in ("auto", "keras", "tf-bf16", "openvino"))
+
+
+def test_absent_weights_are_refused_before_a_frame_is_looked_at(
+    phantom_manifest, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("STEATOSIS_MLRUNS", str(tmp_path / "mlruns"))
+    with pytest.raises(ValueError, match=r"weights='gone\.h5', which is no file"):
+        train(phantom_manifest, "demo", ["model.weights=gone.h5"], tmp_path / "runs")
+    assert not (tmp_path / "runs" / "cache").exists()
+    assert not list((tmp_path / "runs").glob("demo/*/manifest.csv"))
