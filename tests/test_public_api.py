@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import steatosis_tf
+from steatosis_tf.config import RoiConfig
+from steatosis_tf.sources.phantom.study import simulate_patient
 
 QUICK = sorted(set(steatosis_tf.__all__) - {"train", "predict"})
 
@@ -47,6 +50,15 @@ def test_training_by_python_is_as_quiet_as_by_the_verb() -> None:
     code = "import steatosis_tf; steatosis_tf.train"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "loading TensorFlow\n")
+
+
+def test_a_clip_or_channels_in_front_are_no_frame() -> None:
+    made, _ = simulate_patient(20.0, num_frames=1, generator=np.random.default_rng(0))
+    rgb = np.repeat(made[0][np.newaxis], 3, axis=0)
+    for measured in (steatosis_tf.measure, lambda one: steatosis_tf.propose_roi(one, RoiConfig())):
+        for wrong in (made, rgb):
+            with pytest.raises(ValueError, match=r"expected one frame .* Received: shape=\("):
+                measured(wrong)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

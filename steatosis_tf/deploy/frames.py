@@ -82,7 +82,7 @@ def look_at(
         sector = Sector.of_fan(sector.fan.with_corners(corners), frame.shape)
         if np.count_nonzero(sector.mask) < _MIN_SECTOR_SHARE * sector.mask.size:
             raise ValueError(_NO_FAN)
-    if has_doppler_colours(frame[sector.mask]):
+    if has_doppler_colours(sector.pixels(frame)):
         return unable(name, "not_b_mode", _COLOURED)
     liver = liver_mask(frame, sector)
     marks = find_overlays(frame, sector.mask)

@@ -106,7 +106,7 @@ def measure_frame(frame: np.ndarray, display: Display | None = None) -> Measured
         True
     """
     sector = find_sector(frame)
-    refuse_colours(frame[sector.mask])
+    refuse_colours(sector.pixels(frame))
     liver = liver_mask(frame, sector)
     cortex = find_kidney_cortex(frame, sector, liver).box
     return measure_regions(frame, sector, liver, cortex, display)

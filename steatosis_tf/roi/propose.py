@@ -64,7 +64,7 @@ def propose_roi(frame: np.ndarray, config: RoiConfig, fan: Fan | None = None) ->
         True
     """
     sector = find_sector(frame) if fan is None else Sector.of_fan(fan, frame.shape)
-    refuse_colours(frame[sector.mask])
+    refuse_colours(sector.pixels(frame))
     overlays = find_overlays(frame, sector.mask)
     if config.method == "beamspace":
         return Roi(sector, around_sector(sector.mask), overlays, sector.border_seen)

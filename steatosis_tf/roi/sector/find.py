@@ -87,6 +87,20 @@ class Sector:
         height, width = frame_shape[:2]
         return cls(fan.mask((height, width)), fan, score=np.nan, border_seen=np.nan)
 
+    def pixels(self, frame: np.ndarray) -> np.ndarray:
+        """The pixels of one frame inside the sector, `(n,)` or `(n, 3)`.
+
+        Raises:
+            ValueError: if it is a clip, or no frame of this size.
+        """
+        if frame.shape[:2] != self.mask.shape:
+            raise ValueError(
+                "expected one frame (height, width) or (height, width, 3). Received: "
+                f"shape={frame.shape}, a clip or with its channels in front. Give one frame of it, "
+                "or move its channels to the end."
+            )
+        return frame[self.mask]
+
 
 def find_sector(frame: np.ndarray) -> Sector:
     """Find the echo sector of a frame, or of a clip whose frames share one.
