@@ -28,7 +28,6 @@ from steatosis_tf.deploy.bare_network import are_probabilities
 from steatosis_tf.deploy.onnx_file import (
     BATCH,
     WEIGHTS_KEY,
-    name_by_place,
     run_network,
     weights_sha256,
 )
@@ -188,6 +187,65 @@ def _kept_path(model: keras.Model, cache_dir: Path) -> Path:
     for weight in model.get_weights():
         digest.update(weight.tobytes())
     return cache_dir / "onnx" / f"{digest.hexdigest()[:32]}.onnx"
+
+
+def name_by_place(proto: onnx.ModelProto) -> None:
+    """Order and name nodes, values and weights by their place in the graph, in the model itself.
+
+    A conversion takes names from counters and addresses, and an order from the names, so two
+    exports of one model differ. Here a graph is walked from its outputs, inputs first. Inputs and
+    outputs keep their names; what no output needs is left out.
+
+    Args:
+        proto: without graphs inside of operators, as `foreign_parts` asks for it.
+    """
+    graph, nodes = proto.graph, list(proto.graph.node)
+    maker = {name: place for place, node in enumerate(nodes) for name in node.output if name}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    names = {value.name: value.name for value in (*graph.input, *graph.output)}
+    ordered = _walk([value.name for value in graph.output], nodes, maker)
+    used: list[onnx.TensorProto] = []
+    for number, node in enumerate(ordered):
+        node.name = f"{node.op_type}_{number}"
+        for place, name in enumerate(node.input):
+            if name in weights and name not in names:
+                names[name] = f"weights_{len(used)}"
+                used.append(weights[name])
+            node.input[place] = names.get(name, name)
+        for place, name in enumerate(node.output):
+            if name:
+                node.output[place] = names.setdefault(name, f"value_{number}_{place}")
+    for tensor in used:
+        tensor.name = names[tensor.name]
+    for kept, found in ((graph.node, ordered), (graph.initializer, used)):
+        copies = [type(one).FromString(one.SerializeToString(deterministic=True)) for one in found]
+        del kept[:]
+        kept.extend(copies)
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.shape.dim and value.type.tensor_type.shape.dim[0].dim_param:
+            value.type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+def _walk(
+    outputs: list[str], nodes: list[onnx.NodeProto], maker: dict[str, int]
+) -> list[onnx.NodeProto]:
+    """The nodes that outputs need, each after those whose values it takes."""
+    ordered: list[onnx.NodeProto] = []
+    seen: set[int] = set()
+    waiting = [maker[name] for name in reversed(outputs)]
+    while waiting:
+        place = waiting[-1]
+        before = [maker[name] for name in nodes[place].input
+                  if name in maker and maker[name] not in seen]  # fmt: skip
+        if before:
+            waiting.append(before[0])
+            continue
+        waiting.pop()
+        if place not in seen:
+            seen.add(place)
+            ordered.append(nodes[place])
+    return ordered
 
 
 def _frozen_part(model: keras.Model) -> keras.Model | None:

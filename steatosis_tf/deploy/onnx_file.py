@@ -1,5 +1,4 @@
-"""An ONNX file may be anybody's: what it must not hold, how it is opened, what it has to answer;
-names and order that are the same at each export.
+"""An ONNX file may be anybody's: what it must not hold, how it is opened, what it has to answer.
 
 A flipped bit in 96 MB of weights gives other grades and no error, so a file carries the hash of
 its weights. The package `onnx` could read them too, but into memory, a second time beside
@@ -18,15 +17,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import onnxruntime
 
 from steatosis_tf.grades import GRADES, OUTPUT_LAYER
-
-if TYPE_CHECKING:
-    import onnx
 
 #: Under which name the hash stands in the metadata of a file.
 WEIGHTS_KEY = "steatosis.weights_sha256"
@@ -138,65 +134,6 @@ def foreign_parts(file: BinaryIO) -> list[str]:
         elif field.number == _MODEL_FUNCTIONS:
             found.add("functions of its own")
     return sorted(found)
-
-
-def name_by_place(proto: "onnx.ModelProto") -> None:
-    """Order and name nodes, values and weights by their place in the graph, in the model itself.
-
-    A conversion takes names from counters and addresses, and an order from the names, so two
-    exports of one model differ. Here a graph is walked from its outputs, inputs first. Inputs and
-    outputs keep their names; what no output needs is left out.
-
-    Args:
-        proto: without graphs inside of operators, as `foreign_parts` asks for it.
-    """
-    graph, nodes = proto.graph, list(proto.graph.node)
-    maker = {name: place for place, node in enumerate(nodes) for name in node.output if name}
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    names = {value.name: value.name for value in (*graph.input, *graph.output)}
-    ordered = _walk([value.name for value in graph.output], nodes, maker)
-    used: list[onnx.TensorProto] = []
-    for number, node in enumerate(ordered):
-        node.name = f"{node.op_type}_{number}"
-        for place, name in enumerate(node.input):
-            if name in weights and name not in names:
-                names[name] = f"weights_{len(used)}"
-                used.append(weights[name])
-            node.input[place] = names.get(name, name)
-        for place, name in enumerate(node.output):
-            if name:
-                node.output[place] = names.setdefault(name, f"value_{number}_{place}")
-    for tensor in used:
-        tensor.name = names[tensor.name]
-    for kept, found in ((graph.node, ordered), (graph.initializer, used)):
-        copies = [type(one).FromString(one.SerializeToString(deterministic=True)) for one in found]
-        del kept[:]
-        kept.extend(copies)
-    del graph.value_info[:]
-    for value in (*graph.input, *graph.output):
-        if value.type.tensor_type.shape.dim and value.type.tensor_type.shape.dim[0].dim_param:
-            value.type.tensor_type.shape.dim[0].dim_param = "batch"
-
-
-def _walk(
-    outputs: list[str], nodes: list["onnx.NodeProto"], maker: dict[str, int]
-) -> list["onnx.NodeProto"]:
-    """The nodes that outputs need, each after those whose values it takes."""
-    ordered: list[onnx.NodeProto] = []
-    seen: set[int] = set()
-    waiting = [maker[name] for name in reversed(outputs)]
-    while waiting:
-        place = waiting[-1]
-        before = [maker[name] for name in nodes[place].input
-                  if name in maker and maker[name] not in seen]  # fmt: skip
-        if before:
-            waiting.append(before[0])
-            continue
-        waiting.pop()
-        if place not in seen:
-            seen.add(place)
-            ordered.append(nodes[place])
-    return ordered
 
 
 def open_network(data: bytes, name: str, advice: str) -> onnxruntime.InferenceSession:

@@ -37,14 +37,8 @@ from steatosis_tf.sources.rejection import Rejection
 SCHEME = "99STEATOSIS"
 
 _SERIES_NUMBERS = {"sr": 9001, "key": 9002}
-# Unit of a feature -> UCUM, whose meaning says what a code cannot.
-_UCUM = {
-    "%": "%",
-    "% of the liver": "%",
-    "dB": "dB",
-    "dB over the sector's depth": "dB",
-    "dB/cm": "dB/cm",
-}
+# Units that UCUM has; the meaning beside it says of what they are.
+_UCUM = ("%", "dB", "dB/cm")
 _UNITS_IN_WORDS = {"": "no units", "dB": "decibel", "%": "percent"}
 _MAX_POINTS = 200
 
@@ -449,7 +443,8 @@ def _number(code: Code, value: float, unit: str) -> hd.Measurement | None:
     """A measurement of four digits; None for what was not measured."""
     if not math.isfinite(value):
         return None
-    coded = Code(_UCUM.get(unit, "1"), "UCUM", _UNITS_IN_WORDS.get(unit, unit))
+    symbol = unit.partition(" ")[0]  # "% of the liver" is %
+    coded = Code(symbol if symbol in _UCUM else "1", "UCUM", _UNITS_IN_WORDS.get(unit, unit))
     return hd.Measurement(code, float(f"{value:.4g}"), coded)
 
 
