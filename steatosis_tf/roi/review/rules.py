@@ -16,6 +16,8 @@ STATES = ("accepted", "corrected", "rejected")
 ACTIONS = ("accept", "correct", "reject", "undo", "reopen")
 #: All ROI columns; the quality is the proposer's and no person changes it.
 ROI_CELLS = (*DECISION_COLUMNS, "roi_quality")
+# The columns behind those of the rectangle, by the names of their fields.
+_TEXTS = tuple(name.removeprefix("roi_") for name in DECISION_COLUMNS[4:])
 MAX_REASON_CHARACTERS = 200
 MAX_REVIEWER_CHARACTERS = 40
 
@@ -65,26 +67,14 @@ class RoiCells:
             # A row with half a rectangle, typed by hand, is a row without one.
             Rectangle(*(int(side) for side in sides)) if not any(map(_unknown, sides)) else None,
             quality=None if _unknown(quality) else float(quality),
-            **{
-                name: row.get(f"roi_{name}") or ""
-                for name in (
-                    "source",
-                    "reason",
-                    "state",
-                    "reviewer",
-                    "reviewed_at",
-                    "view",
-                    "sector",
-                )
-            },
+            **{name: row.get(f"roi_{name}") or "" for name in _TEXTS},
         )
 
     def as_texts(self) -> dict[str, str]:
         """CSV texts of `ROI_CELLS`; `from_row` turns them back."""
         box = self.rectangle
         sides = ("", "", "", "") if box is None else (box.top, box.left, box.height, box.width)
-        rest = (self.source, self.reason, self.state, self.reviewer, self.reviewed_at, self.view,
-                self.sector)  # fmt: skip
+        rest = (getattr(self, name) for name in _TEXTS)
         quality = "" if self.quality is None else self.quality
         return dict(zip(ROI_CELLS, map(str, (*sides, *rest, quality)), strict=True))
 
