@@ -176,3 +176,7 @@ def test_compare_names_the_runs_that_it_leaves_out(tmp_path, monkeypatch, capsys
     assert json.loads(capsys.readouterr().out)["left_out"] == [line]
     assert cli.main(["compare", "e", "--baseline", bad.run_id]) == 1
     assert f"as baseline. Received: {line}" in capsys.readouterr().err
+    with tracking.start_run("e", "now") as now:  # has no reason, beside one that has
+        assert cli.main(["compare", "e", "--resamples", "100", "--json"]) == 0
+    computed = f"{now.run_id[:8]}, not finished: it is computed, or was killed"
+    assert json.loads(capsys.readouterr().out)["left_out"] == [computed, line]

@@ -173,7 +173,7 @@ def _recalibration_text(says: dict[str, Any], enough: int) -> str:
             before, after = says[name]
             lines.append(f"{name.replace('_', ' ')}: {before:.2f} before, {after:.2f} after, "
                          "left-out patients")  # fmt: skip
-    before, after = says["quadratic_kappa"]
+    before, after = (round(kappa, 2) for kappa in says["quadratic_kappa"])  # as they are printed
     if after < before:
         lines.append("grades agree less with the labels than before: check labels and view, and "
                      "keep the model as it was where it graded these patients")  # fmt: skip
@@ -251,10 +251,13 @@ def _unfinished(experiment: str) -> list[str]:
     from steatosis_tf import tracking
 
     rows = tracking.runs_table(experiment, finished=False).to_dict("records")
-    reasons = [row.get("tags.steatosis.reason") or "it is computed, or was killed" for row in rows]
+    # NaN where other runs have a reason and this one has none.
+    reasons = [row.get("tags.steatosis.reason") for row in rows]
+    texts = [one if isinstance(one, str) and one else "it is computed, or was killed"
+             for one in reasons]  # fmt: skip
     return [
-        f"{row['run_id'][:8]}, not finished: {str(reason).splitlines()[0]}"
-        for row, reason in zip(rows, reasons, strict=True)
+        f"{row['run_id'][:8]}, not finished: {text.splitlines()[0]}"
+        for row, text in zip(rows, texts, strict=True)
     ]
 
 

@@ -101,7 +101,7 @@ def test_a_fit_that_grades_worse_is_said(local):
     from steatosis_tf.verbs.results import _recalibration_text
 
     warned = "agree less with the labels than before"
-    for kappa, is_said in (([0.9, 0.8], True), ([0.8, 0.9], False)):
+    for kappa, is_said in (([0.9, 0.8], True), ([0.8, 0.9], False), ([0.823, 0.821], False)):
         assert (warned in _recalibration_text(local[1] | {"quadratic_kappa": kappa}, 20)) == is_said
 
 
