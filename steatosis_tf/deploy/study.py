@@ -48,6 +48,10 @@ _IDENTITY = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex",
              "ReferringPhysicianName")  # fmt: skip
 _ALSO_KEPT = ("IssuerOfPatientID", "StudyDescription", "PatientIdentityRemoved",
               "DeidentificationMethod", "LongitudinalTemporalInformationModified")  # fmt: skip
+_ONE_OF = {"StudyInstanceUID": "study", "PatientID": "patient", "IssuerOfPatientID": "patient",
+           "PatientBirthDate": "patient"}  # fmt: skip
+# By them two persons are told apart to whom two hospitals have given one id.
+_NEED_NOT_BE_STATED = ("IssuerOfPatientID", "PatientBirthDate")
 _TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
 _SEXES = ("M", "F", "O")
 
@@ -215,9 +219,9 @@ def _refuse_conflict(source: Source, first: StudyImage, second: StudyImage) -> N
 
 def _check_one(headers: Sequence[Dataset]) -> None:
     """A report on two patients would show one the other's liver."""
-    for keyword, what in (("StudyInstanceUID", "study"), ("PatientID", "patient")):
+    for keyword, what in _ONE_OF.items():
         values = {normal_patient_id(text_of(header, keyword)) for header in headers}
-        if len(values) > 1:
+        if len(values - {""} if keyword in _NEED_NOT_BE_STATED else values) > 1:
             raise ValueError(
                 f"Expected the files of one {what}. Received: {len(values)} different values of "
                 f"{keyword} in one folder. Give each {what} a folder of its own."

@@ -242,13 +242,20 @@ def test_the_evidence_is_all_images_looked_at_and_nothing_else(study_dir):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"StudyInstanceUID": f"{UID_ROOT}.1.2"}, {"PatientID": "MRN 999"}],
-    ids=["two studies", "two patients"],
+    [
+        {"StudyInstanceUID": f"{UID_ROOT}.1.2"},
+        {"PatientID": "MRN 999"},
+        {"IssuerOfPatientID": "HOSPITAL B"},
+        {"PatientBirthDate": "19610203"},
+    ],
+    ids=["two studies", "two patients", "two issuers", "two birth dates"],
 )
 @pytest.mark.parametrize("modality", ["US", "CT"])
 def test_two_patients_or_studies_in_one_folder_are_refused_without_naming_them(
     study_dir, changes, modality
 ):
+    write_made(study_dir / "stated.dcm", number=4, IssuerOfPatientID="HOSPITAL A")
+    read_study(study_dir)  # what the others do not state is not held against them
     write_made(study_dir / "other.dcm", number=3, Modality=modality, **changes)
     with pytest.raises(ValueError, match="Expected the files of one") as refusal:
         read_study(study_dir)
