@@ -90,7 +90,7 @@ def recalibrate(
         "is_few": len(local.labels) < ENOUGH_PATIENTS,
         "by_grade": {grade: int((local.labels == at).sum()) for at, grade in enumerate(GRADES)},
         "score": line,
-        "cut_offs": _cut_offs(bundle.joint, local),
+        "cut_offs": _cut_offs(bundle.joint, local, line),
         "answers_before": local.kinds,
         **_errors(bundle.joint, local, left_out),
     }
@@ -196,9 +196,28 @@ def _fitted(old: JointModel, local: _Local) -> tuple[JointModel, np.ndarray, dic
     if line is None:  # nothing was learned of how far the score is off
         calibration = replace(calibration, half_width=old.calibration.half_width)
     novelty = old.novelty and _local_novelty(old.novelty, local)
-    joint = replace(old, parts=parts, link=fit_cumulative_link(left_out, local.labels),
+    joint = replace(old, parts=parts, link=_link(left_out, local.labels, _cuts(old.link)),
                     calibration=calibration, novelty=novelty)  # fmt: skip
     return joint, left_out, line
+
+
+def _cuts(link: CumulativeLink) -> np.ndarray:
+    """Scores `(3,)` at which each grade or worse becomes as likely as not."""
+    return np.array(link.cuts) / link.slope
+
+
+def _link(scores: np.ndarray, labels: np.ndarray, known: np.ndarray) -> CumulativeLink:
+    """Cut-offs of local patients; `known` ones where all of them lie on one side."""
+    link = fit_cumulative_link(scores, labels)
+    cuts = list(_cuts(link))
+    for place in range(len(cuts)):
+        if labels.max() <= place:
+            cuts[place] = max(cuts[place - 1], known[place])
+    for place in reversed(range(len(cuts))):
+        if labels.min() > place:
+            cuts[place] = min(cuts[place + 1], known[place])
+    first, second, third = (float(link.slope * cut) for cut in cuts)
+    return replace(link, cuts=(first, second, third))
 
 
 def _local_novelty(old: Novelty, local: _Local) -> Novelty:
@@ -219,29 +238,31 @@ def _line(scores: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
     return slope, float(targets.mean() - slope * scores.mean())
 
 
-def _cut_offs(old: JointModel, local: _Local) -> list[dict[str, float]]:
+def _cut_offs(
+    old: JointModel, local: _Local, line: dict[str, Any] | None
+) -> list[dict[str, float]]:
     """Old scores at which each grade or worse becomes as likely as not, before and after."""
-
-    def cuts(link: CumulativeLink) -> np.ndarray:
-        return np.array(link.cuts) / link.slope
-
+    known = _cuts(old.link)
+    if line:  # they hold for new scores
+        known = (known - line["offset"]["value"]) / line["slope"]["value"]
     drawn = np.array(
         [
-            cuts(fit_cumulative_link(local.scores[rows], local.labels[rows]))
+            _cuts(_link(local.scores[rows], local.labels[rows], known))
             for rows in _resamples(local)[:_NUM_LINKS]
         ]
     )
-    after = cuts(fit_cumulative_link(local.scores, local.labels))
+    after = _cuts(_link(local.scores, local.labels, known))
     return [
         {"before": float(before), **_interval(value, drawn[:, at])}
-        for at, (before, value) in enumerate(zip(cuts(old.link), after, strict=True))
+        for at, (before, value) in enumerate(zip(_cuts(old.link), after, strict=True))
     ]
 
 
 def _errors(old: JointModel, local: _Local, left_out: np.ndarray) -> dict[str, list[float]]:
     """Before and after; after, each patient is read by a line and cut-offs of the others."""
     rows, labels = np.arange(len(left_out)), local.labels
-    links = [fit_cumulative_link(left_out[rows != at], labels[rows != at]) for at in rows]
+    known = _cuts(old.link)
+    links = [_link(left_out[rows != at], labels[rows != at], known) for at in rows]
     after = [link.probabilities(left_out[[at]])[0] for at, link in enumerate(links)]
     chances = old.link.probabilities(local.scores), np.array(after)
     graded = [decide(one, old.decision_rule) for one in chances]

@@ -177,6 +177,9 @@ def _recalibration_text(says: dict[str, Any], enough: int) -> str:
     if after < before:
         lines.append("grades agree less with the labels than before: check labels and view, and "
                      "keep the model as it was where it graded these patients")  # fmt: skip
+    if absent := [grade for grade, many in says["by_grade"].items() if not many]:
+        lines.append(f"no local patient is {' or '.join(absent)}: how such are graded here is not "
+                     "known")  # fmt: skip
     kinds = ", ".join(f"{many} {kind}" for kind, many in says["answers_before"].items())
     return "\n".join([*lines, f"answers before: {kinds}", NOTICE])
 

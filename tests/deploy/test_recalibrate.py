@@ -126,6 +126,24 @@ def test_grades_alone_move_cut_offs_and_leave_the_score(phantom_bundle, study, t
     assert new.joint.link != old.joint.link
 
 
+def test_a_grade_that_no_local_patient_has_keeps_its_cut_off(
+    phantom_bundle, study, tmp_path, capsys
+):
+    table = pd.read_csv(study, dtype=str, keep_default_na=False)
+    some = table.loc[table["grade"].isin(["Mild", "Moderate"])]
+    some = some.assign(path=[str(study.parent / path) for path in some["path"]])
+    some.to_csv(tmp_path / "manifest.csv", index=False)
+    call = ["recalibrate", str(tmp_path / "manifest.csv"), "--model", str(phantom_bundle)]
+    assert cli.main([*call, "--output", str(tmp_path / "local")]) == 0
+    said = capsys.readouterr().out
+    assert "no local patient is Normal or Severe: how such are graded here is not known" in said
+    assert "No local patient is Severe: how such" in (tmp_path / "local" / "card.md").read_text()
+    links = [open_bundle(path).joint.link for path in (phantom_bundle, tmp_path / "local")]
+    old, new = (np.array(link.cuts) / link.slope for link in links)
+    np.testing.assert_allclose(new[[0, 2]], old[[0, 2]])
+    assert new[1] != old[1]
+
+
 @pytest.mark.parametrize(
     ("num", "columns", "expected"),
     [
