@@ -33,9 +33,10 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # comes with keras-hub
 # OpenVINO has no such variable. Where this package is absent it uses a silent stub of its own.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-# TensorFlow's messages about graphs and missing GPUs would bury what our commands have to say. What
-# goes wrong still arrives, as a Python exception.
+# TensorFlow's messages about graphs and missing GPUs, and OpenCV's about damaged pictures, would
+# bury what our commands have to say. What goes wrong still arrives, as a Python exception.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # Progress is told of what takes long, and into a file or a pipe a few times a minute.

@@ -193,7 +193,8 @@ def grade_study(study: Study, grader: Grader) -> PatientAnswer:
 
 def _image(header: FileDataset, file: SourceFile) -> StudyImage:
     if text_of(header, "SOPClassUID") not in ULTRASOUND_CLASSES:
-        raise Rejection("not_ultrasound")
+        is_us = text_of(header, "Modality").upper() == "US"
+        raise Rejection("other_class" if is_us else "not_ultrasound")
     if not all(UID(text_of(header, keyword)).is_valid for keyword in _UIDS):
         raise Rejection("no_uid")
     layout = read_layout(header)

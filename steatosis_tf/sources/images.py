@@ -191,7 +191,10 @@ def _first_symbol(tables: bytes, former: int) -> int:
 def _stated_size(data: bytes) -> tuple[int, int]:
     """Height and width in px out of the header, without decoding."""
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "BMP", "TIFF")) as image:
+        with (
+            warnings.catch_warnings(action="ignore"),  # of damaged tags
+            Image.open(io.BytesIO(data), formats=("PNG", "BMP", "TIFF")) as image,
+        ):
             return image.height, image.width
     except Image.DecompressionBombError as error:
         raise _wrong_size("far more") from error

@@ -29,6 +29,7 @@ _TEXTS = {
     "directory": "DICOMDIR index|, not an image",
     # the object
     "not_ultrasound": "not an ultrasound image| (neither modality US nor an ultrasound class)",
+    "other_class": "ultrasound of another class|, such as a secondary capture: no report names it",
     "volume": "3-D ultrasound volume|; only 2-D frames and clips are read",
     "no_image": "ultrasound object without an image| (report, measurements or header only)",
     "own_answer": "an answer that steatosis_tf made|, not an image",

@@ -269,7 +269,9 @@ def test_one_uid_on_two_pictures_is_refused(study_dir):
         read_study(study_dir)
 
 
-@pytest.mark.parametrize("content", ["no pixels", "encrypted", "codec", "nothing", "doppler"])
+@pytest.mark.parametrize(
+    "content", ["no pixels", "encrypted", "codec", "nothing", "doppler", "capture"]
+)
 def test_a_study_without_an_image_says_what_is_there(tmp_path, content):
     folder = tmp_path / "study"
     folder.mkdir()
@@ -285,6 +287,9 @@ def test_a_study_without_an_image_says_what_is_there(tmp_path, content):
         path = write_made(folder / "a.dcm")
         data = path.read_bytes()
         path.write_bytes(data.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.77"))
+    elif content == "capture":
+        expected = "ultrasound of another class"
+        write_made(folder / "a.dcm", SOPClassUID="1.2.840.10008.5.1.4.1.1.7")
     elif content == "doppler":
         expected = "Doppler"
         write_made(folder / "a.dcm", SequenceOfUltrasoundRegions=[region(kind=2)])

@@ -35,10 +35,11 @@ def test_lossless_files_come_back_as_rgb_or_grey(tmp_path, colour, suffix):
     assert grey.dtype == np.uint8
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".jpeg"])
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".jpe", ".jfif"])
 def test_jpeg_is_read(tmp_path, suffix):
     ramp = np.tile(np.arange(64, dtype=np.uint8) * 3, (48, 1))
-    frame = read_frame(_write(tmp_path / f"a{suffix}", ramp, [cv2.IMWRITE_JPEG_QUALITY, 95]))
+    path = _write(tmp_path / "a.jpg", ramp, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    frame = read_frame(path.rename(tmp_path / f"b{suffix}"))
     assert frame.shape == (48, 64)
     assert np.abs(frame.astype(int) - ramp).max() <= 3
 
@@ -66,7 +67,9 @@ def test_damaged_exif_leaves_a_jpeg_as_it_is(tmp_path, recwarn):
 
 
 def test_every_suffix_named_is_tested():
-    assert set(IMAGE_SUFFIXES) == {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+    assert set(IMAGE_SUFFIXES) == {
+        ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff",
+    }  # fmt: skip
 
 
 def test_alpha_is_dropped(tmp_path, colour):
@@ -125,19 +128,22 @@ def _cut(suffix, share):
         (_cut(".jpg", 0.6), "truncated JPEG.*copy the file again"),
         (_cut(".bmp", 0.6), "not a readable image"),
         (_cut(".tif", 0.3), "not a readable image"),
+        (lambda path, colour: Image.fromarray(colour).save(path, "TIFF", compression="zstd"),
+         "not a readable image"),
         (lambda path, colour: _write(path, colour.astype(np.uint16) * 256),
          "expected 8-bit pixels. Received: uint16"),
         (lambda path, colour: _write(path, colour[:31]), "Received: height=31 width=60"),
         (lambda path, colour: _write(path, np.zeros((32, 8193), np.uint8)), "width=8193"),
     ],
 )  # fmt: skip
-def test_what_is_no_frame_is_refused(tmp_path, colour, write, reason):
+def test_what_is_no_frame_is_refused(tmp_path, colour, capfd, write, reason):
     path = tmp_path / "Doe_Jane" / "a.png"
     path.parent.mkdir()
     write(path, colour)
     with pytest.raises(ValueError, match=reason) as caught:
         read_frame(path)
     assert "Doe" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")  # what OpenCV has to say helps nobody
 
 
 def test_grey_is_luminance(colour):
