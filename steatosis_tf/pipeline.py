@@ -34,7 +34,7 @@ from steatosis_tf.evaluation.report.evaluate import evaluate_run, lock_operating
 from steatosis_tf.evaluation.report.report import read_verdict, write_report
 from steatosis_tf.files import rejected_beside, write_json, write_sums
 from steatosis_tf.model.backbone import build_backbone
-from steatosis_tf.model.engines import Engine
+from steatosis_tf.model.engines import Engine, check_installed
 from steatosis_tf.model.joint import JointModel
 from steatosis_tf.model.novelty import grey_spread
 from steatosis_tf.model.train import make_repeatable
@@ -232,6 +232,7 @@ def _run(
     place = Preparation(config, run_dir, run_dir.parent.parent, options)
     partitions = [part for part in make_partitions(table, config.split) if part.repeat == repeat]
     check_learnable(table, partitions, config)
+    check_installed(config.model.engine)
     # First, since its weights may be absent or not for it.
     backbone = build_backbone(config.model, input_shape(config.roi.view))
     table = complete_manifest(table, manifest_path, partitions, place)

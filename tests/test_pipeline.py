@@ -1,6 +1,7 @@
 """What every experiment script takes on its command line, and what a run refuses at its start."""
 
 import argparse
+import sys
 
 import pytest
 
@@ -30,11 +31,19 @@ def test_unknown_engine_is_refused_with_those_there_are(capsys):
     assert all(name in said for name in ("auto", "keras", "tf-bf16", "openvino"))
 
 
-def test_absent_weights_are_refused_before_a_frame_is_looked_at(
-    phantom_manifest, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.weights=gone.h5", r"weights='gone\.h5', which is no file"),
+        ("model.engine=openvino", "openvino. Received: not installed"),
+    ],
+)
+def test_what_is_not_there_is_missed_before_a_frame_is_looked_at(
+    phantom_manifest, tmp_path, monkeypatch, setting, message
 ):
     monkeypatch.setenv("STEATOSIS_MLRUNS", str(tmp_path / "mlruns"))
-    with pytest.raises(ValueError, match=r"weights='gone\.h5', which is no file"):
-        train(phantom_manifest, "demo", ["model.weights=gone.h5"], tmp_path / "runs")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        train(phantom_manifest, "demo", [setting], tmp_path / "runs")
     assert not (tmp_path / "runs" / "cache").exists()
     assert not list((tmp_path / "runs").glob("demo/*/manifest.csv"))

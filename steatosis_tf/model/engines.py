@@ -8,6 +8,7 @@ and for what it costs.
 """
 
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import sys
@@ -136,6 +137,22 @@ def _first_good(
             _tell(f"engine {candidate} passed over: {error}")
     _tell(f"engine {name}: keras float32, the reference")
     return reference
+
+
+def check_installed(name: str) -> None:
+    """Refuse an engine whose package is absent.
+
+    Raises:
+        RuntimeError: if it is.
+    """
+    try:
+        if name == "openvino":
+            importlib.import_module(name)
+    except ImportError as error:
+        raise RuntimeError(
+            "Expected the package openvino. Received: not installed. "
+            "Install it with `pip install 'steatosis_tf[fast]'`, or use model.engine=keras."
+        ) from error
 
 
 def reference_engine(backbone: keras.Model) -> Engine:
@@ -327,13 +344,9 @@ def openvino_forward(
     Raises:
         RuntimeError: if OpenVINO is not installed.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise RuntimeError(
-            "Expected the package openvino. Received: not installed. "
-            "Install it with `pip install 'steatosis_tf[fast]'`, or use model.engine=keras."
-        ) from error
+    check_installed("openvino")
+    import openvino
+
     core = openvino.Core()
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     compiled = core.compile_model(
