@@ -19,7 +19,7 @@ from steatosis_tf.deploy.inputs import open_inputs
 from steatosis_tf.deploy.predict import Grader, answer_groups, open_model
 from steatosis_tf.deploy.tables import TABLES, AnswerTables, count_answers
 from steatosis_tf.evaluation.clinical.calibration import evaluate_conformal
-from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, wilson_interval
+from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, proportion
 from steatosis_tf.evaluation.metrics.registry import METRICS, metrics_of
 from steatosis_tf.evaluation.metrics.scores import named_labels, write_scores
 from steatosis_tf.evaluation.report.evaluate import draw_scores
@@ -304,8 +304,7 @@ def _fat_interval(pairs: list[tuple[PatientAnswer, dict[str, Any]]]) -> dict[str
     ]
     if not held:
         return None
-    low, high = wilson_interval(sum(held), len(held))
-    coverage = {"value": float(np.mean(held)), "low": low, "high": high}
+    coverage = proportion(int(sum(held)), len(held))
     return {"stated_coverage": FAT_COVERAGE, "coverage": coverage, "num_patients": len(held)}
 
 

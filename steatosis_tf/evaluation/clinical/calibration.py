@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special
 from sklearn.linear_model import LogisticRegression
 
-from steatosis_tf.evaluation.metrics.intervals import CONFIDENCE, wilson_interval
+from steatosis_tf.evaluation.metrics.intervals import CONFIDENCE, proportion
 from steatosis_tf.evaluation.metrics.scores import (
     checked_labels,
     checked_pair,
@@ -331,10 +331,7 @@ def _patients(scores: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _share(held: np.ndarray) -> dict[str, Any]:
-    if not len(held):
-        return {"value": None, "low": None, "high": None, "num_patients": 0}
-    low, high = wilson_interval(int(held.sum()), len(held))
-    return {"value": float(held.mean()), "low": low, "high": high, "num_patients": len(held)}
+    return proportion(int(held.sum()), len(held)) | {"num_patients": len(held)}
 
 
 def coverage_risk_curve(

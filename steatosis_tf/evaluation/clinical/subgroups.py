@@ -17,7 +17,7 @@ from steatosis_tf.evaluation.metrics.intervals import (
     MAX_UNDEFINED_SHARE,
     bootstrap_intervals,
     percentile_interval,
-    wilson_interval,
+    proportion,
 )
 from steatosis_tf.evaluation.metrics.registry import shown_in
 from steatosis_tf.evaluation.metrics.resampling import bootstrap_weights, code_patients
@@ -320,7 +320,6 @@ def abstention_by_group(
         if count < MIN_PATIENTS:
             group["suppressed"] = "suppressed"
         else:
-            low, high = wilson_interval(hits, count)
-            group["left_out"] = {"value": hits / count, "low": low, "high": high}
+            group["left_out"] = proportion(hits, count)
         groups.append(group)
     return {"column": column, "share": float(left_out.mean()), "groups": groups}

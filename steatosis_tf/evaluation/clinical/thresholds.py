@@ -25,7 +25,7 @@ from steatosis_tf.evaluation.metrics.intervals import (
     MAX_UNDEFINED_SHARE,
     percentile_interval,
     predictive_value_intervals,
-    wilson_interval,
+    proportion,
 )
 from steatosis_tf.evaluation.metrics.resampling import bootstrap_weights, code_patients
 from steatosis_tf.evaluation.metrics.scores import labels_and_probabilities
@@ -273,13 +273,10 @@ def _binary_rates(counts: np.ndarray, weights: np.ndarray | None) -> dict[str, A
 
 
 def _proportion(hits: float, trials: float, shares: np.ndarray | None) -> dict[str, Any]:
-    if trials == 0:
-        return {"value": None, "low": None, "high": None, "method": None}
-    value = float(hits / trials)
-    if shares is None:
-        low, high = wilson_interval(int(hits), int(trials))
-        return {"value": value, "low": low, "high": high, "method": "wilson"}
-    return {"value": value} | _percentiles(shares)
+    found: dict[str, Any] = proportion(int(hits), int(trials))
+    if trials == 0 or shares is None:
+        return found | {"method": "wilson" if trials else None}
+    return found | _percentiles(shares)
 
 
 def _percentiles(replicates: np.ndarray) -> dict[str, Any]:

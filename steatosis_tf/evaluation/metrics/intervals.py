@@ -348,6 +348,19 @@ def wilson_interval(num_successes: int, num_trials: int) -> list[float]:
     return [float(bounds.low), float(bounds.high)]
 
 
+def proportion(num_successes: int, num_trials: int) -> dict[str, float | None]:
+    """A proportion of patients as `value`, `low` and `high`, by Wilson; all None without patients.
+
+    Example:
+        >>> proportion(9, 10)["value"]
+        0.9
+    """
+    if not num_trials:
+        return {"value": None, "low": None, "high": None}
+    low, high = wilson_interval(num_successes, num_trials)
+    return {"value": num_successes / num_trials, "low": low, "high": high}
+
+
 def predictive_value_intervals(
     sensitivity: tuple[int, int], specificity: tuple[int, int], prevalence: float
 ) -> dict[str, dict[str, Any]]:
