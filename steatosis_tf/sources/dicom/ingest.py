@@ -46,7 +46,7 @@ from steatosis_tf.sources.rejection import Rejection
 from steatosis_tf.sources.tables import ADDED, read_spreadsheet
 
 # Part of every journal entry: a new number makes all files be decoded again.
-_PIXEL_VERSION = "3"
+_PIXEL_VERSION = "4"
 _JOURNAL = "ingest_journal.jsonl"
 _LOCK = "ingest.lock"
 _FORMAT = 1
