@@ -19,7 +19,7 @@ from PIL import Image
 
 from steatosis_tf.files import open_regular
 from steatosis_tf.quantitative.display import Display
-from steatosis_tf.sources.images import IMAGE_SUFFIXES, decode_frame
+from steatosis_tf.sources.images import IMAGE_SUFFIXES, decode_frame, quiet_readers
 
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
@@ -244,16 +244,11 @@ class Inputs:
 
     def _add_dicom(self, name: str, load: Callable[[], bytes]) -> None:
         from steatosis_tf.sources.dicom.pixels import read_layout
-        from steatosis_tf.sources.dicom.read import (
-            find_region,
-            quiet_pydicom,
-            read_dataset,
-            text_of,
-        )
+        from steatosis_tf.sources.dicom.read import find_region, read_dataset, text_of
 
         try:
             data = load()
-            with quiet_pydicom():
+            with quiet_readers():
                 dataset = read_dataset(io.BytesIO(data), with_pixels=False)
                 header = _header_of(dataset)
                 layout = read_layout(dataset)
@@ -363,11 +358,11 @@ def _dicom_shots(
         says_nothing,
     )
     from steatosis_tf.sources.dicom.pixels import FrameReader
-    from steatosis_tf.sources.dicom.read import quiet_pydicom, read_dataset
+    from steatosis_tf.sources.dicom.read import read_dataset
     from steatosis_tf.sources.rejection import Rejection
 
     try:
-        with quiet_pydicom():
+        with quiet_readers():
             reader = FrameReader(read_dataset(io.BytesIO(load()), with_pixels=True), layout)
     except Rejection as rejection:
         yield Shot(name, None, "unreadable", str(rejection))
@@ -383,7 +378,7 @@ def _dicom_shots(
     for index in chosen:
         shown = name if layout.num_frames == 1 else f"{name}#{index + 1}"
         try:
-            with quiet_pydicom():
+            with quiet_readers():
                 frame = reader.read(index)
             frame = frame if mask is None else blanked(frame, mask)
         except Rejection as rejection:

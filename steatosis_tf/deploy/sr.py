@@ -30,7 +30,8 @@ from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.answer import FrameAnswer, PatientAnswer
 from steatosis_tf.quantitative.measure import NAMES, UNITS
-from steatosis_tf.sources.dicom.read import quiet_pydicom, text_of
+from steatosis_tf.sources.dicom.read import text_of
+from steatosis_tf.sources.images import quiet_readers
 from steatosis_tf.sources.rejection import Rejection
 
 #: Private coding scheme, for what no standard has a code for.
@@ -104,7 +105,7 @@ def pacs_answer(study: Study, answer: PatientAnswer, model: Grader) -> PacsAnswe
     Raises:
         ValueError: if a frame of the answer is of no image of the study.
     """
-    with quiet_pydicom():
+    with quiet_readers():
         report = _report(study, answer, model)  # first: it checks the names of the frames
         return PacsAnswer(_key_image(study, answer, model), report)
 

@@ -29,10 +29,10 @@ from steatosis_tf.sources.dicom.read import (
     Region,
     day_of,
     find_region,
-    quiet_pydicom,
     read_dataset,
     text_of,
 )
+from steatosis_tf.sources.images import quiet_readers
 from steatosis_tf.sources.pseudonym import normal_patient_id
 from steatosis_tf.sources.rejection import Rejection
 
@@ -116,7 +116,7 @@ class Study:
         """
         uid, _, number = name.partition("#")
         image = next(image for image in self.images if image.uid == uid)
-        with quiet_pydicom(), Source(self.source) as source:
+        with quiet_readers(), Source(self.source) as source:
             dataset = read_dataset(io.BytesIO(source.read(image.file)), with_pixels=True)
             return FrameReader(dataset, image.layout).read(int(number or 1) - 1)
 
@@ -139,7 +139,7 @@ def read_study(
     reasons: collections.Counter[str] = collections.Counter()
     headers: list[FileDataset] = []
     own: list[Dataset] = []
-    with quiet_pydicom(), Source(source) as opened:
+    with quiet_readers(), Source(source) as opened:
         for file in opened.files:
             try:
                 with opened.open(file) as stream:
@@ -163,7 +163,7 @@ def read_study(
             "Expected a DICOM study with a 2-D ultrasound image. "
             f"Received: {sum(reasons.values())} files ({seen or 'none'})."
         )
-    with quiet_pydicom():
+    with quiet_readers():
         identity = _identity(found[0].header)
     earlier = {
         text_of(answer, "SOPInstanceUID"): answer

@@ -342,10 +342,11 @@ def report_zip(bundle: Bundle, body: bytes, visit: int) -> bytes:
 
 def _uids(data: bytes) -> tuple[str, str]:
     """Of study and image; empty for what is no DICOM file."""
-    from steatosis_tf.sources.dicom.read import quiet_pydicom, read_dataset, text_of
+    from steatosis_tf.sources.dicom.read import read_dataset, text_of
+    from steatosis_tf.sources.images import quiet_readers
 
     try:
-        with quiet_pydicom():
+        with quiet_readers():
             header = read_dataset(io.BytesIO(data), with_pixels=False)
     except ValueError:
         return "", ""

@@ -1,8 +1,12 @@
 """Frames from image files in a folder."""
 
+import contextlib
 import io
+import logging
 import struct
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -37,6 +41,35 @@ _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True),
           6: (3, False), 7: (1, True), 8: (1, False)}  # fmt: skip
 _MAX_EXIF_AT = 1 << 16
 _SEQUENTIAL = (0xC0, 0xC1)  # markers of frames whose blocks are whole, not sent by and by
+
+
+_SILENCE = threading.Lock()
+_silenced = contextlib.ExitStack()
+_num_silent = 0
+
+
+@contextlib.contextmanager
+def quiet_readers() -> Iterator[None]:
+    """Silences warnings, and pydicom's log: they quote the values they are about.
+
+    Until the last of all threads is through. Where two cross, `warnings.catch_warnings` of the one
+    would let out those of the other, or leave them off for good.
+    """
+    global _num_silent
+    with _SILENCE:
+        _num_silent += 1
+        if _num_silent == 1:
+            log = logging.getLogger("pydicom")
+            _silenced.callback(log.setLevel, log.level)
+            _silenced.enter_context(warnings.catch_warnings(action="ignore"))
+            log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        with _SILENCE:
+            _num_silent -= 1
+            if not _num_silent:
+                _silenced.close()
 
 
 def read_frame(path: str | Path) -> np.ndarray:
@@ -146,7 +179,7 @@ def _upright(frame: np.ndarray, data: bytes) -> np.ndarray:
     try:
         # Damaged entries make it warn.
         with (
-            warnings.catch_warnings(action="ignore"),
+            quiet_readers(),
             Image.open(io.BytesIO(data), formats=("JPEG",)) as image,
         ):
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -192,7 +225,7 @@ def _stated_size(data: bytes) -> tuple[int, int]:
     """Height and width in px out of the header, without decoding."""
     try:
         with (
-            warnings.catch_warnings(action="ignore"),  # of damaged tags
+            quiet_readers(),  # of damaged tags
             Image.open(io.BytesIO(data), formats=("PNG", "BMP", "TIFF")) as image,
         ):
             return image.height, image.width

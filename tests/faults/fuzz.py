@@ -40,15 +40,11 @@ def read_image(data: bytes) -> bool:
 def read_dicom(data: bytes) -> bool:
     """A DICOM file: header, region, its first frames."""
     from steatosis_tf.sources.dicom.pixels import FrameReader, read_layout
-    from steatosis_tf.sources.dicom.read import (
-        find_region,
-        quiet_pydicom,
-        read_dataset,
-        read_header,
-    )
+    from steatosis_tf.sources.dicom.read import find_region, read_dataset, read_header
+    from steatosis_tf.sources.images import quiet_readers
     from steatosis_tf.sources.rejection import Rejection
 
-    with quiet_pydicom(), contextlib.suppress(Rejection):
+    with quiet_readers(), contextlib.suppress(Rejection):
         dataset = read_dataset(io.BytesIO(data), with_pixels=True)
         read_header(dataset)
         layout = read_layout(dataset)

@@ -34,12 +34,12 @@ from steatosis_tf.sources.dicom.personal import (
     runs_of,
     source_name_value,
 )
-from steatosis_tf.sources.dicom.read import MAX_AGE_YEARS, quiet_pydicom, read_dataset, text_of
+from steatosis_tf.sources.dicom.read import MAX_AGE_YEARS, read_dataset, text_of
+from steatosis_tf.sources.images import quiet_readers
 from steatosis_tf.sources.pseudonym import KEY_PREFIX
 from steatosis_tf.sources.rejection import Rejection
 
 _TECHNICAL_COLUMNS = {"manufacturer": "Manufacturer", "model": "ManufacturerModelName"}
-
 
 #: Kind of what could not be searched, so that nobody takes it for clean.
 UNREAD = "not looked into"
@@ -110,7 +110,7 @@ def _source_values(
     patients: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
     scanners: set[tuple[str, ...]] = set()
     num_read = 0
-    with quiet_pydicom(), Source(source_dir) as source:
+    with quiet_readers(), Source(source_dir) as source:
         for file in tqdm(source.files, "source", disable=None):
             try:
                 with source.open(file) as stream:

@@ -22,7 +22,6 @@ from steatosis_tf.sources.dicom.deidentify import (
     write_sheets,
 )
 from steatosis_tf.sources.dicom.files import Source
-from steatosis_tf.sources.dicom.read import quiet_pydicom
 from steatosis_tf.sources.dicom.scan import (
     FINDING_COLUMNS,
     IMAGES_DIR,
@@ -41,6 +40,7 @@ from steatosis_tf.sources.dicom.scan import (
     rejected_rows,
     scan_file,
 )
+from steatosis_tf.sources.images import quiet_readers
 from steatosis_tf.sources.pseudonym import OUTPUT_MARK, pseudonym, read_key
 from steatosis_tf.sources.rejection import Rejection
 from steatosis_tf.sources.tables import ADDED, read_spreadsheet
@@ -227,7 +227,7 @@ def ingest_dicom(
         "keep_region": keep_region,
     }
     place = output_dir, pseudonym(key, "key"), settings
-    with quiet_pydicom(), Source(source) as opened, Output(*place) as output:
+    with quiet_readers(), Source(source) as opened, Output(*place) as output:
         files = tqdm(opened.files, "headers", disable=None)
         scans = [scan_file(opened, file, key, allow_burned_in) for file in files]
         _check_same_export(output_dir / "labels.csv", scans)

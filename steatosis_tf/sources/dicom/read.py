@@ -1,14 +1,11 @@
 """The header of one DICOM file, reduced to what an ingest needs, and the region it states."""
 
-import contextlib
 import datetime
-import logging
 import math
 import re
 import struct
-import warnings
 import zlib
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -83,20 +80,6 @@ class Header:
     sex: str
     age: int | None
     burned_in: str
-
-
-@contextlib.contextmanager
-def quiet_pydicom() -> Iterator[None]:
-    """Silences pydicom: its warnings and log lines quote the values they are about."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def read_dataset(stream: BinaryIO, *, with_pixels: bool) -> FileDataset:

@@ -7,6 +7,7 @@ import os
 import random
 import stat
 import struct
+import threading
 import time
 import warnings
 import zipfile
@@ -35,6 +36,7 @@ from steatosis_tf.sources.dicom import files
 from steatosis_tf.sources.dicom.audit import audit_phi
 from steatosis_tf.sources.dicom.ingest import ingest_dicom
 from steatosis_tf.sources.dicom.read import number_of
+from steatosis_tf.sources.images import quiet_readers
 
 
 def reasons_by_file(out: Path, key: Path) -> dict[str, list[str]]:
@@ -259,6 +261,30 @@ def test_the_corpus_of_bad_files(source, key, tmp_path, caplog, capfd):
     logged = caplog.text + "".join(capfd.readouterr())
     assert not [value for value in ("Doe", "12345", UID_ROOT, "19500704") if value in logged]
     assert audit_phi(tmp_path / "out", source) == []
+
+
+def test_threads_that_cross_are_silent_and_leave_the_warnings_as_they_were(recwarn, caplog):
+    """One begins to read while another does, and goes on when that one is through."""
+    before = list(warnings.filters)
+    is_begun, is_over = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with quiet_readers():
+            is_begun.set()
+            assert is_over.wait(60)
+            warnings.warn("DOE^JOHN", stacklevel=1)
+            logging.getLogger("pydicom").warning("DOE^JOHN")
+
+    thread = threading.Thread(target=other)
+    with quiet_readers():
+        thread.start()
+        assert is_begun.wait(60)
+    is_over.set()
+    thread.join()
+    assert not [*recwarn.list, *caplog.records]
+    assert warnings.filters == before
+    logging.getLogger("pydicom").warning("heard again")
+    assert [record.message for record in caplog.records] == ["heard again"]
 
 
 def test_the_same_corpus_in_a_zip(source, key, tmp_path):
