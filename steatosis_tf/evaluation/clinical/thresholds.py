@@ -25,6 +25,7 @@ from steatosis_tf.evaluation.metrics.intervals import (
     MAX_UNDEFINED_SHARE,
     percentile_interval,
     predictive_value_intervals,
+    predictive_values,
     proportion,
 )
 from steatosis_tf.evaluation.metrics.resampling import bootstrap_weights, code_patients
@@ -304,13 +305,10 @@ def _predictive_values(
     with np.errstate(invalid="ignore"):
         sensitivity = rows[:, 0] / (rows[:, 0] + rows[:, 1])
         specificity = rows[:, 2] / (rows[:, 2] + rows[:, 3])
-        caught, spare = prevalence * sensitivity, (1 - prevalence) * specificity
-        ppv = caught / (caught + (1 - prevalence) * (1 - specificity))
-        npv = spare / (spare + prevalence * (1 - sensitivity))
     return {
         name: {"value": None if np.isnan(values[0]) else float(values[0])}
         | _percentiles(values[1:])
-        for name, values in (("ppv", ppv), ("npv", npv))
+        for name, values in predictive_values(sensitivity, specificity, prevalence).items()
     }
 
 

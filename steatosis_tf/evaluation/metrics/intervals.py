@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from steatosis_tf.evaluation.metrics.resampling import (
@@ -400,10 +401,11 @@ def predictive_value_intervals(
         "ppv": (1 - sens) / (sens * num_positive) + spec / ((1 - spec) * num_negative),
         "npv": sens / ((1 - sens) * num_positive) + (1 - spec) / (spec * num_negative),
     }
-    values = _predictive(raw[0], raw[1], prevalence)
-    centres = _predictive(sens, spec, prevalence)
+    values = predictive_values(raw[0], raw[1], prevalence)
+    centres = predictive_values(sens, spec, prevalence)
     result = {}
-    for name, value in values.items():
+    for name in values:
+        value = _none_if_nan(values[name])
         reach = z * np.sqrt(variance[name])
         centre = special.logit(centres[name])
         low, high = (float(special.expit(centre + side * reach)) for side in (-1, 1))
@@ -413,10 +415,12 @@ def predictive_value_intervals(
     return result
 
 
-def _predictive(sens: float, spec: float, prevalence: float) -> dict[str, float | None]:
+def predictive_values(
+    sensitivity: ArrayLike, specificity: ArrayLike, prevalence: float
+) -> dict[str, Any]:
+    """`ppv` and `npv` of rates, numbers or arrays; NaN where nothing is called so."""
+    sens, spec = np.asarray(sensitivity), np.asarray(specificity)
     caught, spared = prevalence * sens, (1 - prevalence) * spec
     alarms, missed = (1 - prevalence) * (1 - spec), prevalence * (1 - sens)
-    return {
-        "ppv": caught / (caught + alarms) if caught + alarms else None,
-        "npv": spared / (spared + missed) if spared + missed else None,
-    }
+    with np.errstate(invalid="ignore"):
+        return {"ppv": caught / (caught + alarms), "npv": spared / (spared + missed)}
