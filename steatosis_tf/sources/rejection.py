@@ -62,6 +62,9 @@ _TEXTS = {
         "truncated|: frames from this one on lie beyond the end of the pixel data ({count} in all)"
     ),
     "broken_frame": "broken frame|: it cannot be decoded",
+    "colour_space": (
+        "other colours than the header says|: black would be green or blue; export it again as RGB"
+    ),
     "flat_frame": "empty frame|: one value all over the region",
     # an image file
     "unreadable_frame": "missing or unreadable file| ({why})",

@@ -142,23 +142,25 @@ class FrameReader:
         data = pixel_bytes(dataset)
         self._dataset = dataset
         self._syntax = dataset.file_meta.TransferSyntaxUID
-        # Who decompresses JPEG may leave its halved colours in the header, and store them whole.
-        whole = replace(layout, photometric="YBR_FULL")
-        is_whole = self._syntax in _NATIVE and len(data) >= layout.num_frames * _frame_bytes(whole)
-        self._layout = layout = (
-            whole if layout.photometric == "YBR_FULL_422" and is_whole else layout
-        )
-        try:
-            self._one = _image_header(dataset, layout.photometric)
-        except DICOM_ERRORS as error:
-            raise Rejection("damaged_image_header") from error
-        self._frames = (
-            _plain_frames(data, layout)
-            if self._syntax in _NATIVE
-            else _encoded_frames(data, dataset, layout)
-        )
+        photometric = layout.photometric
+        if self._syntax in _NATIVE:
+            # A decompressed JPEG may keep its halved colours in the header, and store whole ones.
+            whole = replace(layout, photometric="YBR_FULL")
+            is_whole = len(data) >= layout.num_frames * _frame_bytes(whole)
+            if photometric == "YBR_FULL_422" and is_whole:
+                photometric = "YBR_FULL"
+            self._frames = _plain_frames(data, replace(layout, photometric=photometric))
+        else:
+            self._frames = _encoded_frames(data, dataset, layout)
         if not self._frames:
             raise Rejection("truncated")
+        if self._syntax in _JPEG_2000 and photometric in _COLOUR and _is_rct(self._frames[0]):
+            photometric = "YBR_RCT"  # by the stream; the header may be that of an earlier JPEG
+        self._layout = replace(layout, photometric=photometric)
+        try:
+            self._one = _image_header(dataset, photometric)
+        except DICOM_ERRORS as error:
+            raise Rejection("damaged_image_header") from error
 
     @property
     def num_frames(self) -> int:
@@ -197,6 +199,8 @@ class FrameReader:
         shape = (layout.rows, layout.columns)
         if frame.shape != (shape if layout.photometric in GREY else (*shape, 3)):
             raise Rejection("broken_frame")
+        if layout.photometric in _COLOUR:
+            _refuse_false_colours(frame)
         return np.ascontiguousarray(frame)
 
     def _single(self, index: int) -> FileDataset:
@@ -266,6 +270,22 @@ def _frame_bytes(layout: Layout) -> int:
     return layout.rows * layout.columns * per_pixel * layout.bits_allocated // 8
 
 
+def _segment(data: bytes, marker: int) -> bytes:
+    """What stands under a marker in the header of a stream of the JPEG family; b"" if none does."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        if data[at + 1] == marker:
+            return data[at + 4 : end]
+        at = end
+    return b""
+
+
+def _is_rct(data: bytes) -> bool:
+    """Whether a JPEG 2000 stream has transformed its colours, which its decoder takes back."""
+    return _segment(data, 0x52)[4:5] == b"\1"
+
+
 def _check_jpeg_ls(data: bytes, layout: Layout) -> None:
     """Hold a JPEG-LS stream to the stated size, before its decoder takes memory for its own.
 
@@ -273,11 +293,23 @@ def _check_jpeg_ls(data: bytes, layout: Layout) -> None:
     """
     if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
         raise ValueError("expected a JPEG-LS frame with its end")
-    at = 2
-    while data[at : at + 1] == b"\xff" and data[at + 1] != 0xF7:
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    if struct.unpack(">HH", data[at + 5 : at + 9]) != (layout.rows, layout.columns):
+    if struct.unpack(">HH", _segment(data, 0xF7)[1:5]) != (layout.rows, layout.columns):
         raise ValueError("expected a JPEG-LS frame of the size the header states")
+
+
+# What black becomes where YBR is shown as RGB, and the other way round.
+_FALSE_BLACKS = ((0, 128, 128), (0, 135, 0))
+
+
+def _refuse_false_colours(frame: np.ndarray) -> None:
+    """Refuse `(rows, columns, 3)` colours in another space than the header says."""
+    pixels = frame[::4, ::4].reshape(-1, 3).astype(int)
+
+    def share(of: tuple[int, int, int]) -> float:
+        return float((np.abs(pixels - of).max(axis=1) < 12).mean())
+
+    if max(map(share, _FALSE_BLACKS)) > max(0.01, share((0, 0, 0))):
+        raise Rejection("colour_space")
 
 
 def _lossless_jpeg(data: bytes, layout: Layout) -> np.ndarray:

@@ -30,6 +30,7 @@ from made_dicom import (
 from pydicom import dcmread, uid
 from pydicom.data import get_testdata_file
 from pydicom.encaps import generate_frames
+from pydicom.pixels.processing import convert_color_space
 from pydicom.sequence import Sequence
 
 from steatosis_tf.sources.dicom import files
@@ -132,6 +133,7 @@ def jpeg_ls(frame: np.ndarray) -> bytes:
 
 
 JPEG = encoded(made_frame(), "JPEG")
+RGB = np.stack([made_frame()] * 3, axis=-1)
 J2K = encoded(made_frame(), "JPEG2000", no_jp2=True)
 RANDOM = random.Random(7).randbytes(20_000)
 
@@ -207,6 +209,14 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "JPEG of another size": (
         broken_codec(uid.JPEGBaseline8Bit, encoded(made_frame()[:64], "JPEG")),
         "broken frame",
+    ),
+    "YBR that says RGB": (
+        made(frames=convert_color_space(RGB, "RGB", "YBR_FULL")),
+        "other colours than the header says",
+    ),
+    "RGB that says YBR": (
+        made(frames=RGB, PhotometricInterpretation="YBR_FULL"),
+        "other colours than the header says",
     ),
     "burned in": (made(BurnedInAnnotation="YES"), "marked as having burned-in annotation"),
     "colour region": (regions(region(), region((40, 40, 90, 90), kind=2)), "colour Doppler"),

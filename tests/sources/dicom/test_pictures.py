@@ -241,12 +241,14 @@ def test_jpeg_baseline_ybr_clip(pictures):
         assert np.abs(picture.astype(int) - expected(frame)).mean() < 3
 
 
-@pytest.mark.parametrize("colour", [False, True])
-def test_jpeg_2000_lossless(pictures, colour):
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "YBR_RCT", "YBR_FULL_422"])
+def test_jpeg_2000_lossless(pictures, photometric):
+    """The last is that of the JPEG which it was made from: the stream knows its colours better."""
+    colour = photometric != "MONOCHROME2"
     frame = tinted(made_frame(1)) if colour else made_frame(1)
     dataset = made_dataset(frame)
     stream = [encoded(frame, "JPEG2000", no_jp2=True, irreversible=False, mct=int(colour))]
-    compress(dataset, stream, uid.JPEG2000Lossless, "YBR_RCT" if colour else "MONOCHROME2")
+    compress(dataset, stream, uid.JPEG2000Lossless, photometric)
     (picture,) = pictures(dataset)
     assert np.array_equal(picture, expected(frame))
 
