@@ -21,7 +21,7 @@ from steatosis_tf.cohort.flow import write_cohort
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.cohort.near_duplicates import HASH_VERSION
 from steatosis_tf.cohort.partition import Partition, test_column
-from steatosis_tf.cohort.splits import make_partitions, resolve_split
+from steatosis_tf.cohort.splits import is_split, make_partitions, resolve_split
 from steatosis_tf.config import Config, override, save_config
 from steatosis_tf.deploy.bundle_write import write_run_bundle
 from steatosis_tf.deploy.export import export_onnx, milliseconds_per_frame, run_metadata, save_keras
@@ -230,6 +230,7 @@ def _run(
     make_repeatable(config.train.seed)
     save_config(config, run_dir / "config.json")
     place = Preparation(config, run_dir, run_dir.parent.parent, options)
+    is_given = is_split(table.loc[table["grade"] != ""])
     partitions = [part for part in make_partitions(table, config.split) if part.repeat == repeat]
     check_learnable(table, partitions, config)
     check_installed(config.model.engine)
@@ -248,7 +249,8 @@ def _run(
     evaluate_run(run_dir)
     print("exporting the model, and checking what was exported", file=sys.stderr)
     cost = _keep(model, data, place) | {"train_minutes": train_minutes}
-    _write_environment(data.engine, repeat, cost, start, run_dir / "environment.json")
+    made = {"repeat": repeat} | ({"split": "as the manifest's column says"} if is_given else {})
+    _write_environment(data.engine, made, cost, start, run_dir / "environment.json")
     print("drawing figures, and writing the report with its intervals", file=sys.stderr)
     draw_run_gallery(run_dir)
     write_hepatorenal(run_dir, place.cache_dir)
@@ -287,10 +289,10 @@ def _keep(model: keras.Model | JointModel, data: StudyData, place: Preparation) 
 
 
 def _write_environment(
-    engine: Engine | None, repeat: int, cost: dict[str, float], start: float, path: Path
+    engine: Engine | None, made: dict[str, Any], cost: dict[str, float], start: float, path: Path
 ) -> None:
     """What the run was made with, and what it cost: the only numbers that are others next time."""
-    content = describe_environment() | {"repeat": repeat, "cost": cost}
+    content = describe_environment() | made | {"cost": cost}
     if engine:
         content["engine"] = f"{engine.name} {engine.precision}"
         cost["engine_min_cosine"] = engine.min_cosine

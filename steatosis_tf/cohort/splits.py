@@ -41,7 +41,7 @@ def make_partitions(frame_table: pd.DataFrame, config: SplitConfig) -> list[Part
     """
     graded = frame_table.loc[frame_table["grade"] != ""]
     config, _ = resolve_split(frame_table, config)
-    if _is_split(graded):
+    if is_split(graded):
         if config.kind == "holdout":
             _patients_by_grade(graded, "")
             return [_partition_from_column(graded)]
@@ -67,7 +67,7 @@ def resolve_split(frame_table: pd.DataFrame, config: SplitConfig) -> tuple[Split
     """
     graded = frame_table.loc[frame_table["grade"] != ""]
     count = graded["patient_id"].nunique()
-    if _is_split(graded):
+    if is_split(graded):
         written = _as_written(graded, config)
         return written, f"split: {written.words}, as the manifest's split column says"
     if config.kind != "auto":
@@ -85,7 +85,8 @@ def resolve_split(frame_table: pd.DataFrame, config: SplitConfig) -> tuple[Split
     return resolved, f"split: {resolved.words} of {count} patients ({why})"
 
 
-def _is_split(graded: pd.DataFrame) -> bool:
+def is_split(graded: pd.DataFrame) -> bool:
+    """Whether a `split` column says who trains and who is tested."""
     return "split" in graded.columns and bool((graded["split"] != "").any())
 
 

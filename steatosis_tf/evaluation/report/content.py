@@ -174,7 +174,7 @@ def what_was_random(run: RunRecord) -> str:
         ("train", "seed"): "the start and order of training",
         ("augment", "seed"): "the changes of training frames",
     }
-    idle = {"split"} if run.protocol not in ("holdout", "kfold") else set()
+    idle = {"split"} if run.protocol not in ("holdout", "kfold") or not is_dealt(run) else set()
     idle |= {"train", "augment"} if is_solved(config) else set()
     if config.get("train", {}).get("views") == 0:  # drawn online, from the seed of training
         idle |= {"augment"}
@@ -278,7 +278,15 @@ def _range(values: pd.Series) -> str:
 
 def protocol(run: RunRecord) -> str:
     """How patients were divided, in words."""
-    return _PROTOCOLS.get(run.protocol, run.protocol)
+    if is_dealt(run):
+        return _PROTOCOLS.get(run.protocol, run.protocol)
+    kinds = {"holdout": "One hold-out split", "kfold": "Cross-validation"}
+    return f"{kinds.get(run.protocol, run.protocol)} as the manifest's split column has it"
+
+
+def is_dealt(run: RunRecord) -> bool:
+    """Whether the run has divided the patients itself, not taken them from a split column."""
+    return "split" not in (run.environment or {})
 
 
 def method(run: RunRecord) -> list[str]:

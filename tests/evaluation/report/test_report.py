@@ -16,7 +16,12 @@ from steatosis_tf.config import load_config, save_config
 from steatosis_tf.evaluation.clinical.thresholds import choose_operating_points
 from steatosis_tf.evaluation.metrics.scores import patient_scores, read_scores
 from steatosis_tf.evaluation.report.analysis import analyse_run
-from steatosis_tf.evaluation.report.content import interval, settings_read, what_was_random
+from steatosis_tf.evaluation.report.content import (
+    interval,
+    protocol,
+    settings_read,
+    what_was_random,
+)
 from steatosis_tf.evaluation.report.evaluate import evaluate_run
 from steatosis_tf.evaluation.report.report import write_report
 from steatosis_tf.evaluation.report.run import read_run
@@ -192,6 +197,11 @@ def test_settings_that_nothing_read_are_not_in_the_report(run_dir, head):
     assert run.is_joint == (head == "joint")
     for sets, is_bundle in ((None, False), ({"coverage": 0.9}, True)):  # of `validate`
         assert replace(run, external={"prediction_sets": sets}).is_joint == is_bundle
+    for kind, given in (("holdout", {}), ("kfold", {"split": "as the manifest's column says"})):
+        split = {"split": {"kind": kind, "split_seed": 3}}
+        dealt = replace(run, config=split, environment=given)
+        assert ("split.split_seed=3" in what_was_random(dealt)) == (not given)
+        assert ("the manifest's split column" in protocol(dealt)) == bool(given)
     drawn = what_was_random(run)
     assert ("train.seed" in drawn) == (head == "softmax")
     assert "augment.seed" not in drawn  # online, from train.seed
