@@ -18,8 +18,10 @@ from steatosis_tf.cohort.partition import SPLITS, Partition, split_table
 from steatosis_tf.cohort.rejected import kinds_of, read_rejected
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE
-from steatosis_tf.sources.rejection import KINDS
+from steatosis_tf.sources.rejection import KINDS, REASONS
 
+# What `roi` has refused with a sentence of the registry is counted as that.
+_CODES = {sentence: code for code, sentence in REASONS.items()}
 _INK, _FAINT, _LINE, _FILL, _ASIDE = "#222222", "#6b6b6b", "#5b6b7b", "#eef3f8", "#fbf3e6"
 _WIDTH_IN = 9.0
 _ROW_IN = 0.20  # height of a line of text
@@ -83,7 +85,8 @@ def write_cohort(
     rejected = frame_table.loc[
         frame_table["roi_height"].isna(), ["frame_id", "patient_id", "roi_reason"]
     ]
-    rejected = rejected.rename(columns={"roi_reason": "reason"}).assign(code="no_roi")
+    rejected = rejected.rename(columns={"roi_reason": "reason"})
+    rejected["code"] = rejected["reason"].map(_CODES).fillna("no_roi")
     with replacing(folder / "rejected.csv") as temporary:
         pd.concat([before.assign(frame_id=""), rejected])[rejected.columns].to_csv(
             temporary, index=False
@@ -134,7 +137,9 @@ def _reasons_to_leave_aside(frame_table: pd.DataFrame, partitions: list[Partitio
     used = frozenset[str]().union(*(getattr(p, split) for p in partitions for split in SPLITS))
     reasons[~frame_table["patient_id"].isin(used)] = "in no part of the split"
     if "roi_height" in frame_table.columns:
-        reasons[frame_table["roi_height"].isna()] = KINDS["no_roi"]
+        without = frame_table["roi_height"].isna()
+        told = frame_table.get("roi_reason", reasons)[without]
+        reasons[without] = told.map(_CODES).fillna("no_roi").map(KINDS)
     reasons[frame_table["grade"] == ""] = "no grade"
     return reasons
 

@@ -18,6 +18,7 @@ from steatosis_tf.roi.anatomy.overlays import find_overlays
 from steatosis_tf.roi.sector import Fan, Sector, find_sector
 from steatosis_tf.roi.views import model_input
 from steatosis_tf.sources.images import has_doppler_colours
+from steatosis_tf.sources.rejection import Rejection
 
 # Seen in 88 frames of byra2018 and 294 of aul, all of which show a liver: at least 21 and 10 % of
 # the sector is liver, its deepest place lies at 60 and 40 % of the depth or more, and at most 0.4
@@ -73,7 +74,8 @@ def look_at(
         sector = find_sector(frame)
     except ValueError as error:
         if corners is None:
-            return unable(name, "no_sector")
+            told = f"{str(error).capitalize()}." if isinstance(error, Rejection) else ""
+            return unable(name, "no_sector", told)
         raise ValueError(
             "Expected a frame whose sector was found, to correct it. Received: one without. "
             "Leave the frame out, or give another."

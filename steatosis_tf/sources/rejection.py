@@ -51,6 +51,7 @@ _TEXTS = {
     "m_mode": "M-mode region",
     "spectral_doppler": "spectral Doppler region",
     "split_screen": "split screen|: {count} separate 2-D pictures",
+    "two_pictures": "split screen|: two pictures side by side; export each as a frame of its own",
     "no_tissue_region": "its region list holds no 2-D tissue region",
     "small_region": "2-D region too small//2-D region smaller than {low} px",
     "image_type_doppler": "image type says Doppler, M-mode, 3-D or tissue characterisation",

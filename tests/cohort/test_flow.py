@@ -14,6 +14,7 @@ from steatosis_tf.cohort.rejected import kinds_of, read_rejected
 from steatosis_tf.cohort.splits import make_partitions
 from steatosis_tf.config import SplitConfig
 from steatosis_tf.grades import NOTICE
+from steatosis_tf.sources.rejection import REASONS
 
 
 @pytest.fixture
@@ -27,6 +28,7 @@ def flow_of_a_study(study, tmp_path):
     build_manifest(labels, tmp_path / "manifest.csv")
     table = read_manifest(tmp_path / "manifest.csv")
     table["roi_height"] = pd.array([100, None, 100, 100, 100, 100], dtype="Int64")
+    table["roi_reason"] = ["", REASONS["two_pictures"], "", "", "", ""]
     rejected = pd.read_csv(tmp_path / "manifest.rejected.csv", dtype=str, keep_default_na=False)
     partition = Partition(
         "holdout", frozenset({"P1"}), frozenset({"P2"}), frozenset({"P3"}), frozenset({"P5"})
@@ -45,7 +47,7 @@ def test_counts_by_hand(flow_of_a_study):
     assert flow.left_aside == (
         Count("in no part of the split", 1, 1),
         Count("no grade", 1, 1),
-        Count("no region of interest", 1, 1),
+        Count("split screen", 1, 1),
     )
     assert flow.analysed == Count("Analysed", 3, 3)
     assert [part.total for part in flow.parts] == [

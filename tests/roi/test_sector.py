@@ -53,6 +53,17 @@ def test_a_fan_cut_off_on_three_sides(drawn_fan):
     assert cuts == pytest.approx((79.5, 559.5, 399.5), abs=2)
 
 
+@pytest.mark.parametrize("gap", [0, 6, 60])
+@pytest.mark.parametrize("kept", [slice(None), slice(170, 470)], ids=["whole", "cut"])
+def test_two_pictures_on_one_screen_are_refused(drawn_fan, gap, kept):
+    """Whole fans, and fans of which a console in dual mode shows the middle alone."""
+    left, right = (drawn_fan(seed=seed)[0][:, kept] for seed in (1, 2))
+    page = np.hstack([left, np.zeros((480, gap), np.uint8), right])
+    said = "no sector|two pictures side by side" if kept.start else "two pictures side by side"
+    with pytest.raises(ValueError, match=said):
+        find_sector(cv2.copyMakeBorder(page, 20, 20, 20, 20, cv2.BORDER_CONSTANT, value=0))
+
+
 def test_a_linear_probe(drawn_fan):
     frame, _ = drawn_fan(apex=(320, -4000), radii=(0, 9000), angles=(-90, 90))
     truth = np.zeros(frame.shape, bool)
@@ -165,18 +176,15 @@ def test_a_bar_that_cuts_the_fan_off(drawn_fan):
     assert dice(find_sector(screen).mask, truth) > 0.97
 
 
-def test_one_of_two_pictures_side_by_side(drawn_fan):
+def test_two_pictures_on_a_full_screen_are_refused(drawn_fan):
     screen = page(0)
     frame, drawn = drawn_fan(angles=(-22, 22))
-    truths = []
     for left in (130, 480):
         part = slice(0, 440), slice(130, 510)
         place = slice(150, 590), slice(left, left + 380)
         screen[place] = np.maximum(screen[place] * ~drawn[part], frame[part])
-        truths.append(np.zeros(screen.shape, bool))
-        truths[-1][place] = drawn[part]
-    found = find_sector(screen).mask
-    assert max(dice(found, truth) for truth in truths) > 0.95
+    with pytest.raises(ValueError, match="two pictures side by side"):
+        find_sector(screen)
 
 
 def other_screens():

@@ -297,6 +297,11 @@ class Picture:
         """Share of a fan `(height, width)` bool that is textured, 0 to 1."""
         return float((self.core | self.apart)[fan_mask].mean()) if fan_mask.any() else 0.0
 
+    def texture_beside(self, fan_mask: np.ndarray) -> float:
+        """The largest textured area outside of a fan `(height, width)` bool, over the fan's."""
+        beside = (self.core | self.apart) & ~_grown(fan_mask.view(np.uint8), 5) & 1
+        return share(_largest(beside)) / max(share(fan_mask), 1e-9)
+
     def core_share(self, fan_mask: np.ndarray) -> float:
         """Share of the core that lies in a fan `(height, width)` bool, 0 to 1."""
         return float(fan_mask[self.core > 0].mean())

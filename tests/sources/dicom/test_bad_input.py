@@ -229,7 +229,7 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "split screen without regions": (
         made(frames=np.hstack([made_frame(5), made_frame(6)]), SequenceOfUltrasoundRegions=None),
-        "split screen: 2 separate 2-D pictures",
+        "split screen: two pictures side by side",
     ),
     "ECG only": (regions(region(spatial=4, kind=10)), "no 2-D tissue region"),
     "tiny region": (regions(region((50, 50, 60, 60))), "smaller than 32 px"),

@@ -21,11 +21,12 @@ from pydicom.data import get_testdata_file
 from pydicom.pixels.processing import convert_color_space
 from pydicom.sequence import Sequence
 
-from steatosis_tf.sources.dicom.deidentify import is_split_screen
+from steatosis_tf.sources.dicom.deidentify import sector_mask
 from steatosis_tf.sources.dicom.ingest import ingest_dicom
 from steatosis_tf.sources.dicom.pixels import FrameReader, read_layout
 from steatosis_tf.sources.images import read_frame
 from steatosis_tf.sources.pseudonym import create_key
+from steatosis_tf.sources.rejection import Rejection
 
 INSIDE = np.zeros((HEIGHT, WIDTH), bool)
 INSIDE[REGION[1] : REGION[3] + 1, REGION[0] : REGION[2] + 1] = True
@@ -323,12 +324,11 @@ def test_a_region_as_large_as_the_screen_does_not_keep_the_banner(pictures):
 def test_real_frames_side_by_side_are_a_split_screen_and_alone_are_not(real_data_dir):
     images = real_data_dir / "byra2018" / "images"
     one, other = (read_frame(images / name) for name in ("P02_F00.png", "P50_F00.png"))
-    assert not is_split_screen(one[None])
-    assert is_split_screen(np.hstack([one, other])[None])
     clip = np.stack([np.hstack([read_frame(images / f"P02_F0{k}.png"), other]) for k in range(3)])
-    assert is_split_screen(clip)
-    assert is_split_screen(np.repeat(clip[..., None], 3, axis=-1))
+    for two in (clip[:1], clip, np.repeat(clip[..., None], 3, axis=-1)):
+        with pytest.raises(Rejection, match=r"^split screen: two pictures side by side"):
+            sector_mask(two)
     # A body mark beside a single picture leaves a dark gap, but is no second picture.
     marked = np.hstack([one, np.zeros_like(one)])
     cv2.circle(marked, (1000, 300), 30, 200, 2)
-    assert not is_split_screen(marked[None])
+    assert sector_mask(marked[None]).any()
