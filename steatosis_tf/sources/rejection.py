@@ -52,6 +52,9 @@ _TEXTS = {
     "spectral_doppler": "spectral Doppler region",
     "split_screen": "split screen|: {count} separate 2-D pictures",
     "two_pictures": "split screen|: two pictures side by side; export each as a frame of its own",
+    "light_ground": (
+        "light ground around the sector|: inverted, printed or a report; export the picture itself"
+    ),
     "no_tissue_region": "its region list holds no 2-D tissue region",
     "small_region": "2-D region too small//2-D region smaller than {low} px",
     "image_type_doppler": "image type says Doppler, M-mode, 3-D or tissue characterisation",

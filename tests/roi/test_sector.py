@@ -64,6 +64,16 @@ def test_two_pictures_on_one_screen_are_refused(drawn_fan, gap, kept):
         find_sector(cv2.copyMakeBorder(page, 20, 20, 20, 20, cv2.BORDER_CONSTANT, value=0))
 
 
+def test_inverted_and_printed_frames_are_refused(drawn_fan, real_data_dir):
+    real = read_frame(real_data_dir / "byra2018" / "images" / "P02_F00.png")
+    cases = [(real, find_sector(real).mask), drawn_fan()]
+    for frame, truth in cases:
+        printed = np.where(truth, frame, 250).astype(np.uint8)
+        for light in (255 - frame, printed):
+            with pytest.raises(ValueError, match=r"light ground around the sector|no sector"):
+                find_sector(light)
+
+
 def test_a_linear_probe(drawn_fan):
     frame, _ = drawn_fan(apex=(320, -4000), radii=(0, 9000), angles=(-90, 90))
     truth = np.zeros(frame.shape, bool)

@@ -308,9 +308,7 @@ class Picture:
 
     def bright_beside(self, fan_mask: np.ndarray) -> np.ndarray:
         """1 where the screen is brighter than right beside a fan `(height, width)` bool."""
-        fan = fan_mask.view(np.uint8)
-        beside = (_grown(fan, 11) & ~_grown(fan, 5)) > 0
-        level = np.median(self.small[beside]) if beside.any() else self.surround[0]
+        level = ground_beside(self.small, fan_mask, self.surround[0])
         return (self.small > level + self.surround[1] + _ECHO_STEP).astype(np.uint8)
 
     def readings(self) -> list[np.ndarray]:
@@ -371,6 +369,14 @@ def find_picture(small: np.ndarray) -> Picture | None:
     if cv2.countNonZero(core) < _MIN_CORE_SHARE * small.size:
         return None
     return Picture(small, core, texture & ~core)
+
+
+def ground_beside(small: np.ndarray, fan_mask: np.ndarray, otherwise: float = 0.0) -> float:
+    """The median grey level right beside a fan `(height, width)` bool; or what is given where the
+    fan fills the frame."""
+    fan = fan_mask.view(np.uint8)
+    beside = (_grown(fan, 11) & ~_grown(fan, 5)) > 0
+    return float(np.median(small[beside])) if beside.any() else otherwise
 
 
 def _innermost_lines(grey: np.ndarray, free: np.ndarray, core: np.ndarray) -> tuple[int, int]:
