@@ -76,8 +76,8 @@ def fill_manifest(
 ) -> pd.DataFrame:
     """Propose a ROI for every frame of a manifest that has none of this kind, and write them.
 
-    Written in steps, so that a killed run goes on where it stopped. On a runner the steps are
-    files beside the manifest until all are there.
+    Written in steps and at Ctrl+C, so that a run that was broken off goes on where it stopped. On a
+    runner the steps are files beside the manifest until all are there.
 
     Args:
         manifest_path: manifest to complete in place.
@@ -289,7 +289,7 @@ def _propose(
         found = map_on_runner(work, items, folder, options, desc="ROI")
         step = len(table)
     start = 0
-    while block := list(islice(found, step)):
+    for block in _blocks(found, step):
         rows = wanted[start : start + len(block)]
         answered = [cells for cells, _, _ in block]
         fresh |= {digest: found_hash for _, digest, found_hash in block if found_hash}
@@ -306,6 +306,21 @@ def _propose(
         keep_hashes(hashes_path, fresh)
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _blocks(found: Iterator[Any], step: int) -> Iterator[list[Any]]:
+    """Answers, so many at a time; what is there when a run is broken off is the last block."""
+    while True:
+        block: list[Any] = []
+        try:
+            block.extend(islice(found, step))
+        except (KeyboardInterrupt, RuntimeError):  # a person's Ctrl+C; a worker that was killed
+            if block:
+                yield block
+            raise
+        if not block:
+            return
+        yield block
 
 
 def _answer(

@@ -44,6 +44,20 @@ def fan_manifest(tmp_path, drawn_fan):
     return tmp_path / "study" / "manifest.csv"
 
 
+def test_what_is_found_before_ctrl_c_is_kept(fan_manifest, monkeypatch):
+    def interrupted(path):
+        if path.endswith("black.png"):
+            raise KeyboardInterrupt
+        return read_frame(path)
+
+    monkeypatch.setattr("steatosis_tf.roi.columns.read_frame", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fill_manifest(fan_manifest, SECTOR)
+    monkeypatch.undo()
+    assert list(read_manifest(fan_manifest)["roi_source"]) == ["auto", "auto", ""]
+    assert list(fill_manifest(fan_manifest, SECTOR)["roi_source"]) == ["auto"] * 3
+
+
 def test_every_frame_gets_a_roi_or_a_reason(fan_manifest):
     table = read_manifest(fan_manifest)
     before = table.copy()
