@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 from steatosis_tf.cohort.manifest import frame_path, pixels_sha256
 from steatosis_tf.files import replacing
@@ -86,9 +87,7 @@ def measured_table(frames: pd.DataFrame, manifest_path: Path, store_dir: Path) -
         ValueError: if a frame cannot be read, or is another than when the manifest was made.
     """
     store = store_dir / f"measured-{_VERSION}-{SECTOR_VERSION}.csv"
-    known = pd.DataFrame(columns=list(MEASURED), dtype=float)
-    if store.is_file():
-        known = pd.read_csv(store, index_col=0, float_precision="round_trip")
+    known = _kept(store)
     missing = frames.loc[~frames["pixels_sha256"].isin(known.index)]
     missing = missing.drop_duplicates("pixels_sha256")
     paths = [frame_path(manifest_path, str(path)) for path in missing["path"]]
@@ -96,10 +95,20 @@ def measured_table(frames: pd.DataFrame, manifest_path: Path, store_dir: Path) -
     found = list(map_on_cores(_measured, frames_of, "measured features")) if paths else []
     if found:
         table = pd.DataFrame(found, index=missing["pixels_sha256"], columns=list(MEASURED))
-        known = pd.concat([known, table]) if len(known) else table
-        with replacing(store) as temporary:
+        store_dir.mkdir(parents=True, exist_ok=True)
+        # Another run may have added its frames meanwhile.
+        with FileLock(store.with_suffix(".lock")), replacing(store) as temporary:
+            kept = _kept(store)
+            others = kept.drop(table.index, errors="ignore")
+            known = pd.concat([others, table]) if len(others) else table
             known.to_csv(temporary)
     return known.loc[frames["pixels_sha256"], list(MEASURED)].set_axis(frames.index)
+
+
+def _kept(store: Path) -> pd.DataFrame:
+    if not store.is_file():
+        return pd.DataFrame(columns=list(MEASURED), dtype=float)
+    return pd.read_csv(store, index_col=0, float_precision="round_trip")
 
 
 def _measured(frame_of: tuple[Path, str]) -> list[float]:

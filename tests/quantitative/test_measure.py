@@ -1,5 +1,7 @@
 """What is measured on simulated patients against what was put in, and on real frames."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from steatosis_tf.cohort.manifest import build_manifest, read_manifest
+from steatosis_tf.cohort.manifest import build_manifest, pixels_sha256, read_manifest
 from steatosis_tf.config import RoiConfig
 from steatosis_tf.quantitative.attenuation import Attenuation, measure_attenuation
 from steatosis_tf.quantitative.display import Beams, Display
@@ -25,7 +27,7 @@ from steatosis_tf.roi.anatomy.liver import liver_mask
 from steatosis_tf.roi.propose import propose_roi
 from steatosis_tf.roi.sector import Sector, find_sector
 from steatosis_tf.roi.views import Rectangle
-from steatosis_tf.sources.images import read_frame
+from steatosis_tf.sources.images import read_frame, write_png
 from steatosis_tf.sources.phantom.study import PhantomTruth, simulate_patient
 
 NUM_PATIENTS = 24
@@ -246,3 +248,26 @@ def test_a_frame_that_was_changed_is_not_measured_under_its_old_hash(tmp_path):
     with pytest.raises(ValueError, match=r"a\.png, whose pixels are others"):
         measured_table(frames, tmp_path / "manifest.csv", tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+def test_two_runs_that_measure_at_once_keep_each_others_rows(tmp_path):
+    """The second has read the store before the first has written it."""
+    store = tmp_path / "store"
+    generator = np.random.default_rng(0)
+    pictures, _ = simulate_patient(9.0, num_frames=2, generator=generator, size_px=(240, 320))
+    hashes = [*map(pixels_sha256, pictures)]
+    frames = pd.DataFrame({"path": ["a.png", "b.png"], "pixels_sha256": hashes})
+    for path, frame in zip(frames["path"], pictures, strict=True):
+        write_png(frame, tmp_path / path)
+    both = threading.Barrier(2)
+
+    def work(rows):
+        both.wait(60)
+        return measured_table(rows, tmp_path / "manifest.csv", store)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, (frames[:1], frames[1:])))
+    (kept,) = store.glob("*.csv")
+    assert set(pd.read_csv(kept, index_col=0).index) == set(frames["pixels_sha256"])
+    again = measured_table(frames, tmp_path / "gone" / "manifest.csv", store)  # nothing is measured
+    assert again["attenuation_db_per_depth"].notna().all()
