@@ -11,6 +11,7 @@ import importlib.util
 import io
 import json
 import math
+import re
 import threading
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,11 @@ from steatosis_tf.server.frames import ShownFrame, encoded, shown_fan
 DEFAULT_PORT = 8742
 MAX_UPLOAD_BYTES = 128 << 20
 MAX_FILES = 64
+#: Names of the index and the viewer that a study's CD brings along: not sent, and not counted.
+NO_FRAMES = (
+    r"(^|[/\\])dicomdir$|"
+    r"\.(bat|chm|cmd|config|css|dll|exe|html?|ico|inf|ini|jar|js|lnk|msi|pdf|txt|xml|xsl)$"
+)
 MAX_FRAMES = 40
 #: Of one frame. The widest screen of a scanner has 4; beyond, it is a slide scan or an attack.
 MAX_MEGAPIXELS = 12
@@ -151,6 +157,7 @@ def add_routes(app: FastAPI, bundle: Bundle) -> None:
             "features": {name: [NAMES[name], unit] for name, unit in UNITS.items()},
             "max_upload_bytes": MAX_UPLOAD_BYTES,
             "max_files": MAX_FILES,
+            "no_frames": NO_FRAMES,
             "can_report": _CAN_REPORT,
         }
 
@@ -395,7 +402,7 @@ def split_files(body: bytes) -> tuple[dict[str, bytes], list[Correction]]:
         name -> bytes, each name once, and the sectors that a person has placed.
 
     Raises:
-        ValueError: if the body is not like this, or holds more than `MAX_FILES`.
+        ValueError: if the body is not like this, or holds more than `MAX_FILES` that may be frames.
 
     Example:
         >>> split_files(b'{"files": [["a.png", 2], ["b/a.png", 1]]}' + bytes([10]) + b"xyz")[0]
@@ -406,9 +413,10 @@ def split_files(body: bytes) -> tuple[dict[str, bytes], list[Correction]]:
         upload = Upload.model_validate_json(body[: max(end, 0)])
     except ValidationError as error:
         raise ValueError("Expected a list of files before their bytes. Received: none.") from error
-    if len(upload.files) > MAX_FILES:
+    num_files = sum(not re.search(NO_FRAMES, name.lower()) for name, _ in upload.files)
+    if num_files > MAX_FILES:
         raise ValueError(
-            f"Expected at most {MAX_FILES} files. Received: {len(upload.files)}. Choose the frames "
+            f"Expected at most {MAX_FILES} files. Received: {num_files}. Choose the frames "
             "that show the liver."
         )
     if sum(size for _, size in upload.files) != len(body) - end - 1:

@@ -376,6 +376,11 @@ def test_a_phone_shows_all_and_prints_on_one_page(open_page: Callable[..., Any])
     assert tab.locator("#notice").is_visible()
     assert tab.locator("#printed canvas").is_visible()
     assert text_of(tab, "#passedTitle") == "1 not looked at"
+    # The viewer of a study's CD is not counted.
+    tab.emulate_media(media="screen")
+    viewer = [(f"{number}.html", b"x") for number in range(MAX_FILES)]
+    give(tab, *images(patient(40)), ("DICOMDIR", b"x"), *viewer)
+    assert text_of(tab, "#passedTitle") == f"{MAX_FILES + 1} not looked at"
 
 
 @pytest.mark.parametrize(("width", "height"), [(1024, 600), (844, 390), (640, 360)])
@@ -598,6 +603,8 @@ def _hostile() -> dict[str, bytes]:
         ("a.dcm", clip), ("b.dcm", study("20200301", [frame], 2, PatientID="9", PatientName="X"))
     )
     bodies["too many files"] = upload(*[("a.png", good)] * (MAX_FILES + 1))
+    viewer = [("DICOMDIR", b"x"), *[("VIEWER/Autorun.EXE", b"x")] * MAX_FILES]
+    bodies["the viewer of a CD"] = upload(("a.png", good), *viewer)
     bodies["sizes that lie"] = b'{"files": [["a.png", 99999999]]}\n' + good
     bodies["negative size"] = b'{"files": [["a.png", -5], ["b.png", 5]]}\n' + good
     bodies["one odd name twice"] = upload(
@@ -628,6 +635,7 @@ def test_a_hostile_upload_is_answered_and_does_no_harm(server: Running, fault: s
         head = json.loads(said.partition("\n")[0])
         for visit in head["visits"]:
             assert visit["answer"]["kind"] in ("graded", "score_only", "unable")
+    assert status == 200 or fault != "the viewer of a CD"
     assert server.process.poll() is None
     assert server.headers["content-security-policy"].startswith("default-src 'none'")
 

@@ -62,8 +62,12 @@ const take = (found) => inTurn(async (isWanted) => {
   showVisit();
 });
 
+/** Whether a file is the index of a study's CD, or of its viewer: such files are not sent. */
+const isNoFrame = ({ name }) => new RegExp(session.no_frames, "i").test(name);
+
 /** What the server answers to the files of a patient. */
-async function ask(files, corrections = []) {
+async function ask(given, corrections = []) {
+  const files = given.filter((file) => !isNoFrame(file));
   const size = files.reduce((sum, file) => sum + file.size, 0);
   const { max_upload_bytes: most, max_files: mostFiles } = session;
   if (size > most * 0.99 || files.length > mostFiles) {
@@ -79,7 +83,8 @@ async function ask(files, corrections = []) {
     pictures: await Promise.all(pictures.map(async ({ picture, map, ...sizes }) => (
       { ...sizes, bitmap: await bitmapOf(picture), map: await bitmapOf(map) }))),
   })));
-  return { visits, files, corrections, passed: head.passed_over };
+  const passed = [...head.passed_over, ...given.filter(isNoFrame).map(({ name }) => [name, "no frame"])];
+  return { visits, files: given, corrections, passed };
 }
 
 async function readEarlier(file) {
@@ -295,7 +300,7 @@ function saveJson() {
 const saveReport = () => inTurn(async (isWanted) => {
   const { files, corrections, visit: ofVisit } = now;
   cover("busy", "for the PACS");
-  const report = await sendFiles(`/page/report/${ofVisit}`, files, { corrections }, PATIENCE_MS);
+  const report = await sendFiles(`/page/report/${ofVisit}`, files.filter((file) => !isNoFrame(file)), { corrections }, PATIENCE_MS);
   if (!isWanted()) return;
   cover();
   save(report, "application/zip", "_sr.zip");
