@@ -179,7 +179,11 @@ def _readings(
     faults += [
         f"row {row}: empty patient_id" for row in table.loc[table["patient_id"] == "", "row"]
     ]
-    known = read_grades("readers", pd.concat([table[reader] for reader in readers]), grade_map)
+    known: dict[str, str | None] = {}
+    for reader in readers:  # each by itself: one may count from 1 where the others count from 0
+        if not reader.endswith(_REPEAT):
+            own = [name for name in readers if name.removesuffix(_REPEAT) == reader]
+            known |= read_grades(reader, pd.concat([table[name] for name in own]), grade_map)
     numbers = {cell: GRADES.index(grade) if grade else UNREAD for cell, grade in known.items()}
     for reader in readers:
         unknown = table.loc[table[reader].map(known.get).isna()]

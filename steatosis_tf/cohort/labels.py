@@ -194,6 +194,8 @@ def join_grades(
     if by in _ID_OF:
         by = _ID_OF[by]
         found[by] = _pseudonyms(name, ids, own, key_path)
+    if by in table.columns:
+        _check_same_rows(name, table, found, by, key_path)
     cells = found.groupby(by)[brought].transform("nunique").gt(1).any(axis=1)
     wrong = found.loc[(found["fault"] != "") | (found[by] == "") | cells, "row"]
     if len(wrong):
@@ -222,6 +224,29 @@ def join_grades(
     if len(without):
         said += f"\n{len(without)} rows of {name} fit no frame, first row {without.iloc[0]}.{hint}"
     return len(without), said
+
+
+def _check_same_rows(
+    name: str, table: pd.DataFrame, found: pd.DataFrame, by: str, key_path: str | Path | None
+) -> None:
+    """Refuse rows that name a frame, study or patient, and beside it another study or patient."""
+    for column in {*_JOINS[1:]} & set(found.columns):
+        other = _ID_OF.get(column, column)
+        if other == by or other not in table.columns or (other != column and key_path is None):
+            continue
+        ids = found[column]
+        if other != column:
+            ids = pd.Series(_pseudonyms(name, ids, column, key_path), ids.index)
+        is_known = found[by].isin(table[by]) & (ids != "")
+        pairs = set(zip(table[by], table[other], strict=True))
+        is_same = [pair in pairs for pair in zip(found[by], ids, strict=True)]
+        wrong = found.loc[is_known & ~np.array(is_same, bool), "row"]
+        if len(wrong):
+            raise ValueError(
+                f"{name}: expected rows whose {column} is that of the label table. Received: "
+                f"{len(wrong)} with another, first row {wrong.iloc[0]}. Correct them, or take out "
+                "the column that is not meant."
+            )
 
 
 def _zeros_hint(

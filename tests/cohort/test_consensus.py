@@ -154,6 +154,18 @@ def test_unusable_readings_are_refused_and_nothing_is_written(tmp_path, header, 
     assert [path.name for path in tmp_path.iterdir()] == ["readings.csv"]
 
 
+def test_one_reader_who_counts_from_1_is_asked_back(tmp_path):
+    """The 0 of the others would hide that every grade of this one is shifted."""
+    rows = "\n".join(f"{n}.png,P{n},{n},{n + 1}" for n in range(3))
+    labels = tmp_path / "readings.csv"
+    labels.write_text(f"path,patient_id,reader_1,reader_2\n{rows}\n")
+    with pytest.raises(ValueError, match=r"^reader_2: .* numbers without a 0"):
+        build_consensus(labels, tmp_path / "labels.csv")
+    repeats = rows.replace("0,1", "0,0,").replace("1,2", "1,1,1").replace("2,3", "2,2,")
+    labels.write_text(f"path,patient_id,reader_1,reader_2,reader_2_repeat\n{repeats}\n")
+    assert build_consensus(labels, tmp_path / "labels.csv").num_by_rule == 3
+
+
 def test_bad_calls_are_refused(consensus, tmp_path):
     with pytest.raises(ValueError, match=r"majority, median, unanimous.*rule='mean'"):
         consensus([("P1", M, M)], "mean")

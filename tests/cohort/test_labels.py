@@ -208,6 +208,22 @@ def test_a_table_of_grades_that_cannot_be_joined(study, tmp_path, text, message)
         build_manifest(labels, tmp_path / "m.csv", grades_path=tmp_path / "grades.csv")
 
 
+@pytest.mark.parametrize("column", ["patient_id", "original_patient_id"])
+def test_a_row_that_names_a_study_and_another_patient_is_no_grade(study, tmp_path, column):
+    """Two lists pasted side by side, one row apart: each grade would go to the next patient."""
+    key = create_key(tmp_path / "study.key")
+    one, two = (pseudonym(read_key(key), "patient", "id", id_) for id_ in ("11", "22"))
+    labels = study(f"path,study_id,patient_id\na.png,s1,{one}\nb.png,s2,{two}\n", FOUR[:2])
+    ids = (one, two) if column == "patient_id" else ("11", "22")
+    grades = tmp_path / "grades.csv"
+    how = {"grades_path": grades, "key_path": key}
+    grades.write_text(f"study_id,{column},grade\ns1,{ids[0]},Mild\ns2,,Severe\ns9,x,Mild\n")
+    assert build_manifest(labels, tmp_path / "m.csv", **how).num_grades_unused == 1
+    grades.write_text(f"study_id,{column},grade\ns1,{ids[1]},Mild\ns2,{ids[0]},Severe\n")
+    with pytest.raises(ValueError, match=rf"whose {column} is .*2 with another, first row 2"):
+        build_manifest(labels, tmp_path / "m.csv", **how)
+
+
 @pytest.mark.parametrize("column", ["roi_source", "roi_state", "roi_reviewer", "roi_marks"])
 def test_a_label_table_cannot_bring_what_only_a_review_says(study, tmp_path, column):
     labels = study(f"path,patient_id,{column}\na.png,P1,person\n", FOUR[:1])
