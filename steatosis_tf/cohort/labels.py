@@ -207,6 +207,8 @@ def join_grades(
     fits = found[by].isin(known)
     hint = _zeros_hint(name, ids[~fits], own, key_path, known)
     if not fits.any():
+        if key_path and own == "patient_id":
+            hint += " Name the column original_patient_id where they are the hospital's own."
         raise ValueError(
             f"{name}: expected the {own} of some frame. Received: none that is in the label table."
             f"{hint}"

@@ -184,8 +184,12 @@ def test_grades_are_joined_by_the_hospitals_own_id_and_the_key(study, tmp_path):
     (tmp_path / "grades.csv").write_text("original_patient_id,fat_percent\n77a,40\n")
     with pytest.raises(ValueError, match="Give --key FILE"):
         build_manifest(labels, tmp_path / "m.csv", grades_path=tmp_path / "grades.csv")
-    build_manifest(labels, tmp_path / "m.csv", grades_path=tmp_path / "grades.csv", key_path=key)
+    how = {"grades_path": tmp_path / "grades.csv", "key_path": key}
+    build_manifest(labels, tmp_path / "m.csv", **how)
     assert list(read_manifest(tmp_path / "m.csv")["grade"]) == ["Moderate", ""]
+    (tmp_path / "grades.csv").write_text("patient_id,fat_percent\n77a,40\n")
+    with pytest.raises(ValueError, match="Name the column original_patient_id where"):
+        build_manifest(labels, tmp_path / "n.csv", **how)
     assert "77a" not in (tmp_path / "m.csv").read_text()
 
 
