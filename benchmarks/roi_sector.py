@@ -9,7 +9,8 @@ component and its hull, so that two numbers of one run can be compared.
 
 With `--screens` each image stands on one full screen: of `screens.py` or of `screens_second.py`,
 whose author has not seen the finder (the finder was not tuned on it), layouts in turn; or of
-`screens_third.py`, a layout of its own for each. Of two sectors on a screen either may be found.
+`screens_third.py`, a layout of its own for each. Screens with two sectors are refused,
+and count as not found.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Are two pictures on one screen told from one, by the pixels alone?
 
 Question: how many split screens does `find_sector` refuse as such, and how many single frames?
-Command: python benchmarks/split_screen.py ../shared/data   (about 2 minutes on 2 cores)
+Command: python benchmarks/split_screen.py ../shared/data   (about 3 minutes on 2 cores)
 Result: docs/data_dicom.md, "What is rejected".
 
 Single: the first frame of each patient of the biopsy set, and every image of the outlined set.

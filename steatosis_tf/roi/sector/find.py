@@ -59,15 +59,14 @@ _MIN_LINEAR_TEXTURE = 0.6
 # Between two pictures the darkest column has at most 3 % of the lesser picture's brightest (200
 # pairs); in 597 of 599 single ones the middle never falls under 30 %.
 _MAX_GAP_SHARE = 0.15
-_MAX_GAP_LEVEL = 60  # on a light page the picture itself is darkest
 _MIDDLE = (0.35, 0.65)  # share of the width in which the gap is looked for
 # The border of a whole fan. Where one picture is cut in two, the lesser half shows at most 0.49 of
 # it (1,028 pictures), and then without a gap; the lesser of two pictures 0.47 to 0.98 (65 pairs).
 # So halves without a gap have to show more, and are looked at where one fan shows little.
 _MIN_BORDER_OF_TWO, _MIN_BORDER_WITHOUT_GAP = 0.4, 0.52
-# The largest textured area beside the fan over the fan: of one picture at most 0.11 (632), of two
-# 0.5 to 1.
-_MAX_TEXTURE_BESIDE = 0.35
+# The largest textured area beside the fan over the fan: of one picture at most 0.11 (632; 843 of
+# 844 full screens), of two 0.29 to 1 (36 of 38 full screens).
+_MAX_TEXTURE_BESIDE = 0.2
 # Grey level around the sector: on 1,028 frames at most 56, around inverted ones at least 202.
 _MAX_GROUND = 150
 
@@ -78,6 +77,7 @@ class _Fit(NamedTuple):
     border_seen: float
     texture_beside: float = 0.0
     ground: float = 0.0
+    may_be_two: bool = True
 
 
 @dataclass(frozen=True)
@@ -152,16 +152,11 @@ def find_sector(frame: np.ndarray) -> Sector:
         raise ValueError(
             f"no sector: the frame has only {shape[0]} x {shape[1]} px (height x width)"
         )
-    gap, is_dark = _gap(frames)
-    if is_dark and _is_two(frames, gap, _MIN_BORDER_OF_TWO):
-        raise Rejection("two_pictures")
     found = _search(frames)
     mask = found.fan.mask(shape)
     _check_grain(frames[0], mask)
-    border = _MIN_BORDER_WITHOUT_GAP
     if found.texture_beside > _MAX_TEXTURE_BESIDE or (
-        found.border_seen < border
-        and any(_is_two(frames, cut, border) for cut in {gap, shape[1] // 2})
+        found.may_be_two and _is_two(frames, found.border_seen)
     ):
         raise Rejection("two_pictures")
     if found.ground > _MAX_GROUND:
@@ -169,23 +164,27 @@ def find_sector(frame: np.ndarray) -> Sector:
     return Sector(mask=mask, fan=found.fan, score=found.score, border_seen=found.border_seen)
 
 
-def _gap(frames: list[np.ndarray]) -> tuple[int, bool]:
-    """The darkest column near the middle, and whether it is as dark as a gap."""
+def _is_two(frames: list[np.ndarray], border_seen: float) -> bool:
+    """Whether two sectors stand side by side where one fan shows so much border."""
     still = to_grey(frames[0])
     if len(frames) > 1:
         still = np.median([to_grey(frame) for frame in frames], axis=0)
     width = still.shape[1]
     columns = still.mean(axis=0, dtype=np.float32)
     columns = cv2.GaussianBlur(columns[None], (0, 0), max(1.0, width / 100))[0]
-    darkest = columns.min()
-    columns -= darkest
+    columns -= columns.min()
     first, last = (int(share * width) for share in _MIDDLE)
     gap = first + int(columns[first:last].argmin())
     lesser = min(columns[:gap].max(), columns[gap:].max())
-    return gap, bool(darkest <= _MAX_GAP_LEVEL and columns[gap] <= _MAX_GAP_SHARE * lesser)
+    if columns[gap] <= _MAX_GAP_SHARE * lesser:
+        return _show_sectors(frames, gap, _MIN_BORDER_OF_TWO)
+    border = _MIN_BORDER_WITHOUT_GAP
+    return border_seen < border and any(
+        _show_sectors(frames, cut, border) for cut in {gap, width // 2}
+    )
 
 
-def _is_two(frames: list[np.ndarray], cut: int, border: float) -> bool:
+def _show_sectors(frames: list[np.ndarray], cut: int, border: float) -> bool:
     """Whether a sector stands left and right of a column, each with so much of its border seen."""
     if min(cut, frames[0].shape[1] - cut) < MIN_SIDE_PX:
         return False
@@ -215,10 +214,13 @@ def _search(frames: list[np.ndarray], is_pane: bool = False) -> _Fit:
         if in_pane is not None:
             return in_pane
         found = _fit_on_screen(picture, is_pane)
+        is_doubtful = found.border_seen < _MIN_BORDER_WITHOUT_GAP
+        found = found._replace(may_be_two=is_doubtful and picture.has_rival())
     mask = found.fan.mask(still.shape)
+    if picture is not None and moving is None:  # in a clip a still texture is no second picture
+        found = found._replace(texture_beside=picture.texture_beside(mask))
     return found._replace(
         fan=found.fan.scaled(1 / scale),
-        texture_beside=0.0 if picture is None else picture.texture_beside(mask),
         ground=ground_beside(still, mask),
     )
 
@@ -234,7 +236,8 @@ def _searched_in_pane(frame: np.ndarray, picture: Picture, scale: float) -> _Fit
         found = _search([part], is_pane=True)
     except ValueError:
         return None
-    return found._replace(fan=_within(found.fan, part.shape).moved(left, top))
+    fan = _within(found.fan, part.shape).moved(left, top)
+    return found._replace(fan=fan, may_be_two=False)
 
 
 def _within(fan: Fan, shape: tuple[int, ...]) -> Fan:

@@ -297,6 +297,10 @@ class Picture:
         """Share of a fan `(height, width)` bool that is textured, 0 to 1."""
         return float((self.core | self.apart)[fan_mask].mean()) if fan_mask.any() else 0.0
 
+    def has_rival(self) -> bool:
+        """Whether another textured area is over a third as large as the core."""
+        return share(_largest(self.apart)) > share(self.core) / 3
+
     def texture_beside(self, fan_mask: np.ndarray) -> float:
         """The largest textured area outside of a fan `(height, width)` bool, over the fan's."""
         beside = (self.core | self.apart) & ~_grown(fan_mask.view(np.uint8), 5) & 1
