@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: Counts up whenever another fan may be found in the same pixels: what was kept is found anew.
-SECTOR_VERSION = 2
+SECTOR_VERSION = 3
 
 # The search runs on a copy whose longer side is this many px: a border known to half a px of it
 # is known to two px of a 1024 px frame, less than the hand-drawn outlines scatter.
