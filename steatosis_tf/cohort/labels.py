@@ -213,19 +213,23 @@ def join_grades(
             f"{name}: expected the {own} of some frame. Received: none that is in the label table."
             f"{hint}"
         )
-    answers = found.drop_duplicates(by).set_index(by)
-    for column in brought:
-        values = table[by].map(answers[column]).fillna("")
+    _put_in(name, table, found.drop_duplicates(by).set_index(by)[brought])
+    said, without = f"joined by {own}: {', '.join(brought)}", found["row"][~fits]
+    if len(without):
+        said += f"\n{len(without)} rows of {name} fit no frame, first row {without.iloc[0]}.{hint}"
+    return len(without), said
+
+
+def _put_in(name: str, table: pd.DataFrame, answers: pd.DataFrame) -> None:
+    """Fill the columns of answers into a label table, in place, by the column of their index."""
+    for column in answers.columns:
+        values = table[str(answers.index.name)].map(answers[column]).fillna("")
         before = table[column] if column in table.columns else pd.Series("", table.index)
         if ((before != "") & (values != "") & (before != values)).any():
             raise ValueError(
                 f"{name}: expected no {column} where the label table has another. Remove one."
             )
         table[column] = before.where(before != "", values)
-    said, without = f"joined by {own}: {', '.join(brought)}", found["row"][~fits]
-    if len(without):
-        said += f"\n{len(without)} rows of {name} fit no frame, first row {without.iloc[0]}.{hint}"
-    return len(without), said
 
 
 def _check_same_rows(
