@@ -39,6 +39,12 @@ _JOINS = ("path", "study_id", "patient_id", "original_study_uid", "original_pati
 _NAMES = (*_JOINS, "grade", "fat_percent")
 #: Columns that later steps read as numbers.
 _NUMBERS = ("age", "bmi", "pixel_height_mm", "pixel_width_mm")
+#: Headings of what names a person, as hospitals write them; every later output would hold it.
+_PERSONAL = re.compile(
+    r"((patients?|last|first|family|given|middle|sur|full)_?)*names?|vorname|nachname|nombres?"
+    r"|apellidos?|(date_of_birth|birth_?(date|day)|dob|geburts_?(datum|tag)|fecha_de_nacimiento)"
+    r"|add?ress?e?|direcci[oó]n|phone|telephone|telefon|e_?mail|mrn|ssn"
+)
 _ID_OF = {"original_study_uid": "study_id", "original_patient_id": "patient_id"}
 
 
@@ -190,6 +196,7 @@ def join_grades(
             f"{name}: expected a column out of {', '.join(_JOINS)}, and grade or fat_percent, but "
             f"none out of {', '.join(RESERVED)}. Received: {', '.join(found.columns)}."
         )
+    _refuse_personal(name, brought)
     ids, own = found[by], by
     if by in _ID_OF:
         by = _ID_OF[by]
@@ -400,10 +407,24 @@ def _check_columns(name: str, columns: list[str]) -> None:
             f"{name}: expected pseudonyms alone. Received: {', '.join(original)}, which every "
             "later output would hold. Take it out; --grades CSV with --key FILE joins by it."
         )
+    _refuse_personal(name, columns)
     if taken := [column for column in columns if column in RESERVED]:
         way = f" Its split: `steatosis split MANIFEST_CSV --import {name}`." * ("split" in taken)
         raise ValueError(f"{name}: expected no column named {', '.join(RESERVED)}. Received: "
                          f"{', '.join(taken)}. Rename them in a copy.{way}")  # fmt: skip
+
+
+def _refuse_personal(name: str, columns: list[str]) -> None:
+    personal = [
+        column for column in columns
+        if _PERSONAL.fullmatch(re.sub(r"[\s.-]+", "_", column.casefold()).strip("_"))
+    ]  # fmt: skip
+    if personal:
+        raise ValueError(
+            f"{name}: expected nothing that names a person, since every later output would hold "
+            f"it. Received: {', '.join(personal)}. Take it out in a copy, or rename what is not "
+            "meant."
+        )
 
 
 def _with_fat(known: str, fat: str, fault: Callable[..., None]) -> tuple[str, float]:

@@ -242,6 +242,19 @@ def test_a_label_table_cannot_bring_the_hospitals_own_ids(study, tmp_path, colum
         build_manifest(labels, tmp_path / "m.csv")
 
 
+@pytest.mark.parametrize("column", ["Name", "Patient Name", "Vorname", "birth-date", "Apellidos"])
+def test_what_names_a_person_is_brought_by_no_table(study, tmp_path, column):
+    labels = study(f"path,patient_id,{column}\na.png,P1,x\n", FOUR[:1])
+    with pytest.raises(ValueError, match=rf"names a person.*Received: {column}\. Take it out"):
+        build_manifest(labels, tmp_path / "m.csv")
+    labels.write_text("path,patient_id,scanner_name\na.png,P1,E9\n")
+    grades = tmp_path / "grades.csv"
+    grades.write_text(f"patient_id,grade,{column}\nP1,Mild,x\n")
+    with pytest.raises(ValueError, match=r"^grades\.csv: expected nothing that names a person"):
+        build_manifest(labels, tmp_path / "m.csv", grades_path=grades)
+    assert build_manifest(labels, tmp_path / "m.csv").num_accepted == 1
+
+
 def test_a_split_in_a_label_table_is_told_its_way(study, tmp_path):
     labels = study("path,patient_id,grade,split\na.png,P1,Mild,test\n", FOUR[:1])
     way = r"Received: split\. Rename .*`steatosis split MANIFEST_CSV --import labels\.csv`"
