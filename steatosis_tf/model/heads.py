@@ -96,14 +96,20 @@ def set_cuts(model: keras.Model, weights: np.ndarray, cuts: np.ndarray) -> None:
     link.set_weights([np.float32(cuts[:1]), np.float32(undone)])
 
 
-def objective(model: keras.Model) -> Objective:
+def objective(model: keras.Model, inputs: keras.KerasTensor | None = None) -> Objective:
     """How a model that ends in `end_network` is fitted.
 
     Targets are labels 0 to 3, for regression the square root of fat percent.
+
+    Args:
+        model: the whole of it.
+        inputs: a tensor inside it, from which on it is fitted; None for its input.
     """
     if not has_regression(model):
-        return Objective(model, keras.losses.SparseCategoricalCrossentropy(), "accuracy")
-    predicted = keras.Model(model.input, model.get_layer(SQRT_FAT_LAYER).output)
+        fitted = model if inputs is None else keras.Model(inputs, model.output)
+        return Objective(fitted, keras.losses.SparseCategoricalCrossentropy(), "accuracy")
+    sqrt_fat = model.get_layer(SQRT_FAT_LAYER).output
+    predicted = keras.Model(model.input if inputs is None else inputs, sqrt_fat)
     return Objective(predicted, keras.losses.MeanSquaredError(), accuracy)
 
 

@@ -136,6 +136,7 @@ def fit(
     config: TrainConfig,
     on_epoch: EpochCallback | None = None,
     backup: Path | None = None,
+    inputs: keras.KerasTensor | None = None,
 ) -> pd.DataFrame:
     """Train what is trainable in the model, in place.
 
@@ -151,6 +152,7 @@ def fit(
         on_epoch: called after each epoch with its number (from 0) and its numbers.
         backup: `.npz`, written after every epoch. A call that finds it tells of the epochs in it,
             goes on, and ends with the same digits as one that was not broken off.
+        inputs: a tensor inside the model that the batches are of; None for its input.
 
     Returns:
         one row per epoch: `epoch, loss, accuracy, val_loss, val_accuracy, learning_rate`.
@@ -158,7 +160,8 @@ def fit(
     Raises:
         RuntimeError: if no epoch had a finite validation loss.
     """
-    fitted, num_devices = objective(model), tf.distribute.get_strategy().num_replicas_in_sync
+    fitted = objective(model, inputs)
+    num_devices = tf.distribute.get_strategy().num_replicas_in_sync
     fitted.model.compile(
         optimizer=keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay),
         loss=fitted.loss,
@@ -178,16 +181,20 @@ def fit(
         verbose=0,
     )
     history = pd.DataFrame(progress.rows).rename_axis("epoch").reset_index()
+    _check_loss(history, config)
+    loss = progress.settle()
+    if has_regression(model):
+        set_spread(model, loss)
+    return history
+
+
+def _check_loss(history: pd.DataFrame, config: TrainConfig) -> None:
     if not np.isfinite(history["val_loss"]).any():
         raise RuntimeError(
             "Expected a finite validation loss in at least one epoch. Received: "
             f"{history['val_loss'].iloc[-1]} with train.learning_rate={config.learning_rate}. "
             "Choose a lower one."
         )
-    loss = progress.settle()
-    if has_regression(model):
-        set_spread(model, loss)
-    return history
 
 
 def _pass_epochs(training: tf.data.Dataset, epochs: int, config: TrainConfig) -> None:
@@ -371,14 +378,14 @@ def fine_tune(
         keras.utils.set_random_seed(config.seed)  # of the dropout, whatever was trained before
         tuned = keras.Model.from_config(model.get_config())
         tuned.set_weights(model.get_weights())
-        above = keras.Model(tuned.get_layer(CUT_LAYER).output, tuned.output, name="above_cut")
-        for layer in above.layers:
+        maps = tuned.get_layer(CUT_LAYER).output
+        for layer in keras.Model(maps, tuned.output, name="above_cut").layers:
             layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
         stage = dataclasses.replace(
             config, epochs=config.fine_tune_epochs, learning_rate=config.fine_tune_learning_rate
         )
         told = None if on_epoch is None else lambda n, logs: on_epoch(config.epochs + n, logs)
-        history = fit(above, training, validation, weights, stage, told, backup)
+        history = fit(tuned, training, validation, weights, stage, told, backup, maps)
     return tuned, history.assign(epoch=history["epoch"] + config.epochs)
 
 

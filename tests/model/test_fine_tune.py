@@ -125,6 +125,18 @@ def test_only_convolutions_above_the_cut_and_the_head_change(study):
     assert history["learning_rate"].tolist() == pytest.approx([1e-3] * 4)
 
 
+def test_a_regression_is_tuned_too(study):
+    model = dataclasses.replace(_MODEL, head="regression")
+    config = Config(model=model, train=_TRAIN)
+    index = study.index.assign(fat_percent=np.linspace(1, 90, len(study.index)))
+    study = dataclasses.replace(study, index=index)
+    tuned, history = train_fold(study, _partition(study), config, None)
+    assert len(history) == 4
+    assert not np.array_equal(_weights(tuned)["conv5/kernel"],
+                              _weights(study.backbone)["conv5/kernel"])  # fmt: skip
+    assert tuned.predict(_pixels(study), verbose=0).shape == (len(index), 4)
+
+
 def test_every_fold_starts_from_the_same_weights(study):
     """A fold gives the same model to the bit before and after another one."""
     make_repeatable(0)
