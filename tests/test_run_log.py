@@ -42,8 +42,7 @@ def _finished_run(run_dir: Path) -> None:
     )
     environment = {"repeat": 0, "engine": "keras float32", "cost": {"seconds": 2.5}}
     (run_dir / "environment.json").write_text(json.dumps(environment))
-    settings = ["split.kind=kfold", "model.weights=random", "model.backbone=resnet50",
-                "model.pooling=global"]  # fmt: skip
+    settings = ["split.kind=kfold", "model.weights=random", "roi.depth_px=256"]
     save_config(override(RECIPES["joint"].config, settings), run_dir / "config.json")
 
 
@@ -75,10 +74,10 @@ def test_a_run_is_logged_later_and_nothing_twice(tmp_path, monkeypatch, capsys):
         "patient.accuracy", "patient.macro.f1", "patient.ordinal.auc_at_least_mild",
         "patient.ordinal.quadratic_kappa", "seconds",
     ]  # fmt: skip
-    assert told["mlflow.runName"] == "joint, resnet50 random, beamspace, 5-fold"
+    assert told["mlflow.runName"] == "joint, efficientnet_lite0 random, beamspace, 5-fold"
     assert told["mlflow.note.content"] == (
-        "**Better.**\n\nDiffers from recipe joint: `model.backbone=resnet50`, "
-        "`model.weights=random`, `model.pooling=global`\n\n**Notice.**\n\n| a |\n| - |"
+        "**Better.**\n\nDiffers from recipe joint: `roi.depth_px=256`, "
+        "`model.weights=random`\n\n**Notice.**\n\n| a |\n| - |"
     )
     assert inputs == (1,)  # the manifest
     assert of_folds == (4,)
