@@ -20,16 +20,16 @@ def call(*words: object) -> int:
 
 @pytest.fixture
 def leaky(real_data_dir, tmp_path) -> Path:
-    """Manifest of seven patients; P99, tested, holds a re-saved frame of P30, who trains."""
+    """Manifest of eight patients; P99, tested, holds a re-saved frame of P30, who trains."""
     images = real_data_dir / "byra2018" / "images"
-    grades = {"P02": "Normal", "P03": "Normal", "P30": "Mild", "P36": "Mild", "P50": "Severe",
-              "P51": "Severe"}  # fmt: skip
+    grades = {"P02": "Normal", "P03": "Normal", "P30": "Mild", "P36": "Mild", "P18": "Moderate",
+              "P50": "Severe", "P51": "Severe"}  # fmt: skip
     rows = [f"{images}/{patient}_F00.png,{patient},{grade}" for patient, grade in grades.items()]
     frame = cv2.imread(str(images / "P30_F00.png"))
     cv2.imwrite(str(tmp_path / "copy.jpg"), frame, [cv2.IMWRITE_JPEG_QUALITY, 70])
     rows.append("copy.jpg,P99,Mild")
     (tmp_path / "labels.csv").write_text("path,patient_id,grade\n" + "\n".join(rows) + "\n")
-    split = ["P02,train", "P30,train", "P50,train", "P03,validation", "P36,validation",
+    split = ["P02,train", "P30,train", "P18,train", "P50,train", "P03,validation", "P36,validation",
              "P51,test", "P99,test"]  # fmt: skip
     (tmp_path / "split.csv").write_text("patient_id,split\n" + "\n".join(split) + "\n")
     path = tmp_path / "manifest.csv"
@@ -61,11 +61,12 @@ def test_an_experiment_is_refused_before_it_trains(leaky, tmp_path, capsys, monk
 def test_leaks_lists_them_and_drops_copies_into_rejected_csv(leaky, tmp_path, capsys):
     assert call("leaks", leaky) == 1
     assert "near-duplicate" in capsys.readouterr().out
-    assert len(read_manifest(leaky)) == 7  # only looked at
+    assert len(read_manifest(leaky)) == 8  # only looked at
 
     assert call("leaks", leaky, "--drop-copies") == 0
     assert "dropped copy.jpg of patient_id=P99: copy of frame_id=" in capsys.readouterr().out
-    assert set(read_manifest(leaky)["patient_id"]) == {"P02", "P03", "P30", "P36", "P50", "P51"}
+    kept = {"P02", "P03", "P18", "P30", "P36", "P50", "P51"}
+    assert set(read_manifest(leaky)["patient_id"]) == kept
     with (tmp_path / "manifest.rejected.csv").open() as stream:
         (row,) = csv.DictReader(stream)
     assert (row["path"], row["patient_id"]) == ("copy.jpg", "P99")
