@@ -59,7 +59,7 @@ def _print_false_marks(paths: list[Path]) -> None:
         shares.append(find_overlays(frame, mask)[mask].mean())
     marked = np.array(shares)[np.array(shares) > 0]
     print(f"byra2018 without {', '.join(_MARKED)}: {len(marked)} of {len(paths)} frames with marks")
-    print(f"  largest share of the sector {100 * marked.max(initial=0):.2f} %")
+    print(f"  largest proportion of the sector {100 * marked.max(initial=0):.2f} %")
 
 
 def _print_words(title: str, paths: list[Path]) -> None:

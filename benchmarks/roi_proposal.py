@@ -63,7 +63,7 @@ def _print_outlined(folder: Path, true_outlines: bool) -> None:
     _print_steps("aul, test part", seconds)
     mostly = np.mean(np.array(inside) >= 0.9)
     print(
-        f"  proposed for {len(inside)} of {reasons.total()}; share of the rectangle inside the "
+        f"  proposed for {len(inside)} of {reasons.total()}; part of the rectangle inside the "
         f"liver: median {np.median(inside):.3f}, at least 0.90 in {mostly:.3f} of the images"
     )
     _print_reasons(reasons)

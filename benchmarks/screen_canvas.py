@@ -117,8 +117,8 @@ class Screen:
 
         Args:
             area: the console's window for the picture, px.
-            cut: the share of screens whose sector is larger than the window and cut by it.
-            fill: the share of the window that the sector fills otherwise, least and most.
+            cut: the proportion of screens whose sector is larger than the window and cut by it.
+            fill: the proportion of the window that the sector fills otherwise, least and most.
             align: where spare height goes, 0 below the sector (as most do), 0.5 on both sides.
             back: the colour of the window.
         """

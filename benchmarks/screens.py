@@ -60,7 +60,7 @@ class Page:
         cv2.putText(self.pixels, words, place, font, scale, ink, 1 + (height > 22), cv2.LINE_AA)
 
     def lines(self, box: Box, height: int, ink: Colour, share: float = 1.0) -> None:
-        """Short lines of text from the top of a box down, as many as fit in a share of it."""
+        """Short lines of text from the top of a box down, as many as fit in a proportion of it."""
         left, top, width, tall = box
         for row in range(top, top + round(share * tall) - height, round(1.7 * height)):
             num = int(self.rng.integers(3, max(4, width / height / 0.75)))

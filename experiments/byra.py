@@ -4,10 +4,10 @@
 
 DATA_DIR holds `byra2018/` (see docs/data.md). Every frame is measured without a person
 (`experiments.fat_rules.measurements`): physics, polar blocks, features of the liver network. Each
-system below is fitted to all patients but one and asked about that one; its penalty, the share of
-each part and the reading as grades come from folds inside the others. Which systems stand here was
-decided by looking at such numbers, though: docs/research/best.md lists what was looked at. In `set
-chosen inside` the training patients alone decide how much each set of numbers counts.
+system below is fitted to all patients but one and asked about that one; its penalty, the proportion
+of each part and the reading as grades come from folds inside the others. Which systems stand here
+was decided by looking at such numbers, though: docs/research/best.md lists what was looked at. In
+`set chosen inside` the training patients alone decide how much each set of numbers counts.
 
 The shipped kidney finder was fitted to operators' boxes of these very patients, so it is not used:
 each patient's cortex is found with weights fitted to the four folds of patients without them, by

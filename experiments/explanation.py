@@ -43,7 +43,7 @@ from steatosis_tf.sources.images import read_frame
 
 FRAMES = (0, 3, 6, 9)
 NUM_FOLDS = 5
-#: Share of the places that is deleted, and how many random patches it is held against.
+#: Proportion of the places that is deleted, and how many random patches it is held against.
 DELETED, NUM_RANDOM = 0.05, 5
 #: Of each patient's frames, the first goes through deletion and randomisation.
 STAGES = ("rule", "last fifth", "last two fifths", "last three fifths", "last four fifths", "all")
@@ -101,7 +101,7 @@ class Taps:
         return near, far
 
     def randomised(self, share: float, generator: np.random.Generator) -> "Taps":
-        """A copy whose last convolutions, this share of them, have their weights shuffled."""
+        """A copy whose last convolutions, this proportion of them, have their weights shuffled."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self._proto)
         weights = {one.name: one for one in proto.graph.initializer if len(one.dims) == 4}
@@ -302,7 +302,7 @@ def places_of(one: Shown) -> dict[str, np.ndarray]:
 
 
 def shares(shown: Sequence[Shown], maps: Sequence[np.ndarray]) -> pd.DataFrame:
-    """Place -> mean share of the map's strength, and of the area, over the frames."""
+    """Place -> mean proportion of the map's strength, and of the area, over the frames."""
     rows = []
     for one, places in zip(shown, maps, strict=True):
         drawn = np.abs(to_frame(places, one.fan, one.shape))
@@ -353,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "score moved by a random patch as large": mean_text(moved["random"]),
         "patients in whom the strongest places move it more":
             f"{(moved['strongest'] > moved['random']).sum()} of {len(few)}",
-        **{f"share of the map, and of the area: {place}": f"{row['map']:.2f}, {row['area']:.2f}"
+        **{f"part of the map, and of the area: {place}": f"{row['map']:.2f}, {row['area']:.2f}"
            for place, row in shares(few, their).iterrows()},
         "cells of the map, and height of one":
             f"{maps[0].shape[0]} x {maps[0].shape[1]}, {height_px:.0f} of {few[0].shape[0]} px",

@@ -50,7 +50,7 @@ def thumbnails(frame_table: pd.DataFrame, manifest_path: str | Path) -> np.ndarr
 def nearest_grade_accuracy(
     distances: np.ndarray, grades: np.ndarray, fold_of_frame: np.ndarray
 ) -> float:
-    """Share of frames whose nearest frame outside their own fold has their grade.
+    """Proportion of frames whose nearest frame outside their own fold has their grade.
 
     Args:
         distances: `(num_frames, num_frames)`.

@@ -128,7 +128,7 @@ class AugmentConfig:
     changes beam space alone. `Config.augmentation` is what is used, and the report says what is
     not. What is changed at a scanner, on any ROI: `gain` shifts all grey levels by up to so many;
     `gain_slope` shifts the far end against the near end by up to so many (time gain compensation);
-    `dynamic_range` stretches the levels from white down, by up to this share."""
+    `dynamic_range` stretches the levels from white down, by up to this proportion."""
 
     flip: bool = True
     rotation_deg: float = 10.0

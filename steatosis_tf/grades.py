@@ -40,7 +40,7 @@ def grade_from_fat_percent(fat_percent: float) -> str:
     """Grade of a biopsy fat percentage.
 
     Args:
-        fat_percent: share of hepatocytes with fat, 0 to 100 percent.
+        fat_percent: proportion of hepatocytes with fat, 0 to 100 percent.
 
     Raises:
         ValueError: if the value is not a number from 0 to 100.

@@ -146,7 +146,7 @@ def _at_any_moment(process: multiprocessing.Process, folder: Path, seconds: floa
 
 
 def _inside_an_epoch(process: multiprocessing.Process, folder: Path, seconds: float, share: float):
-    """Two epochs on from where the run was, and a share of the next."""
+    """Two epochs on from where the run was, and a proportion of the next."""
     known = _kept_epochs(folder)
     for _ in range(2):
         begun = time.monotonic()

@@ -45,11 +45,12 @@ def training_pair(
     Args:
         crop: the outlined sector.
         random: source of every random choice.
-        kidney_share: share of pictures that get a kidney painted in, 0 to 1.
+        kidney_share: proportion of pictures that get a kidney painted in, 0 to 1.
         donor: where a mass to paste into the liver comes from, if any.
 
     Returns:
-        `(160, 224, 2)` float32 network input, and `(80, 112, 1)` float32 share of liver, 0 to 1.
+        `(160, 224, 2)` float32 network input, and `(80, 112, 1)` float32 proportion of liver, 0 to
+        1.
     """
     sector = _shaken_sector(crop.sector, random)
     matrix = _random_placement(sector, random)

@@ -46,7 +46,7 @@ class Frame:
         path, patient_id: as in labels.csv.
         centres: `(num_operators, 2)` float, x and y of the kidney boxes' middles, px of the frame.
         crop, placement: from `network_input`.
-        liver: `(160, 224)` float32, share of liver.
+        liver: `(160, 224)` float32, proportion of liver.
         features: `(2, 40, 56, num_features)` float32, of the picture and its mirror image.
         targets: `(2, 40, 56)` float32, where operators clicked; each sums to 1.
     """

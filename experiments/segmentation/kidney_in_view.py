@@ -7,7 +7,7 @@ and no label says which images of `aul` do. So the views without one are made: f
 whose sector is cut off before the kidney, above it or beside it, with at least 35 % of the area
 left. A logistic regression on the mean features around the patch that `kidney_head.py`
 chooses tells the two apart, five folds by patient. The images of `aul`, other scanners and nearly
-all without a kidney, take no part in it: the share of them that gets a box is the test.
+all without a kidney, take no part in it: the proportion of them that gets a box is the test.
 
 27 variants were looked at (features of the patch and its surroundings, penalty, images of `aul` in
 training) on 240 images of `aul`; the other 348 were first looked at when this was written down.

@@ -30,7 +30,7 @@ def build_lite_unet(dropout: float = 0.2) -> keras.Model:
     `(batch, 80, 112, 1)` float32: logit of "this is liver".
 
     Args:
-        dropout: share of the coarsest level's channels dropped in training, 0 to below 1.
+        dropout: proportion of the coarsest level's channels dropped in training, 0 to below 1.
     """
     crop = keras.Input((INPUT_HEIGHT_PX, INPUT_WIDTH_PX, 2), name="crop")
     levels = lite0_levels(crop, _NUM_BLOCKS)

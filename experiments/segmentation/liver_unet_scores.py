@@ -5,7 +5,7 @@
 Writes `aul_scores.csv` and `byra_scores.csv` beside each network, unless they are there, and
 prints, writes and logs to MLflow what they come to (`scores.json`). Images: Dice against the
 `liver` polygon, out-of-fold for the five folds; the final network has seen every image. Frames of
-byra2018, which no network saw: share of the operators' liver and kidney boxes inside the mask.
+byra2018, which no network saw: proportion of the operators' liver and kidney boxes inside the mask.
 Where no sector is found the Dice counts as 0.
 
 Time: about 6 minutes on 2 cores. Result: see steatosis_tf/roi/anatomy/liver_unet_card.md.

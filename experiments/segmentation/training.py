@@ -24,7 +24,7 @@ class UnetTraining:
         steps_per_epoch: batches per epoch.
         learning_rate: peak, after a warm-up of one epoch.
         weight_decay: AdamW's.
-        average_decay: share of the running weight average kept at each step, 0 to below 1. The
+        average_decay: proportion of the running weight average kept at each step, 0 to below 1. The
             averaged weights are what is validated, kept and shipped.
         patience: stop after this many validated epochs without a better score.
         validate_every: epochs between validations.

@@ -29,7 +29,7 @@ def build_unet(
 
     Args:
         widths: channels per level, finest first; at least two levels.
-        dropout: share of the coarsest level's channels dropped in training, 0 to below 1.
+        dropout: proportion of the coarsest level's channels dropped in training, 0 to below 1.
         size_px: height and width of the input, if not 160 x 224; the output has half of each.
 
     Raises:

@@ -51,7 +51,7 @@ from steatosis_tf.sources.tables import plain_cells, write_spreadsheet
 
 #: First columns of every manifest, in this order; covariates follow.
 MANIFEST_COLUMNS = ("frame_id", "path", "patient_id", "grade", "fat_percent", "pixels_sha256")
-#: Share of the sector, 0 to 1, that text, calipers and other marks cover; empty if not looked for.
+#: How much of the sector, 0 to 1, text, calipers and other marks cover; empty if not looked for.
 MARKS_COLUMN = "roi_marks"
 #: Rows of beam space that are one cm of depth; empty where not known.
 SCALE_COLUMN = "roi_px_per_cm"

@@ -265,8 +265,8 @@ def _middle(grey: np.ndarray) -> np.ndarray:
 
 
 def _echo_window(grey: np.ndarray) -> np.ndarray:
-    """The window that holds a fixed share of the echoes: shares move with the picture, not with
-    its margins, and hardly with gain."""
+    """The window that holds a fixed proportion of the echoes: shares move with the picture, not
+    with its margins, and hardly with gain."""
     coarse = cv2.resize(grey, (160, 120), interpolation=cv2.INTER_AREA)
     background = int(np.bincount(coarse.ravel(), minlength=256).argmax())
     if background > 40:  # most of the frame is echoes

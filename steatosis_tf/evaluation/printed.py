@@ -129,7 +129,7 @@ class Tables:
         macro: precision, recall, F1.
         weighted: precision, recall, F1, weighted by support.
         n: number of cases.
-        accuracy: share of correct cases.
+        accuracy: proportion of correct cases.
     """
 
     grades: list[str]

@@ -42,7 +42,7 @@ class ExactTables:
 
     Attributes:
         n: number of cases.
-        accuracy: share of correct cases.
+        accuracy: proportion of correct cases.
         per_class: k rows of precision, recall, F1; None where there is no denominator.
         supports: k row sums.
         macro: precision, recall, F1; a missing value counts as 0, as in scikit-learn.

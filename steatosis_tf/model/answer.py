@@ -91,7 +91,7 @@ class PatientAnswer:
         contributions: part -> what it adds to the predicted square root of fat percent, against
             the mean training patient; largest first.
         features: measured feature -> mean over the frames that show it.
-        training_rank: share of training patients with less fat score, 0 to 1.
+        training_rank: proportion of training patients with less fat score, 0 to 1.
         num_frames, num_used: frames seen, and those that entered.
         frames: one answer per frame.
         date: study date YYYY-MM-DD where known, else "".
@@ -135,7 +135,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-#: Share of frames cut off at each end by `trimmed_mean` (10 frames: one at each end).
+#: Proportion of frames cut off at each end by `trimmed_mean` (10 frames: one at each end).
 TRIM_SHARE = 0.1
 # Nearest to 0 or 1 at which the log odds of a probability are still told apart in float64.
 _SURE = 1e-15

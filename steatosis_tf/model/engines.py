@@ -51,7 +51,7 @@ class Engine:
             float32, in order; lazily, so that decoding and computing overlap.
         version: of the library that computes.
         min_cosine: smallest cosine to the reference on the checked frames.
-        changed: share of random heads' decisions on them that change.
+        changed: proportion of random heads' decisions on them that change.
         speedup: processor time of the reference over that of the backend, measured in turn.
     """
 
@@ -286,8 +286,8 @@ def _bf16_forward(backbone: keras.Model) -> Forward:
 
 #: Cosine between received and expected features, on every checked frame.
 MIN_COSINE = 0.999
-#: Share of decisions of random heads that may change. They have no margins, so of a trained head's
-#: decisions fewer change. On random ResNet-50 weights, whose features hardly differ between
+#: Proportion of decisions of random heads that may change. They have no margins, so of a trained
+#: head's decisions fewer change. On random ResNet-50 weights, whose features hardly differ between
 #: patients, bfloat16 changes 7 %, int8 28 % and more: see docs/speed.md.
 MAX_CHANGED = 0.10
 
@@ -308,7 +308,7 @@ def smallest_cosine(received: np.ndarray, expected: np.ndarray) -> float:
 
 
 def changed_decisions(received: np.ndarray, expected: np.ndarray) -> float:
-    """Share of (head, frame) pairs that are graded otherwise, from 0 to 1.
+    """Proportion of (head, frame) pairs that are graded otherwise, from 0 to 1.
 
     The heads are linear, drawn at random, and see features standardised by the expected ones, as a
     trained head does. One frame alone cannot be standardised: nothing is decided, nothing changes.

@@ -130,7 +130,7 @@ def set_spread(model: keras.Model, squared_error: float) -> None:
 
 
 def accuracy(sqrt_fat: Any, predicted: Any) -> Any:
-    """Share of frames whose predicted fat percent lies in the right grade.
+    """Proportion of frames whose predicted fat percent lies in the right grade.
 
     Args:
         sqrt_fat: `(batch,)` or `(batch, 1)`, square root of fat percent.
@@ -341,7 +341,7 @@ _ALL = np.array([0, 0, 0, 1], np.float32)
 
 
 def grade_probabilities(sqrt_fat: Any, spread: Any, normal_cdf: Callable[[Any], Any]) -> Any:
-    """Shares of a normal distribution between the fat cuts, in NumPy or in a graph.
+    """Proportions of a normal distribution between the fat cuts, in NumPy or in a graph.
 
     Args:
         sqrt_fat: `(n, 1)` array or tensor, predicted square root of fat percent.

@@ -19,9 +19,9 @@ import numpy as np
 from steatosis_tf.quantitative.display import Beams, Display, level_of
 from steatosis_tf.roi.views import Rectangle
 
-# Liver is taken this share of the sector's depth before the cortex patch, give or take a share,
-# and first there where the way through the body wall is the same. Of 36 windows this one's level
-# was among the closest to the operators' liver boxes; fat had no say.
+# Liver is taken this proportion of the sector's depth before the cortex patch, give or take a
+# share, and first there where the way through the body wall is the same. Of 36 windows this one's
+# level was among the closest to the operators' liver boxes; fat had no say.
 _DEPTH_BEFORE = 0.14
 _DEPTH_TOLERANCES = (0.06, 0.12, 0.18)
 # So many times the pixels of the cortex patch, and no fewer than once as many.
@@ -38,7 +38,8 @@ class HepatorenalIndex:
         ratio: the same as ratio of echo amplitudes; 1 where both are as bright.
         liver_level: brightness of the liver that was compared, grey 0 to 255.
         cortex_level: brightness of the cortex patch, grey 0 to 255.
-        depth_gap: mean depth of that liver minus that of the patch, share of the sector's depth;
+        depth_gap: mean depth of that liver minus that of the patch, proportion of the sector's
+        depth;
             negative where the liver is shallower.
     """
 

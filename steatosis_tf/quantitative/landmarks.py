@@ -18,8 +18,8 @@ from steatosis_tf.quantitative.display import Beams, Display, level_of
 
 #: Darker than the liver around it by this much counts as the inside of a vessel.
 VESSEL_DB = 6.0
-# Shares of the sector's depth: smoothing over speckle, neighbourhood, and search for the diaphragm
-# before and behind the deep end of the liver.
+# Proportions of the sector's depth: smoothing over speckle, neighbourhood, and search for the
+# diaphragm before and behind the deep end of the liver.
 _SMOOTH_SHARE, _AROUND_SHARE = 0.008, 0.10
 _BEFORE_SHARE, _BEHIND_SHARE = 0.03, 0.08
 # Standard deviation up to which a blur is made on all px; that of a frame 640 px deep.
@@ -34,7 +34,8 @@ class Landmarks:
     """Visibility of vessels and diaphragm.
 
     Attributes:
-        vessel_percent: share of the liver that is at least 6 dB darker than the liver around it
+        vessel_percent: proportion of the liver that is at least 6 dB darker than the liver around
+        it
             once speckle is smoothed, percent.
         vessel_contrast_db: how much darker than their surroundings the darkest 5 % are, dB.
         diaphragm_db: how far the brightest echo at the deep end of the liver rises over the liver

@@ -20,7 +20,7 @@ from steatosis_tf.roi.sector import Sector, find_sector
 from steatosis_tf.roi.views import Rectangle
 from steatosis_tf.sources.images import refuse_colours, to_grey
 
-# The liver's capsule and neighbours lie within this share of the depth from the mask's border.
+# The liver's capsule and neighbours lie within this proportion of the depth from the mask's border.
 _BORDER_SHARE = 0.02
 
 # What a person calls each number, its unit, and which way it goes with fat by its source, 0 where
@@ -57,7 +57,7 @@ class MeasuredFeatures:
         attenuation_db_per_cm: the same in dB per cm, where spacing and dynamic range are known.
         speckle_snr: mean over standard deviation of the linearised envelope.
         nakagami_m: Nakagami shape of the linearised envelope.
-        vessel_percent: share of the liver that is clearly darker than the liver around it.
+        vessel_percent: proportion of the liver that is clearly darker than the liver around it.
         vessel_contrast_db: how dark the darkest 5 % of the liver are, dB below their surroundings.
         diaphragm_db: brightest echo at the liver's deep end over the liver before it, dB.
         is_assumed_scale: True where dB rest on the assumed dynamic range.

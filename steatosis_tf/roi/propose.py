@@ -83,7 +83,7 @@ def propose_roi(frame: np.ndarray, config: RoiConfig, fan: Fan | None = None) ->
 _MAP_SIDE_PX = 144
 # The upper part of the sector is skin, fat and muscle, and reverberations of them.
 _NEAR_FIELD_SHARE = 0.14
-# Pixels this close to the liver's border (share of the depth) may be its neighbour.
+# Pixels this close to the liver's border (proportion of the depth) may be its neighbour.
 _BORDER_SHARE = 0.02
 _NUM_DEPTH_BINS = 12
 # Rectangles are tried at every second px of the map.
@@ -92,13 +92,13 @@ _STRIDE = 2
 # bile and blood are dark, so the lower bound is the tighter one.
 _TOO_DARK, _TOO_BRIGHT = -2.2, 3.0
 _MIN_SPREAD_SHARE = 0.08
-# Darker than this share of the liver's median level is shadow, whatever its neighbours show.
+# Darker than this proportion of the liver's median level is shadow, whatever its neighbours show.
 _SHADOW_SHARE = 0.4
 _SATURATED = 245
 
 # A proposal below this quality is none; see docs/roi.md for how it was measured.
 MIN_QUALITY = 0.40
-# Sides of the rectangle as shares of the sector's depth, and how many sizes are tried between.
+# Sides of the rectangle as proportions of the sector's depth, and how many sizes are tried between.
 _MIN_SIDE, _MAX_SIDE, _NUM_SIDES = 0.10, 0.42, 9
 _ASPECTS = (0.7, 0.85, 1.0, 1.2, 1.45)
 # Of two rectangles the one twice as large is better by this much of the scale from 0 to 1.
@@ -107,10 +107,10 @@ _SIZE_POWER = 0.25
 _MAX_BAD_SHARE = 0.25
 # Unevenness (spread over level, the fall of brightness with depth taken out) that halves quality.
 _HALF_UNEVENNESS = 0.30
-# Distance from the liver's border, as a share of the depth, from which more does not help.
+# Distance from the liver's border, as a proportion of the depth, from which more does not help.
 _ENOUGH_MARGIN = 0.08
-# Echo of the deep part is weak and mixed with amplified noise: from the first depth (share of the
-# sector's) quality falls, and it is halved the second share further down.
+# Echo of the deep part is weak and mixed with amplified noise: from the first depth (proportion of
+# the sector's) quality falls, and it is halved the second share further down.
 _GOOD_DEPTH, _HALF_DEPTH = 0.40, 0.20
 # Mean probability of liver, over one half, from which more does not help.
 _ENOUGH_CERTAINTY = 0.45
@@ -127,7 +127,7 @@ class Windows:
         width: px of the map.
         top: first row, px of the map.
         left: first column, px of the map.
-        bad_share: share of pixels that do not look like parenchyma, 0 to 1.
+        bad_share: proportion of pixels that do not look like parenchyma, 0 to 1.
         unevenness: standard deviation of `level` over its mean.
         certainty: mean probability of liver, 0 to 1.
         margin: smallest `margin` at corners and mid-sides.
@@ -158,8 +158,9 @@ class Terrain:
         bad: `(rows, columns)` bool, allowed or not, what does not look like parenchyma.
         level: `(rows, columns)` float32, smoothed grey over the level at that depth, about 1.
         certain: `(rows, columns)` float32, probability of liver.
-        depth: `(rows, columns)` float32, distance from the probe as a share of the sector's depth.
-        margin: `(rows, columns)` float32, distance to the next pixel that is not liver, as a share
+        depth: `(rows, columns)` float32, distance from the probe as a proportion of the sector's
+        depth. margin: `(rows, columns)` float32, distance to the next pixel that is not liver, as a
+        proportion
             of the depth.
         depth_px: depth of the sector, px of this map.
         scale: px of this map per px of the frame.

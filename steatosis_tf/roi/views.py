@@ -2,8 +2,9 @@
 
 Beam space is the sector resampled along its beams: rows are depths and columns are beams. A scanner
 draws the echoes of parallel or spreading beams as a sector on the screen. Beam space takes that
-back: a place in it is the same share of the depth and the same beam in every frame of every probe,
-the speckle is as fine on the left as in the middle, and no pixel is wasted on the dark surround.
+back: a place in it is the same proportion of the depth and the same beam in every frame of every
+probe, the speckle is as fine on the left as in the middle, and no pixel is wasted on the dark
+surround.
 """
 
 import re
@@ -25,9 +26,9 @@ VIEW_COLUMN = "roi_view"
 VIEW_VERSION = 2
 #: Rows and columns of beam space where nothing else is asked for.
 DEPTH_PX, NUM_BEAMS = 384, 320
-# Off the skin line and the far arc, as shares of the depth.
+# Off the skin line and the far arc, as proportions of the depth.
 _NEAREST, _FARTHEST = 0.02, 0.98
-# Off the side lines: degrees for spreading beams, a share of the width for parallel ones.
+# Off the side lines: degrees for spreading beams, a proportion of the width for parallel ones.
 _OFF_SIDES_DEG, _OFF_SIDES = 1.0, 0.02
 # A frame that is this much finer than beam space is shrunk first; its speckle would alias else.
 _FINER = 1.5
@@ -36,7 +37,7 @@ _MAPS_KEPT = 16
 
 #: Side of the square picture the model sees.
 INPUT_SIZE_PX = 224
-# The first echoes are skin, fat and muscle: this share of the sector's depth is left out.
+# The first echoes are skin, fat and muscle: this proportion of the sector's depth is left out.
 _NEAR_FIELD_FRACTION = 0.15
 
 

@@ -58,7 +58,7 @@ def grade(
 
     Args:
         manifest_path: as `build_manifest` writes it, with grades or without.
-        repeats: share of the patients, 0 to 1, that a new reader sees twice.
+        repeats: proportion of the patients, 0 to 1, that a new reader sees twice.
         port: of 127.0.0.1; 0 takes any that is free, and says which.
         frame_folders: folders of frames besides that of the manifest.
         open_browser: whether to open the page in the default browser.

@@ -89,7 +89,7 @@ class ReadingStudy:
 
     Args:
         manifest_path: as `build_manifest` writes it; grades in it are not looked at.
-        repeats: share of the patients, 0 to 1, that a new reader sees twice.
+        repeats: proportion of the patients, 0 to 1, that a new reader sees twice.
 
     Raises:
         ValueError: if the manifest or the store cannot be read, the share is none, or a
@@ -99,8 +99,9 @@ class ReadingStudy:
 
     def __init__(self, manifest_path: str | Path, repeats: float = DEFAULT_REPEATS) -> None:
         if not 0 <= repeats <= 1:
-            text = f"Expected a share of patients to repeat, 0 to 1. Received: repeats={repeats}."
-            raise ValueError(text)
+            raise ValueError(
+                f"Expected repeats as a proportion of patients, 0 to 1. Received: {repeats}."
+            )
         self.path, self.repeats = Path(manifest_path), repeats
         self._manifest = read_manifest(self.path, for_review=True)
         self._store, self._table = (self.path.with_name(name) for name in (STORE_NAME, TABLE_NAME))
@@ -290,7 +291,7 @@ def reading_order(patients: Sequence[str], seed: int, repeats: float) -> list[tu
     Args:
         patients: ids.
         seed: of the order.
-        repeats: share of the patients that come twice, 0 to 1.
+        repeats: proportion of the patients that come twice, 0 to 1.
 
     Returns:
         (patient, whether for the second time).

@@ -109,7 +109,7 @@ def _review_arguments(parser: ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--repeats", type=float, default=0.1, metavar="SHARE",
-        help="with --grade: share of the patients that a new reader sees twice",
+        help="with --grade: proportion of the patients that a new reader sees twice",
     )  # fmt: skip
     parser.add_argument(
         "--frames", action="append", default=[], metavar="DIR",

@@ -218,7 +218,7 @@ def test_killed_and_started_again_nothing_is_lost(
     page.wait_for_function(
         "() => document.querySelector('#notice').textContent.includes('not answer')"
     )
-    again = Server(manifest, port=server.port)  # another share of repeats: the order stays
+    again = Server(manifest, port=server.port)  # another proportion of repeats: the order stays
     page.reload()
     at_case(page, 2)
     assert page.inner_text("#progress") == "1 of 4 read"
@@ -335,7 +335,7 @@ def test_what_cannot_be_read_is_named_at_the_start_and_nothing_is_left(
     for path, words, text in (
         (manifest.with_name("none.csv"), ["--grade"], "Expected a manifest"),
         (elsewhere, ["--grade"], "8 of 8 frames outside of it"),
-        (manifest, ["--grade", "--repeats", 2], "a share of patients to repeat"),
+        (manifest, ["--grade", "--repeats", 2], "repeats as a proportion of patients"),
         (manifest, [], "Expected a reviewer"),
     ):
         assert call("review", path, *words, "--port", 0, "--no-browser") == 1

@@ -298,7 +298,7 @@ def evaluate_conformal(conformal: dict[str, Any], scores: pd.DataFrame) -> dict[
     Returns:
         `stated_coverage`, `coverage` and `coverage_by_grade` ({value, low, high} with Wilson's
         interval, None where a grade is absent), `mean_size` (grades), `size_counts`
-        (patients with a set of 1, 2, 3, 4 grades), `single_grade_accuracy` (share right among
+        (patients with a set of 1, 2, 3, 4 grades), `single_grade_accuracy` (proportion right among
         the sets of one grade), `num_patients`, `note` of the fit.
 
     Raises:
@@ -340,7 +340,7 @@ def coverage_risk_curve(
     confidence: ArrayLike | None = None,
     named: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Error rate and error in grades among the most confident rows, for every share of them.
+    """Error rate and error in grades among the most confident rows, for every proportion of them.
 
     Args:
         grades_true: `(N,)` int 0..3.
@@ -352,8 +352,8 @@ def coverage_risk_curve(
 
     Returns:
         Lists of equal length, most confident first, one entry per distinct confidence (rows
-        that tie are graded or refused together): `coverage` (share graded, 0 to 1), `threshold`
-        (lowest confidence graded), `risk` (share of graded rows that are wrong),
+        that tie are graded or refused together): `coverage` (proportion graded, 0 to 1),
+        `threshold` (lowest confidence graded), `risk` (proportion of graded rows that are wrong),
         `mean_absolute_error` (grades); and `area` under the risk (mean of the risk over rows
         in this order; a useless confidence gives about the full risk), `full_risk`, `num_rows`.
 

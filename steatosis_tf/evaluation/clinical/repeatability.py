@@ -40,7 +40,7 @@ def repeatability(frame_scores: pd.DataFrame) -> dict[str, Any]:
         grades, within which 95 % of differences between two frames of a patient are expected
         (+- 1.96 sqrt(2) within_sd, bias 0 because frames have no order); `coefficient`, the upper
         limit; `between_sd` (grades) and `icc`, the one-way intraclass correlation ICC(1,1);
-        `mixed_share`, the share of patients whose frames are not all given one grade; `notes`,
+        `mixed_share`, the proportion of patients whose frames are not all given one grade; `notes`,
         one sentence per number that is None.
 
     Raises:

@@ -189,8 +189,8 @@ def robustness_curves(
         each perturbation also has a row of strength 0. Beside the metrics of `CURVES`, with their
         95 % intervals over patients, there are two that need no reference: `mean_shift`, the mean
         change of a patient's expected grade (in grades, above 0 is towards severe), and
-        `changed_share`, the share of patients whose grade changes. An undefined value or interval
-        is None, and `reason` says why.
+        `changed_share`, the proportion of patients whose grade changes. An undefined value or
+        interval is None, and `reason` says why.
 
     Raises:
         ValueError: if lengths differ, a label is unknown, or `predict` gives a wrong shape.

@@ -195,7 +195,7 @@ SEVERAL = "several values"
 
 #: A covariate with more values than this is a measurement, not a grouping.
 _MAX_GROUPS = 12
-# Share of the patients, the least certain, of whom it is asked which group they are from.
+# Proportion of the patients, the least certain, of whom it is asked which group they are from.
 _LEFT_OUT = 0.2
 
 
@@ -286,7 +286,7 @@ def abstention_by_group(
     covariates: pd.DataFrame,
     column: str,
 ) -> dict[str, Any]:
-    """Share of each group that is left out when the least certain fifth of the patients is.
+    """Proportion of each group that is left out when the least certain fifth of the patients is.
 
     Patients who tie with the last one left out are left out too. Groups of fewer than
     `MIN_PATIENTS` get their count only.

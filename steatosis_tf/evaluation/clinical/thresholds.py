@@ -56,7 +56,7 @@ def choose_operating_points(
         specificity: rule `specificity` takes the lowest threshold that reaches it.
         cost_ratio: rule `cost` minimises the expected cost when a missed case costs this many
             false alarms, at `prevalence`.
-        prevalence: share of positives assumed by rule `cost`, 0 to 1.
+        prevalence: proportion of positives assumed by rule `cost`, 0 to 1.
 
     Returns:
         `unit`, `settings` and `folds`: fold (text) -> task -> rule -> `threshold` (None with a

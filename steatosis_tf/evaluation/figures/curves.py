@@ -148,7 +148,7 @@ def coverage_risk_figure(
     """Error rate among those still graded when the least certain are left to a person.
 
     Args:
-        coverage: `(c,)` share of patients still graded, 0 to 1.
+        coverage: `(c,)` proportion of patients still graded, 0 to 1.
         risks: curve name -> `(c,)` error rate among them, 0 to 1.
         path: PNG to write.
         subtitle: number of patients.
@@ -164,7 +164,7 @@ def coverage_risk_figure(
                   linewidth=1.8, label=name)  # fmt: skip
     highest = max(float(np.max(risk)) for risk in risks.values())
     axes.set(xlim=(0, 1.01), ylim=(-0.02 * highest, max(1.15 * highest, 0.05)))
-    style_axes(axes, "Coverage: share of patients graded", "Error rate among them")
+    style_axes(axes, "Coverage: proportion of patients graded", "Error rate among them")
     add_legend(axes, "upper left")
     return save_sheet(figure, path)
 

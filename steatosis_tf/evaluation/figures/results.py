@@ -55,7 +55,7 @@ def confusion_figure(
 ) -> Path:
     """Heat map of a confusion matrix with its margins (the paper's Fig. 1).
 
-    The colour is the share of the row, so that a rare grade is as visible as a common one; the
+    The colour is the proportion of the row, so that a rare grade is as visible as a common one; the
     large number is the count, so that the reader can add it up.
 
     Args:
@@ -94,7 +94,7 @@ def _matrix_axes(axes: Axes, rows: np.ndarray, columns: np.ndarray) -> None:
     axes.set_xticks(places, [f"{g}\nn = {n:,}" for g, n in zip(GRADES, columns, strict=True)])
     axes.set_yticks(places, [f"{g}\nn = {n:,}" for g, n in zip(GRADES, rows, strict=True)])
     axes.set_xlabel("Predicted grade", color=INK)
-    axes.set_ylabel("Reference grade (colour and percent: share of the row)", color=INK)
+    axes.set_ylabel("Reference grade (colour and percent: proportion of the row)", color=INK)
     axes.tick_params(length=0, labelsize=9, colors=INK)
     axes.set_xticks(places[1:] - 0.5, minor=True)
     axes.set_yticks(places[1:] - 0.5, minor=True)

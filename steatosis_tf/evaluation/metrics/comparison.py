@@ -246,7 +246,7 @@ def auc_covariance(
         ranks = stats.rankdata(score)
         own = stats.rankdata(score[positive]), stats.rankdata(score[~positive])
         num_positive, num_negative = len(own[0]), len(own[1])
-        # Share of the other side that each row outranks (placement value).
+        # Proportion of the other side that each row outranks (placement value).
         placed = (ranks[positive] - own[0]) / num_negative
         outranked = 1 - (ranks[~positive] - own[1]) / num_positive
         aucs.append(placed.mean())

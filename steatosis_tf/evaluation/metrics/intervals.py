@@ -35,7 +35,7 @@ _Statistic = Callable[[np.ndarray], dict[str, np.ndarray]]
 #: Of every interval.
 CONFIDENCE = 0.95
 
-#: An interval from resamples of which more than this share was undefined would describe only
+#: An interval from resamples of which more than this proportion was undefined would describe only
 #: the lucky ones, so there is none.
 MAX_UNDEFINED_SHARE = 0.05
 
@@ -266,7 +266,7 @@ def paired_bootstrap(
     Returns:
         Dotted metric name -> the keys of `bootstrap_intervals`, where `value`, `low` and `high`
         are of the difference model minus baseline, and `model`, `baseline` (their values) and
-        `p_value` (two-sided: twice the smaller share of resamples on one side of 0, at least
+        `p_value` (two-sided: twice the smaller proportion of resamples on one side of 0, at least
         2 / (num_resamples + 1)). Many metrics are compared, so a small p-value of one of them is
         no finding unless that metric was named beforehand.
 
@@ -327,7 +327,7 @@ def _none_if_nan(value: float) -> float | None:
 
 
 def _two_sided_p(differences: np.ndarray) -> float:
-    """Share of resamples that contradict the sign of the difference; never exactly 0."""
+    """Proportion of resamples that contradict the sign of the difference; never exactly 0."""
     defined = differences[~np.isnan(differences)]
     smaller = min((defined <= 0).sum(), (defined >= 0).sum())
     return float(min(1.0, 2 * (smaller + 1) / (len(defined) + 1)))
@@ -376,7 +376,7 @@ def predictive_value_intervals(
     Args:
         sensitivity: detected and all positive patients.
         specificity: spared and all negative patients.
-        prevalence: share of positives to assume, 0 to 1.
+        prevalence: proportion of positives to assume, 0 to 1.
 
     Returns:
         `ppv` and `npv`, each `{value, low, high, method}`; value None if nothing is called.

@@ -49,7 +49,7 @@ class KidneyFinding:
 
     Attributes:
         box: square patch of cortex, px of the full frame; None if none was found.
-        quality: share of the belief that lies within one patch side of the patch, 0 to 1.
+        quality: proportion of the belief that lies within one patch side of the patch, 0 to 1.
         reason: why there is no box; empty if there is one.
     """
 
@@ -160,7 +160,7 @@ def best_patch(
         logit: `(40, 56)` float32, features times weights; their softmax is where an operator
             would click.
         sector: `(160, 224)` float32, 0 or 1.
-        liver: `(160, 224)` float32, share of liver.
+        liver: `(160, 224)` float32, proportion of liver.
         placement: where the network's input lies in the frame.
         min_quality: below it there is no finding.
 
@@ -192,7 +192,7 @@ def _weights(path: Path) -> np.ndarray:
 
 
 def _share(mask: np.ndarray, side: int) -> np.ndarray:
-    """Share of a mask in the square patch around every pixel; nothing lies beyond the edge."""
+    """Proportion of a mask in the square patch around every pixel; nothing lies beyond the edge."""
     return cv2.boxFilter(mask, -1, (side, side), borderType=cv2.BORDER_CONSTANT)
 
 

@@ -15,16 +15,17 @@ from steatosis_tf.sources.images import to_grey
 # Grey levels by which a coloured pixel's channels differ beyond the frame's own tint.
 _COLOUR_STEP = 48
 # Least grey level and rise of the body above both flanks (grey levels); then of each core that will
-# do its rise, least size in px and as a share of the mark, and least share of it in upright lines.
-# White strokes; then fainter and smoothed ones: speckle looks like them unless there is more of it
-# in one place, and diaphragm and capsules do, but those have no upright lines as letters have.
+# do its rise, least size in px and as a proportion of the mark, and least proportion of it in
+# upright lines. White strokes; then fainter and smoothed ones: speckle looks like them unless there
+# is more of it in one place, and diaphragm and capsules do, but those have no upright lines as
+# letters have.
 _STROKES = (
     (170, 60, ((120, 6, 0.09, 0.0),)),
     (130, 50, ((100, 14, 0.09, 0.15), (80, 14, 0.15, 0.15))),
 )
 _LEAST_CORE = 80
 # Letters of exactly one grey level, however faint: rise above both flanks, px in a row of which
-# each has two like it beside it, least share of them in upright lines. The rest of a word lies
+# each has two like it beside it, least proportion of them in upright lines. The rest of a word lies
 # within so many px down and across, and rises at least so much.
 _EQUAL_RISE, _EQUAL_PX, _EQUAL_UPRIGHT = 30, 8, 0.15
 _EQUAL_REACH_PX, _EQUAL_REST = (9, 25), 15
@@ -88,7 +89,7 @@ def find_overlays(frame: np.ndarray, sector_mask: np.ndarray) -> np.ndarray:
 
 
 def overlay_fraction(overlay_mask: np.ndarray, sector_mask: np.ndarray) -> float:
-    """Share of the sector's pixels that are marks, 0 to 1."""
+    """Proportion of the sector's pixels that are marks, 0 to 1."""
     return float(np.count_nonzero(overlay_mask & sector_mask) / np.count_nonzero(sector_mask))
 
 

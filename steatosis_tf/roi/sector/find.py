@@ -42,11 +42,12 @@ _MIN_SCORE = 0.4
 _MIN_BORDER_SEEN = 0.25
 _CLEAR_BORDER_SEEN = 0.35
 # On a screen: with how much of the border seen no further variant is looked at; and what a fan
-# needs at least: border seen, the same times the share with a texture, share of the core inside.
+# needs at least: border seen, the same times the share with a texture, proportion of the core
+# inside.
 _SURE_BORDER_SEEN = 0.66
 _ENOUGH_SEEN = (_SURE_BORDER_SEEN, _SURE_BORDER_SEEN, _CLEAR_BORDER_SEEN, _CLEAR_BORDER_SEEN)
 _MIN_BORDER_ON_SCREEN, _MIN_TEXTURED_BORDER, _MIN_CORE_INSIDE = 0.12, 0.15, 0.7
-# A part of the page that is larger than this share of it is the page.
+# A part of the page that is larger than this proportion of it is the page.
 _MAX_PANE = 0.96
 # Mean squared step to the next pixel over that to the next but one: echo of 640 frames 0.30 to
 # 0.61, white noise 1. The step itself: echo on 294 composed screens 2.1 to 540, clouds 0.3, a page
@@ -59,7 +60,7 @@ _MIN_LINEAR_TEXTURE = 0.6
 # Between two pictures the darkest column has at most 3 % of the lesser picture's brightest (200
 # pairs); in 597 of 599 single ones the middle never falls under 30 %.
 _MAX_GAP_SHARE = 0.15
-_MIDDLE = (0.35, 0.65)  # share of the width in which the gap is looked for
+_MIDDLE = (0.35, 0.65)  # proportion of the width in which the gap is looked for
 # The border of a whole fan. Where one picture is cut in two, the lesser half shows at most 0.49 of
 # it (1,028 pictures), and then without a gap; the lesser of two pictures 0.47 to 0.98 (65 pairs).
 # So halves without a gap have to show more, and are looked at where one fan shows little.
@@ -89,7 +90,7 @@ class Sector:
         fan: the fitted geometry, in px of the frame.
         score: how well the fan divides bright from dark, in nats per pixel of the fan (at most
             3.6); low means much shadow or a doubtful fit.
-        border_seen: share of the fan's border, 0 to 1, that lies where bright turns dark.
+        border_seen: proportion of the fan's border, 0 to 1, that lies where bright turns dark.
 
     Both are NaN where a person has set the fan.
     """
@@ -341,7 +342,7 @@ def _fit_part_of_screen(picture: Picture) -> _Fit:
 
 
 def _border_on_screen(fan: Fan, picture: Picture) -> float:
-    """Share of a fan's border where the screen as it is turns as dark as right beside the fan."""
+    """How much of a fan's border, 0 to 1, lies where the screen turns dark right beside the fan."""
     return border_seen(fan, picture.bright_beside(fan.mask(picture.small.shape)))
 
 

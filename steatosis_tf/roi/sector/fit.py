@@ -73,7 +73,7 @@ _MIN_LINEAR_SHARE = 0.6
 # Slope (px outwards per row) and offset (px outwards at row 0) of a side of the fan.
 _Line = tuple[float, float]
 
-# A cut is a straight run of this share of the rows (columns).
+# A cut is a straight run of this proportion of the rows (columns).
 _MIN_SIDE_RUN, _MIN_BOTTOM_RUN = 0.06, 0.3
 # Name of the cut, direction of its edge, and how much of the rows or columns has to be straight.
 _CUTS = (
@@ -106,7 +106,7 @@ def fit_fan(bright: np.ndarray) -> tuple[Fan, float, float]:
 
     Returns:
         The fan in px of `bright`; its mean log-likelihood gain per pixel over "no fan here" (at
-        most 3.6; about 1 to 3 for a real fan); and the share of its border, 0 to 1, that lies
+        most 3.6; about 1 to 3 for a real fan); and the proportion of its border, 0 to 1, that lies
         where bright turns dark (0.35 and more for a real fan).
     """
     border = _find_border(bright)
@@ -205,7 +205,7 @@ def _moved(fan: Fan, change: np.ndarray) -> Fan:
 
 
 def border_seen(fan: Fan, bright: np.ndarray) -> float:
-    """Share of a fan's border, 0 to 1, that lies where bright turns dark.
+    """Proportion of a fan's border, 0 to 1, that lies where bright turns dark.
 
     Args:
         fan: in px of `bright`.

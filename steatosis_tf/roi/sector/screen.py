@@ -14,7 +14,7 @@ import numpy as np
 
 # Grey levels between neighbours, along rows and along columns, that make a texture.
 _TEXTURE_STEP = 2
-# The core of a picture is at least this share of the screen.
+# The core of a picture is at least this proportion of the screen.
 _MIN_CORE_SHARE = 0.02
 # How far from the core the surround is looked at, px.
 _GAP_PX, _SURROUND_PX = 3, 15
@@ -26,8 +26,9 @@ _MAX_NOISE = 4
 _MAX_BRIGHT_APART, _MAX_TEXTURE_APART = 0.026, 0.005
 _MAX_RIM = 60
 _MIN_BLOCK_PX = 40
-# A line of the page is a step of so many levels, all the same way, over this share of a row beside
-# the core, which has to be this share of the row; beyond it lies at most so much of the core.
+# A line of the page is a step of so many levels, all the same way, over this proportion of a row
+# beside the core, which has to be this proportion of the row; beyond it lies at most so much of the
+# core.
 _LINE_STEP, _LINE_SHARE, _MIN_LINE, _MAX_CORE_BEYOND, _MAX_ROUNDS = 3, 0.7, 0.2, 0.05, 4
 # The ground is read from a band so wide around the core; its shade is fitted closer and closer.
 _GROUND_PX, _MIN_GROUND_PX, _GROUND_RIDGE = 25, 100, 1e-3
@@ -35,15 +36,15 @@ _GROUND_SCALES = (32.0, 16.0, 8.0, 4.0, 3.0)
 # What hangs on the core by less than this is another picture, or text.
 _BRIDGE_PX = 17
 
-# Less than this share of the frame is no sector.
+# Less than this proportion of the frame is no sector.
 MIN_SECTOR_FRACTION = 0.03
 # An echo is this much brighter than the surround, grey levels.
 _ECHO_STEP = 2.5
 # A halo, bar or button is at least this much brighter than the surround.
 _FLAT_STEP = 12
 _HALO_WIDTH = 3.0
-# Share of the rim within 3 levels of the halo's grey, and of the inside darker than it; measured
-# on the outlined images: 0.22 to 0.93 and 0 with a halo, 0.08 to 0.35 and 0.02 to 0.8 without.
+# How much of the rim is within 3 levels of the halo's grey, and of the inside darker than it; on
+# the outlined images: 0.22 to 0.93 and 0 with a halo, 0.08 to 0.35 and 0.02 to 0.8 without.
 _MIN_HALO_SHARE = 0.22
 _MAX_DARKER_SHARE = 0.02
 # Speckle changes by more than this between frames of a clip, coding noise by less.
@@ -107,7 +108,7 @@ def bright_areas(small: np.ndarray, moving: np.ndarray | None = None) -> list[np
 
 
 def share(mask: np.ndarray) -> float:
-    """Share of a mask's px that are not 0; a mean takes ten times as long."""
+    """Proportion of a mask's px that are not 0; a mean takes ten times as long."""
     return float(cv2.countNonZero(mask.view(np.uint8)) / mask.size)
 
 
@@ -294,7 +295,7 @@ class Picture:
         return bool(share(self.apart) <= _MAX_TEXTURE_APART)
 
     def texture_share(self, fan_mask: np.ndarray) -> float:
-        """Share of a fan `(height, width)` bool that is textured, 0 to 1."""
+        """Proportion of a fan `(height, width)` bool that is textured, 0 to 1."""
         return float((self.core | self.apart)[fan_mask].mean()) if fan_mask.any() else 0.0
 
     def has_rival(self) -> bool:
@@ -307,7 +308,7 @@ class Picture:
         return share(_largest(beside)) / max(share(fan_mask), 1e-9)
 
     def core_share(self, fan_mask: np.ndarray) -> float:
-        """Share of the core that lies in a fan `(height, width)` bool, 0 to 1."""
+        """Proportion of the core that lies in a fan `(height, width)` bool, 0 to 1."""
         return float(fan_mask[self.core > 0].mean())
 
     def bright_beside(self, fan_mask: np.ndarray) -> np.ndarray:

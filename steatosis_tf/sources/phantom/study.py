@@ -159,7 +159,7 @@ def _find_box(
 NUM_LOOKS = 2
 MIN_SIZE_PX = (160, 200)
 
-#: Share of patients per grade: like a referral clinic, but no grade so rare that a stratified
+#: Proportion of patients per grade: like a referral clinic, but no grade so rare that a stratified
 #: 80/10/10 split of 60 patients would lack it; and the whole percents each grade spans.
 GRADE_MIX = (0.30, 0.34, 0.19, 0.17)
 FAT_RANGES = ((0, 4), (5, 33), (34, 66), (67, 95))
@@ -181,7 +181,7 @@ def simulate_patient(
     is new in each. The same generator state gives the same pixels.
 
     Args:
-        fat_percent: share of hepatocytes with fat, 0 to 100 percent.
+        fat_percent: proportion of hepatocytes with fat, 0 to 100 percent.
         num_frames: 1 or more.
         generator: source of all randomness; it is advanced.
         size_px: `(height, width)` of a frame.

@@ -111,7 +111,7 @@ def test_decision_and_coverage_curves(tmp_path, sheets):
     (axes,) = sheets[1].axes
     np.testing.assert_allclose(axes.get_lines()[0].get_xydata(), [[0.5, 0.1], [1.0, 0.4]])
     assert axes.get_xlim() == (0, 1.01)
-    assert axes.get_xlabel() == "Coverage: share of patients graded"
+    assert axes.get_xlabel() == "Coverage: proportion of patients graded"
     assert axes.get_ylabel() == "Error rate among them"
     assert axes.get_ylim() == pytest.approx((-0.008, 0.46))
     assert legend(axes) == ["model"]

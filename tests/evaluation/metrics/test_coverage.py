@@ -58,7 +58,7 @@ def table(labels: np.ndarray, scores: np.ndarray, patient: np.ndarray) -> pd.Dat
 
 
 def coverage(num_studies: int, per_grade: int, num_frames: int, seed: int) -> pd.DataFrame:
-    """Share of studies whose interval holds the truth, for three kinds of interval."""
+    """Proportion of studies whose interval holds the truth, for three kinds of interval."""
     rng = np.random.default_rng(seed)
     labels, scores, patient = study(rng, 5000, num_frames)
     population = prepare(labels, scores, patient, 20000)

@@ -33,7 +33,7 @@ def random_case(seed: int, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pairwise_auc(positive: np.ndarray, score: np.ndarray) -> float:
-    """Share of positive-negative pairs ranked rightly, ties half: the definition, by hand."""
+    """Proportion of positive-negative pairs ranked rightly, ties half: the definition, by hand."""
     difference = score[positive][:, None] - score[~positive][None, :]
     return float(((difference > 1e-9) + 0.5 * (np.abs(difference) <= 1e-9)).mean())
 
@@ -214,7 +214,7 @@ def test_all_scores_tied() -> None:
 
 
 def test_sums_that_differ_by_rounding_only_are_ties() -> None:
-    """0.1 + 0.2 against 0.3: a Normal and a Mild patient with the same share of votes."""
+    """0.1 + 0.2 against 0.3: a Normal and a Mild patient with the same proportion of votes."""
     scores = [[0.7, 0.1, 0.2, 0.0], [0.7, 0.3, 0.0, 0.0]]
     assert compute_metrics([0, 1], scores)["ordinal"]["auc_at_least_mild"] == 0.5
 
