@@ -100,7 +100,8 @@ class ReadingStudy:
     def __init__(self, manifest_path: str | Path, repeats: float = DEFAULT_REPEATS) -> None:
         if not 0 <= repeats <= 1:
             raise ValueError(
-                f"Expected repeats as a proportion of patients, 0 to 1. Received: {repeats}."
+                "Expected repeats as a proportion of patients, 0 to 1. "
+                f"Received: repeats={repeats}."
             )
         self.path, self.repeats = Path(manifest_path), repeats
         self._manifest = read_manifest(self.path, for_review=True)

@@ -33,7 +33,7 @@ def test_two_frames_of_each_graded_patient_are_measured(real_data_dir, tmp_path)
     of_patient = read_run(tmp_path).hepatorenal.set_index("patient_id")["hepatorenal_index"]
     assert of_patient["P36"] == pytest.approx(np.mean(expected))
     before = path.read_bytes()
-    (store,) = (tmp_path / "cache").iterdir()
+    (store,) = (tmp_path / "cache").glob("*.csv")
     written = store.stat().st_mtime_ns
     assert write_hepatorenal(tmp_path, tmp_path / "cache").read_bytes() == before
     assert store.stat().st_mtime_ns == written, "nothing was measured again"
