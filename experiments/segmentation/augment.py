@@ -49,8 +49,8 @@ def training_pair(
         donor: where a mass to paste into the liver comes from, if any.
 
     Returns:
-        `(160, 224, 2)` float32 network input, and `(80, 112, 1)` float32 proportion of liver, 0 to
-        1.
+        `(160, 224, 2)` float32 network input, and `(80, 112, 1)` float32, how much is liver,
+        0 to 1.
     """
     sector = _shaken_sector(crop.sector, random)
     matrix = _random_placement(sector, random)

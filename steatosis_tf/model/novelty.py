@@ -18,8 +18,7 @@ _NUM_DIRECTIONS, _NOVELTY_FOLDS = 8, 10
 # Scores end at this many times the distance at which grades end, where nobody set another limit.
 _UNABLE = 2.0
 _TINY_SCALE = 1e-9
-# Beyond the training frames' spreads of grey by this proportion of their range, and at least one
-# level.
+# Beyond the training frames' spreads of grey by this much of their range, and at least one level.
 _SPREAD_MARGIN, _MIN_MARGIN = 0.1, 0.5
 
 

@@ -38,9 +38,8 @@ class HepatorenalIndex:
         ratio: the same as ratio of echo amplitudes; 1 where both are as bright.
         liver_level: brightness of the liver that was compared, grey 0 to 255.
         cortex_level: brightness of the cortex patch, grey 0 to 255.
-        depth_gap: mean depth of that liver minus that of the patch, proportion of the sector's
-        depth;
-            negative where the liver is shallower.
+        depth_gap: mean depth of that liver minus that of the patch, as a proportion of the
+            sector's depth; negative where the liver is shallower.
     """
 
     index_db: float

@@ -35,8 +35,7 @@ class Landmarks:
 
     Attributes:
         vessel_percent: proportion of the liver that is at least 6 dB darker than the liver around
-        it
-            once speckle is smoothed, percent.
+            it once speckle is smoothed, percent.
         vessel_contrast_db: how much darker than their surroundings the darkest 5 % are, dB.
         diaphragm_db: how far the brightest echo at the deep end of the liver rises over the liver
             before it, upper quartile over the beams, dB; NaN where fewer than 4 beams show an end.

@@ -159,9 +159,9 @@ class Terrain:
         level: `(rows, columns)` float32, smoothed grey over the level at that depth, about 1.
         certain: `(rows, columns)` float32, probability of liver.
         depth: `(rows, columns)` float32, distance from the probe as a proportion of the sector's
-        depth. margin: `(rows, columns)` float32, distance to the next pixel that is not liver, as a
-        proportion
-            of the depth.
+            depth.
+        margin: `(rows, columns)` float32, distance to the next pixel that is not liver, as a
+            proportion of the depth.
         depth_px: depth of the sector, px of this map.
         scale: px of this map per px of the frame.
         origin: top and left of the bounding box, px of the frame.

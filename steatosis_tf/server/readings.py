@@ -92,7 +92,7 @@ class ReadingStudy:
         repeats: proportion of the patients, 0 to 1, that a new reader sees twice.
 
     Raises:
-        ValueError: if the manifest or the store cannot be read, the share is none, or a
+        ValueError: if the manifest or the store cannot be read, the proportion is none, or a
             `readings.csv` of other origin is in the way.
         OSError: if the store cannot be written.
     """

@@ -84,8 +84,8 @@ def patient_scores(
             unknown where the column is missing.
         rule: how a patient's frames are joined, grade by grade and then scaled to sum 1:
             `mean`, `log_odds` (mean log odds of at most each grade), `median`, `trimmed_mean` (a
-            tenth of the frames cut at each end) or `vote` (proportion of frames that predict the
-            grade).
+            tenth of the frames cut at each end) or `vote` (proportion of frames that
+            predict the grade).
         validation: the validation parts of several folds: a patient may stand in several folds
             and gets one row in each.
 

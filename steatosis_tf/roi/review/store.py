@@ -34,8 +34,7 @@ from steatosis_tf.roi.review.rules import (
 FILTERS = ("to_review", "no_box", *STATES, "all")
 
 _TO_REVIEW = 0
-# Rewriting the manifest may take this proportion of the time, so that a big one leaves room to
-# work.
+# Rewriting the manifest may take so much of the time, so that a big one leaves room to work.
 _FOLD_SHARE = 0.05
 
 

@@ -42,7 +42,7 @@ _MIN_SCORE = 0.4
 _MIN_BORDER_SEEN = 0.25
 _CLEAR_BORDER_SEEN = 0.35
 # On a screen: with how much of the border seen no further variant is looked at; and what a fan
-# needs at least: border seen, the same times the share with a texture, proportion of the core
+# needs at least: border seen, the same times the textured proportion, how much of the core lies
 # inside.
 _SURE_BORDER_SEEN = 0.66
 _ENOUGH_SEEN = (_SURE_BORDER_SEEN, _SURE_BORDER_SEEN, _CLEAR_BORDER_SEEN, _CLEAR_BORDER_SEEN)

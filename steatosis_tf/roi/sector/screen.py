@@ -26,9 +26,8 @@ _MAX_NOISE = 4
 _MAX_BRIGHT_APART, _MAX_TEXTURE_APART = 0.026, 0.005
 _MAX_RIM = 60
 _MIN_BLOCK_PX = 40
-# A line of the page is a step of so many levels, all the same way, over this proportion of a row
-# beside the core, which has to be this proportion of the row; beyond it lies at most so much of the
-# core.
+# A line of the page is a step of so many levels, all the same way, over so much of a row beside the
+# core, which has to be so much of the row; beyond it lies at most so much of the core.
 _LINE_STEP, _LINE_SHARE, _MIN_LINE, _MAX_CORE_BEYOND, _MAX_ROUNDS = 3, 0.7, 0.2, 0.05, 4
 # The ground is read from a band so wide around the core; its shade is fitted closer and closer.
 _GROUND_PX, _MIN_GROUND_PX, _GROUND_RIDGE = 25, 100, 1e-3
