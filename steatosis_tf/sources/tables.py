@@ -5,7 +5,6 @@ import datetime
 import io
 import re
 import sys
-import warnings
 import zipfile
 from itertools import chain
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf.files import as_cell, from_cell, open_regular, replacing
+from steatosis_tf.sources.images import quiet_readers
 
 if TYPE_CHECKING:
     from openpyxl.cell.cell import Cell
@@ -129,7 +129,7 @@ def _cells_of_workbook(name: str, data: bytes) -> list[list[str]]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
         if unpacked <= _MAX_WORKBOOK_BYTES:
-            with warnings.catch_warnings(action="ignore"):  # of what openpyxl does not draw
+            with quiet_readers():  # of what openpyxl does not draw
                 shown, written = (
                     openpyxl.load_workbook(io.BytesIO(data), data_only=shows, keep_links=False)
                     for shows in (True, False)
