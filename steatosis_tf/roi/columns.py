@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -35,6 +36,7 @@ from steatosis_tf.roi.review.rules import keep_persons_boxes
 from steatosis_tf.roi.sector.find import (
     SECTOR_COLUMN,
     SECTOR_VERSION,
+    is_current,
     is_persons,
     kept_fan,
     persons_fan,
@@ -120,8 +122,8 @@ def add_roi_columns(
             nothing of the person's box is in a sector: the model could see nothing of it, so it
             is taken out of this table, with the reason. Rows whose ROI is of the other kind
             (a rectangle where beam space is asked for, or the other way round), or an unseen
-            proposal of another method, get one of this kind in this table; a person's "rejected"
-            and fan stay.
+            proposal of another method or an earlier version, get one of this kind in this table;
+            a person's "rejected" and fan stay.
         manifest_path: where the manifest lies; frame paths are relative to it.
         config: how to propose.
         options: Beam runner whose workers propose; None proposes on the cores of this machine.
@@ -232,11 +234,18 @@ def with_roi_columns(frame_table: pd.DataFrame) -> pd.DataFrame:
 
 def _without_other_kinds(table: pd.DataFrame, config: RoiConfig) -> pd.DataFrame:
     """The table with rows of another kind of ROI emptied, but for what a person has rejected; and
-    proposals that nobody has looked at, if another method has made them."""
+    proposals that nobody has looked at, if another method or an earlier version has made them:
+    `predict` would cut others."""
     is_rejected = (table["roi_source"] == "person") & table["roi_height"].isna()
     other = (table[VIEW_COLUMN] != config.view) & (table["roi_source"] != "") & ~is_rejected
     is_open = table["roi_state"] == "" if "roi_state" in table.columns else True
-    other |= (table["roi_source"] == "auto") & is_open & ~_is_proposed_by(config, table)
+    is_made_so = _is_proposed_by(config, table) & (
+        is_current(table[SECTOR_COLUMN]) | table["roi_height"].isna()
+    )
+    other |= (table["roi_source"] == "auto") & is_open & ~is_made_so
+    if count := (other & table["roi_height"].notna()).sum():
+        said = "ROIs are of an earlier version or another roi.method, and made anew"
+        print(f"{count} {said}", file=sys.stderr)
     table.loc[other, list(ROI_COLUMNS)] = pd.NA
     table.loc[other, "roi_source"] = ""
     if "roi_state" in table.columns:  # a person has decided on the other kind

@@ -174,6 +174,21 @@ def test_a_proposal_of_another_method_is_made_anew_but_not_what_a_person_accepte
         pd.testing.assert_series_equal(found.loc[0], accepted.loc[0])
 
 
+def test_a_proposal_of_an_earlier_version_is_made_anew_but_not_what_a_person_accepted(
+    fan_manifest, capsys
+):
+    expected = add_roi_columns(read_manifest(fan_manifest), fan_manifest, SECTOR)
+    assert capsys.readouterr().err == ""
+    old = expected.copy()
+    old.loc[:1, "roi_top"] += 5
+    old.loc[:1, "roi_sector"] = ["", old.at[1, "roi_sector"].replace(f"v{SECTOR_VERSION}", "v1")]
+    pd.testing.assert_frame_equal(add_roi_columns(old, fan_manifest, SECTOR), expected)
+    assert "2 ROIs are of an earlier version" in capsys.readouterr().err
+    old["roi_state"] = ["accepted", "", ""]
+    found = add_roi_columns(old, fan_manifest, SECTOR)
+    assert found["roi_top"].tolist()[:2] == [old.at[0, "roi_top"], expected.at[1, "roi_top"]]
+
+
 def test_a_persons_fan_is_used_and_kept(fan_manifest):
     found = add_roi_columns(read_manifest(fan_manifest), fan_manifest, BEAMS)
     frame = read_frame(fan_manifest.parent / found.at[0, "path"])

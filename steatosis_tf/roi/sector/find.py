@@ -417,6 +417,11 @@ def is_persons(cells: "pd.Series") -> "pd.Series":
     return cells.str.startswith(f"{_PERSON} ")
 
 
+def is_current(cells: "pd.Series") -> "pd.Series":
+    """Which cells hold a fan that counts: found by this version, or a person's, bool."""
+    return cells.str.startswith((f"{_CODE} ", f"{_PERSON} "))
+
+
 def persons_fan(digest: str, cell: str) -> Fan | None:
     """The fan that a person has set for a frame, or None if there is none for these pixels.
 
