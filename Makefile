@@ -21,6 +21,8 @@ test: lint
 
 # The slow tests, then the others again, and which lines of the package neither has reached.
 test-slow: .venv/.dev
+	$(BIN)/mypy --platform win32
+	$(BIN)/mypy --platform darwin
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow --durations=0 --cov=steatosis_tf --cov-report=
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --cov=steatosis_tf --cov-append \
 		--cov-report=term-missing:skip-covered

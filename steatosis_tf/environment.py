@@ -105,10 +105,12 @@ def _processor() -> str:
 
 
 def _memory_gib() -> float | None:
+    if sys.platform == "win32":
+        return None
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (ValueError, AttributeError, OSError):
-        return None  # Windows has no sysconf
+    except (ValueError, OSError):
+        return None
 
 
 def load_tensorflow() -> None:

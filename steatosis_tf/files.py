@@ -75,7 +75,7 @@ def move_into_place(unfinished: Path, path: Path) -> None:
         OSError: if the file is empty, as a writer that does not look at errors leaves it on a
             full disk, or if the disk does not take it.
     """
-    with unfinished.open("rb") as file:
+    with unfinished.open("r+b") as file:  # Windows syncs only what can be written
         if os.fstat(file.fileno()).st_size == 0:
             raise OSError(errno.EIO, "nothing was written; is the disk full?", path.name)
         os.fsync(file.fileno())
@@ -326,8 +326,10 @@ def open_regular(path: str | Path) -> io.BufferedReader:
         Traceback (most recent call last):
         OSError: [Errno 22] not a regular file: 'null'
     """
-    # Without O_NONBLOCK the call itself waits for somebody who writes to the pipe.
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    # Without O_NONBLOCK the call itself waits for somebody who writes to the pipe. Windows has no
+    # such pipes, and changes the ends of lines without O_BINARY.
+    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, os.O_RDONLY | flags)
     mode = os.fstat(handle).st_mode
     if stat.S_ISREG(mode):
         return os.fdopen(handle, "rb")

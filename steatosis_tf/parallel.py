@@ -241,7 +241,10 @@ def _deaths_noticed() -> Iterator[None]:
         if args.thread is not None and args.thread.name == "run_worker":
             deaths.append(str(args.exc_value))
             if len(deaths) == 1:  # a second interrupt would break off what the first began
-                signal.pthread_kill(waiting, signal.SIGINT)
+                if sys.platform == "win32":
+                    signal.raise_signal(signal.SIGINT)
+                else:
+                    signal.pthread_kill(waiting, signal.SIGINT)
 
     waiting = threading.get_ident()
     threading.excepthook = notice

@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -272,13 +273,13 @@ def _bounded(stop: Callable[[], Any]) -> Iterator[None]:
 
 @contextmanager
 def _bounded_memory() -> Iterator[None]:
-    try:
-        import resource
-
-        num_pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except (ImportError, OSError):
+    statm = Path("/proc/self/statm")
+    if sys.platform == "win32" or not statm.exists():
         yield
         return
+    import resource
+
+    num_pages = int(statm.read_text("ascii").split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = num_pages * resource.getpagesize() + _MAX_MORE_BYTES
     limit += _BYTES_PER_THREAD * (os.cpu_count() or 1)
