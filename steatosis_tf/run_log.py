@@ -96,6 +96,7 @@ def track(run_dir: Path) -> None:
         {f"{name}_sha256": file_sha256(run_dir / f"{name}.csv") for name in ("manifest", "split")}
         | {
             "run_dir": f"{run_dir.parent.name}/{run_dir.name}",
+            "code_sha256": environment.get("code_sha256", ""),  # a run of before is logged, too
             "engine": environment.get("engine", ""),
         }
     )

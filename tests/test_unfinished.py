@@ -170,10 +170,14 @@ def test_compare_names_the_runs_that_it_leaves_out(tmp_path, monkeypatch, capsys
     rows = [f"p{n},0,{grade},,1,0.4,0.3,0.2,0.1,Normal" for n, grade in
             enumerate(["Normal", "Mild", "Moderate", "Severe"] * 3)]  # fmt: skip
     (tmp_path / "patient_scores.csv").write_text("\n".join([f"{scores},predicted", *rows]) + "\n")
-    with tracking.start_run("e", "good"):
-        tracking.log_artifacts(tmp_path / "patient_scores.csv")
+    for code in "ab":  # nothing is set otherwise, but the version is another one
+        with tracking.start_run("e", "good", {"train.seed": 0}):
+            tracking.log_artifacts(tmp_path / "patient_scores.csv")
+            tracking.log_tags({"manifest_sha256": "0" * 64, "code_sha256": code * 64})
     assert cli.main(["compare", "e", "--resamples", "100", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["left_out"] == [line]
+    told = json.loads(capsys.readouterr().out)
+    assert told["left_out"] == [line]
+    assert [run["differs"] for run in told["runs"]] == [{"code": "b" * 8}, {"code": "a" * 8}]
     assert cli.main(["compare", "e", "--baseline", bad.run_id]) == 1
     assert f"as baseline. Received: {line}" in capsys.readouterr().err
     with tracking.start_run("e", "now") as now:  # has no reason, beside one that has

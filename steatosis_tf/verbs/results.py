@@ -233,9 +233,12 @@ def _compared(rows: list[dict[str, Any]]) -> list["ComparedRun"]:
 
     # A run that lacks a setting or a metric that others have holds NaN there.
     known = [{key: value for key, value in row.items() if value == value} for row in rows]
+    # Equal settings on another manifest, or by another version, are no equal runs.
     settings = [
         {key.removeprefix("params."): str(value) for key, value in row.items()
-         if key.startswith("params.")} for row in known
+         if key.startswith("params.")}
+        | {name: row[f"tags.{name}_sha256"][:8] for name in ("manifest", "code")
+           if f"tags.{name}_sha256" in row} for row in known
     ]  # fmt: skip
     return [
         ComparedRun(

@@ -207,6 +207,13 @@ def test_settings_that_nothing_read_are_not_in_the_report(run_dir, head):
     assert "augment.seed" not in drawn  # online, from train.seed
 
 
+def test_a_joint_run_without_decision_rules_says_that_its_bundle_grades_otherwise(run_dir):
+    config = json.loads((run_dir / "config.json").read_text())
+    config["model"] = {"head": "joint", "backbone": "efficientnet_lite0", "pooling": "depth"}
+    (run_dir / "config.json").write_text(json.dumps(config))
+    assert "Scored by an earlier version: the grades here are the most" in report_text(run_dir)
+
+
 def test_decision_curve_against_the_hepatorenal_index(run_dir):
     manifest = pd.read_csv(run_dir / "manifest.csv", dtype=str)
     validation = pd.read_csv(run_dir / "validation_scores.csv", dtype={"frame_id": str})
