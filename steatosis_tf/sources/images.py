@@ -40,6 +40,7 @@ _END_OF_BLOCK = 0
 _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True),
           6: (3, False), 7: (1, True), 8: (1, False)}  # fmt: skip
 _MAX_EXIF_AT = 1 << 16
+_FRAME_MARKERS = (0xC0, 0xC1, 0xC2, 0xC3)
 _SEQUENTIAL = (0xC0, 0xC1)  # markers of frames whose blocks are whole, not sent by and by
 
 
@@ -80,7 +81,7 @@ def read_frame(path: str | Path) -> np.ndarray:
 
     Returns:
         `(height, width)` or `(height, width, 3)` RGB, uint8, 0 to 255, as stored in the file;
-        the JPEG of a phone upright, as its EXIF orientation says.
+        the picture of a phone upright, as its EXIF orientation says.
 
     Raises:
         Rejection: if the file is missing, no regular file, empty, not an image, truncated,
@@ -115,8 +116,10 @@ def decode_frame(data: bytes) -> np.ndarray:
     if not data:
         raise Rejection("empty_frame_file")
     if data.startswith(b"\xff\xd8"):
-        return _upright(decode_jpeg(data), data)
-    if data.startswith(b"\x89PNG") and not _is_whole_png(data):
+        frame = decode_jpeg(data)
+        return _upright(frame, data) if b"Exif\0\0" in data[:_MAX_EXIF_AT] else frame
+    is_png = data.startswith(b"\x89PNG")
+    if is_png and not _is_whole_png(data):
         raise Rejection("cut_png")
     check_sides(*_stated_size(data))
     try:
@@ -125,7 +128,9 @@ def decode_frame(data: bytes) -> np.ndarray:
         raise Rejection("no_picture") from error
     if frame is None:
         raise Rejection("no_picture")
-    return _as_rgb(frame)
+    frame = _as_rgb(frame)
+    # OpenCV turns a TIFF by itself.
+    return _upright(frame, data) if is_png and b"eXIf" in data else frame
 
 
 def _is_whole_png(data: bytes) -> bool:
@@ -158,6 +163,10 @@ def decode_jpeg(data: bytes) -> np.ndarray:
     Raises:
         Rejection: if it is damaged, truncated, not 8-bit, or of a size no frame has.
     """
+    for marker in _FRAME_MARKERS:
+        if (bits := jpeg_segment(data, marker)[:1]) and bits != b"\x08":
+            of = f"a JPEG of {bits[0]} bits, which djpeg of libjpeg-turbo 3 decodes"
+            raise Rejection("not_8_bit", received=of)
     if _has_hole(data):
         raise Rejection("damaged_jpeg", why="a hole of zero bytes")
     try:
@@ -173,14 +182,12 @@ def decode_jpeg(data: bytes) -> np.ndarray:
 
 
 def _upright(frame: np.ndarray, data: bytes) -> np.ndarray:
-    """A JPEG turned as viewers show it; no scanner's export asks for that."""
-    if b"Exif\0\0" not in data[:_MAX_EXIF_AT]:
-        return frame
+    """A JPEG or PNG turned as viewers show it; no scanner's export asks for that."""
     try:
         # Damaged entries make it warn.
         with (
             quiet_readers(),
-            Image.open(io.BytesIO(data), formats=("JPEG",)) as image,
+            Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image,
         ):
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (OSError, ValueError, SyntaxError, OverflowError, KeyError, struct.error):
@@ -188,6 +195,17 @@ def _upright(frame: np.ndarray, data: bytes) -> np.ndarray:
     turns, is_mirrored = _TURNS.get(orientation, (0, False))
     turned = np.rot90(frame, turns)
     return np.ascontiguousarray(turned[:, ::-1] if is_mirrored else turned)
+
+
+def jpeg_segment(data: bytes, marker: int) -> bytes:
+    """What stands under a marker in the header of a stream of the JPEG family; b"" if none does."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        if data[at + 1] == marker:
+            return data[at + 4 : end]
+        at = end
+    return b""
 
 
 def _has_hole(data: bytes) -> bool:

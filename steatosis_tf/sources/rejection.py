@@ -25,7 +25,7 @@ _TEXTS = {
     "no_marker": "not a DICOM file| (the DICM marker is missing)",
     "damaged_header": "damaged DICOM header|: truncated, encrypted or overwritten; export it again",
     "no_transfer_syntax": "damaged DICOM header|: the transfer syntax is missing",
-    "deflated": "deflated transfer syntax is not supported|; export it again uncompressed",
+    "deflated": "deflated file that unpacks to over {limit} MiB|; export it again uncompressed",
     "directory": "DICOMDIR index|, not an image",
     # the object
     "not_ultrasound": "not an ultrasound image| (neither modality US nor an ultrasound class)",

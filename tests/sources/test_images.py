@@ -11,6 +11,9 @@ import cv2
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+from pydicom.encaps import generate_frames
 
 from steatosis_tf.sources.images import IMAGE_SUFFIXES, read_frame, to_grey
 
@@ -44,15 +47,15 @@ def test_jpeg_is_read(tmp_path, suffix):
     assert np.abs(frame.astype(int) - ramp).max() <= 3
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_jpeg_of_a_phone_stands_upright(tmp_path, orientation):
+def test_the_picture_of_a_phone_stands_upright(tmp_path, orientation, suffix):
     rows, columns = np.mgrid[:48, :64]
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    path = tmp_path / "a.jpg"
-    Image.fromarray((rows * 4 + columns).astype(np.uint8)).save(path, quality=95, exif=exif)
-    with Image.open(path) as image:
-        expected = np.asarray(ImageOps.exif_transpose(image)).astype(int)
+    image = Image.fromarray((rows * 4 + columns).astype(np.uint8))
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / f"a{suffix}"
+    image.save(path, quality=95, exif=image.getexif())
+    expected = np.asarray(ImageOps.exif_transpose(image)).astype(int)
     frame = read_frame(path)
     assert frame.shape == expected.shape
     assert np.abs(frame - expected).max() <= 3
@@ -117,6 +120,12 @@ def _cut(suffix, share):
     return write
 
 
+def _jpeg_of_12_bits(path, _colour):
+    """The stream of a file that pydicom ships."""
+    dataset = dcmread(get_testdata_file("JPEG-lossy.dcm", download=False))
+    path.write_bytes(next(generate_frames(dataset.PixelData, number_of_frames=1)))
+
+
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
@@ -126,6 +135,7 @@ def _cut(suffix, share):
         (lambda path, colour: path.write_text("patient list"), "not a readable image"),
         (_cut(".png", 0.6), "truncated PNG.*copy the file again"),
         (_cut(".jpg", 0.6), "truncated JPEG.*copy the file again"),
+        (_jpeg_of_12_bits, "Received: a JPEG of 12 bits, which djpeg of"),
         (_cut(".bmp", 0.6), "not a readable image"),
         (_cut(".tif", 0.3), "not a readable image"),
         (lambda path, colour: Image.fromarray(colour).save(path, "TIFF", compression="zstd"),

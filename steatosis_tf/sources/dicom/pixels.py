@@ -19,7 +19,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel
 from pydicom.pixels.processing import convert_color_space
 
 from steatosis_tf.sources.dicom.read import DICOM_ERRORS, number_of, text_of
-from steatosis_tf.sources.images import check_sides, decode_jpeg
+from steatosis_tf.sources.images import check_sides, decode_jpeg, jpeg_segment
 from steatosis_tf.sources.rejection import Rejection
 
 MAX_FRAMES = 100_000
@@ -42,6 +42,7 @@ _DECODERS = {
     **dict.fromkeys(_LOSSLESS_JPEG, "own"),
     **dict.fromkeys(_JPEG_LS, "pyjpegls"),
 }
+_ADOBE_RGB = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0"  # colours are not transformed
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 
 
@@ -154,6 +155,8 @@ class FrameReader:
             self._frames = _encoded_frames(data, dataset, layout)
         if not self._frames:
             raise Rejection("truncated")
+        if self._syntax in _JPEG:
+            self._frames = [_stating_rgb(frame) for frame in self._frames]
         if self._syntax in _JPEG_2000 and photometric in _COLOUR and _is_rct(self._frames[0]):
             photometric = "YBR_RCT"  # by the stream; the header may be that of an earlier JPEG
         self._layout = replace(layout, photometric=photometric)
@@ -270,20 +273,16 @@ def _frame_bytes(layout: Layout) -> int:
     return layout.rows * layout.columns * per_pixel * layout.bits_allocated // 8
 
 
-def _segment(data: bytes, marker: int) -> bytes:
-    """What stands under a marker in the header of a stream of the JPEG family; b"" if none does."""
-    at = 2
-    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
-        if data[at + 1] == marker:
-            return data[at + 4 : end]
-        at = end
-    return b""
+def _stating_rgb(data: bytes) -> bytes:
+    """A JPEG whose components are called R, G and B, with the marker by which Pillow knows that."""
+    header = jpeg_segment(data, 0xC0) or jpeg_segment(data, 0xC1)
+    is_rgb = header[6:15:3] == b"RGB" and not jpeg_segment(data, 0xEE)
+    return data[:2] + _ADOBE_RGB + data[2:] if is_rgb else data
 
 
 def _is_rct(data: bytes) -> bool:
     """Whether a JPEG 2000 stream has transformed its colours, which its decoder takes back."""
-    return _segment(data, 0x52)[4:5] == b"\1"
+    return jpeg_segment(data, 0x52)[4:5] == b"\1"
 
 
 def _check_jpeg_ls(data: bytes, layout: Layout) -> None:
@@ -293,7 +292,7 @@ def _check_jpeg_ls(data: bytes, layout: Layout) -> None:
     """
     if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
         raise ValueError("expected a JPEG-LS frame with its end")
-    if struct.unpack(">HH", _segment(data, 0xF7)[1:5]) != (layout.rows, layout.columns):
+    if struct.unpack(">HH", jpeg_segment(data, 0xF7)[1:5]) != (layout.rows, layout.columns):
         raise ValueError("expected a JPEG-LS frame of the size the header states")
 
 

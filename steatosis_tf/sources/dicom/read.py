@@ -1,6 +1,7 @@
 """The header of one DICOM file, reduced to what an ingest needs, and the region it states."""
 
 import datetime
+import io
 import math
 import re
 import struct
@@ -45,7 +46,10 @@ DICOM_ERRORS = (
 ULTRASOUND_CLASSES = frozenset(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("3", "3.1", "6", "6.1"))
 VOLUME_CLASS = "1.2.840.10008.5.1.4.1.1.6.2"
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
-DEFLATED_SYNTAX = b"1.2.840.10008.1.2.1.99"
+
+_DEFLATED_SYNTAX, _INFLATED_SYNTAX = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0"
+#: A deflated file may hold so much; a bomb of a megabyte unpacks to a gigabyte.
+MAX_INFLATED_BYTES = 128 * 2**20
 
 _PIXEL_TAGS = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
 _MARKER_AT = 128
@@ -97,9 +101,11 @@ def read_dataset(stream: BinaryIO, *, with_pixels: bool) -> FileDataset:
         raise Rejection("empty_file")
     if head[_MARKER_AT : _MARKER_AT + 4] != b"DICM":
         raise Rejection(_what_else(head))
-    if DEFLATED_SYNTAX in head[:1024]:  # inflating is unbounded, and no scanner writes it
-        raise Rejection("deflated")
-    if not _goes_on_behind_meta(head):
+    end = _end_of_meta(head)
+    if _DEFLATED_SYNTAX in head[:end]:
+        stream = _inflated(stream, head[:end])
+        head = stream.read(_HEAD_BYTES)
+    if not end or head[end : end + 2] == b"\0\0":  # pydicom would read all the zeros
         raise Rejection("damaged_header")
     stream.seek(0)
     try:
@@ -112,15 +118,28 @@ def read_dataset(stream: BinaryIO, *, with_pixels: bool) -> FileDataset:
     return dataset
 
 
-def _goes_on_behind_meta(head: bytes) -> bool:
-    """Whether a file begins with group 2, and no zeros follow: pydicom would read them all."""
+def _end_of_meta(head: bytes) -> int:
+    """Where group 2 ends, which a file begins with; 0 if it does not."""
     start = at = _MARKER_AT + 4
     while head[at : at + 2] == b"\x02\0" and at + 12 <= len(head):
         if head[at + 4 : at + 6] in (b"OB", b"OW", b"UN", b"SQ", b"UT"):
             at += 12 + int.from_bytes(head[at + 8 : at + 12], "little")
         else:
             at += 8 + int.from_bytes(head[at + 6 : at + 8], "little")
-    return at > start and head[at : at + 2] != b"\0\0"
+    return at if at > start else 0
+
+
+def _inflated(stream: BinaryIO, meta: bytes) -> BinaryIO:
+    """A deflated file as it is before deflating, of which pydicom would unpack any amount."""
+    stream.seek(len(meta))
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        data = unpacker.decompress(stream.read(), MAX_INFLATED_BYTES + 1)
+    except zlib.error as error:
+        raise Rejection("damaged_header") from error
+    if len(data) > MAX_INFLATED_BYTES:
+        raise Rejection("deflated", limit=MAX_INFLATED_BYTES // 2**20)
+    return io.BytesIO(meta.replace(_DEFLATED_SYNTAX, _INFLATED_SYNTAX) + data)
 
 
 def _stop_at(tags: Container[int]) -> Callable[[int, str | None, int], bool]:

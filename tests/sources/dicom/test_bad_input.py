@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,6 +133,25 @@ def jpeg_ls(frame: np.ndarray) -> bytes:
     return next(generate_frames(dataset.PixelData, number_of_frames=1))
 
 
+def deflated(data: bytes) -> bytes:
+    """A file as of `file_bytes` with all behind its meta group deflated."""
+    dataset = made_dataset(number=next(NUMBERS))
+    dataset.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+    whole = file_bytes(dataset)
+    meta = dcmread(io.BytesIO(whole), stop_before_pixels=True).file_meta
+    return whole[: 144 + meta.FileMetaInformationGroupLength] + data
+
+
+def deflated_noise() -> bytes:
+    return deflated(RANDOM)
+
+
+def deflated_bomb() -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    zeros = b"".join(packer.compress(bytes(2**20)) for _ in range(129))
+    return deflated(zeros + packer.flush())
+
+
 JPEG = encoded(made_frame(), "JPEG")
 RGB = np.stack([made_frame()] * 3, axis=-1)
 J2K = encoded(made_frame(), "JPEG2000", no_jp2=True)
@@ -158,7 +178,9 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "ct": (shipped("CT_small.dcm"), "not an ultrasound image"),
     "mr cut": (shipped("MR_truncated.dcm"), "not an ultrasound image"),
     "segmentation": (shipped("liver_1frame.dcm"), "not an ultrasound image"),
-    "deflated": (shipped("image_dfl.dcm"), "deflated"),
+    "deflated scan of another kind": (shipped("image_dfl.dcm"), "not an ultrasound image"),
+    "deflated noise": (deflated_noise, "damaged DICOM header"),
+    "deflated bomb": (deflated_bomb, "unpacks to over 128 MiB"),
     "no syntax": (shipped("meta_missing_tsyntax.dcm"), "transfer syntax is missing"),
     "no meta": (shipped("no_meta.dcm"), "DICM marker is missing"),
     "DICOMDIR": (shipped("DICOMDIR-empty.dcm"), "DICOMDIR index"),

@@ -225,6 +225,13 @@ def test_high_throughput_jpeg_2000():
     assert np.array_equal(FrameReader(dataset, read_layout(dataset)).read(0), frame)
 
 
+def test_deflated(pictures):
+    dataset = made_dataset(made_frame(1))
+    dataset.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+    (picture,) = pictures(dataset)
+    assert np.array_equal(picture, expected(made_frame(1)))
+
+
 def test_jpeg_baseline_grey(pictures):
     frame = made_frame(1)
     dataset = made_dataset()
@@ -240,6 +247,18 @@ def test_jpeg_baseline_ybr_clip(pictures):
     compress(dataset, stream, uid.JPEGBaseline8Bit, "YBR_FULL_422")
     for picture, frame in zip(pictures(dataset), frames, strict=True):
         assert np.abs(picture.astype(int) - expected(frame)).mean() < 3
+
+
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL_422"])
+def test_jpeg_whose_components_are_called_r_g_b(pictures, photometric):
+    """Without the marker of Adobe that Pillow writes in 16 bytes behind the first two."""
+    frame = tinted(made_frame(1))
+    stream = encoded(frame, "JPEG", quality=95, keep_rgb=True)
+    assert stream[2:12] == b"\xff\xee\0\x0eAdobe\0"
+    dataset = made_dataset(frame)
+    compress(dataset, [stream[:2] + stream[18:]], uid.JPEGBaseline8Bit, photometric)
+    (picture,) = pictures(dataset)
+    assert np.abs(picture.astype(int) - expected(frame)).mean() < 2
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME2", "YBR_RCT", "YBR_FULL_422"])
