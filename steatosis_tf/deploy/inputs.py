@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
 
     from steatosis_tf.sources.dicom.pixels import Layout
-    from steatosis_tf.sources.dicom.read import Header, Region
+    from steatosis_tf.sources.dicom.read import Header, Person, Region
 
 #: So many frames of a clip are looked at, spread evenly; neighbours are almost one picture.
 CLIP_FRAMES = 10
@@ -121,8 +121,8 @@ class Inputs:
         self._by_folder = by_folder
         self._groups: dict[tuple[str, ...], Group] = {}
         self._seen: set[tuple[str, ...]] = set()
-        # Of each patient id the persons who have it: issuer and birth date, as far as stated.
-        self._persons: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+        # Of each patient id the persons who have it, each by all that is said of them.
+        self._persons: dict[tuple[str, ...], list[set[Person]]] = {}
 
     @property
     def groups(self) -> list[Group]:
@@ -253,7 +253,7 @@ class Inputs:
                 header = _header_of(dataset)
                 layout = read_layout(dataset)
                 region = find_region(dataset, layout.rows, layout.columns)
-                person = self._person_of(header, text_of(dataset, "IssuerOfPatientID"))
+                person = self._person_of(header)
                 time = text_of(dataset, "StudyTime").partition(".")[0]
         except ValueError as rejection:  # a Rejection; its text holds nothing personal
             self.passed_over.append((name, str(rejection)))
@@ -274,19 +274,15 @@ class Inputs:
             return
         group.add_dicom(name, load, layout, region, self.passed_over)
 
-    def _person_of(self, header: "Header", issuer: str) -> str:
+    def _person_of(self, header: "Header") -> str:
         """Who has this patient id: two hospitals may have given it to two persons."""
-        stated = (issuer, header.birth_date)
         persons = self._persons.setdefault(header.patient, [])
-        for place, known in enumerate(persons):
-            if all(
-                not one or not two or one == two for one, two in zip(known, stated, strict=True)
-            ):
-                persons[place] = (known[0] or stated[0], known[1] or stated[1])
-                break
-        else:
-            place = len(persons)
-            persons.append(stated)
+        place = 0
+        while persons[place:] and not all(one.may_be(header.person) for one in persons[place]):
+            place += 1
+        if not persons[place:]:
+            persons.append(set())
+        persons[place].add(header.person)
         return "\0".join((*header.patient, str(place)))
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from steatosis_tf.sources.dicom.read import (
     Region,
     day_of,
     find_region,
+    person_of,
     read_dataset,
     text_of,
 )
@@ -48,10 +50,7 @@ _IDENTITY = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex",
              "ReferringPhysicianName")  # fmt: skip
 _ALSO_KEPT = ("IssuerOfPatientID", "StudyDescription", "PatientIdentityRemoved",
               "DeidentificationMethod", "LongitudinalTemporalInformationModified")  # fmt: skip
-_ONE_OF = {"StudyInstanceUID": "study", "PatientID": "patient", "IssuerOfPatientID": "patient",
-           "PatientBirthDate": "patient"}  # fmt: skip
-# By them two persons are told apart to whom two hospitals have given one id.
-_NEED_NOT_BE_STATED = ("IssuerOfPatientID", "PatientBirthDate")
+_ONE_OF = {"StudyInstanceUID": "study", "PatientID": "patient"}
 _TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
 _SEXES = ("M", "F", "O")
 
@@ -222,11 +221,16 @@ def _check_one(headers: Sequence[Dataset]) -> None:
     """A report on two patients would show one the other's liver."""
     for keyword, what in _ONE_OF.items():
         values = {normal_patient_id(text_of(header, keyword)) for header in headers}
-        if len(values - {""} if keyword in _NEED_NOT_BE_STATED else values) > 1:
+        if len(values) > 1:
             raise ValueError(
                 f"Expected the files of one {what}. Received: {len(values)} different values of "
                 f"{keyword} in one folder. Give each {what} a folder of its own."
             )
+    if not all(one.may_be(other) for one, other in combinations(set(map(person_of, headers)), 2)):
+        raise ValueError(
+            "Expected the files of one patient. Received: one PatientID with two issuers, birth "
+            "dates or names without a common word. Give each patient a folder of its own."
+        )
 
 
 def _opened(paths: Iterable[str | Path]) -> list[Dataset]:

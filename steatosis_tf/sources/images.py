@@ -123,12 +123,12 @@ def decode_frame(data: bytes) -> np.ndarray:
         raise Rejection("cut_png")
     check_sides(*_stated_size(data))
     try:
-        frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise Rejection("no_picture") from error
-    if frame is None:
+    if stored is None:
         raise Rejection("no_picture")
-    frame = _as_rgb(frame)
+    frame = _as_rgb(stored)
     # OpenCV turns a TIFF by itself.
     return _upright(frame, data) if is_png and b"eXIf" in data else frame
 

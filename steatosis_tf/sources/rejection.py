@@ -42,6 +42,10 @@ _TEXTS = {
         "compressed by a method that is not read| ({codec}); export it uncompressed, or as JPEG of "
         "8 bits, JPEG-LS, JPEG 2000 or RLE"
     ),
+    "contested_id": (
+        "one PatientID with two issuers, birth dates or names without a common word|: these may be "
+        "two people; give each an id of their own in the source, or one person one name"
+    ),
     "burned_in": "marked as having burned-in annotation|; allow it only after looking at it",
     "copy": "copy of another file| (same SOPInstanceUID, same pixels), of which the first is used",
     "cut_copy": "truncated copy of another file| (same SOPInstanceUID), which is used",

@@ -178,9 +178,10 @@ def test_one_study_of_two_patients_is_not_answered(tmp_path, clip):
         ({}, 1),
         ({"IssuerOfPatientID": "HOSPITAL B"}, 2),
         ({"PatientBirthDate": "19610203"}, 2),
-        ({"PatientBirthDate": None, "PatientName": "Married^Name"}, 1),
+        ({"PatientName": "Roe^Jane"}, 2),
+        ({"PatientBirthDate": None, "PatientName": "Married^John"}, 1),
     ],
-    ids=["same", "issuer", "birth date", "not stated"],
+    ids=["same", "issuer", "birth date", "name", "not stated"],
 )
 def test_one_patient_id_may_be_two_persons(tmp_path, clip, changes, num_persons):
     first = {"IssuerOfPatientID": "HOSPITAL A"} if "IssuerOfPatientID" in changes else {}

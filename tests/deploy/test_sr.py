@@ -247,8 +247,9 @@ def test_the_evidence_is_all_images_looked_at_and_nothing_else(study_dir):
         {"PatientID": "MRN 999"},
         {"IssuerOfPatientID": "HOSPITAL B"},
         {"PatientBirthDate": "19610203"},
+        {"PatientName": "Roe^Jane"},
     ],
-    ids=["two studies", "two patients", "two issuers", "two birth dates"],
+    ids=["two studies", "two patients", "two issuers", "two birth dates", "two names"],
 )
 @pytest.mark.parametrize("modality", ["US", "CT"])
 def test_two_patients_or_studies_in_one_folder_are_refused_without_naming_them(

@@ -36,6 +36,7 @@ from steatosis_tf.sources.dicom.scan import (
     log_row,
     patient_findings,
     private_row,
+    refuse_contested_ids,
     refuse_repeats,
     rejected_rows,
     scan_file,
@@ -231,7 +232,7 @@ def ingest_dicom(
         files = tqdm(opened.files, "headers", disable=None)
         scans = [scan_file(opened, file, key, allow_burned_in) for file in files]
         _check_same_export(output_dir / "labels.csv", scans)
-        scans = refuse_repeats(opened, scans)
+        scans = refuse_repeats(opened, refuse_contested_ids(scans))
         made_by = (frame_choice, str(keep_region), _PIXEL_VERSION)
         prints = {
             scan.source_id: pseudonym(key, "file", scan.file.name, scan.file.stamp, *made_by)

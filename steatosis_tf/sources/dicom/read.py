@@ -8,11 +8,11 @@ import struct
 import zlib
 from collections.abc import Callable, Container
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pydicom
-from pydicom.dataset import FileDataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_partial
 from pydicom.uid import UID
@@ -59,16 +59,42 @@ _ARCHIVE_MARKS = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"7z\xbc\xaf", b"Ra
 _BURNED_IN = {"": "", "NO": "NO", "YES": "YES"}
 
 
+class Person(NamedTuple):
+    """Who a file says it shows, beside the id.
+
+    Attributes:
+        issuer: of the id, normalised, or "".
+        birth_date: YYYY-MM-DD, or "".
+        name: of `normal_name`, or ().
+    """
+
+    issuer: str
+    birth_date: str
+    name: tuple[str, ...]
+
+    def may_be(self, other: "Person") -> bool:
+        """Whether two files of one id may show one person; what is not stated agrees with all.
+
+        Two hospitals give one id to two people. Names agree if they share a word: people marry.
+        """
+        return (
+            (not self.issuer or not other.issuer or self.issuer == other.issuer)
+            and (not self.birth_date or not other.birth_date or self.birth_date == other.birth_date)
+            and (not self.name or not other.name or bool({*self.name} & {*other.name}))
+        )
+
+
 @dataclass(frozen=True)
 class Header:
     """Who, when and what: all of it stays in memory or beside the key.
 
     Attributes:
         patient: normalised identity the patient pseudonym is made from.
-        patient_id, name, birth_date: as written, for the findings on spellings.
+        patient_id: as written, for the findings on spellings.
+        person: who has that id.
         study_uid: StudyInstanceUID, or a stand-in from the patient and date.
         instance_uid: SOPInstanceUID, or "".
-        study_date: day of the study, or None.
+        study_date: day of the study, or None; a day that is still to come is none.
         sex: "M", "F", "O" or "".
         age: whole years, at most 89, or None.
         burned_in: "YES", "NO" or "".
@@ -76,8 +102,7 @@ class Header:
 
     patient: tuple[str, ...]
     patient_id: str
-    name: tuple[str, ...]
-    birth_date: str
+    person: Person
     study_uid: str
     instance_uid: str
     study_date: datetime.date | None
@@ -169,7 +194,7 @@ def _what_else(data: bytes) -> str:
     return "no_marker"
 
 
-def text_of(dataset: pydicom.Dataset, keyword: str) -> str:
+def text_of(dataset: Dataset, keyword: str) -> str:
     """One element as stripped text; "" if it is absent, empty or unreadable."""
     try:
         value = dataset.get(keyword, "")
@@ -186,7 +211,7 @@ def _is_name(value: object) -> bool:
     return isinstance(value, pydicom.valuerep.PersonName)
 
 
-def number_of(dataset: pydicom.Dataset, keyword: str) -> float | None:
+def number_of(dataset: Dataset, keyword: str) -> float | None:
     """One element as a finite number; None if it is absent, multiple or unreadable."""
     text = text_of(dataset, keyword)
     try:
@@ -196,7 +221,7 @@ def number_of(dataset: pydicom.Dataset, keyword: str) -> float | None:
     return number if math.isfinite(number) and "_" not in text else None
 
 
-def read_header(dataset: pydicom.Dataset) -> Header:
+def read_header(dataset: Dataset) -> Header:
     """Check that a data set is a 2-D ultrasound image of a known patient, and take its identity.
 
     Raises:
@@ -216,29 +241,40 @@ def read_header(dataset: pydicom.Dataset) -> Header:
         raise Rejection("no_image")
 
     patient = _patient_of(dataset)
-    birth_date = text_of(dataset, "PatientBirthDate")
     dates = (
         day_of(text_of(dataset, keyword))
         for keyword in ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
     )
-    study_date = next((date for date in dates if date is not None), None)
+    latest = datetime.date.today() + datetime.timedelta(days=1)  # of clocks further east
+    study_date = next((date for date in dates if date is not None and date <= latest), None)
     study_uid = text_of(dataset, "StudyInstanceUID")
     sex = text_of(dataset, "PatientSex").upper()
     return Header(
         patient=patient,
         patient_id=text_of(dataset, "PatientID"),
-        name=normal_name(text_of(dataset, "PatientName")),
-        birth_date=birth_date,
+        person=person_of(dataset),
         study_uid=study_uid or "\0".join((*patient, str(study_date))),
         instance_uid=text_of(dataset, "SOPInstanceUID"),
         study_date=study_date,
         sex=sex if sex in ("M", "F", "O") else "",
-        age=age_in_years(text_of(dataset, "PatientAge"), day_of(birth_date), study_date),
+        age=age_in_years(
+            text_of(dataset, "PatientAge"), day_of(text_of(dataset, "PatientBirthDate")), study_date
+        ),
         burned_in=_BURNED_IN.get(text_of(dataset, "BurnedInAnnotation").upper(), "YES"),
     )
 
 
-def _patient_of(dataset: pydicom.Dataset) -> tuple[str, ...]:
+def person_of(dataset: Dataset) -> Person:
+    """Who a header says it is of."""
+    birth = day_of(text_of(dataset, "PatientBirthDate"))
+    return Person(
+        issuer=normal_patient_id(text_of(dataset, "IssuerOfPatientID")),
+        birth_date=birth.isoformat() if birth else "",
+        name=normal_name(text_of(dataset, "PatientName")),
+    )
+
+
+def _patient_of(dataset: Dataset) -> tuple[str, ...]:
     """What the patient pseudonym is made from: the id, or name and birth date without one."""
     patient_id = normal_patient_id(text_of(dataset, "PatientID"))
     if patient_id:
@@ -324,7 +360,7 @@ class Region:
     transducer_frequency_mhz: float | None
 
 
-def find_region(dataset: pydicom.Dataset, rows: int, columns: int) -> Region | None:
+def find_region(dataset: Dataset, rows: int, columns: int) -> Region | None:
     """The one 2-D tissue region of a file.
 
     Args:
@@ -343,7 +379,7 @@ def find_region(dataset: pydicom.Dataset, rows: int, columns: int) -> Region | N
         items = list(dataset.get("SequenceOfUltrasoundRegions") or ())
     except DICOM_ERRORS:
         items = []
-    tissue: dict[tuple[int, int, int, int], pydicom.Dataset] = {}
+    tissue: dict[tuple[int, int, int, int], Dataset] = {}
     num_regions = 0
     for item in items:
         place = _place(item)
@@ -362,14 +398,14 @@ def find_region(dataset: pydicom.Dataset, rows: int, columns: int) -> Region | N
     return _fitted(place, item, rows, columns)
 
 
-def _refuse_other_modes(dataset: pydicom.Dataset) -> None:
+def _refuse_other_modes(dataset: Dataset) -> None:
     values = text_of(dataset, "ImageType").split("\\")
     modes = values[3].strip() if len(values) > 3 else ""
     if re.fullmatch(r"[0-9A-Fa-f]{4}", modes) and int(modes, 16) & _OTHER_MODES:
         raise Rejection("image_type_doppler")
 
 
-def _is_tissue(item: pydicom.Dataset) -> bool:
+def _is_tissue(item: Dataset) -> bool:
     """Whether a region is a 2-D tissue picture; a Doppler or M-mode region is refused."""
     spatial = number_of(item, "RegionSpatialFormat")
     kind = number_of(item, "RegionDataType")
@@ -382,7 +418,7 @@ def _is_tissue(item: pydicom.Dataset) -> bool:
     return spatial == _FORMAT_2D and kind in (_TYPE_TISSUE, _TYPE_NONE)
 
 
-def _place(item: pydicom.Dataset) -> tuple[int, int, int, int] | None:
+def _place(item: Dataset) -> tuple[int, int, int, int] | None:
     """`(x0, y0, x1, y1)` px, inclusive; None for a region without extent."""
     corners = [
         number_of(item, f"RegionLocation{name}") for name in ("MinX0", "MinY0", "MaxX1", "MaxY1")
@@ -394,7 +430,7 @@ def _place(item: pydicom.Dataset) -> tuple[int, int, int, int] | None:
 
 
 def _fitted(
-    place: tuple[int, int, int, int], item: pydicom.Dataset, rows: int, columns: int
+    place: tuple[int, int, int, int], item: Dataset, rows: int, columns: int
 ) -> Region | None:
     x0, y0, x1, y1 = place
     if x1 >= columns + _OVERHANG_PX or y1 >= rows + _OVERHANG_PX or x0 < 0 or y0 < 0:
@@ -419,7 +455,7 @@ def _fitted(
     )
 
 
-def _spacing_mm(item: pydicom.Dataset, axis: str) -> float | None:
+def _spacing_mm(item: Dataset, axis: str) -> float | None:
     """Millimetres per pixel along one axis; some scanners count y upwards, hence the sign."""
     delta_cm = number_of(item, f"PhysicalDelta{axis}")
     if delta_cm is None or number_of(item, f"PhysicalUnits{axis}Direction") != _UNIT_CM:

@@ -5,11 +5,19 @@ import io
 import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 from steatosis_tf.sources.dicom.deidentify import KEPT_FIELDS, ClipResult, frame_name, kept_fields
 from steatosis_tf.sources.dicom.files import Source, SourceFile
 from steatosis_tf.sources.dicom.pixels import Layout, pixel_bytes, read_layout
-from steatosis_tf.sources.dicom.read import Header, Region, find_region, read_dataset, read_header
+from steatosis_tf.sources.dicom.read import (
+    Header,
+    Person,
+    Region,
+    find_region,
+    read_dataset,
+    read_header,
+)
 from steatosis_tf.sources.pseudonym import normal_patient_id, pseudonym
 from steatosis_tf.sources.rejection import Rejection
 
@@ -136,6 +144,28 @@ def _repeats(source: Source, group: Sequence[Scan]) -> dict[str, Rejection]:
     return refused
 
 
+def refuse_contested_ids(scans: Sequence[Scan]) -> list[Scan]:
+    """Leave out all files of an id that more than one person seems to have.
+
+    Joined, two people would get one grade; parted by a guess, one would be trained and tested on.
+    """
+    persons: dict[str, set[Person]] = {}
+    for scan in scans:
+        if scan.header is not None:
+            persons.setdefault(scan.patient_id, set()).add(scan.header.person)
+    contested = {
+        patient_id
+        for patient_id, stated in persons.items()
+        if not all(one.may_be(other) for one, other in combinations(stated, 2))
+    }
+    return [
+        replace(scan, rejection=Rejection("contested_id"))
+        if scan.patient_id in contested and not scan.rejection
+        else scan
+        for scan in scans
+    ]
+
+
 IMAGES_DIR = "images"
 LABEL_COLUMNS = ("path", "patient_id", "study_id", "source_id", "frame_index", *KEPT_FIELDS)
 REJECTED_COLUMNS = (
@@ -258,9 +288,12 @@ FINDING_COLUMNS = ("finding", "patient_ids", "num_files", "what_to_do")
 
 _ACTIONS = {
     "one id in several spellings": "merged into one patient; nothing to do if that is right",
-    "one id with several names or birth dates": (
-        "kept as one patient; if these are two people, correct the id in the source"
+    "one id with several names": (
+        "kept as one patient if the names share a word, else left out; if these are two people, "
+        "correct the id in the source"
     ),
+    "one id with several birth dates": "left out; correct the id or the date in the source",
+    "one id of several issuers": "left out; give each person an id of their own in the source",
     "one name and birth date under several ids": (
         "kept apart; if this is one person, give one id in the source, or the splits leak"
     ),
@@ -281,7 +314,9 @@ def patient_findings(scans: Sequence[Scan]) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for finding, group_by, differ_by in (
         ("one id in several spellings", _patient, _spelling),
-        ("one id with several names or birth dates", _patient, _person),
+        ("one id with several names", _patient, _name),
+        ("one id with several birth dates", _patient, _birth_date),
+        ("one id of several issuers", _patient, _issuer),
         ("one name and birth date under several ids", _person, _patient),
         ("ids that differ by leading zeros only", _id_without_zeros, _patient),
         ("one study under several patients", _study, _patient),
@@ -327,10 +362,20 @@ def _spelling(scan: Scan) -> Hashable:
 
 def _person(scan: Scan) -> Hashable:
     """Name words and birth date; "" unless both are known, since names alone repeat."""
-    header = scan.header
-    if header is None or not header.name or not header.birth_date:
-        return ""
-    return header.name, header.birth_date
+    name, birth_date = _name(scan), _birth_date(scan)
+    return (name, birth_date) if name and birth_date else ""
+
+
+def _name(scan: Scan) -> Hashable:
+    return () if scan.header is None else scan.header.person.name
+
+
+def _birth_date(scan: Scan) -> Hashable:
+    return "" if scan.header is None else scan.header.person.birth_date
+
+
+def _issuer(scan: Scan) -> Hashable:
+    return "" if scan.header is None else scan.header.person.issuer
 
 
 def _id_without_zeros(scan: Scan) -> Hashable:

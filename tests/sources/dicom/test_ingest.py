@@ -86,9 +86,11 @@ def test_days_count_from_the_first_study_even_if_its_picture_is_rejected(source,
     write_made(source / "a", number=1, StudyDate="20191231", SequenceOfUltrasoundRegions=m_mode)
     write_made(source / "b", number=2, StudyDate="20200301", StudyInstanceUID=f"{UID_ROOT}.1.2")
     write_made(source / "c", number=3, StudyDate="20200302", PatientID="other")
+    future = {"StudyDate": "29990101", "ContentDate": None}
+    write_made(source / "d", number=4, **future, StudyInstanceUID=f"{UID_ROOT}.1.3")
     ingest_dicom(source, tmp_path / "out", key_path=key)
     days = sorted(row["days_since_first_study"] for row in table(tmp_path / "out" / "labels.csv"))
-    assert days == ["0", "61"]  # 31 December to 1 March of a leap year
+    assert days == ["", "0", "61"]  # 31 December to 1 March of a leap year
 
 
 def test_two_spellings_are_one_patient(source, key, tmp_path):
@@ -103,7 +105,15 @@ def test_two_spellings_are_one_patient(source, key, tmp_path):
 @pytest.mark.parametrize(
     ("first", "second", "finding", "num_patients"),
     [
-        ({}, {"PatientName": "Roe^Jane"}, "one id with several names or birth dates", 1),
+        ({}, {"PatientName": "Roe^John"}, "one id with several names", 1),
+        ({}, {"PatientName": "Roe^Jane"}, "one id with several names", 0),
+        ({}, {"PatientBirthDate": "19610203"}, "one id with several birth dates", 0),
+        (
+            {"IssuerOfPatientID": "HOSPITAL A"},
+            {"IssuerOfPatientID": "HOSPITAL B"},
+            "one id of several issuers",
+            0,
+        ),
         ({}, {"PatientID": "77"}, "one name and birth date under several ids", 2),
         (
             {"PatientID": "0077", "PatientName": "A^B"},
@@ -124,6 +134,7 @@ def test_doubtful_identities_are_reported(
     assert finding in [row["finding"] for row in findings]
     assert summary.num_findings == len(findings)
     assert summary.num_patients == num_patients
+    assert sum("two people" in reason for reason in summary.reasons) == (num_patients == 0)
 
 
 def test_without_an_id_name_and_birth_date_stand_in(source, key, tmp_path):
