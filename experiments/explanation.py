@@ -36,7 +36,7 @@ from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.joint import NETWORK, JointModel
 from steatosis_tf.model.joint_fit import Part, fit_joint
-from steatosis_tf.model.pooling import NUM_BANDS, band_rows, pool_maps
+from steatosis_tf.model.rules import NUM_BANDS, band_rows, pool_maps
 from steatosis_tf.roi.sector import Fan
 from steatosis_tf.roi.views import depth_length_px, to_frame
 from steatosis_tf.sources.images import read_frame
@@ -54,7 +54,7 @@ def explain_places(model: JointModel, near: np.ndarray, far: np.ndarray) -> np.n
     """What each place of a frame adds to the network's prediction.
 
     Args:
-        model: whose network part reads the features of `steatosis_tf.model.pooling.pool_maps`.
+        model: whose network part reads the features of `steatosis_tf.model.rules.pool_maps`.
         near: first tap of the frame, `(rows, columns, channels)`.
         far: second tap, `(rows / 2, columns / 2, channels)`.
 

@@ -36,8 +36,7 @@ from steatosis_tf.grades import GRADES, NOTICE, SCORE_COLUMNS, grade_from_fat_pe
 from steatosis_tf.model.heads import grade_probabilities
 from steatosis_tf.model.joint import NETWORK, JointModel, decide
 from steatosis_tf.model.joint_fit import Part, fit_joint
-from steatosis_tf.model.novelty import patient_means
-from steatosis_tf.model.rules import fit_linear_rule
+from steatosis_tf.model.rules import fit_linear_rule, patient_means
 from steatosis_tf.quantitative.measure import FAT_SIGNS
 
 SIGNS = byra.SIGNS

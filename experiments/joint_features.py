@@ -20,7 +20,7 @@ from steatosis_tf.cohort.manifest import frame_path
 from steatosis_tf.files import replacing
 from steatosis_tf.model.backbone import LEVEL, at_one_level, roi_input
 from steatosis_tf.model.efficientnet_lite0 import lite0_taps
-from steatosis_tf.model.pooling import band_rows
+from steatosis_tf.model.rules import band_rows
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.roi.views import Rectangle, beam_space, input_shape, model_input
 from steatosis_tf.sources.images import read_frame

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from steatosis_tf.deploy.bundle import open_bundle
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE
-from steatosis_tf.model.novelty import Novelty
+from steatosis_tf.model.rules import Novelty
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.roi.views import beam_space, input_shape, model_input
 from steatosis_tf.sources.images import read_frame, to_grey

@@ -25,7 +25,7 @@ from experiments.joint_features import BEAMS, SETTINGS, View, pooled, row_means,
 from steatosis_tf.cohort.manifest import frame_path
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE
-from steatosis_tf.model.novelty import Novelty, fit_novelty
+from steatosis_tf.model.rules import Novelty, fit_novelty
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.roi.views import model_input
 from steatosis_tf.sources.images import read_frame, to_grey

@@ -14,7 +14,7 @@ rate reduced when validation accuracy stands still. Ours are the normalisation o
 """
 
 from steatosis_tf.recipes import RECIPES
-from steatosis_tf.verbs.train import script
+from steatosis_tf.verbs.results import script
 
 CONFIG = RECIPES["paper"].config
 

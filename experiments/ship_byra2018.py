@@ -46,8 +46,7 @@ from steatosis_tf.model.backbone import LEVEL, at_one_level, roi_input
 from steatosis_tf.model.efficientnet_lite0 import lite0_taps
 from steatosis_tf.model.joint import NETWORK, grade_patient
 from steatosis_tf.model.joint_fit import Part, fit_joint
-from steatosis_tf.model.novelty import Novelty, grey_spread
-from steatosis_tf.model.pooling import pool_maps
+from steatosis_tf.model.rules import Novelty, grey_spread, pool_maps
 from steatosis_tf.quantitative.measure import FAT_SIGNS
 from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.roi.views import input_shape, model_input

@@ -209,7 +209,7 @@ class ModelConfig:
     and ordered cuts; regression: fat percent, read as grades (model/heads.py). In closed form
     (model/joint.py): linear reads the backbone's features; joint the measured features too
     (hepatorenal index, attenuation, diaphragm). `pooling` of the
-    last map: its mean, or means per band of depth (model/pooling.py; efficientnet_lite0 alone)."""
+    last map: its mean, or means per band of depth (model/rules.py; efficientnet_lite0 alone)."""
 
     backbone: str = "resnet50"
     weights: str = "imagenet"

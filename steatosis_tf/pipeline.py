@@ -36,7 +36,7 @@ from steatosis_tf.files import rejected_beside, write_json, write_sums
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import Engine, check_installed
 from steatosis_tf.model.joint import JointModel
-from steatosis_tf.model.novelty import grey_spread
+from steatosis_tf.model.rules import grey_spread
 from steatosis_tf.model.train import make_repeatable
 from steatosis_tf.quantitative.study import measured_features
 from steatosis_tf.recipes import RECIPES

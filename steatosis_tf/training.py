@@ -29,12 +29,17 @@ from steatosis_tf.files import flat, replacing
 from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import WORTH_TRYING, Engine, choose_engine
-from steatosis_tf.model.features import spread_features, stored_features
+from steatosis_tf.model.features import (
+    StoredViews,
+    in_slices,
+    plain_rows,
+    spread_features,
+    stored_features,
+)
 from steatosis_tf.model.heads import assemble, build_head, copy_weights, linear_head
 from steatosis_tf.model.joint import NETWORK, JointModel
 from steatosis_tf.model.joint_fit import Part, fit_joint
 from steatosis_tf.model.rules import check_patients
-from steatosis_tf.model.shards import StoredViews, in_slices, plain_rows
 from steatosis_tf.model.train import (
     EpochCallback,
     class_weights,

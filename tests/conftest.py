@@ -140,7 +140,7 @@ def phantom_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from steatosis_tf.model.backbone import LEVEL, at_one_level, roi_input
     from steatosis_tf.model.efficientnet_lite0 import lite0_taps
     from steatosis_tf.model.joint_fit import Part, fit_joint
-    from steatosis_tf.model.pooling import pool_maps
+    from steatosis_tf.model.rules import pool_maps
     from steatosis_tf.quantitative.measure import FAT_SIGNS
     from steatosis_tf.sources.phantom.study import simulate_patient
 

@@ -13,7 +13,7 @@ from steatosis_tf.cohort.partition import Partition, split_table
 from steatosis_tf.config import Config, ModelConfig, TrainConfig, override
 from steatosis_tf.deploy.bundle_write import describe_training
 from steatosis_tf.grades import GRADES
-from steatosis_tf.model.shards import plain_rows
+from steatosis_tf.model.features import plain_rows
 from steatosis_tf.model.train import make_repeatable
 from steatosis_tf.recipes import RECIPES
 from steatosis_tf.records.pipeline import read_index

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from steatosis_tf.config import TrainConfig
 from steatosis_tf.grades import GRADES
-from steatosis_tf.model.shards import StoredViews
+from steatosis_tf.model.features import StoredViews
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7  # AdamW as Keras sets it
 _NORMALIZATION_EPSILON = 1e-6  # that of the layer in classifier.py

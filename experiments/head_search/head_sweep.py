@@ -22,7 +22,7 @@ from experiments.head_search.compiled_fit import (
 from steatosis_tf.cohort.splits import make_partitions
 from steatosis_tf.config import Config
 from steatosis_tf.grades import GRADES
-from steatosis_tf.model.shards import StoredViews
+from steatosis_tf.model.features import StoredViews
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from steatosis_tf.cohort.partition import SPLITS, Partition, split_table
-from steatosis_tf.cohort.rejected import kinds_of, read_rejected
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.sources.rejection import KINDS, REASONS
+from steatosis_tf.sources.tables import kinds_of, read_rejected
 
 # What `roi` has refused with a sentence of the registry is counted as that.
 _CODES = {sentence: code for code, sentence in REASONS.items()}

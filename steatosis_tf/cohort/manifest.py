@@ -41,13 +41,12 @@ from steatosis_tf.cohort.labels import (
     read_grade_map,
     read_table,
 )
-from steatosis_tf.cohort.rejected import read_rejected
 from steatosis_tf.files import REJECTED_SUFFIX, check_output, from_cell
 from steatosis_tf.grades import GRADES, grade_from_fat_percent
 from steatosis_tf.sources.images import read_frame
 from steatosis_tf.sources.pseudonym import OUTPUT_MARK
 from steatosis_tf.sources.rejection import KINDS, Rejection
-from steatosis_tf.sources.tables import plain_cells, write_spreadsheet
+from steatosis_tf.sources.tables import plain_cells, read_rejected, write_spreadsheet
 
 #: First columns of every manifest, in this order; covariates follow.
 MANIFEST_COLUMNS = ("frame_id", "path", "patient_id", "grade", "fat_percent", "pixels_sha256")

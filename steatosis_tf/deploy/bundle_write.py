@@ -44,7 +44,7 @@ from steatosis_tf.deploy.onnx_file import BATCH, WEIGHTS_KEY, weights_sha256
 from steatosis_tf.files import SUMS_NAME, file_sha256, replacing, write_json, write_sums
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.joint import NETWORK, JointModel
-from steatosis_tf.model.pooling import NUM_BANDS, band_rows, pool_maps
+from steatosis_tf.model.rules import NUM_BANDS, band_rows, pool_maps
 from steatosis_tf.roi.views import input_shape
 from steatosis_tf.sources.phantom.study import simulate_patient
 from steatosis_tf.unfinished import refuse_unfinished

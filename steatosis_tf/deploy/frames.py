@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from steatosis_tf.model.answer import REASONS, FrameAnswer
-from steatosis_tf.model.novelty import grey_spread
+from steatosis_tf.model.rules import grey_spread
 from steatosis_tf.quantitative.display import Display
 from steatosis_tf.quantitative.measure import FAT_SIGNS, measure_regions
 from steatosis_tf.roi.anatomy.kidney import find_kidney_cortex

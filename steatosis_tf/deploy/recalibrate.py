@@ -24,8 +24,13 @@ from steatosis_tf.files import file_sha256
 from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.model.joint import JointModel, decide
 from steatosis_tf.model.joint_fit import calibrate
-from steatosis_tf.model.novelty import Novelty, fit_novelty, grey_spread
-from steatosis_tf.model.rules import CumulativeLink, fit_cumulative_link
+from steatosis_tf.model.rules import (
+    CumulativeLink,
+    Novelty,
+    fit_cumulative_link,
+    fit_novelty,
+    grey_spread,
+)
 from steatosis_tf.sources.images import read_frame
 
 #: Fewer patients are refused; fewer than the second are named as few.

@@ -9,7 +9,7 @@ import keras
 
 from steatosis_tf.config import BACKBONES, ModelConfig
 from steatosis_tf.model.efficientnet_lite0 import lite0_taps, pool_taps
-from steatosis_tf.model.pooling import NUM_BANDS
+from steatosis_tf.model.rules import NUM_BANDS
 from steatosis_tf.roi.views import INPUT_SIZE_PX
 
 FEATURE_LAYER = "features"

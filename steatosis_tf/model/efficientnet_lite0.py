@@ -15,7 +15,7 @@ import numpy as np
 from keras import layers
 
 from steatosis_tf.files import reason_of
-from steatosis_tf.model.pooling import band_rows
+from steatosis_tf.model.rules import band_rows
 
 #: Expansion, kernel side, stride and channels of each block; the last one and the top are left out.
 BLOCKS = (
@@ -58,7 +58,7 @@ def lite0_taps(grey: keras.KerasTensor, weights: str, seed: int) -> list[keras.K
 
     Returns:
         `(batch, height / 16, width / 16, 112)` and `(batch, height / 32, width / 32, 192)`, sizes
-        rounded up. `steatosis_tf.model.pooling.pool_maps` makes feature vectors of them.
+        rounded up. `steatosis_tf.model.rules.pool_maps` makes feature vectors of them.
 
     Raises:
         ValueError: if the weights file is missing or is not for this network.
@@ -81,7 +81,7 @@ def lite0_taps(grey: keras.KerasTensor, weights: str, seed: int) -> list[keras.K
 
 
 def pool_taps(taps: list[keras.KerasTensor], num_bands: int, name: str) -> keras.KerasTensor:
-    """`steatosis_tf.model.pooling.pool_maps` in the graph, for maps of known height."""
+    """`steatosis_tf.model.rules.pool_maps` in the graph, for maps of known height."""
     near, far = taps
     bands = [near[:, first:end] for first, end in band_rows(near.shape[1], num_bands)]
     pooled = [layers.GlobalAveragePooling2D()(part) for part in (*bands, far)]

@@ -22,8 +22,8 @@ import numpy as np
 from steatosis_tf.config import CLOSED_FORM, HeadKind, ModelConfig
 from steatosis_tf.grades import FAT_CUTS_PERCENT, GRADES, OUTPUT_LAYER
 from steatosis_tf.model.backbone import FEATURE_LAYER
+from steatosis_tf.model.features import StoredViews, in_slices
 from steatosis_tf.model.joint import JointModel
-from steatosis_tf.model.shards import StoredViews, in_slices
 
 SQRT_FAT_LAYER = "sqrt_fat"
 

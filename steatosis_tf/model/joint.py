@@ -15,8 +15,7 @@ import numpy as np
 
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.answer import REASONS, FrameAnswer, Kind, PatientAnswer
-from steatosis_tf.model.novelty import Novelty
-from steatosis_tf.model.rules import CumulativeLink, FatRule
+from steatosis_tf.model.rules import CumulativeLink, FatRule, Novelty
 
 #: Name of the part that reads the backbone's features.
 NETWORK = "network"

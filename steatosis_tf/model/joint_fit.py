@@ -29,8 +29,12 @@ from steatosis_tf.model.joint import (
     OperatingPoint,
     decide,
 )
-from steatosis_tf.model.novelty import fit_novelty, patient_means
-from steatosis_tf.model.rules import fit_cumulative_link, fit_linear_rule
+from steatosis_tf.model.rules import (
+    fit_cumulative_link,
+    fit_linear_rule,
+    fit_novelty,
+    patient_means,
+)
 
 #: Stated coverage of intervals and prediction sets.
 COVERAGE = 0.9

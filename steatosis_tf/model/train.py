@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from steatosis_tf.config import BACKBONES, AugmentConfig, TrainConfig
 from steatosis_tf.files import replacing
+from steatosis_tf.model.features import StoredViews
 from steatosis_tf.model.heads import has_regression, objective, set_spread
-from steatosis_tf.model.shards import StoredViews
 from steatosis_tf.records.pipeline import stored_view
 
 EpochCallback = Callable[[int, dict[str, float]], None]

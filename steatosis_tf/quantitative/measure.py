@@ -1,8 +1,8 @@
 """Numbers a radiologist can read, measured from one frame without a person.
 
 Sector, liver and renal cortex are found by `steatosis_tf.roi`; nothing is trained here. What each
-number means, its source and what it does not depend on stands with its own file: `hepatorenal`,
-`attenuation` and `landmarks`, with speckle; docs/measured_features.md has them in one table.
+number means, its source and what it does not depend on stands in `features.py`;
+docs/measured_features.md has them in one table.
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from steatosis_tf.quantitative.attenuation import measure_attenuation
 from steatosis_tf.quantitative.display import Beams, Display
-from steatosis_tf.quantitative.hepatorenal import measure_hepatorenal
-from steatosis_tf.quantitative.landmarks import measure_landmarks, measure_speckle
+from steatosis_tf.quantitative.features import (
+    measure_attenuation,
+    measure_hepatorenal,
+    measure_landmarks,
+    measure_speckle,
+)
 from steatosis_tf.roi.anatomy.kidney import find_kidney_cortex
 from steatosis_tf.roi.anatomy.liver import liver_mask
 from steatosis_tf.roi.sector import Sector, find_sector

@@ -5,14 +5,13 @@ at the top: the work is imported inside the verb that does it. A verb's docstrin
 first line says what it does, and `Example:` shows one call.
 """
 
-from steatosis_tf.verbs import cohort, general, regions, reporting, results, sources, train
+from steatosis_tf.verbs import cohort, general, regions, reporting, results, sources
 
 VERBS = (
     *general.VERBS,
     *sources.VERBS,
     *cohort.VERBS,
     *regions.VERBS,
-    *train.VERBS,
     *results.VERBS,
     *reporting.VERBS,
 )

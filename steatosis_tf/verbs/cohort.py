@@ -192,7 +192,7 @@ def _leaks_of(args: Namespace) -> Result:
         write_manifest,
     )
     from steatosis_tf.cohort.partition import partitions_of_column
-    from steatosis_tf.cohort.rejected import add_rejected
+    from steatosis_tf.sources.tables import add_rejected
 
     table = read_manifest(args.manifest)
     if "split" not in table.columns:

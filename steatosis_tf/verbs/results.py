@@ -1,13 +1,19 @@
-"""Verbs on runs and models: evaluate, compare, export, predict, page, recalibrate, sr, node."""
+"""Verbs on runs and models: train (scripts of experiments too), evaluate, compare, export,
+predict, page, recalibrate, sr, node.
+"""
 
-from argparse import ArgumentParser, Namespace
+import dataclasses
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from steatosis_tf.config import Config, override
 from steatosis_tf.environment import load_tensorflow
 from steatosis_tf.files import renewing_sums
 from steatosis_tf.grades import GRADES, NOTICE
+from steatosis_tf.recipes import RECIPES
 from steatosis_tf.unfinished import refuse_unfinished
 from steatosis_tf.verbs.common import (
     OutputDir,
@@ -15,13 +21,85 @@ from steatosis_tf.verbs.common import (
     OutputOnnx,
     OutputPicture,
     Result,
+    add_call_arguments,
+    add_config_arguments,
     add_model_argument,
     add_resamples_argument,
+    add_runner_arguments,
     add_server_arguments,
+    given_settings,
+    run_verb,
+    runner_options,
 )
 
 if TYPE_CHECKING:
     from steatosis_tf.evaluation.metrics.comparison import ComparedRun
+
+
+def train(args: Namespace) -> Result:
+    """Train, evaluate, track and export a model by a recipe; does what is missing before it.
+
+    Example:
+        steatosis train manifest.csv --recipe joint
+    """
+    return _run(args.recipe, RECIPES[args.recipe].config, args)
+
+
+def script(doc: str, experiment: str, config: Config, argv: Sequence[str] | None = None) -> int:
+    """Command line of an experiment script: the verb `train` with a config of its own.
+
+    Args:
+        doc: the script's docstring, shown by `--help`.
+        experiment: MLflow experiment and folder below `runs/`.
+        config: the script's CONFIG.
+        argv: arguments, those of the process if None.
+
+    Returns:
+        exit code: 0, or 1 with the reason on stderr.
+    """
+    parser = ArgumentParser(description=doc, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--manifest", required=True, metavar="MANIFEST_CSV", help="from `steatosis manifest`"
+    )
+    _add_run_arguments(parser)
+    add_call_arguments(parser)
+    args = parser.parse_args(argv)
+    args.verb_name = experiment
+    return run_verb(lambda given: _run(experiment, config, given), args)
+
+
+def _run(experiment: str, config: Config, args: Namespace) -> Result:
+    config = override(config, given_settings(args))  # refused before TensorFlow is imported
+    options = runner_options(args)
+    load_tensorflow()
+    from steatosis_tf.evaluation.report.evaluate import metrics_text
+    from steatosis_tf.pipeline import run_all
+    from steatosis_tf.tracking import ui_address
+
+    summaries = run_all(experiment, args.manifest, [config], args.runs_dir, options)
+    lines = [metrics_text([summary.metrics for summary in summaries]), ""]
+    for summary in summaries:
+        lines += [summary.verdict, f"run: {summary.run_dir}"]
+        lines.append(f"report: {summary.run_dir}/report.html")
+    lines += [f"compare: steatosis compare {experiment}, or make ui: {ui_address(experiment)}"]
+    values = {"runs": [dataclasses.asdict(summary) for summary in summaries], "notice": NOTICE}
+    return Result(values, "\n".join(lines))
+
+
+def _add_run_arguments(parser: ArgumentParser) -> None:
+    add_config_arguments(parser)
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of runs")
+    add_runner_arguments(parser)
+
+
+def _train_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
+    told = "; ".join(f"{name}: {recipe.summary}" for name, recipe in RECIPES.items())
+    parser.add_argument(
+        "--recipe", choices=RECIPES, default=next(iter(RECIPES)),
+        help=f"named config. {told}",
+    )  # fmt: skip
+    _add_run_arguments(parser)
 
 
 def evaluate(args: Namespace) -> Result:
@@ -354,6 +432,7 @@ def _node_arguments(parser: ArgumentParser) -> None:
 
 
 VERBS = (
+    ("train", train, _train_arguments),
     ("evaluate", evaluate, _evaluate_arguments),
     ("compare", compare, _compare_arguments),
     ("export", export, _export_arguments),

@@ -10,11 +10,11 @@ import pytest
 from steatosis_tf.cohort.flow import Count, count_flow, write_flow
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.cohort.partition import Partition
-from steatosis_tf.cohort.rejected import kinds_of, read_rejected
 from steatosis_tf.cohort.splits import make_partitions
 from steatosis_tf.config import SplitConfig
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.sources.rejection import REASONS
+from steatosis_tf.sources.tables import kinds_of, read_rejected
 
 
 @pytest.fixture

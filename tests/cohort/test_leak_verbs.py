@@ -11,7 +11,7 @@ from steatosis_tf import cli
 from steatosis_tf.cohort.manifest import read_manifest, write_manifest
 from steatosis_tf.config import Config, override
 from steatosis_tf.roi.columns import add_roi_columns
-from steatosis_tf.verbs.train import script
+from steatosis_tf.verbs.results import script
 
 
 def call(*words: object) -> int:

@@ -88,7 +88,7 @@ def test_onnx_agrees_with_keras(phantom_bundle):
 
     from steatosis_tf.model.backbone import LEVEL, at_one_level, roi_input
     from steatosis_tf.model.efficientnet_lite0 import lite0_taps
-    from steatosis_tf.model.pooling import pool_maps
+    from steatosis_tf.model.rules import pool_maps
 
     bundle = open_bundle(phantom_bundle)
     pixels, grey = roi_input((128, 128))

@@ -68,7 +68,7 @@ def test_it_answers_as_keras_does_on_real_frames(patients):
     from experiments.explanation import explain_places
     from steatosis_tf.model.backbone import LEVEL, at_one_level, roi_input
     from steatosis_tf.model.efficientnet_lite0 import lite0_taps
-    from steatosis_tf.model.pooling import pool_maps
+    from steatosis_tf.model.rules import pool_maps
 
     bundle = open_bundle()
     paths = patients.drop_duplicates("patient_id")["path"].iloc[::11]

@@ -16,7 +16,7 @@ import pytest
 from steatosis_tf.config import ModelConfig
 from steatosis_tf.model.backbone import build_backbone, build_taps
 from steatosis_tf.model.efficientnet_lite0 import WEIGHTS_PATH
-from steatosis_tf.model.pooling import pool_maps
+from steatosis_tf.model.rules import pool_maps
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 from lite0_weights import picture

@@ -24,15 +24,16 @@ from steatosis_tf.model import features
 from steatosis_tf.model.engines import Engine, choose_engine
 from steatosis_tf.model.features import (
     compute_rows,
+    find_rows,
     missing_rows,
     open_views,
+    plain_rows,
     row_name,
     store_views,
     stored_features,
     writing,
 )
 from steatosis_tf.model.heads import NORMALIZATION_LAYER, build_head
-from steatosis_tf.model.shards import find_rows, plain_rows
 from steatosis_tf.records.pipeline import augment, read_records, view_seed
 
 _AUGMENT = AugmentConfig()

@@ -13,8 +13,7 @@ from steatosis_tf.grades import GRADES
 from steatosis_tf.model.answer import FrameAnswer
 from steatosis_tf.model.joint import JointModel, decide, grade_patient
 from steatosis_tf.model.joint_fit import Part, choose_shares, fit_joint
-from steatosis_tf.model.novelty import Novelty, fit_novelty
-from steatosis_tf.model.pooling import pool_maps
+from steatosis_tf.model.rules import Novelty, fit_novelty, pool_maps
 
 PARTS = (Part("network"), Part("measured", ("index", "slope"), (1, -1)))
 WIDTH = 640

@@ -13,9 +13,13 @@ from scipy import stats
 
 from steatosis_tf.cohort.manifest import build_manifest, pixels_sha256, read_manifest
 from steatosis_tf.config import RoiConfig
-from steatosis_tf.quantitative.attenuation import Attenuation, measure_attenuation
 from steatosis_tf.quantitative.display import Beams, Display
-from steatosis_tf.quantitative.hepatorenal import HepatorenalIndex, measure_hepatorenal
+from steatosis_tf.quantitative.features import (
+    Attenuation,
+    HepatorenalIndex,
+    measure_attenuation,
+    measure_hepatorenal,
+)
 from steatosis_tf.quantitative.measure import (
     UNITS,
     MeasuredFeatures,

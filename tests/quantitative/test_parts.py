@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
-from steatosis_tf.quantitative.attenuation import measure_attenuation
 from steatosis_tf.quantitative.display import ASSUMED_DYNAMIC_RANGE_DB, Beams, Display, level_of
-from steatosis_tf.quantitative.hepatorenal import measure_hepatorenal
-from steatosis_tf.quantitative.landmarks import measure_landmarks, measure_speckle
+from steatosis_tf.quantitative.features import (
+    measure_attenuation,
+    measure_hepatorenal,
+    measure_landmarks,
+    measure_speckle,
+)
 from steatosis_tf.roi.views import Rectangle
 
 SHAPE = (400, 300)

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, frame_path, read_manifest
-from steatosis_tf.evaluation.figures.canvas import (
+from steatosis_tf.evaluation.figures.curves import (
     COLOURS,
     FAINT,
     INK,

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.rejected import kinds_of
 from steatosis_tf.config import CLOSED_FORM, load_config, unused_settings
 from steatosis_tf.evaluation.metrics.registry import shown_in
 from steatosis_tf.evaluation.report.analysis import COVARIATES, Analysis
@@ -19,6 +18,7 @@ from steatosis_tf.evaluation.report.run import STUDY_KEYS, RunRecord
 from steatosis_tf.files import flat
 from steatosis_tf.grades import GRADES
 from steatosis_tf.roi.views import VIEW_COLUMN, input_shape
+from steatosis_tf.sources.tables import kinds_of
 
 _PROTOCOLS = {
     "holdout": "One hold-out split, stratified by grade",

@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from steatosis_tf.cohort.manifest import read_manifest
-from steatosis_tf.cohort.rejected import read_rejected
 from steatosis_tf.evaluation.metrics.scores import read_scores
 from steatosis_tf.files import file_sha256, reason_of, write_json
+from steatosis_tf.sources.tables import read_rejected
 
 # What the author may state in `study.json`: section of the report that has it, and what to write
 # there. The report never invents these; it says that they are missing.

@@ -6,8 +6,9 @@ import pytest
 from matplotlib.colors import to_rgba
 from statsmodels.stats.proportion import proportion_confint
 
-from steatosis_tf.evaluation.figures.canvas import COLOURS, MARKERS
 from steatosis_tf.evaluation.figures.curves import (
+    COLOURS,
+    MARKERS,
     coverage_risk_figure,
     decision_curve_figure,
     reliability_figure,

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.colors import to_rgba
 from sklearn import metrics as sk
 
-from steatosis_tf.evaluation.figures.canvas import (
+from steatosis_tf.evaluation.figures.curves import (
     COLOURS,
     FAINT,
     INK,

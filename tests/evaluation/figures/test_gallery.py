@@ -7,7 +7,7 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_manifest
-from steatosis_tf.evaluation.figures.canvas import COLOURS
+from steatosis_tf.evaluation.figures.curves import COLOURS
 from steatosis_tf.evaluation.figures.results import (
     draw_run_gallery,
     gallery_figure,

@@ -19,12 +19,12 @@ from pydicom.sequence import Sequence
 
 from steatosis_tf.cli import main
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
-from steatosis_tf.cohort.rejected import read_rejected
 from steatosis_tf.files import rejected_beside
 from steatosis_tf.grades import GRADES
 from steatosis_tf.sources.dicom.audit import audit_phi
 from steatosis_tf.sources.dicom.ingest import ingest_dicom
 from steatosis_tf.sources.pseudonym import create_key
+from steatosis_tf.sources.tables import read_rejected
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from steatosis_tf.cohort.rejected import add_rejected, read_rejected
+from steatosis_tf.sources.tables import add_rejected, read_rejected
 
 
 def test_what_is_added_stands_behind_what_was_there(tmp_path):
