@@ -194,7 +194,8 @@ def join_grades(
     if not by or not {"grade", "fat_percent"} & set(brought) or set(brought) & set(RESERVED):
         raise ValueError(
             f"{name}: expected a column out of {', '.join(_JOINS)}, and grade or fat_percent, but "
-            f"none out of {', '.join(RESERVED)}. Received: {', '.join(found.columns)}."
+            f"none out of {', '.join(RESERVED)}. "
+            f"Received: {', '.join(found.columns.drop([*ADDED]))}."
         )
     _refuse_personal(name, brought)
     ids, own = found[by], by

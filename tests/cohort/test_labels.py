@@ -197,7 +197,7 @@ def test_grades_are_joined_by_the_hospitals_own_id_and_the_key(study, tmp_path):
     ("text", "message"),
     [
         ("patient_id,bmi\nP1,20\n", "and grade or fat_percent"),
-        ("who,grade\nP1,Mild\n", "expected a column out of path, study_id"),
+        ("who,grade\nP1,Mild\n", "a column out of path, study_id.*Received: who, grade\\.$"),
         ("patient_id,grade,roi_source\nP1,Mild,person\n", "but none out of"),
         ("patient_id,grade\nP1,Mild\nP1,Severe\n", "2 rows that are empty, broken or at odds"),
         ("patient_id,grade\n,Mild\n", "1 rows that are empty"),
