@@ -230,10 +230,11 @@ def _leave_one_group_out(
         name = f"{config.column}_{_slug(value)}"
         gone = [grade for grade, ids in rest.items() if patients[grade] and not set(ids) - inside]
         if gone or not inside:
+            also = f" ({len(straddling)} more have other values, too)" if straddling else ""
             raise ValueError(
                 f"Expected patients to test and patients of every grade to train on when "
                 f"{config.column}={value!r} is left out. Received: {len(inside)} patients to test"
-                f", none left of grade {', '.join(gone) or '-'}. Leave out another column, or "
+                f"{also}, none left of grade {', '.join(gone) or '-'}. Leave out another column, or "
                 "merge small groups in the label table."
             )
         partition = _leave_out(rest, set(inside), number, name, config)

@@ -3,6 +3,7 @@
 Apart from `measure.py`, which opening a bundle imports: it brings no pandas.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -62,12 +63,22 @@ def measured_features(frames: pd.DataFrame, manifest_path: Path, store_dir: Path
 
     Returns:
         `(num_frames, 3)` float64, `MEASURED` in the order of `frames`. What a frame does not show
-        is the mean of the patient's other frames, NaN where none shows it.
+        is the mean of the patient's other frames, NaN where none shows it. Frames without a liver
+        are named on stderr.
 
     Raises:
         ValueError: if a frame cannot be read.
     """
     table = measured_table(frames, manifest_path, store_dir)
+    unseen = frames.loc[table["attenuation_db_per_depth"].isna(), "frame_id"].tolist()
+    if unseen:
+        print(
+            f"warning: no liver to measure is seen in frames={len(unseen)}, frame_id="
+            f"{', '.join(unseen[:10])}{' ...' if len(unseen) > 10 else ''}. The model learns from "
+            "them and is scored on them, and `steatosis predict` passes over them: reject them in "
+            "`steatosis review`",
+            file=sys.stderr,
+        )
     means = table.groupby(frames["patient_id"]).transform("mean")
     return table.fillna(means).to_numpy(float)
 

@@ -302,6 +302,8 @@ def test_groups_whose_names_clash_keep_their_own_partition():
         (lambda row: "" if row["patient_id"] == "B1" else "E9",
          "value of scanner for every graded frame. Received: 2 empty cells of 1 patients.*B1-0"),
         (lambda row: row["grade"], "patients of every grade.*'Mild'.*none left of grade Mild"),
+        (lambda row: "X" if row["frame_id"] == "B1-0" else "E9",
+         r"patients to test \(1 more have other values, too\), none"),
     ],
 )  # fmt: skip
 def test_leave_one_group_out_says_why_it_cannot(make, message):

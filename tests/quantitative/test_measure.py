@@ -26,7 +26,7 @@ from steatosis_tf.quantitative.measure import (
     measure_frame,
     measure_regions,
 )
-from steatosis_tf.quantitative.study import measured_table
+from steatosis_tf.quantitative.study import measured_features, measured_table
 from steatosis_tf.roi.anatomy.liver import liver_mask
 from steatosis_tf.roi.propose import propose_roi
 from steatosis_tf.roi.sector import Sector, find_sector
@@ -243,11 +243,15 @@ def test_a_screen_of_thousands_of_px_gives_the_numbers_of_its_frame():
     assert again.diaphragm_db == pytest.approx(found.diaphragm_db, abs=0.2)
 
 
-def test_a_frame_that_was_changed_is_not_measured_under_its_old_hash(tmp_path):
+def test_a_frame_that_was_changed_is_not_measured_under_its_old_hash(tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "a.png"), np.full((300, 400), 90, np.uint8))
     (tmp_path / "labels.csv").write_text("path,patient_id,grade\na.png,P1,Mild\n")
     build_manifest(tmp_path / "labels.csv", tmp_path / "manifest.csv")
     frames = read_manifest(tmp_path / "manifest.csv")
+    blank = measured_features(frames, tmp_path / "manifest.csv", tmp_path / "another")
+    assert np.isnan(blank).all()
+    said = capsys.readouterr().err
+    assert f"no liver to measure is seen in frames=1, frame_id={frames.at[0, 'frame_id']}. " in said
     cv2.imwrite(str(tmp_path / "a.png"), np.full((300, 400), 91, np.uint8))
     with pytest.raises(ValueError, match=r"a\.png, whose pixels are others"):
         measured_table(frames, tmp_path / "manifest.csv", tmp_path / "cache")

@@ -172,6 +172,14 @@ def _statement(
     if not num_compared:
         return text + "No two groups are large enough to be compared."
     clear = [gap for gap in gaps if gap["low"] is not None and gap["low"] > 0]
+    compared = {gap[side] for gap in gaps for side in ("higher", "lower")}
+    partial = [group["value"] for group in shown
+               if group["value"] in compared and 0 in group["patients_per_grade"].values()]  # fmt: skip
+    if partial:
+        text += (
+            f"Without patients of every grade: {', '.join(partial)}; a gap to others may be of the "
+            "grades, not of the model. "
+        )
     text += (
         f"{num_compared} differences were looked at; one in twenty would stand out by chance, so "
         f"the intervals of the gaps are widened to {100 * (1 - 0.05 / num_compared):.2f} % each "

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf.config import CLOSED_FORM, load_config, unused_settings
+from steatosis_tf.evaluation.clinical.subgroups import SEVERAL, UNKNOWN, group_order
 from steatosis_tf.evaluation.metrics.registry import shown_in
 from steatosis_tf.evaluation.report.analysis import COVARIATES, Analysis
 from steatosis_tf.evaluation.report.checks import is_consistent
@@ -226,9 +227,12 @@ def flow_rows(run: RunRecord, manifest: pd.DataFrame) -> list[tuple[str, str, st
 
 
 def partitions(run: RunRecord, graded: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Graded frames of each part; one part "tested out of fold" for cross-validation."""
+    """Graded frames of each part that have a ROI; one part "tested out of fold" for
+    cross-validation."""
     if run.split is None:
         return {}
+    if "roi_height" in graded:
+        graded = graded[graded["roi_height"].notna()]
     if run.num_folds > 1:
         tested = set(run.split.loc[run.split["split"] == "test", "patient_id"])
         name = f"Tested out of fold, once each, in {run.num_folds} folds"
@@ -253,11 +257,12 @@ def characteristics(run: RunRecord, manifest: pd.DataFrame) -> dict[str, Any]:
         if column not in graded.columns:
             continue
         if column in ("age", "bmi"):
-            rows.append([column, *(_range(part[column]) for part in patients)])
+            rows.append([column, *(_range(part, column) for part in parts.values())])
             continue
-        for value in sorted(set(graded[column].astype(str))):
-            cells = (_count(part[column].astype(str) == value) for part in patients)
-            rows.append([f"{column}: {value or 'unknown'}", *cells])
+        # A patient on two scanners is not one of the first alone.
+        found = [part.groupby("patient_id")[column].agg(_only_value) for part in parts.values()]
+        for value in group_order(pd.concat(found)):
+            rows.append([f"{column}: {value}", *(_count(values == value) for values in found)])
     absent = [name for name in ("sex", "age", "bmi", "scanner", "site") if name not in graded]
     return {"header": ["", *parts], "rows": rows, "absent": absent}
 
@@ -266,8 +271,13 @@ def _count(mask: pd.Series) -> str:
     return f"{int(mask.sum()):,} ({100 * mask.mean():.0f} %)" if len(mask) else "0"
 
 
-def _range(values: pd.Series) -> str:
-    numbers = pd.to_numeric(values, errors="coerce")
+def _only_value(values: pd.Series) -> str:
+    texts = set(values.astype(str))
+    return SEVERAL if len(texts) > 1 else texts.pop() or UNKNOWN
+
+
+def _range(part: pd.DataFrame, column: str) -> str:
+    numbers = pd.to_numeric(part[column], errors="coerce").groupby(part["patient_id"]).mean()
     known = numbers.dropna()
     if known.empty:
         return "unknown"
@@ -279,7 +289,8 @@ def _range(values: pd.Series) -> str:
 def protocol(run: RunRecord) -> str:
     """How patients were divided, in words."""
     if is_dealt(run):
-        return _PROTOCOLS.get(run.protocol, run.protocol)
+        column = (run.config or {}).get("split", {}).get("column", "")
+        return _PROTOCOLS.get(run.protocol, run.protocol).replace("group", column or "group")
     kinds = {"holdout": "One hold-out split", "kfold": "Cross-validation"}
     return f"{kinds.get(run.protocol, run.protocol)} as the manifest's split column has it"
 

@@ -71,6 +71,7 @@ def test_a_real_gap_is_found_and_no_gap_is_not():
     assert found["num_compared"] == 5  # one pair, five metrics
     assert "widened to 99.00 % each" in found["statement"]
     assert "accuracy (A over B)" in found["statement"]
+    assert "Without patients of every grade" not in found["statement"]
     same = subgroup_metrics(
         _patients(), _covariates(patients, site=["A", "B"] * 40), "site", num_resamples=500
     )
@@ -106,6 +107,7 @@ def test_group_without_a_positive_patient_says_why():
     auc = found["groups"][0]["metrics"]["ordinal.auc_at_least_mild"]
     assert auc["value"] is None
     assert "undefined" in auc["note"]
+    assert "Without patients of every grade: A, B; a gap to others may be" in found["statement"]
     assert "NaN" not in json.dumps(found)
 
 

@@ -384,8 +384,21 @@ def test_the_flow_begins_with_what_never_reached_the_manifest(run_dir):
         "frame_id,patient_id,reason,code\n,Q1,\"unknown grade 'Grave', one of\",unknown_grade\n"
         ",,empty file (0 bytes),\n,Q2,unknown grade 'Bad',unknown_grade\nx1,P001,no sector,no_roi\n"
     )
+    manifest = pd.read_csv(run_dir / "manifest.csv", dtype={"pixels_sha256": str})
+    manifest.loc[3, "roi_height"] = np.nan  # one of the three frames of P001
+    manifest.loc[9, ["scanner", "age"]] = ["B", 80]  # of P003: seen twice
+    manifest.to_csv(run_dir / "manifest.csv", index=False)
     write_report(run_dir, num_resamples=RESAMPLES)
     lines = (run_dir / "report.md").read_text(encoding="utf-8").splitlines()
+    parts = [line for line in lines if line.startswith(("| Test", "| Frames", "| scanner", "| age"))]
+    assert parts[:6] == [
+        "| Test | 48 | 143 |",
+        "| Frames | 143 | 0 | 0 |",
+        "| age | 50 (50 to 60) | unknown | unknown |",
+        "| scanner: A | 44 (92 %) | 0 | 0 |",
+        "| scanner: rare | 3 (6 %) | 0 | 0 |",
+        "| scanner: several values | 1 (2 %) | 0 | 0 |",
+    ]
     flow = [line for line in lines if line.startswith(("| Rejected", "| In the manifest"))]
     assert flow == [
         "| Rejected before the manifest: empty file (0 bytes) | 0 | 1 |",
