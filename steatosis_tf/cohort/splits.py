@@ -234,8 +234,8 @@ def _leave_one_group_out(
             raise ValueError(
                 f"Expected patients to test and patients of every grade to train on when "
                 f"{config.column}={value!r} is left out. Received: {len(inside)} patients to test"
-                f"{also}, none left of grade {', '.join(gone) or '-'}. Leave out another column, or "
-                "merge small groups in the label table."
+                f"{also}, none left of grade {', '.join(gone) or '-'}. Leave out another column, "
+                "or merge small groups in the label table."
             )
         partition = _leave_out(rest, set(inside), number, name, config)
         partitions.append(dataclasses.replace(partition, left_out=straddling))

@@ -173,8 +173,8 @@ def _statement(
         return text + "No two groups are large enough to be compared."
     clear = [gap for gap in gaps if gap["low"] is not None and gap["low"] > 0]
     compared = {gap[side] for gap in gaps for side in ("higher", "lower")}
-    partial = [group["value"] for group in shown
-               if group["value"] in compared and 0 in group["patients_per_grade"].values()]  # fmt: skip
+    lacking = [group["value"] for group in shown if 0 in group["patients_per_grade"].values()]
+    partial = [value for value in lacking if value in compared]
     if partial:
         text += (
             f"Without patients of every grade: {', '.join(partial)}; a gap to others may be of the "

@@ -390,7 +390,8 @@ def test_the_flow_begins_with_what_never_reached_the_manifest(run_dir):
     manifest.to_csv(run_dir / "manifest.csv", index=False)
     write_report(run_dir, num_resamples=RESAMPLES)
     lines = (run_dir / "report.md").read_text(encoding="utf-8").splitlines()
-    parts = [line for line in lines if line.startswith(("| Test", "| Frames", "| scanner", "| age"))]
+    names = ("| Test", "| Frames", "| scanner", "| age")
+    parts = [line for line in lines if line.startswith(names)]
     assert parts[:6] == [
         "| Test | 48 | 143 |",
         "| Frames | 143 | 0 | 0 |",
