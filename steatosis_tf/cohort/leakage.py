@@ -266,10 +266,11 @@ def _same_pixels(frame_table: pd.DataFrame, sides: _Sides) -> list[Finding]:
 
 def _near_duplicates(frame_table: pd.DataFrame, hashes: np.ndarray, sides: _Sides) -> list[Finding]:
     patients = frame_table["patient_id"].to_numpy()
+    found = near_pairs(hashes, patients)
     frames = frame_table["frame_id"].to_numpy()
     digests = frame_table["pixels_sha256"].to_numpy()
     pairs: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for row, later, _ in near_pairs(hashes, patients):
+    for row, later, _ in found:
         if digests[row] == digests[later]:
             continue  # reported as the same pixels
         one, other = sorted([(patients[row], frames[row]), (patients[later], frames[later])])

@@ -9,14 +9,12 @@ dropped. What an ingest rejected is carried along there, so that one file tells 
 import hashlib
 import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from steatosis_tf.cohort.decision_store import (
     DECISION_COLUMNS,
@@ -43,6 +41,7 @@ from steatosis_tf.cohort.labels import (
 )
 from steatosis_tf.files import REJECTED_SUFFIX, check_output, from_cell
 from steatosis_tf.grades import GRADES, grade_from_fat_percent
+from steatosis_tf.parallel import map_in_threads
 from steatosis_tf.sources.images import read_frame
 from steatosis_tf.sources.pseudonym import OUTPUT_MARK
 from steatosis_tf.sources.rejection import KINDS, Rejection
@@ -446,15 +445,12 @@ def _hash_frames(
         except Rejection as reason:
             return reason
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        results: Iterable[str | Rejection] = tqdm(
-            pool.map(work, table["path"]), total=len(table), desc="frames", unit="frame"
-        )
-        hashes = []
-        for row, result in zip(table["row"], results, strict=True):
-            hashes.append("" if isinstance(result, Rejection) else result)
-            if isinstance(result, Rejection):
-                reasons.setdefault(row, []).append(result)
+    hashes = []
+    results = map_in_threads(work, table["path"].tolist(), "frames")
+    for row, result in zip(table["row"], results, strict=True):
+        hashes.append("" if isinstance(result, Rejection) else result)
+        if isinstance(result, Rejection):
+            reasons.setdefault(row, []).append(result)
     return hashes
 
 

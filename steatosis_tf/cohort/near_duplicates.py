@@ -11,18 +11,16 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from steatosis_tf.cohort.manifest import frame_path, pixels_sha256
 from steatosis_tf.files import replacing
-from steatosis_tf.parallel import map_on_runner
+from steatosis_tf.parallel import map_in_threads, map_on_runner
 from steatosis_tf.sources.images import read_frame, to_grey
 
 if TYPE_CHECKING:
@@ -42,7 +40,7 @@ MAX_PAIRS = 2_000_000
 
 _SIDE_PX = 64  # both hashes are taken on squares of this size
 _POINTS = 16  # of each row and column of such a square give a bit
-_BLOCK = 4096  # rows compared at a time: 64 MB of float32
+_BLOCK = 1024  # rows compared at a time: 4 MB of float32
 
 
 #: Counts up whenever another hash may come of the same pixels.
@@ -89,8 +87,9 @@ def hash_frames(
     todo = frame_table.loc[~frame_table["pixels_sha256"].isin(list(known))]
     todo = todo.drop_duplicates("pixels_sha256")
     faults: list[str] = []
+    folder = frame_path(manifest_path, "").resolve()
     items = [
-        (str(frame_path(manifest_path, path).resolve()), digest)
+        (os.path.join(folder, path), digest)
         for path, digest in zip(todo["path"], todo["pixels_sha256"], strict=True)
     ]
     for frame_id, (_, digest), (fault, found) in zip(
@@ -107,7 +106,9 @@ def hash_frames(
         )
     if cache_path is not None and len(todo):
         keep_hashes(cache_path, known)
-    hashes = b"".join(bytes.fromhex(known[digest]) for digest in frame_table["pixels_sha256"])
+    hashes = bytearray()
+    for digest in frame_table["pixels_sha256"]:
+        hashes += bytes.fromhex(known[digest])
     return np.frombuffer(hashes, np.uint8).reshape(len(frame_table), HASH_BYTES)
 
 
@@ -122,10 +123,7 @@ def _hashed(
         yield from map_on_runner(_hash_of, items, folder, options, desc="hashes")
         shutil.rmtree(folder, ignore_errors=True)
         return
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        yield from tqdm(
-            pool.map(_hash_of, items), "hashes", len(items), unit="frame", disable=not items
-        )
+    yield from map_in_threads(_hash_of, items, "hashes")
 
 
 def _hash_of(item: tuple[str, str]) -> tuple[str, str]:

@@ -53,6 +53,8 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
     manifest_path = run_dir / "manifest.csv"
     manifest = read_manifest(manifest_path) if manifest_path.is_file() else None
     _check_truth(run_dir, frames, manifest)
+    visits = _visits(frames, manifest)
+    del manifest  # takes as much memory as the scores
     patients = patient_scores(frames, config.evaluation.aggregation)
     write_scores(patients, run_dir / "patient_scores.csv")
     metrics = {
@@ -62,7 +64,7 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
         "frame": metrics_of(frames),
         "notice": NOTICE,
     }
-    if visits := _visits(frames, manifest):
+    if visits:
         metrics["repeatability"] = visits
     write_json(metrics, run_dir / "metrics.json")
     draw_scores(run_dir, {"patients": patients, "frames": frames})
