@@ -59,6 +59,7 @@ _TEXTS = {
     "light_ground": (
         "light ground around the sector|: inverted, printed or a report; export the picture itself"
     ),
+    "inverted": "inverted picture|: echoes are dark on light; export it as the scanner shows it",
     "no_tissue_region": "its region list holds no 2-D tissue region",
     "small_region": "2-D region too small//2-D region smaller than {low} px",
     "image_type_doppler": "image type says Doppler, M-mode, 3-D or tissue characterisation",

@@ -72,6 +72,8 @@ def test_inverted_and_printed_frames_are_refused(drawn_fan, real_data_dir):
         for light in (255 - frame, printed):
             with pytest.raises(ValueError, match=r"light ground around the sector|no sector"):
                 find_sector(light)
+    with pytest.raises(ValueError, match="inverted picture: echoes are dark on light"):
+        find_sector(np.where(cases[0][1], 255 - real, 0).astype(np.uint8))
 
 
 def test_a_linear_probe(drawn_fan):

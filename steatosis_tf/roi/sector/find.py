@@ -70,6 +70,9 @@ _MIN_BORDER_OF_TWO, _MIN_BORDER_WITHOUT_GAP = 0.4, 0.52
 _MAX_TEXTURE_BESIDE = 0.2
 # Grey level around the sector: on 1,028 frames at most 56, around inverted ones at least 202.
 _MAX_GROUND = 150
+# Echoes stand out of their surroundings by being bright, and most of a picture is dark. A skewness
+# below this was seen on none of 404 real frames and on 9 of 180 phantoms, no more than 101 bright.
+_MIN_SKEWNESS, _SURROUNDINGS, _MIN_LEVEL_INVERTED = -0.3, (15, 15), 110
 
 
 class _Fit(NamedTuple):
@@ -78,6 +81,7 @@ class _Fit(NamedTuple):
     border_seen: float
     texture_beside: float = 0.0
     ground: float = 0.0
+    is_inverted: bool = False
     may_be_two: bool = True
 
 
@@ -135,8 +139,8 @@ def find_sector(frame: np.ndarray) -> Sector:
         The sector, its mask as large as one frame.
 
     Raises:
-        ValueError: if the frame holds no sector, or (a `Rejection`) two of them or one on a light
-            ground; the text says what was seen instead.
+        ValueError: if the frame holds no sector, or (a `Rejection`) two of them, or one that is
+            inverted or on a light ground; the text says what was seen instead.
 
     Example:
         >>> from steatosis_tf.sources.phantom.study import simulate_patient
@@ -162,6 +166,8 @@ def find_sector(frame: np.ndarray) -> Sector:
         raise Rejection("two_pictures")
     if found.ground > _MAX_GROUND:
         raise Rejection("light_ground")
+    if found.is_inverted:
+        raise Rejection("inverted")
     return Sector(mask=mask, fan=found.fan, score=found.score, border_seen=found.border_seen)
 
 
@@ -223,7 +229,22 @@ def _search(frames: list[np.ndarray], is_pane: bool = False) -> _Fit:
     return found._replace(
         fan=found.fan.scaled(1 / scale),
         ground=ground_beside(still, mask),
+        is_inverted=_is_inverted(small[0], mask),
     )
+
+
+def _is_inverted(small: np.ndarray, mask: np.ndarray) -> bool:
+    """Whether the mask's pixels are bright, with dark grains."""
+    inside = cv2.erode(mask.view(np.uint8), np.ones((7, 7), np.uint8)) > 0
+    levels = small[inside]
+    if not levels.size or np.median(levels) <= _MIN_LEVEL_INVERTED:
+        return False
+    total = cv2.blur(np.where(mask, small, 0).astype(np.float32), _SURROUNDINGS)
+    number = cv2.blur(mask.astype(np.float32), _SURROUNDINGS)
+    stands_out = levels - total[inside] / number[inside]
+    stands_out -= stands_out.mean()
+    square = stands_out * stands_out
+    return bool((square * stands_out).mean() < _MIN_SKEWNESS * square.mean() ** 1.5)
 
 
 def _searched_in_pane(frame: np.ndarray, picture: Picture, scale: float) -> _Fit | None:
