@@ -193,53 +193,48 @@ class Terrain:
         rows, columns = self.allowed.shape
         if height > rows or width > columns or min(height, width) < 3:
             return None
-        fits = self._sum("allowed", height, width) == height * width
-        top, left = np.nonzero(fits)
+        table = self._num_allowed
+        num_allowed = (
+            table[height::_STRIDE, width::_STRIDE]
+            - table[:-height:_STRIDE, width::_STRIDE]
+            - table[height::_STRIDE, :-width:_STRIDE]
+            + table[:-height:_STRIDE, :-width:_STRIDE]
+        )
+        top, left = np.nonzero(num_allowed == height * width)
         if len(top) == 0:
             return None
         top, left = _STRIDE * top, _STRIDE * left
-        area = height * width
-        bad = self._sum("bad", height, width)[fits] / area
+        # Places in flat maps, and in the flat tables, which have a row and a column more.
+        at, corner = top * columns + left, top * (columns + 1) + left
+        below, tables = corner + height * (columns + 1), self._tables
+        means = tables[below + width] - tables[corner + width] - tables[below] + tables[corner]
+        means /= height * width
+        bad, level, squared, certain = means.T
         down, across = (0, height // 2, height - 1), (0, width // 2, width - 1)
-        mean = self._sum("level", height, width)[fits] / area
-        square = self._sum("squared", height, width)[fits] / area
-        uneven = np.sqrt(np.maximum(square - mean**2, 0)) / np.maximum(mean, 0.1)
+        margin, edges = self.margin.ravel(), [i * columns + j for i in down for j in across]
         return Windows(
             height=height,
             width=width,
             top=top,
             left=left,
             bad_share=bad,
-            unevenness=uneven,
-            certainty=self._sum("certain", height, width)[fits] / area,
-            margin=np.min([self.margin[top + i, left + j] for i in down for j in across], axis=0),
-            depth=self.depth[top + down[1], left + across[1]],
-        )
-
-    def _sum(self, name: str, height: int, width: int) -> np.ndarray:
-        """Sums over every second window of one size, down and across; 2-D float64."""
-        table = self._tables[name]
-        return (
-            table[height::_STRIDE, width::_STRIDE]
-            - table[:-height:_STRIDE, width::_STRIDE]
-            - table[height::_STRIDE, :-width:_STRIDE]
-            + table[:-height:_STRIDE, :-width:_STRIDE]
+            unevenness=np.sqrt(np.maximum(squared - level**2, 0)) / np.maximum(level, 0.1),
+            certainty=certain,
+            margin=np.min([margin[at + edge] for edge in edges], axis=0),
+            depth=self.depth.ravel()[at + down[1] * columns + across[1]],
         )
 
     @cached_property
-    def _tables(self) -> dict[str, np.ndarray]:
-        """Integral images, so that a sum over any rectangle costs four look-ups."""
-        maps = {
-            "allowed": self.allowed,
-            "bad": self.bad,
-            "level": self.level,
-            "squared": self.level**2,
-            "certain": self.certain,
-        }
-        return {
-            name: np.asarray(cv2.integral(values.astype(np.float32), sdepth=cv2.CV_64F))
-            for name, values in maps.items()
-        }
+    def _num_allowed(self) -> np.ndarray:
+        """Integral image, so that a sum over any rectangle costs four look-ups."""
+        return np.asarray(cv2.integral(self.allowed.view(np.uint8)))
+
+    @cached_property
+    def _tables(self) -> np.ndarray:
+        """Integral images of four maps, `(num_pixels, 4)` float64."""
+        maps = (self.bad.astype(np.float32), self.level, self.level**2, self.certain)
+        tables = [cv2.integral(values, sdepth=cv2.CV_64F) for values in maps]
+        return np.stack(tables, axis=-1).reshape(-1, len(maps))
 
 
 def survey(
@@ -270,7 +265,7 @@ def survey(
     padded = cv2.copyMakeBorder(liver_small.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
     margin = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1] / depth_px
     allowed = liver_small & (margin > _BORDER_SHARE) & (depth > _NEAR_FIELD_SHARE * depth_px)
-    if overlay_mask is not None:
+    if overlay_mask is not None and overlay_mask[box].any():
         allowed &= shrunk(overlay_mask[box].astype(np.uint8) * 255) == 0
     smooth = cv2.GaussianBlur(grey, (0, 0), 1.2)
     expected, spread = _level_by_depth(smooth, depth, allowed if allowed.any() else liver_small)
@@ -302,12 +297,14 @@ def _level_by_depth(
     values, at = grey[liver], depth[liver]
     edges = np.quantile(at, np.linspace(0, 1, _NUM_DEPTH_BINS + 1))
     which = np.clip(np.searchsorted(edges, at, side="right") - 1, 0, _NUM_DEPTH_BINS - 1)
+    order = np.argsort(which.astype(np.uint8), kind="stable")
+    values, at = values[order], at[order]
+    ends = np.bincount(which, minlength=_NUM_DEPTH_BINS).cumsum()
     centres, medians, spreads = [], [], []
-    for index in range(_NUM_DEPTH_BINS):
-        part = values[which == index]
+    for part, depths in zip(np.split(values, ends), np.split(at, ends), strict=True):
         if len(part):
             low, middle, high = np.quantile(part, [0.25, 0.5, 0.75])
-            centres.append(float(at[which == index].mean()))
+            centres.append(float(depths.mean()))
             medians.append(float(middle))
             spreads.append(float(high - low) / 1.35)
     expected = np.interp(depth, centres, medians).astype(np.float32)
@@ -359,9 +356,9 @@ def propose_rectangle(
                 f"Received: shape={mask.shape}"
             )
     liver = (liver_mask if liver_mask.dtype == np.bool_ else liver_mask >= 0.5) & sector.mask
-    if liver.sum() < _MIN_LIVER_SHARE * sector.mask.sum():
-        share = 100 * liver.sum() / max(1, sector.mask.sum())
-        return Proposal(None, 0.0, f"no liver found ({share:.1f} % of the sector)")
+    share = np.count_nonzero(liver) / max(1, np.count_nonzero(sector.mask))
+    if share < _MIN_LIVER_SHARE:
+        return Proposal(None, 0.0, f"no liver found ({100 * share:.1f} % of the sector)")
     terrain = survey(frame, sector, liver_mask, overlay_mask)
     best, quality, cause = _best_window(terrain)
     if best is None:
@@ -377,11 +374,14 @@ def propose_rectangle(
 def _best_window(terrain: Terrain) -> tuple[Rectangle | None, float, str]:
     """The best rectangle in px of the terrain, its quality, and what spoils it most."""
     best, best_quality, best_factors = None, -1.0, {}
-    for windows in sized_windows(terrain):
+    for height, width in _sizes(terrain.depth_px):
+        # No other factor is above 1.
+        if _large_enough(height, width, terrain.depth_px) <= best_quality:
+            continue
+        windows = terrain.windows(height, width)
+        if windows is None:
+            continue
         factors = quality_factors(windows, terrain.depth_px)
-        # Sizes only get smaller; rounding makes sizes of one side differ by a few percent.
-        if 1.1 * factors["small"][0] < best_quality:
-            break
         quality = np.prod(list(factors.values()), axis=0)
         at = int(quality.argmax())
         if quality[at] > best_quality:
@@ -393,13 +393,17 @@ def _best_window(terrain: Terrain) -> tuple[Rectangle | None, float, str]:
     return best, best_quality, min(best_factors, key=lambda name: best_factors[name])
 
 
-def sized_windows(terrain: Terrain) -> Iterator[Windows]:
-    """All rectangles of liver that are looked at, one size at a time, the largest first."""
-    for side in np.geomspace(_MAX_SIDE, _MIN_SIDE, _NUM_SIDES) * terrain.depth_px:
+def _sizes(depth_px: float) -> Iterator[tuple[int, int]]:
+    """Heights and widths that are looked at, px of the map, the largest first."""
+    for side in np.geomspace(_MAX_SIDE, _MIN_SIDE, _NUM_SIDES) * depth_px:
         for aspect in _ASPECTS:
-            windows = terrain.windows(round(side / aspect**0.5), round(side * aspect**0.5))
-            if windows is not None:
-                yield windows
+            yield round(side / aspect**0.5), round(side * aspect**0.5)
+
+
+def _large_enough(height: int, width: int, depth_px: float) -> float:
+    """The factor of the size in a rectangle's quality."""
+    side = (height * width) ** 0.5 / depth_px
+    return min(1.0, side / _MAX_SIDE) ** (2 * _SIZE_POWER)
 
 
 def quality_factors(windows: Windows, depth_px: float) -> dict[str, np.ndarray]:
@@ -412,10 +416,10 @@ def quality_factors(windows: Windows, depth_px: float) -> dict[str, np.ndarray]:
     Returns:
         `(n,)` float each, 0 to 1, named by what spoils it.
     """
-    side = (windows.height * windows.width) ** 0.5 / depth_px
+    size = _large_enough(windows.height, windows.width, depth_px)
     deeper = np.maximum(windows.depth - _GOOD_DEPTH, 0)
     return {
-        "small": np.full(len(windows.top), min(1.0, side / _MAX_SIDE) ** (2 * _SIZE_POWER)),
+        "small": np.full(len(windows.top), size),
         "vessels, shadow or saturation": np.clip(1 - windows.bad_share / _MAX_BAD_SHARE, 0, 1),
         "uneven": 1 / (1 + (windows.unevenness / _HALF_UNEVENNESS) ** 2),
         "close to the liver's border": np.clip(windows.margin / _ENOUGH_MARGIN, 0, 1) ** 0.5,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from steatosis_tf.evaluation.metrics.intervals import (
     CONFIDENCE,
@@ -243,8 +243,9 @@ def auc_covariance(
     units = np.arange(len(positive)) if cluster is None else cluster
     aucs, positives, negatives = [], [], []
     for score in scores:
-        ranks = stats.rankdata(score)
-        own = stats.rankdata(score[positive]), stats.rankdata(score[~positive])
+        ranks, *own = (
+            pd.Series(part).rank().to_numpy() for part in (score, score[positive], score[~positive])
+        )
         num_positive, num_negative = len(own[0]), len(own[1])
         # Proportion of the other side that each row outranks (placement value).
         placed = (ranks[positive] - own[0]) / num_negative
@@ -284,12 +285,12 @@ def _compare(positive: np.ndarray, scores: np.ndarray, patient: np.ndarray) -> d
     error = float(np.sqrt(max(contrast @ covariance @ contrast, 0.0)))
     if error < 1e-12:
         return result | {"note": "No test: the difference has no variance on these patients."}
-    reach = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * error
+    reach = float(special.ndtri((1 + CONFIDENCE) / 2)) * error
     z = difference / error
     return result | {
         "standard_error": error,
         "low": difference - reach,
         "high": difference + reach,
         "z": z,
-        "p_value": float(2 * stats.norm.sf(abs(z))),
+        "p_value": float(2 * special.ndtr(-abs(z))),
     }

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import special, stats
+from scipy import special
 
 from steatosis_tf.evaluation.metrics.resampling import (
     PatientTable,
@@ -344,6 +344,8 @@ def wilson_interval(num_successes: int, num_trials: int) -> list[float]:
             "Expected 0 <= num_successes <= num_trials and num_trials > 0. "
             f"Received: num_successes={num_successes}, num_trials={num_trials}."
         )
+    from scipy import stats  # half a second that comparing runs does without
+
     test = stats.binomtest(int(num_successes), int(num_trials))
     bounds = test.proportion_ci(CONFIDENCE, method="wilson")
     return [float(bounds.low), float(bounds.high)]
@@ -389,7 +391,7 @@ def predictive_value_intervals(
             "Expected prevalence between 0 and 1 and patients on both sides. Received: "
             f"prevalence={prevalence}, sensitivity={sensitivity}, specificity={specificity}."
         )
-    z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    z = float(special.ndtri((1 + CONFIDENCE) / 2))
     raw = [hits / trials for hits, trials in (sensitivity, specificity)]
     (sens, num_positive), (spec, num_negative) = (
         (hits / trials, trials)
