@@ -356,9 +356,10 @@ def propose_rectangle(
                 f"Received: shape={mask.shape}"
             )
     liver = (liver_mask if liver_mask.dtype == np.bool_ else liver_mask >= 0.5) & sector.mask
-    share = np.count_nonzero(liver) / max(1, np.count_nonzero(sector.mask))
-    if share < _MIN_LIVER_SHARE:
-        return Proposal(None, 0.0, f"no liver found ({100 * share:.1f} % of the sector)")
+    num_liver, num_sector = int(np.count_nonzero(liver)), int(np.count_nonzero(sector.mask))
+    if num_liver < _MIN_LIVER_SHARE * num_sector:
+        share = 100 * num_liver / max(1, num_sector)
+        return Proposal(None, 0.0, f"no liver found ({share:.1f} % of the sector)")
     terrain = survey(frame, sector, liver_mask, overlay_mask)
     best, quality, cause = _best_window(terrain)
     if best is None:
