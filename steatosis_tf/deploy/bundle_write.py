@@ -6,7 +6,6 @@ TensorFlow.
 """
 
 import importlib.metadata
-import io
 import json
 import zipfile
 from dataclasses import asdict
@@ -485,5 +484,5 @@ def _fill_in(proto: onnx.ModelProto, texts: dict[str, str]) -> None:
     proto.doc_string = f"{texts['name']}, version {texts['version']}. {NOTICE}"
     proto.graph.name = texts["name"]
     found = {f"steatosis.{name}": text for name, text in (texts | {"notice": NOTICE}).items()}
-    found[WEIGHTS_KEY] = weights_sha256(io.BytesIO(proto.SerializeToString()))
+    found[WEIGHTS_KEY] = weights_sha256(proto.graph)
     helper.set_model_props(proto, found)

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import importlib.metadata
-import io
 import json
 import re
 import tempfile
@@ -112,7 +111,7 @@ def export_onnx(
         **(metadata or {}),
     }
     props = {f"steatosis.{key}": text for key, text in texts.items()}
-    props[WEIGHTS_KEY] = weights_sha256(io.BytesIO(proto.SerializeToString()))
+    props[WEIGHTS_KEY] = weights_sha256(proto.graph)
     helper.set_model_props(proto, props)
     onnx.checker.check_model(proto)
     with replacing(output_path) as temporary:

@@ -1,6 +1,5 @@
 """A bundle is what was written or is refused with one line; ONNX alone says what Keras says."""
 
-import io
 import json
 import shutil
 import subprocess
@@ -226,7 +225,7 @@ def test_a_graph_inside_an_operator_is_found():
     inner = helper.make_graph([], "inner", [], [])
     node = helper.make_node("Loop", ["a", "b"], ["c"], body=inner)
     proto = helper.make_model(helper.make_graph([node], "outer", [], []))
-    found = foreign_parts(io.BytesIO(proto.SerializeToString()))
+    found = foreign_parts(proto)
     assert found == ["a graph inside an operator"]
 
 

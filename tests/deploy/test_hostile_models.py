@@ -105,7 +105,7 @@ HOSTILE = {
     "stated gigabytes": (
         lambda: model(weights=[promised(1 << 20, 1 << 20)]), "of a size that the file does not"
     ),
-    "very many axes": (lambda: model(weights=[promised(*[2] * 100)]), "more than 64 pieces"),
+    "very many axes": (lambda: model(weights=[promised(*[2] * 100)]), "more than 64 axes"),
     "a negative size": (lambda: model(weights=[promised(-1)]), "of a size that the file does not"),
     "stated gigabytes in an operator": (
         lambda: model((*_HEAD, _FOUR, _LAST, helper.make_node("Constant", [], ["y"],
@@ -114,7 +114,7 @@ HOSTILE = {
     ),
     "gigabytes when opened": (large_when_opened, "answers a black frame within"),
     "gigabytes at run time": (large_at_run_time, "answers a black frame within"),
-    "very many operators": (of_many_parts, "more than 100000 weights and operators"),
+    "very many operators": (of_many_parts, "more than 10000 weights and operators"),
     "an operator that is none": (
         lambda: model((*_HEAD, _FOUR, _LAST, helper.make_node("NoSuch", ["roi"], ["y"]))),
         "which onnxruntime refuses",
