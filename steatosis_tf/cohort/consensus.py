@@ -7,7 +7,7 @@ the same reader, in `reader_1_repeat`, has no voice: it tells how far a reader a
 themselves."""
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -68,19 +68,6 @@ class ConsensusSummary:
     pairwise_kappa: dict[str, KappaInterval]
     repeat_kappa: dict[str, KappaInterval]
     adjudicate_path: str
-
-    def metrics(self) -> dict[str, float]:
-        """Flat numbers for MLflow; what is not defined is left out."""
-        flat = {
-            name: float(value)
-            for name, value in asdict(self).items()
-            if isinstance(value, int | float)
-        }
-        for pair, kappa in (self.pairwise_kappa | self.repeat_kappa).items():
-            for name, value in asdict(kappa).items():
-                if value is not None:
-                    flat[f"kappa.{pair}.{name}"] = float(value)
-        return flat
 
 
 def build_consensus(

@@ -106,16 +106,7 @@ def count_flow(
         rejected: of `read_rejected`: `patient_id, reason, code`, one row
             per frame, or per file that an ingest rejected whole.
         partitions: the split. With several, the foot says how often each patient is tested.
-
-    Raises:
-        ValueError: if `rejected` lacks a column, or there is no partition.
     """
-    missing = {"patient_id", "reason"} - set(rejected.columns)
-    if missing or not partitions:
-        raise ValueError(
-            "Expected what is rejected with patient_id and reason, and at least one partition. "
-            f"Received: columns {', '.join(rejected.columns)}; {len(partitions)} partitions."
-        )
     everyone = pd.concat([frame_table[["patient_id"]], rejected[["patient_id"]]])
     reasons = kinds_of(rejected)
     aside = _reasons_to_leave_aside(frame_table, partitions)

@@ -4,14 +4,210 @@ A confusion matrix fixes every count, precision, recall, F1, average and the acc
 printed beside it has to round to what the matrix gives. Without a matrix weaker checks remain:
 whether any values inside the printed ranges can agree, and whether a whole number of cases can give
 a printed proportion at all (the GRIM test, Brown and Heathers 2017, doi 10.1177/1948550616673876).
+
+A printed 0.97 stands for everything from 0.965 to 0.975, both ends included, so that rounding half
+up and half to even are both accepted. Arithmetic is in exact fractions: a value on the edge of
+rounding must not be judged by a floating-point error.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
-from math import ceil, floor
+from itertools import chain
+from typing import Annotated, Any
 
-from steatosis_tf.evaluation.printed import Printed, Tables, read_tables
+from pydantic import BaseModel, Field, StrictStr, ValidationError
+
+from steatosis_tf.grades import GRADES
+
+# Full-precision floats carry noise in the last digits; beyond 12 decimals nothing is printed.
+_MAX_DECIMALS = 12
+_MOST_PRINTED = 6
+
+
+@dataclass(frozen=True)
+class Printed:
+    """One printed number between 0 and 1 (or 0 % and 100 %).
+
+    Attributes:
+        text: as it stands in the table.
+        low: least value that rounds to it, as a fraction of 1.
+        high: greatest value that rounds to it, as a fraction of 1.
+        num_decimals: digits after the point, in the unit of the text.
+        is_percent: whether the text is in percent.
+    """
+
+    text: str
+    low: Fraction
+    high: Fraction
+    num_decimals: int
+    is_percent: bool
+
+    def fits(self, low: Fraction, high: Fraction | None = None) -> bool:
+        """Whether a value, or any value from low to high, rounds to the printed text."""
+        return self.low <= (low if high is None else high) and low <= self.high
+
+    def show(self, value: Fraction) -> str:
+        """A recomputed value in the unit of the text, two digits finer."""
+        unit = 100 if self.is_percent else 1
+        digits = min(self.num_decimals + 2, _MAX_DECIMALS)
+        return f"{float(value * unit):.{digits}f}" + (" %" if self.is_percent else "")
+
+
+def read_printed(values: Sequence[object], where: str) -> list[Printed | None]:
+    """Read numbers that one part of a table prints in one style.
+
+    A JSON number has lost its trailing zeros, so numbers of one part share the most decimals any
+    of them shows (0.9 beside 0.97 is read as 0.90); a string keeps its own. If any value of the
+    part is above 1, or is a string with %, the part is in percent.
+
+    Args:
+        values: numbers, strings such as "0.90" or "94.5 %", or None for a cell that is missing.
+        where: name of the part, for error texts.
+
+    Raises:
+        ValueError: if a value is not a number from 0 to 1, or from 0 to 100 in percent.
+    """
+    numbers = [None if value is None else _decimal_of(value, where) for value in values]
+    is_percent = any(number is not None and number > 1 for number in numbers) or any(
+        isinstance(value, str) and "%" in value for value in values
+    )
+    unit = 100 if is_percent else 1
+    lossy = [
+        _num_decimals(number)
+        for number, value in zip(numbers, values, strict=True)
+        if number is not None and not isinstance(value, str)
+    ]
+    # A computed float (0.9199999999999999) says nothing about how its neighbours were printed.
+    shared = max((digits for digits in lossy if digits <= _MOST_PRINTED), default=0)
+    found: list[Printed | None] = []
+    for number, value in zip(numbers, values, strict=True):
+        if number is None:
+            found.append(None)
+            continue
+        if not 0 <= number <= unit:
+            raise ValueError(f"Expected {where} from 0 to {unit}. Received: {value!r}.")
+        own = _num_decimals(number)
+        num_decimals = own if isinstance(value, str) else max(own, shared)
+        half = Fraction(1, 2 * 10**num_decimals)
+        exact = Fraction(number)
+        text = f"{number:.{num_decimals}f}" + (" %" if is_percent else "")
+        found.append(
+            Printed(text, (exact - half) / unit, (exact + half) / unit, num_decimals, is_percent)
+        )
+    return found
+
+
+def _decimal_of(value: object, where: str) -> Decimal:
+    if isinstance(value, str):
+        text = value.replace("%", "").strip()
+    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        # A float shows a decimal that nobody printed: 97.0 for 97.
+        text = repr(value) if value % 1 else str(int(value))
+    else:
+        raise ValueError(
+            f"Expected a number, or null where a cell is missing, in {where}. Received: {value!r}."
+        )
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        number = Decimal("nan")
+    if not number.is_finite():
+        raise ValueError(f"Expected a number in {where}. Received: {value!r}.")
+    return number
+
+
+def _num_decimals(number: Decimal) -> int:
+    return min(max(0, -int(number.as_tuple().exponent)), _MAX_DECIMALS)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A published result; an absent part is empty or None.
+
+    Attributes:
+        grades: k names.
+        matrix: k rows of k counts, rows reference, columns predicted.
+        per_class: k rows of precision, recall, F1; None where a cell is missing.
+        supports: k counts; None where missing.
+        macro: precision, recall, F1.
+        weighted: precision, recall, F1, weighted by support.
+        n: number of cases.
+        accuracy: proportion of correct cases.
+    """
+
+    grades: list[str]
+    matrix: list[list[int]]
+    per_class: list[list[Printed | None]]
+    supports: list[int | None]
+    macro: list[Printed | None]
+    weighted: list[Printed | None]
+    n: int | None
+    accuracy: Printed | None
+
+
+_Count = Annotated[int, Field(ge=0)]
+_Average = Annotated[list[Any], Field(min_length=3, max_length=3)]
+
+
+class _Given(BaseModel, extra="forbid"):
+    """Shapes of the parts of a published result."""
+
+    source: Any = None
+    note: Any = None
+    grades: Annotated[list[StrictStr], Field(min_length=2)] | None = None
+    confusion_matrix: Annotated[list[list[_Count]], Field(min_length=1)] | None = None
+    per_class: dict[str, tuple[Any, Any, Any] | tuple[Any, Any, Any, _Count | None]] | None = None
+    macro: _Average | None = None
+    weighted: _Average | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    accuracy: Any = None
+
+
+def read_tables(table: Mapping[str, object]) -> Tables:
+    """Check shapes and read every number of a table as `check_tables` takes it; raises as that."""
+    try:
+        given = _Given.model_validate(table)
+    except ValidationError as error:
+        fault = error.errors()[-1]
+        place = " ".join(str(part) for part in fault["loc"] if "tuple" not in str(part))
+        raise ValueError(
+            f"Expected an object with the parts {', '.join(_Given.model_fields)}. Received: "
+            f"{place or 'other JSON'}: {fault['msg']} ({fault['input']!r})."
+        ) from error
+    matrix = given.confusion_matrix or []
+    grades = given.grades or list(given.per_class or ()) or list(GRADES)
+    if not given.grades and not given.per_class and len(matrix) not in (0, len(GRADES)):
+        grades = [f"class {k + 1}" for k in range(len(matrix))]
+    if matrix and {len(matrix), *map(len, matrix)} != {len(grades)}:
+        raise ValueError(
+            f"Expected a {len(grades)} x {len(grades)} confusion_matrix for the grades "
+            f"{', '.join(grades)}. Received: {len(matrix)} rows of "
+            f"{', '.join(str(len(row)) for row in matrix)}."
+        )
+    if matrix and not sum(map(sum, matrix)):
+        raise ValueError("Expected at least one case in confusion_matrix. Received: all zero.")
+    per_class = given.per_class or {}
+    if len(set(grades)) != len(grades) or not per_class.keys() <= set(grades):
+        raise ValueError(
+            "Expected different grades, and per_class of these. Received: "
+            f"grades={grades} per_class={list(per_class)}."
+        )
+    rows = [per_class.get(grade, (None,) * 4) for grade in grades] if per_class else []
+    cells = read_printed(list(chain.from_iterable(row[:3] for row in rows)), "per_class")
+    return Tables(
+        grades,
+        matrix,
+        [cells[3 * k : 3 * k + 3] for k in range(len(rows))],
+        [row[3] if len(row) == 4 else None for row in rows],
+        read_printed(given.macro or (), "macro"),
+        read_printed(given.weighted or (), "weighted"),
+        given.n,
+        None if given.accuracy is None else read_printed([given.accuracy], "accuracy")[0],
+    )
+
 
 VALUES = ("precision", "recall", "F1")
 
@@ -87,11 +283,7 @@ def check_tables(table: Mapping[str, object]) -> list[Finding]:
 
 
 def exact_tables(matrix: Sequence[Sequence[int]]) -> ExactTables:
-    """Recompute everything a confusion matrix fixes.
-
-    Args:
-        matrix: k rows (reference) of k whole counts (predicted), at least one above 0.
-    """
+    """What k rows (reference) of k counts (predicted), at least one of them above 0, fix."""
     places, total = range(len(matrix)), sum(map(sum, matrix))
     rows = [sum(row) for row in matrix]
     columns = [sum(row[k] for row in matrix) for k in places]
@@ -276,7 +468,7 @@ def _f1(precision: Fraction, recall: Fraction) -> Fraction:
 
 
 def _whole_cases(where: str, printed: Printed, num_cases: int) -> Finding | None:
-    least, most = ceil(printed.low * num_cases), floor(printed.high * num_cases)
+    least, most = math.ceil(printed.low * num_cases), math.floor(printed.high * num_cases)
     if least <= most:
         return None
     near = [Fraction(most, num_cases), Fraction(least, num_cases)]

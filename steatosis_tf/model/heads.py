@@ -70,11 +70,6 @@ def end_network(
         score = keras.layers.Dense(1, use_bias=False, name="score")(hidden)
         log_probabilities = CumulativeLink(num_grades, name="cumulative_link")(score)
         return keras.layers.Softmax(name=OUTPUT_LAYER)(log_probabilities)
-    if num_grades != len(GRADES):
-        raise ValueError(
-            f"Expected {len(GRADES)} grades with model.head=regression, which reads them off the "
-            f"fat percent. Received: num_grades={num_grades}. Use model.head=ordinal."
-        )
     value = keras.layers.Dense(1, name="fat")(hidden)
     sqrt_fat = keras.layers.Rescaling(_SQRT_FAT_SCALE, _SQRT_FAT_MIDDLE, name=SQRT_FAT_LAYER)(value)
     return FatGrades(name=OUTPUT_LAYER)(sqrt_fat)

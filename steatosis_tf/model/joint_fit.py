@@ -84,8 +84,7 @@ def fit_joint(
         notes: what a reader should know, such as the study.
 
     Raises:
-        ValueError: if both or neither target is given, lengths disagree, a part is absent, or
-            there are fewer than 10 patients.
+        ValueError: if there are fewer than 10 patients, or fat lies outside 0 to 100 percent.
 
     Example:
         >>> fat = np.linspace(0, 90, 40)
@@ -98,7 +97,7 @@ def fit_joint(
     ids = np.asarray(patient_ids)
     patients, first = np.unique(ids, return_index=True)
     target, labels = _targets(fat_percent, grades, first)
-    means = {part.name: patient_means(_checked(part, inputs, ids), ids) for part in parts}
+    means = {part.name: patient_means(np.asarray(inputs[part.name], float), ids) for part in parts}
     fits = [
         fit_linear_rule(means[part.name], target, signs=part.signs, flag_missing=part.flag_missing)
         for part in parts
@@ -126,8 +125,6 @@ def _targets(
     fat_percent: Sequence[float] | None, grades: Sequence[str] | None, first: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Target and label of each patient, whose first frame is named."""
-    if (fat_percent is None) == (grades is None):
-        raise ValueError("Expected either fat_percent or grades. Received: both or neither.")
     if grades is not None:
         labels = np.array([label_of(grade) for grade in np.asarray(grades)[first]])
         return labels.astype(float), labels
@@ -211,16 +208,3 @@ def _points(table: pd.DataFrame) -> tuple[OperatingPoint, ...]:
         for rule in ("sensitivity", "specificity")
         if (entry := folds[task][rule])["threshold"] is not None
     )
-
-
-def _checked(part: Part, inputs: Mapping[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
-    numbers = np.asarray(inputs.get(part.name, np.empty(0)), float)
-    wanted = len(part.columns) or numbers.shape[-1]
-    if numbers.ndim != 2 or numbers.shape != (len(ids), wanted):
-        raise ValueError(
-            f"Expected numbers ({len(ids)}, {wanted}) of the part {part.name!r}, one row for each "
-            f"of the patient ids. Received: shape={numbers.shape} among the parts {sorted(inputs)}."
-        )
-    if part.name == NETWORK and np.isnan(numbers).any():
-        raise ValueError("Expected network features of every frame. Received: NaN among them.")
-    return numbers

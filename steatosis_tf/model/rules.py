@@ -92,12 +92,10 @@ def fit_linear_rule(
         rule fitted to all the others.
 
     Raises:
-        ValueError: if shapes disagree, or there are fewer than 10 patients.
+        ValueError: if there are fewer than 10 patients.
     """
     features, target = np.asarray(features, float), np.asarray(target, float)
-    _check(features, target, signs)
-    if signs is not None and flag_missing:
-        raise ValueError("Expected either signs or flag_missing: a flag has no known direction.")
+    check_patients(len(target))
     penalties = PENALTIES if signs is None else (0.0,)
     left_out = np.empty((len(penalties), len(target)))
     for patient in range(len(target)):
@@ -171,20 +169,6 @@ def check_patients(num_patients: int) -> None:
         raise ValueError(
             f"Expected {_MIN_PATIENTS} patients or more to fit a rule to. Received: {num_patients}"
             ". Add patients, or leave more for training: more folds by --set split.folds=10."
-        )
-
-
-def _check(features: np.ndarray, target: np.ndarray, signs: tuple[int, ...] | None) -> None:
-    if features.ndim != 2 or target.shape != features.shape[:1]:
-        raise ValueError(
-            f"Expected features (num_patients, k) and a target (num_patients,). Received: "
-            f"features.shape={features.shape} target.shape={target.shape}."
-        )
-    check_patients(len(target))
-    if signs is not None and (len(signs) != features.shape[1] or set(signs) - {-1, 1}):
-        raise ValueError(
-            f"Expected a sign of -1 or 1 for each of {features.shape[1]} numbers. "
-            f"Received: signs={signs}."
         )
 
 
@@ -414,16 +398,9 @@ def fit_novelty(
         patient_ids: of each frame.
         spreads: `grey_spread` of each frame, `(num_frames,)`; grades end a tenth of their range
             outside it. None sets no limits.
-
-    Raises:
-        ValueError: if there are fewer than 10 patients.
     """
     ids, features = np.asarray(patient_ids), np.asarray(features, float)
     patients = np.unique(ids)
-    if len(patients) < _MIN_PATIENTS:
-        raise ValueError(
-            f"Expected frames of at least {_MIN_PATIENTS} patients. Received: {len(patients)}."
-        )
     rest = np.empty(len(ids))
     for fold in range(_NOVELTY_FOLDS):
         seen = ~np.isin(ids, patients[fold::_NOVELTY_FOLDS])

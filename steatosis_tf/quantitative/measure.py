@@ -130,16 +130,7 @@ def measure_regions(
         liver: `(height, width)` bool, as `liver_mask`; its rim is left out.
         cortex: patch of renal cortex, px of the frame, or None.
         display: scale of the frame; what it lacks is unknown.
-
-    Raises:
-        ValueError: if the masks are not of the frame's size, or cortex reaches beyond it.
     """
-    shape = frame.shape[:2]
-    if sector.mask.shape != shape or liver.shape != shape:
-        raise ValueError(
-            f"Expected masks of the frame's size {shape}. Received: "
-            f"sector.mask.shape={sector.mask.shape} liver.shape={liver.shape}."
-        )
     display = display or Display()
     grey, core, beams = _looked_at(frame, sector, liver)
     index = measure_hepatorenal(grey, core, cortex, beams, display) if cortex else None

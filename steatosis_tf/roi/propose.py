@@ -344,17 +344,7 @@ def propose_rectangle(
 
     Returns:
         The proposal. "Unable to propose" is an answer, not an error: `rectangle` is None then.
-
-    Raises:
-        ValueError: if the masks are not of the frame's size.
     """
-    masks = {"sector.mask": sector.mask, "liver_mask": liver_mask, "overlay_mask": overlay_mask}
-    for name, mask in masks.items():
-        if mask is not None and mask.shape != frame.shape[:2]:
-            raise ValueError(
-                f"expected {name} of the frame's size {frame.shape[:2]}. "
-                f"Received: shape={mask.shape}"
-            )
     liver = (liver_mask if liver_mask.dtype == np.bool_ else liver_mask >= 0.5) & sector.mask
     num_liver, num_sector = int(np.count_nonzero(liver)), int(np.count_nonzero(sector.mask))
     if num_liver < _MIN_LIVER_SHARE * num_sector:

@@ -131,13 +131,8 @@ def write_sheet(
 
     Returns:
         The path written.
-
-    Raises:
-        ValueError: if there are no rows, or the file's suffix is not .png.
     """
     output_path = Path(output_path)
-    if output_path.suffix.lower() != ".png":
-        raise ValueError(f"expected a .png file. Received: output_path={output_path.name}")
     tiles = [_tile(row) for row in rows]
     if not tiles:
         raise ValueError("expected at least one row to draw. Received: none")

@@ -153,14 +153,8 @@ def crop_roi(
         `(size_px, size_px)` uint8 grey, 0 to 255.
 
     Raises:
-        ValueError: if the mask's size is not the frame's, the rectangle leaves the frame, or no
-            pixel of the rectangle is in the sector.
+        ValueError: if the rectangle leaves the frame, or no pixel of it is in the sector.
     """
-    if sector_mask.shape != frame.shape[:2] or sector_mask.dtype != np.bool_:
-        raise ValueError(
-            f"expected a bool sector_mask of the frame's size {frame.shape[:2]}. "
-            f"Received: shape={sector_mask.shape} dtype={sector_mask.dtype}"
-        )
     height, width = frame.shape[:2]
     if rectangle.bottom > height or rectangle.right > width:
         raise ValueError(
@@ -251,18 +245,13 @@ def beam_space(
         `(depth_px, num_beams)` uint8 grey, 0 to 255; row 0 is next to the probe.
 
     Raises:
-        ValueError: if a size is under 2, or no pixel of the frame lies in the fan.
+        ValueError: if no pixel of the frame lies in the fan.
 
     Example:
         >>> fan = Fan("linear", 50, -np.inf, 0, 0, 0, 99, cut_left_px=0, cut_right_px=99)
         >>> beam_space(np.full((100, 100), 90, np.uint8), fan, 4, 3)[0].tolist()
         [90, 90, 90]
     """
-    if min(depth_px, num_beams) < 2:
-        raise ValueError(
-            "expected depth_px and num_beams of at least 2. "
-            f"Received: depth_px={depth_px} num_beams={num_beams}"
-        )
     mask = _mask(fan, frame.shape[:2])
     if not mask.any():
         raise ValueError(

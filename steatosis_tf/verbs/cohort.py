@@ -125,12 +125,9 @@ def consensus(args: Namespace) -> Result:
     Example:
         steatosis consensus readings.csv --rule median --output labels.csv
     """
-    from steatosis_tf import tracking
     from steatosis_tf.cohort.consensus import build_consensus
 
     summary = build_consensus(args.labels, args.output, args.rule, args.grade_map)
-    with tracking.start_run("reader_consensus", args.rule, {"rule": args.rule}):
-        tracking.log_metrics(summary.metrics())
     fleiss = summary.fleiss_kappa
     shown = "not defined" if fleiss is None else f"{fleiss:.3f}"
     lines = [

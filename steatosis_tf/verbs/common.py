@@ -251,7 +251,7 @@ class OutputOnnx(OutputFile):
 class OutputPicture(OutputFile):
     """A drawing to write."""
 
-    suffixes = (".png", ".svg", ".pdf")
+    suffixes = (".png",)
 
 
 class OutputDir(str):

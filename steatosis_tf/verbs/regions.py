@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from argparse import ArgumentParser, Namespace
-from importlib.util import find_spec
 from shlex import quote
 from typing import Any
 
@@ -45,12 +44,6 @@ def roi(args: Namespace) -> Result:
     without = table.loc[table["roi_height"].isna()]
     reasons = {str(k): int(v) for k, v in without["roi_reason"].value_counts().items()}
     counts = {"num_frames": len(table), "num_without_roi": len(without)}
-    if args.sheet and find_spec("mlflow"):  # a machine that only answers has none
-        from steatosis_tf import tracking
-
-        with tracking.start_run("roi", config.roi.method, dataclasses.asdict(config.roi)):
-            tracking.log_metrics(counts)
-            tracking.log_artifacts(args.sheet)
     lines = [f"{len(table) - len(without)} of {len(table)} frames have a ROI"]
     lines += [f"{count:6} without: {reason}" for reason, count in reasons.items()]
     manifest = quote(str(args.manifest))
@@ -65,7 +58,7 @@ def _roi_arguments(parser: ArgumentParser) -> None:
         "--masks", type=OutputDir, metavar="DIR", help="also write sector and liver masks"
     )
     parser.add_argument("--sheet", type=OutputPicture, metavar="PNG",
-                        help="also draw the worst proposals; MLflow gets them too")  # fmt: skip
+                        help="also draw the worst proposals")  # fmt: skip
     parser.add_argument("--again", action="store_true", help="replace earlier proposals and masks, "
                         "never a person's box")  # fmt: skip
     add_runner_arguments(parser)

@@ -127,8 +127,3 @@ def test_simulated_studies_say_so(flow_of_a_study, tmp_path, study):
     flow = count_flow(table, pd.DataFrame(columns=["patient_id", "reason"]), [partition])
     write_flow(flow, tmp_path / "flow")
     assert "SIMULATED" in (tmp_path / "flow.svg").read_text()
-
-
-def test_a_table_that_is_no_rejected_csv_is_refused():
-    with pytest.raises(ValueError, match="with patient_id and reason"):
-        count_flow(pd.DataFrame(), pd.DataFrame({"a": [1]}), [])

@@ -173,8 +173,6 @@ def test_distance_is_calibrated_on_patients_the_fit_had_not_seen():
     assert (novelty.distance(seen(200, 2.0)) > novelty.unable_limit).all()
     # Far along a direction of the training patients is more or less of the same: not novel.
     assert novelty.distance(10 * directions[:1])[0] < 2 * novelty.score_limit
-    with pytest.raises(ValueError, match="at least 10 patients"):
-        fit_novelty(np.zeros((3, 5)), ["a", "b", "c"])
 
 
 def test_frames_without_a_liver_are_left_out_and_their_reason_is_kept(model):
@@ -254,14 +252,8 @@ def test_grades_alone_give_grades_and_no_fat():
     assert answer.training_rank > 0.8
 
 
-def test_bad_arrays_are_refused():
+def test_fat_beyond_the_scale_is_refused():
     inputs, ids, fat = study()
-    with pytest.raises(ValueError, match="either fat_percent or grades"):
-        fit_joint(PARTS, inputs, ids)
-    with pytest.raises(ValueError, match=r"numbers \(60, 2\) of the part 'measured'"):
-        fit_joint(PARTS, inputs | {"measured": np.zeros((60, 3))}, ids, fat_percent=fat)
-    with pytest.raises(ValueError, match="of the part 'network'"):
-        fit_joint(PARTS, {"measured": inputs["measured"]}, ids, fat_percent=fat)
     with pytest.raises(ValueError, match="fat_percent from 0 to 100"):
         fit_joint(PARTS, inputs, ids, fat_percent=fat + 50)
 

@@ -197,20 +197,6 @@ def test_a_frame_without_liver_or_cortex_gives_no_numbers():
     assert all(np.isnan(getattr(numbers, name)) for name in UNITS)
 
 
-def test_masks_of_another_size_are_refused():
-    frame, _ = simulated(3)
-    sector = find_sector(frame)
-    with pytest.raises(ValueError, match=r"masks of the frame's size \(434, 636\)"):
-        measure_regions(frame, sector, np.zeros((10, 10), bool), None)
-
-
-def test_cortex_beyond_the_frame_is_refused():
-    frame, _ = simulated(3)
-    sector = find_sector(frame)
-    with pytest.raises(ValueError, match="cortex patch inside the frame"):
-        measure_regions(frame, sector, sector.mask, Rectangle(420, 0, 28, 28))
-
-
 def test_real_frames_are_measured_and_fat_darkens_the_depth(real_data_dir: Path):
     """Shipped finders, one frame of every second patient; the ranks, not the size, are claimed."""
     labels = pd.read_csv(real_data_dir / "byra2018" / "labels.csv", dtype={"patient_id": str})

@@ -133,10 +133,6 @@ def fit_index_probability(values: ArrayLike, positive: ArrayLike) -> dict[str, f
         ValueError: values not finite, or patients on one side only.
     """
     index, outcome = np.asarray(values, dtype=float), np.asarray(positive, dtype=bool)
-    if index.shape != outcome.shape or index.ndim != 1 or not np.isfinite(index).all():
-        raise ValueError(f"Expected finite values (N,) and positive (N,). Received: {index.shape}.")
-    if outcome.all() or not outcome.any():
-        raise ValueError("Expected patients on both sides. Received: patients on one side only.")
     scale = float(index.std()) or 1.0
     model = LogisticRegression(C=100.0).fit((index / scale)[:, None], outcome)
     return {"intercept": float(model.intercept_[0]), "slope": float(model.coef_[0, 0]) / scale}

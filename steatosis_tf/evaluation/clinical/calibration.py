@@ -26,7 +26,7 @@ from sklearn.linear_model import LogisticRegression
 
 from steatosis_tf.evaluation.metrics.intervals import CONFIDENCE, proportion
 from steatosis_tf.evaluation.metrics.scores import (
-    checked_labels,
+    check_patients,
     checked_pair,
     checked_probabilities,
     labels_and_probabilities,
@@ -85,11 +85,9 @@ def apply_temperature(probabilities: ArrayLike, temperature: float) -> np.ndarra
     """Probabilities `(N, 4)` at another temperature.
 
     Raises:
-        ValueError: bad probabilities or a temperature that is not above 0.
+        ValueError: bad probabilities.
     """
     scores = checked_probabilities(probabilities)
-    if not 0 < temperature < np.inf:
-        raise ValueError(f"Expected temperature above 0. Received: temperature={temperature}.")
     return special.softmax(np.log(np.maximum(scores, SMALLEST)) / temperature, axis=1)
 
 
@@ -165,18 +163,9 @@ def ece_interval(
         0 where the value is under `chance`. The interval held the truth in 93 % or more of
         simulated studies of 44 and of 200 patients, for four kinds of miscalibration
         (`tests/evaluation/clinical/test_calibration_intervals.py`).
-
-    Raises:
-        ValueError: unknown binning, fewer than one bin, no row, or lengths that differ.
     """
     outcome = np.asarray(happened, dtype=np.float64)
     values = np.asarray(probability, dtype=np.float64)
-    if binning not in BINNINGS or num_bins < 1 or outcome.shape != values.shape or not len(values):
-        raise ValueError(
-            f"Expected binning out of {', '.join(BINNINGS)}, num_bins >= 1 and two (N,) arrays. "
-            f"Received: binning={binning!r}, num_bins={num_bins}, shapes={outcome.shape}, "
-            f"{values.shape}."
-        )
     value = float(_errors(values[None], outcome[None], num_bins, binning)[0])
     guess = _recalibrated(values, outcome)
     true_error = _errors(values[None], guess[None], num_bins, binning)[0]
@@ -254,11 +243,10 @@ def fit_conformal(validation_scores: pd.DataFrame, coverage: float = 0.9) -> dic
         four grades).
 
     Raises:
-        ValueError: a frame table, repeated patients, a bad table, or coverage outside 0..1.
+        ValueError: a frame table, repeated patients or a bad table.
     """
-    if not 0 < coverage < 1:
-        raise ValueError(f"Expected coverage between 0 and 1. Received: coverage={coverage}.")
-    labels, probabilities = _patients(validation_scores)
+    check_patients(validation_scores)
+    labels, probabilities = labels_and_probabilities(validation_scores)
     mass = np.sort(mass_before(probabilities)[np.arange(len(labels)), labels])
     # The smallest rank that keeps the promise for the next patient, n + 1 together.
     rank = int(np.ceil((len(mass) + 1) * coverage - TINY))
@@ -304,7 +292,8 @@ def evaluate_conformal(conformal: dict[str, Any], scores: pd.DataFrame) -> dict[
     Raises:
         ValueError: a frame table, repeated patients or a bad table.
     """
-    labels, probabilities = _patients(scores)
+    check_patients(scores)
+    labels, probabilities = labels_and_probabilities(scores)
     sets = grade_sets(conformal, probabilities)
     size, held = sets.sum(axis=1), sets[np.arange(len(labels)), labels]
     return {
@@ -321,15 +310,6 @@ def evaluate_conformal(conformal: dict[str, Any], scores: pd.DataFrame) -> dict[
     }
 
 
-def _patients(scores: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    if "frame_id" in scores or "repeat" in scores:
-        raise ValueError(
-            "Expected patient scores, one row per patient. Received: a column "
-            f"{'frame_id' if 'frame_id' in scores else 'repeat'}. Use patient_scores() first."
-        )
-    return labels_and_probabilities(scores)
-
-
 def _share(held: np.ndarray) -> dict[str, Any]:
     return proportion(int(held.sum()), len(held)) | {"num_patients": len(held)}
 
@@ -337,7 +317,6 @@ def _share(held: np.ndarray) -> dict[str, Any]:
 def coverage_risk_curve(
     grades_true: ArrayLike,
     probabilities: ArrayLike,
-    confidence: ArrayLike | None = None,
     named: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Error rate and error in grades among the most confident rows, for every proportion of them.
@@ -345,8 +324,6 @@ def coverage_risk_curve(
     Args:
         grades_true: `(N,)` int 0..3.
         probabilities: `(N, 4)`, rows sum to 1.
-        confidence: `(N,)` finite; rows with lower values are refused first. Default: the
-            highest probability of the row.
         named: `(N,)` labels that a decision rule names, of `scores.named_labels`; the most
             probable grades if None.
 
@@ -358,17 +335,10 @@ def coverage_risk_curve(
         in this order; a useless confidence gives about the full risk), `full_risk`, `num_rows`.
 
     Raises:
-        ValueError: bad labels, probabilities or confidence.
+        ValueError: bad labels or probabilities.
     """
-    labels, scores = checked_labels(grades_true), checked_probabilities(probabilities)
-    certainty = scores.max(axis=1) if confidence is None else np.asarray(confidence, dtype=float)
-    if len(labels) != len(scores) or certainty.shape != labels.shape:
-        raise ValueError(
-            "Expected one row of probabilities and one confidence per label. Received: "
-            f"labels={len(labels)}, probabilities={len(scores)}, confidence={certainty.shape}."
-        )
-    if not np.isfinite(certainty).all():
-        raise ValueError("Expected finite confidence. Received: NaN or infinite values.")
+    labels, scores = checked_pair(grades_true, probabilities)
+    certainty = scores.max(axis=1)
     distance = np.abs(labels - (scores.argmax(axis=1) if named is None else named))
     values, group = np.unique(-certainty, return_inverse=True)
     graded = np.cumsum(np.bincount(group))

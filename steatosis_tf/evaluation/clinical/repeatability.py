@@ -42,19 +42,8 @@ def repeatability(frame_scores: pd.DataFrame) -> dict[str, Any]:
         limit; `between_sd` (grades) and `icc`, the one-way intraclass correlation ICC(1,1);
         `mixed_share`, the proportion of patients whose frames are not all given one grade; `notes`,
         one sentence per number that is None.
-
-    Raises:
-        ValueError: if a column is missing or a probability is not finite.
     """
-    missing = [name for name in ("patient_id", *SCORE_COLUMNS) if name not in frame_scores.columns]
-    if missing:
-        raise ValueError(
-            f"Expected frame scores with patient_id and probabilities. Received: no "
-            f"{', '.join(missing)}."
-        )
     scores = frame_scores[list(SCORE_COLUMNS)].to_numpy(np.float64)
-    if not np.isfinite(scores).all():
-        raise ValueError("Expected finite probabilities. Received: some are not.")
     rows = pd.DataFrame(
         {
             "patient_id": frame_scores["patient_id"].to_numpy(),

@@ -88,16 +88,6 @@ def depth_crop(rois: np.ndarray, strength_percent: float, seed: int = 0) -> np.n
     ]
 
 
-def roi_shift_depth(rois: np.ndarray, strength_px: float, seed: int = 0) -> np.ndarray:
-    """A box placed deeper (above 0) or higher (below 0), in px of the ROI; see `_shifted`."""
-    return _shifted(rois, round(strength_px), 0)
-
-
-def roi_shift_lateral(rois: np.ndarray, strength_px: float, seed: int = 0) -> np.ndarray:
-    """A box placed further right (above 0) or left (below 0), in px of the ROI."""
-    return _shifted(rois, 0, round(strength_px))
-
-
 def jpeg(rois: np.ndarray, strength_loss: float, seed: int = 0) -> np.ndarray:
     """JPEG at quality 100 - strength; strength 0 leaves the pixels uncompressed."""
     if strength_loss == 0:
@@ -110,9 +100,12 @@ def jpeg(rois: np.ndarray, strength_loss: float, seed: int = 0) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A perturbation with the unit of its strength and the strengths that a report shows."""
+    """A perturbation with the unit of its strength and the strengths that a report shows.
 
-    apply: Callable[[np.ndarray, float, int], np.ndarray]
+    `apply` changes ROIs by a strength and a seed; None where frames are cropped anew instead.
+    """
+
+    apply: Callable[[np.ndarray, float, int], np.ndarray] | None
     unit: str
     strengths: tuple[float, ...]
 
@@ -123,8 +116,8 @@ PERTURBATIONS = {
     "speckle": Perturbation(speckle, "percent", (5, 10, 20, 40)),
     "blur": Perturbation(blur, "px", (0.5, 1, 2, 4)),
     "depth_crop": Perturbation(depth_crop, "percent", (10, 20, 30)),
-    "roi_shift_depth": Perturbation(roi_shift_depth, "px", (-32, -16, 16, 32)),
-    "roi_shift_lateral": Perturbation(roi_shift_lateral, "px", (-32, -16, 16, 32)),
+    "roi_shift_depth": Perturbation(None, "px", (-32, -16, 16, 32)),
+    "roi_shift_lateral": Perturbation(None, "px", (-32, -16, 16, 32)),
     "jpeg": Perturbation(jpeg, "100 - quality", (10, 30, 50, 70, 90)),
 }
 
@@ -163,8 +156,8 @@ def robustness_curves(
     labels: np.ndarray,
     patient_ids: np.ndarray,
     *,
+    shifted: Callable[[float, float], np.ndarray],
     perturbations: Mapping[str, Perturbation] = PERTURBATIONS,
-    shifted: Callable[[float, float], np.ndarray] | None = None,
     rule: str = "mean",
     num_resamples: int = 2000,
     seed: int = 0,
@@ -177,10 +170,9 @@ def robustness_curves(
         rois: `(n, height, width, 1)` uint8 test frames, 0 outside the sector.
         labels: `(n,)` int 0 to 3.
         patient_ids: `(n,)`; frames of a patient are joined by `rule`, one of `answer.AGGREGATIONS`.
-        perturbations: name -> `Perturbation`.
         shifted: ROI frames with their boxes moved by so many px of the ROI (down, right), cropped
-            anew from the full frames. If None, `roi_shift_*` moves the stored ROI and mirrors what
-            lies beyond its edge.
+            anew from the full frames.
+        perturbations: name -> `Perturbation`.
         num_resamples: bootstrap resamples of each interval.
         seed: of both kinds of draws.
 
@@ -191,11 +183,7 @@ def robustness_curves(
         change of a patient's expected grade (in grades, above 0 is towards severe), and
         `changed_share`, the proportion of patients whose grade changes. An undefined value or
         interval is None, and `reason` says why.
-
-    Raises:
-        ValueError: if lengths differ, a label is unknown, or `predict` gives a wrong shape.
     """
-    _check(rois, labels, patient_ids)
     ids = [f"{row:08d}" for row in range(len(rois))]
     frames = pd.DataFrame({"frame_id": ids, "patient_id": np.asarray(patient_ids).astype(str)})
     frames["grade"] = [GRADES[int(label)] for label in labels]
@@ -206,11 +194,11 @@ def robustness_curves(
         for strength in sorted({0.0, *map(float, perturbation.strengths)}):
             measured = baseline
             if strength:
-                if shifted is not None and name in _SHIFTS:
+                if perturbation.apply is None:
                     down, right = _SHIFTS[name]
                     scores = _scores(predict, shifted(down * strength, right * strength))
                 else:
-                    scores = _scores(predict, rois, (perturbation, strength, seed))
+                    scores = _scores(predict, rois, (perturbation.apply, strength, seed))
                 patients = _patients(frames, scores, rule)
                 measured = _measured(patients, undisturbed, num_resamples, seed)
             place = {"perturbation": name, "strength": strength, "unit": perturbation.unit}
@@ -218,43 +206,18 @@ def robustness_curves(
     return pd.DataFrame(rows)
 
 
-def _check(rois: np.ndarray, labels: np.ndarray, patient_ids: np.ndarray) -> None:
-    if rois.ndim != 4 or rois.shape[3] != 1 or rois.dtype != np.uint8 or not len(rois):
-        raise ValueError(
-            "Expected ROI frames (n, height, width, 1) uint8, at least one. "
-            f"Received: shape={rois.shape} dtype={rois.dtype}."
-        )
-    if len(labels) != len(rois) or len(patient_ids) != len(rois):
-        raise ValueError(
-            "Expected one label and one patient_id per frame. Received: "
-            f"frames={len(rois)} labels={len(labels)} patient_ids={len(patient_ids)}."
-        )
-    unknown = ~np.isin(np.asarray(labels, np.float64), range(len(GRADES)))
-    if unknown.any():
-        raise ValueError(
-            f"Expected labels 0 to 3. Received: {unknown.sum()} others, first at frame "
-            f"{int(unknown.argmax())}. Leave frames of unknown grade out before."
-        )
-
-
 def _scores(
     predict: Callable[[np.ndarray], np.ndarray],
     rois: np.ndarray,
-    disturb: tuple[Perturbation, float, int] | None = None,
+    disturb: tuple[Callable[[np.ndarray, float, int], np.ndarray], float, int] | None = None,
 ) -> np.ndarray:
     parts = []
     for start in range(0, len(rois), _CHUNK):
         chunk = rois[start : start + _CHUNK]
         if disturb is not None:
-            perturbation, strength, seed = disturb
-            chunk = perturbation.apply(chunk, strength, seed)
-        part = np.asarray(predict(chunk), np.float64)
-        if part.shape != (len(chunk), len(GRADES)):
-            raise ValueError(
-                f"Expected predict to return ({len(chunk)}, {len(GRADES)}) probabilities. "
-                f"Received: shape={part.shape}."
-            )
-        parts.append(part)
+            apply, strength, seed = disturb
+            chunk = apply(chunk, strength, seed)
+        parts.append(np.asarray(predict(chunk), np.float64))
     return np.concatenate(parts)
 
 

@@ -22,14 +22,11 @@ from numpy.typing import ArrayLike
 
 from steatosis_tf.evaluation.metrics.intervals import (
     DEFAULT_RESAMPLES,
-    MAX_UNDEFINED_SHARE,
-    percentile_interval,
     predictive_value_intervals,
-    predictive_values,
     proportion,
 )
 from steatosis_tf.evaluation.metrics.resampling import bootstrap_weights, code_patients
-from steatosis_tf.evaluation.metrics.scores import labels_and_probabilities
+from steatosis_tf.evaluation.metrics.scores import check_patients, labels_and_probabilities
 from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS, cumulative_scores
 
 RULES = ("youden", "sensitivity", "specificity", "cost")
@@ -50,8 +47,7 @@ def choose_operating_points(
     """Thresholds for every cumulative task by four rules, from validation scores only.
 
     Args:
-        validation_scores: patient table of the validation part (a frame table is accepted when
-            frames will be called one by one).
+        validation_scores: patient table of the validation part.
         sensitivity: rule `sensitivity` takes the highest threshold that reaches it.
         specificity: rule `specificity` takes the lowest threshold that reaches it.
         cost_ratio: rule `cost` minimises the expected cost when a missed case costs this many
@@ -66,7 +62,7 @@ def choose_operating_points(
         every fold has its own model and so its own thresholds.
 
     Raises:
-        ValueError: if the table cannot be evaluated or a setting is out of range.
+        ValueError: if the table cannot be evaluated.
     """
     settings = {
         "sensitivity": sensitivity,
@@ -74,17 +70,12 @@ def choose_operating_points(
         "cost_ratio": cost_ratio,
         "prevalence": prevalence,
     }
-    for name in ("sensitivity", "specificity", "prevalence"):
-        if not 0 < settings[name] < 1:
-            raise ValueError(f"Expected {name} between 0 and 1. Received: {name}={settings[name]}.")
-    if not cost_ratio > 0:
-        raise ValueError(f"Expected cost_ratio above 0. Received: cost_ratio={cost_ratio}.")
-    _refuse_repeats(validation_scores)
+    check_patients(validation_scores)
     labels, probabilities = labels_and_probabilities(validation_scores, validation=True)
     fold = _folds(validation_scores)
     scores = cumulative_scores(probabilities)
     return {
-        "unit": "frame" if "frame_id" in validation_scores else "patient",
+        "unit": "patient",
         "settings": settings,
         "folds": {
             name: {
@@ -96,44 +87,26 @@ def choose_operating_points(
     }
 
 
-def apply_operating_points(
-    points: dict[str, Any],
-    scores: pd.DataFrame,
-    *,
-    num_resamples: int = DEFAULT_RESAMPLES,
-) -> dict[str, Any]:
+def apply_operating_points(points: dict[str, Any], scores: pd.DataFrame) -> dict[str, Any]:
     """What locked thresholds are worth on test scores.
 
     Args:
         points: from `choose_operating_points`, unchanged, or some of its rules. Points of one fold
             serve any table; with several, each row is called by the threshold of its fold.
-        scores: test patient table, or frame table if `points` were chosen on frames.
-        num_resamples: bootstrap resamples of patients, used for frames.
+        scores: test patient table.
 
     Returns:
         task -> rule -> `thresholds` (fold -> value), `note`, counts `true_positive`,
         `false_negative`, `true_negative`, `false_positive`, and `sensitivity`, `specificity`,
         `ppv`, `npv`, each `{value, low, high, method}`; in `at_prevalence` a list of
-        `{prevalence, ppv, npv}`. Intervals for patients are Wilson's, at a stated prevalence
-        logit (Mercaldo 2007); for frames all are patient-cluster percentile. An undefined
-        number is `{value: None, ...}`.
+        `{prevalence, ppv, npv}`. Intervals are Wilson's, at a stated prevalence logit (Mercaldo
+        2007). An undefined number is `{value: None, ...}`.
 
     Raises:
-        ValueError: if the table cannot be evaluated or its unit is not that of `points`.
+        ValueError: if the table cannot be evaluated.
     """
-    unit = "frame" if "frame_id" in scores else "patient"
-    if points["unit"] != unit:
-        raise ValueError(
-            f"Expected {points['unit']} scores, as the thresholds were chosen on them. "
-            f"Received: {unit} scores. A mean over frames is less extreme than a frame."
-        )
-    _refuse_repeats(scores)
-    table = code_patients(scores)
-    weights = None
-    if unit == "frame":
-        weights = bootstrap_weights(table.grade, num_resamples, np.random.default_rng(0))
+    check_patients(scores)
     labels, probabilities = labels_and_probabilities(scores)
-    patient = np.searchsorted(table.patient_ids, scores["patient_id"].astype(str).to_numpy(str))
     result: dict[str, Any] = {}
     for task, score in cumulative_scores(probabilities).items():
         result[task] = {}
@@ -144,18 +117,10 @@ def apply_operating_points(
             if ready.any():
                 positive = labels[ready] >= CUMULATIVE_TASKS[task]
                 called = score[ready] >= cut[ready]
-                counts = patient_counts(positive, called, patient[ready], table.num_patients)
-                entry |= _binary_rates(counts, weights)
+                cell = np.where(positive, 1 - called, 2 + called)
+                entry |= _binary_rates(np.bincount(cell, minlength=4).tolist())
             result[task][rule] = entry
     return result
-
-
-def _refuse_repeats(scores: pd.DataFrame) -> None:
-    if "repeat" in scores:
-        raise ValueError(
-            "Expected scores of one repeat: a patient counts once. Received: a column repeat. "
-            "Select one repeat."
-        )
 
 
 def _folds(scores: pd.DataFrame) -> np.ndarray:
@@ -235,80 +200,36 @@ def _coarse(rule: str, sides: dict[str, int], settings: dict[str, float]) -> str
     return f"{num_rows} validation rows cannot tell a {rule} of {settings[rule]} from 1."
 
 
-def patient_counts(
-    positive: np.ndarray, called: np.ndarray, patient: np.ndarray, num_patients: int
-) -> np.ndarray:
-    """True positives, false negatives, true negatives, false positives of each patient `(P, 4)`."""
-    cell = np.where(positive, 1 - called, 2 + called)
-    counts = np.zeros((num_patients, 4))
-    np.add.at(counts, (patient, cell), 1)
-    return counts
-
-
-def _binary_rates(counts: np.ndarray, weights: np.ndarray | None) -> dict[str, Any]:
-    """Counts, sensitivity, specificity, predictive values, and those at `PREVALENCES`.
-
-    With weights `(B, P)` intervals are patient-cluster percentile. None where every patient has
-    one row: Wilson, and logit at stated prevalences.
-    """
-    total = counts.sum(axis=0)
-    names = ("true_positive", "false_negative", "true_negative", "false_positive")
-    result: dict[str, Any] = {name: int(count) for name, count in zip(names, total, strict=True)}
-    replicates = None if weights is None else weights @ counts
-    for name, hit, miss in (
-        ("sensitivity", 0, 1),
-        ("specificity", 2, 3),
-        ("ppv", 0, 3),
-        ("npv", 2, 1),
-    ):
-        shares = None
-        if replicates is not None:
-            with np.errstate(invalid="ignore"):
-                shares = replicates[:, hit] / (replicates[:, hit] + replicates[:, miss])
-        result[name] = _proportion(total[hit], total[hit] + total[miss], shares)
-    result["at_prevalence"] = [
-        {"prevalence": prevalence} | _predictive_values(total, replicates, prevalence)
-        for prevalence in PREVALENCES
-    ]
-    return result
-
-
-def _proportion(hits: float, trials: float, shares: np.ndarray | None) -> dict[str, Any]:
-    found: dict[str, Any] = proportion(int(hits), int(trials))
-    if trials == 0 or shares is None:
-        return found | {"method": "wilson" if trials else None}
-    return found | _percentiles(shares)
-
-
-def _percentiles(replicates: np.ndarray) -> dict[str, Any]:
-    defined = replicates[~np.isnan(replicates)]
-    if len(defined) < (1 - MAX_UNDEFINED_SHARE) * len(replicates) or np.ptp(defined) < 1e-12:
-        return {"low": None, "high": None, "method": None}
-    low, high = percentile_interval(defined)
-    return {"low": low, "high": high, "method": "percentile"}
-
-
-def _predictive_values(
-    total: np.ndarray, replicates: np.ndarray | None, prevalence: float
-) -> dict[str, Any]:
-    hits, missed, spared, alarms = total
-    if not hits + missed or not spared + alarms:
-        nothing = {"value": None, "low": None, "high": None, "method": None}
-        return {"ppv": nothing, "npv": nothing}
-    if replicates is None:
-        return predictive_value_intervals(
-            (int(hits), int(hits + missed)),
-            (int(spared), int(spared + alarms)),
-            prevalence,
-        )
-    rows = np.vstack([total, replicates])
-    with np.errstate(invalid="ignore"):
-        sensitivity = rows[:, 0] / (rows[:, 0] + rows[:, 1])
-        specificity = rows[:, 2] / (rows[:, 2] + rows[:, 3])
+def _binary_rates(counts: list[int]) -> dict[str, Any]:
+    """Counts, sensitivity, specificity, predictive values, and those at `PREVALENCES`."""
+    hits, missed, spared, alarms = counts
+    nothing = {"value": None, "low": None, "high": None, "method": None}
     return {
-        name: {"value": None if np.isnan(values[0]) else float(values[0])}
-        | _percentiles(values[1:])
-        for name, values in predictive_values(sensitivity, specificity, prevalence).items()
+        "true_positive": hits,
+        "false_negative": missed,
+        "true_negative": spared,
+        "false_positive": alarms,
+        **{
+            name: proportion(count, count + others)
+            | {"method": "wilson" if count + others else None}
+            for name, count, others in (
+                ("sensitivity", hits, missed),
+                ("specificity", spared, alarms),
+                ("ppv", hits, alarms),
+                ("npv", spared, missed),
+            )
+        },
+        "at_prevalence": [
+            {"prevalence": prevalence}
+            | (
+                predictive_value_intervals(
+                    (hits, hits + missed), (spared, spared + alarms), prevalence
+                )
+                if hits + missed and spared + alarms
+                else {"ppv": nothing, "npv": nothing}
+            )
+            for prevalence in PREVALENCES
+        ],
     }
 
 
@@ -328,7 +249,7 @@ def decision_curve(
     """Net benefit of the model against treating all, none, and other probabilities.
 
     Args:
-        scores: patient table (a frame table is resampled by patient).
+        scores: patient table.
         task: `at_least_mild`, `at_least_moderate` or `severe`.
         comparators: name -> probability `(N,)` of the task, 0 to 1, one per row of `scores`. Turn
             an index (such as the hepatorenal index) into a probability with
@@ -343,16 +264,9 @@ def decision_curve(
         percentile bands over resamples within grade, so the prevalence is held).
 
     Raises:
-        ValueError: unknown task, bad table, thresholds outside 0..1, a comparator that is not a
-            probability for every row, or one with a reserved name.
+        ValueError: if the table cannot be evaluated.
     """
-    if task not in CUMULATIVE_TASKS:
-        raise ValueError(
-            f"Expected a task out of {', '.join(CUMULATIVE_TASKS)}. Received: task={task!r}."
-        )
     cuts = np.asarray(thresholds, dtype=float)
-    if cuts.ndim != 1 or not len(cuts) or not ((cuts > 0) & (cuts < 1)).all():
-        raise ValueError("Expected thresholds between 0 and 1. Received: others or none.")
     table = code_patients(scores)
     labels, probabilities = labels_and_probabilities(scores)
     positive = labels >= CUMULATIVE_TASKS[task]
@@ -362,8 +276,7 @@ def decision_curve(
         "treat_all": np.ones(len(labels)),
         "treat_none": np.zeros(len(labels)),
     }
-    for name, values in (comparators or {}).items():
-        strategies[name] = _checked_comparator(name, values, len(labels), set(strategies))
+    strategies |= {name: np.asarray(values) for name, values in (comparators or {}).items()}
     weights = bootstrap_weights(table.grade, num_resamples, np.random.default_rng(seed))
     return {
         "task": task,
@@ -375,19 +288,6 @@ def decision_curve(
             for name, score in strategies.items()
         },
     }
-
-
-def _checked_comparator(name: str, values: ArrayLike, num_rows: int, taken: set[str]) -> np.ndarray:
-    score = np.asarray(values, dtype=float)
-    if name in taken:
-        raise ValueError(f"Expected another name. Received: comparator={name!r}, already there.")
-    if score.shape != (num_rows,) or not ((score >= 0) & (score <= 1)).all():
-        raise ValueError(
-            f"Expected a probability from 0 to 1 for each of {num_rows} rows. Received: "
-            f"comparator={name!r}, shape={score.shape}. Fit `fit_index_probability` on "
-            "validation patients to turn an index into a probability."
-        )
-    return score
 
 
 def _net_benefit(

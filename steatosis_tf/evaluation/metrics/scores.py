@@ -224,6 +224,20 @@ def write_scores(table: pd.DataFrame, path: str | Path, *, validation: bool = Fa
         wide.to_csv(temporary, index=False, lineterminator="\n")
 
 
+def check_patients(scores: pd.DataFrame) -> None:
+    """Refuse a table of more than one row per patient, of whom each counts once.
+
+    Raises:
+        ValueError: if it has frames or repeats.
+    """
+    for column in ("frame_id", "repeat"):
+        if column in scores:
+            raise ValueError(
+                f"Expected scores of one row per patient. Received: a column {column}. Join "
+                "frames by patient_scores(), select one repeat."
+            )
+
+
 def check_same_patients(frame_scores: pd.DataFrame, patient_scores: pd.DataFrame) -> None:
     """Refuse two tables of one run that do not describe the same patients.
 
@@ -409,18 +423,3 @@ def checked_pair(labels: ArrayLike, probabilities: ArrayLike) -> tuple[np.ndarra
             f"Received: labels={len(known)}, probabilities={len(scores)}."
         )
     return known, scores
-
-
-def checked_matrix(matrix: ArrayLike) -> np.ndarray:
-    """`(4, 4)` int64 counts, or a ValueError."""
-    values = np.asarray(matrix)
-    if values.shape != (len(GRADES), len(GRADES)) or values.dtype.kind not in "iuf":
-        raise ValueError(
-            "Expected a 4 x 4 confusion matrix of counts, rows true. "
-            f"Received: shape={values.shape}, dtype={values.dtype}."
-        )
-    if not np.isfinite(values).all() or (values < 0).any() or (values != np.round(values)).any():
-        raise ValueError(f"Expected counts (whole, >= 0). Received: matrix={values.tolist()}.")
-    if not values.sum():
-        raise ValueError("Expected at least one count. Received: a matrix of zeros.")
-    return values.astype(np.int64)

@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import optimize, special
 from sklearn.metrics import log_loss
@@ -74,8 +73,6 @@ def test_degenerate_and_refused_input() -> None:
         fit_temperature([np.nan], [[0, 1, 0, 0]])
     with pytest.raises(ValueError, match="labels=2, probabilities=1"):
         fit_temperature([0, 1], [[0, 1, 0, 0]])
-    with pytest.raises(ValueError, match="temperature=0"):
-        apply_temperature([[0, 1, 0, 0]], 0)
 
 
 def test_coverage_risk_by_hand() -> None:
@@ -96,20 +93,6 @@ def test_coverage_risk_counts_the_grades_that_are_named() -> None:
     found = coverage_risk_curve([0, 1], scores, named=np.array([0, 1]))
     assert found["risk"] == pytest.approx([0, 0])
     assert coverage_risk_curve([0, 1], scores)["risk"] == pytest.approx([0, 1 / 2])
-
-
-def test_coverage_risk_with_another_confidence_and_refusals() -> None:
-    labels, scores = sample(0)
-    wrong = labels != scores.argmax(axis=1)
-    oracle = coverage_risk_curve(labels, scores, confidence=-wrong.astype(float))
-    assert oracle["risk"][0] == 0
-    assert oracle["area"] < coverage_risk_curve(labels, scores)["area"]
-    useless = coverage_risk_curve(labels, scores, confidence=np.zeros(len(labels)))
-    assert useless["area"] == pytest.approx(wrong.mean())
-    with pytest.raises(ValueError, match="finite confidence"):
-        coverage_risk_curve([0], [[1, 0, 0, 0]], confidence=[np.nan])
-    with pytest.raises(ValueError, match=r"confidence=\(2,\)"):
-        coverage_risk_curve([0], [[1, 0, 0, 0]], confidence=pd.Series([1.0, 2.0]))
 
 
 def test_calibration_slope_and_intercept() -> None:

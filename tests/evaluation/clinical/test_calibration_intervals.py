@@ -114,17 +114,3 @@ def test_the_truth_is_held_in_a_short_run():
 def test_the_truth_is_held(model, binning, num_patients):
     # 93 % less two standard errors of 200 studies.
     assert coverage(model, binning, num_patients, 200) >= 0.895
-
-
-@pytest.mark.parametrize(
-    ("happened", "probability", "options"),
-    [
-        ([1], [0.5], {"binning": "equal"}),
-        ([1], [0.5], {"num_bins": 0}),
-        ([1, 0], [0.5], {}),
-        ([], [], {}),
-    ],
-)
-def test_refusals(happened, probability, options):
-    with pytest.raises(ValueError, match="Expected binning out of equal_mass, equal_width"):
-        ece_interval(happened, probability, **options)

@@ -72,26 +72,3 @@ def test_index_curve_recovers_a_logistic_model() -> None:
     curve = fit_index_probability(index, positive)
     assert curve["intercept"] == pytest.approx(-6, rel=0.05)
     assert curve["slope"] == pytest.approx(5, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"task": "mild"}, "task='mild'"),
-        ({"thresholds": [0.0]}, "thresholds between 0 and 1"),
-        ({"comparators": {"index": [1.3] * 8}}, "comparator='index'.*fit_index_probability"),
-        ({"comparators": {"index": [0.3] * 7}}, r"shape=\(7,\)"),
-        ({"comparators": {"index": [np.nan] * 8}}, "probability from 0 to 1"),
-        ({"comparators": {"model": [0.3] * 8}}, "already there"),
-    ],
-)
-def test_refusals(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        decision_curve(TABLE, **arguments)
-
-
-def test_index_refusals() -> None:
-    with pytest.raises(ValueError, match="one side only"):
-        fit_index_probability([1.0, 2.0], [True, True])
-    with pytest.raises(ValueError, match="finite values"):
-        fit_index_probability([1.0, np.nan], [True, False])

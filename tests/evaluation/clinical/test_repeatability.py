@@ -83,13 +83,6 @@ def test_single_frames_say_so_instead_of_nan():
     assert (still["within_sd"], still["icc"]) == (0, None)
 
 
-def test_refusals():
-    with pytest.raises(ValueError, match="no p_mild"):
-        repeatability(_frames({"A": [0.0]}).drop(columns="p_mild"))
-    with pytest.raises(ValueError, match="finite probabilities"):
-        repeatability(_frames({"A": [0.0]}).assign(p_mild=np.nan))
-
-
 def test_a_limit_over_visits_by_hand():
     """Ten patients; nine pairs of visits 1 apart, one of two frames each: 0 and 2, mean 1."""
     patients = [f"P{k}" for k in range(9) for _ in range(2)] + ["P9"] * 4 + ["P10", "P10"]

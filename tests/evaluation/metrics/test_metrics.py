@@ -9,7 +9,6 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from steatosis_tf.evaluation.metrics.registry import compute_metrics
-from steatosis_tf.evaluation.metrics.scores import checked_matrix
 from steatosis_tf.grades import GRADES
 
 PAPER = [[272, 8, 0, 0], [7, 225, 18, 0], [0, 11, 244, 5], [0, 0, 3, 204]]
@@ -245,18 +244,3 @@ def test_fat_percent_refusals() -> None:
         compute_metrics([0, 1], scores, [1.0])
     with pytest.raises(ValueError, match="0 to 100 or NaN"):
         compute_metrics([0, 1], scores, [1.0, 101.0])
-
-
-@pytest.mark.parametrize(
-    ("matrix", "message"),
-    [
-        (np.zeros((4, 4)), "at least one count"),
-        (np.ones((3, 3)), "4 x 4"),
-        (np.full((4, 4), 0.5), "counts"),
-        (np.full((4, 4), -1), "counts"),
-        (np.full((4, 4), math.nan), "counts"),
-    ],
-)
-def test_matrix_refusals(matrix: np.ndarray, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        checked_matrix(matrix)
