@@ -18,10 +18,11 @@ from steatosis_tf.cohort.near_duplicates import training_hashes
 from steatosis_tf.deploy.bundle import open_bundle
 from steatosis_tf.deploy.bundle_write import seal_again
 from steatosis_tf.deploy.predict import open_model, predict
+from steatosis_tf.deploy.recalibrate import find_leakage
 from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.model.joint import decide
 from steatosis_tf.sources.phantom.study import simulate_patient
-from steatosis_tf.validation import find_leakage, validate
+from steatosis_tf.validation import validate
 
 #: A scanner that the phantoms' bundle takes for a stranger's.
 OTHER = {"gain_offset_db": 12.0, "tgc_offset_db_per_cm": 1.5, "dynamic_range_factor": 0.5}
@@ -209,11 +210,14 @@ def test_training_frames_are_told_by_the_manifest_of_the_run(phantom_bundle, stu
     table, grader = read_manifest(study), open_model(run_dir)
     learned = table["patient_id"].isin(["E00", "E05"])
     write_manifest(table[learned], run_dir / "manifest.csv")
-    found = find_leakage(grader, table, study, run_dir)
-    assert not found["passed"]
-    assert found["same_pixels"] == table.loc[learned, "frame_id"].tolist()
-    assert "frames are training frames of the model, of 2 patients in all" in found["text"]
-    for others, model in ((table[~learned], run_dir), (table, run_dir / "bundle"), (table, None)):
+    assert find_leakage(grader, table, study, run_dir)["passed"] is None  # somebody's manifest
+    (run_dir / "config.json").write_text("{}")
+    for model in (run_dir, run_dir / "bundle"):
+        found = find_leakage(grader, table, study, model)
+        assert not found["passed"]
+        assert found["same_pixels"] == table.loc[learned, "frame_id"].tolist()
+        assert "frames are training frames of the model, of 2 patients in all" in found["text"]
+    for others, model in ((table[~learned], run_dir), (table, phantom_bundle), (table, None)):
         assert find_leakage(grader, others, study, model)["passed"] is None
 
 

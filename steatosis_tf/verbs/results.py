@@ -221,11 +221,17 @@ def recalibrate(args: Namespace) -> Result:
     Example:
         steatosis recalibrate local/manifest.csv --output local_model
     """
-    from steatosis_tf.deploy.recalibrate import ENOUGH_PATIENTS
+    from steatosis_tf.cohort.manifest import read_manifest
+    from steatosis_tf.deploy.predict import open_model
+    from steatosis_tf.deploy.recalibrate import ENOUGH_PATIENTS, find_leakage
     from steatosis_tf.deploy.recalibrate import recalibrate as fit_locally
 
     says = fit_locally(args.model, args.manifest, args.output)
+    table = read_manifest(args.manifest)
+    leakage = find_leakage(open_model(args.model), table, args.manifest, args.model)
     text = f"{_recalibration_text(says, ENOUGH_PATIENTS)}\nmodel: {args.output}"
+    if leakage["passed"] is False:
+        text = f"{leakage['text']}\n{text}"
     text += f"\nnow: steatosis predict FRAMES --model {quote(str(args.output))}"
     return Result(says | {"model": args.output, "notice": NOTICE}, text)
 
@@ -266,7 +272,7 @@ def _recalibrate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "manifest", metavar="MANIFEST_CSV", help="local patients with grade, best with fat_percent"
     )
-    add_model_argument(parser, "BUNDLE")
+    add_model_argument(parser, "BUNDLE|RUN_DIR")
     parser.add_argument(
         "--output", required=True, type=OutputDir, metavar="MODEL",
         help="folder of the new bundle; a zip is written beside it",

@@ -14,10 +14,9 @@ from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.cohort.near_duplicates import training_hashes
 from steatosis_tf.deploy.bundle import find_faults, open_bundle
 from steatosis_tf.deploy.bundle_write import join_rule, taps_of
-from steatosis_tf.deploy.recalibrate import recalibrate
+from steatosis_tf.deploy.recalibrate import find_leakage, recalibrate
 from steatosis_tf.grades import grade_from_fat_percent
 from steatosis_tf.sources.phantom.study import simulate_patient
-from steatosis_tf.validation import find_leakage
 
 # Louder, steeper over depth, and harder in contrast than any scanner of the training phantoms.
 OTHER = {"gain_offset_db": 12.0, "tgc_offset_db_per_cm": 1.5, "dynamic_range_factor": 0.5}
@@ -133,9 +132,14 @@ def test_a_grade_that_no_local_patient_has_keeps_its_cut_off(
     some = table.loc[table["grade"].isin(["Mild", "Moderate"])]
     some = some.assign(path=[str(study.parent / path) for path in some["path"]])
     some.to_csv(tmp_path / "manifest.csv", index=False)
-    call = ["recalibrate", str(tmp_path / "manifest.csv"), "--model", str(phantom_bundle)]
+    run_dir = tmp_path / "run"  # which has learned from two of them
+    shutil.copytree(phantom_bundle, run_dir / "bundle")
+    some.iloc[:4].to_csv(run_dir / "manifest.csv", index=False)
+    (run_dir / "config.json").write_text("{}")
+    call = ["recalibrate", str(tmp_path / "manifest.csv"), "--model", str(run_dir)]
     assert cli.main([*call, "--output", str(tmp_path / "local")]) == 0
     said = capsys.readouterr().out
+    assert said.startswith("Leak: 4 frames are training frames of the model, of 2 patients")
     assert "no local patient is Normal or Severe: how such are graded here is not known" in said
     assert "No local patient is Severe: how such" in (tmp_path / "local" / "card.md").read_text()
     links = [open_bundle(path).joint.link for path in (phantom_bundle, tmp_path / "local")]
