@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,6 +204,13 @@ def train_and_score(
         steers the epochs. For the joint head the grading rule, which reads features of the
         backbone.
     """
+    fat = data.index.drop_duplicates("patient_id")["fat_percent"]
+    if config.model.head in CLOSED_FORM and 0 < (num_unknown := fat.isna().sum()) < len(fat):
+        print(
+            f"{num_unknown} of {len(fat)} patients have no fat_percent: the score is fitted to the "
+            "grades of all, and answers name no fat percent; without these patients it is of fat",
+            file=sys.stderr,
+        )
     nested = len(partitions) > 1
     logged = tracking.finished_children() if nested else set()
     tested, validated, histories = [], [], []
@@ -472,13 +480,14 @@ def _with_targets(examples: tf.data.Dataset, targets: np.ndarray) -> tf.data.Dat
 
 
 def _solve(data: StudyData, rows: np.ndarray) -> JointModel:
-    """Fit the rule in closed form; the target is fat percent, or the grade where one lacks it."""
+    """Fit the rule in closed form; the target is fat percent, or the grade where one lacks it: of
+    the whole study, since the scores of all folds stand in one table."""
     index = data.index.iloc[rows]
     parts = (Part(NETWORK),) if data.measured is None else (Part(NETWORK), _MEASURED_PART)
     inputs, patient_ids = _joint_inputs(data, rows), index["patient_id"].tolist()
     spreads = None if data.grey_spreads is None else data.grey_spreads[rows]
     known: dict[str, Any] = {"grades": [GRADES[label] for label in index["label"]]}
-    if index["fat_percent"].notna().all():
+    if data.index["fat_percent"].notna().all():
         known = {"fat_percent": index["fat_percent"].tolist()}
     return fit_joint(parts, inputs, patient_ids, grey_spreads=spreads, **known)
 

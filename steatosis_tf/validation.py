@@ -15,8 +15,7 @@ from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.deploy.bundle import Bundle
 from steatosis_tf.deploy.figures import draw_explanations
 from steatosis_tf.deploy.inputs import open_inputs
-from steatosis_tf.deploy.predict import Grader, answer_groups, open_model
-from steatosis_tf.deploy.recalibrate import find_leakage
+from steatosis_tf.deploy.predict import Grader, answer_groups, find_leakage, open_model
 from steatosis_tf.deploy.tables import TABLES, AnswerTables, count_answers
 from steatosis_tf.evaluation.clinical.calibration import evaluate_conformal
 from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, proportion

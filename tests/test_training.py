@@ -190,12 +190,17 @@ def test_a_run_goes_on_inside_a_fold_on_pixels(
     assert not backup.exists()  # the fold is kept in its place
 
 
-@pytest.mark.parametrize("kind", ["kfold", "holdout"])
-def test_a_solved_model_learns_from_whom_its_bundle_says(tmp_path, monkeypatch, kind):
-    """Of two folds all 16, the validating ones too, whom nothing waits for; of a hold-out 10."""
+@pytest.mark.parametrize(("kind", "num_unknown"), [("kfold", 0), ("holdout", 0), ("kfold", 1)])
+def test_a_solved_model_learns_from_whom_its_bundle_says(
+    tmp_path, monkeypatch, capsys, kind, num_unknown
+):
+    """Of two folds all 16, the validating ones too, whom nothing waits for; of a hold-out 10.
+
+    One patient without fat percent makes the grade the target of every fold."""
     (tmp_path / "no_folder").touch()
     monkeypatch.setenv("STEATOSIS_MLRUNS", str(tmp_path / "no_folder"))
     study = _study(tmp_path)
+    study.index.loc[: 2 * num_unknown - 1, "fat_percent"] = np.nan  # tested in the first fold
     names = sorted(set(study.index["patient_id"]))
     folds = [
         Partition("fold_0", frozenset(names[6:]), frozenset(names[4:6]), frozenset(names[:4])),
@@ -213,6 +218,10 @@ def test_a_solved_model_learns_from_whom_its_bundle_says(tmp_path, monkeypatch, 
     said = describe_training(run_dir)
     assert len(joint.calibration.left_out) == said["num_patients"] == {"kfold": 16}.get(kind, 10)
     assert said["num_frames"] == 2 * said["num_patients"]
+    assert joint.target == ("grade" if num_unknown else "sqrt_fat")
+    assert ("sqrt_fat" in pd.read_csv(run_dir / "frame_scores.csv")) == (not num_unknown)
+    said_so = "1 of 16 patients have no fat_percent: the score is fitted to the grades of all"
+    assert (said_so in capsys.readouterr().err) == bool(num_unknown)
 
 
 def test_sweep_refuses_what_it_does_not_do(tmp_path):

@@ -17,8 +17,7 @@ from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_ma
 from steatosis_tf.cohort.near_duplicates import training_hashes
 from steatosis_tf.deploy.bundle import open_bundle
 from steatosis_tf.deploy.bundle_write import seal_again
-from steatosis_tf.deploy.predict import open_model, predict
-from steatosis_tf.deploy.recalibrate import find_leakage
+from steatosis_tf.deploy.predict import find_leakage, open_model, predict
 from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.model.joint import decide
 from steatosis_tf.sources.phantom.study import simulate_patient

@@ -18,10 +18,8 @@ from sklearn.metrics import cohen_kappa_score
 from tqdm import tqdm
 
 from steatosis_tf.cohort.manifest import frame_path, read_manifest
-from steatosis_tf.cohort.near_duplicates import find_training_frames
 from steatosis_tf.deploy.bundle import Bundle, check_bundle_folder, is_bundle, open_bundle
 from steatosis_tf.deploy.bundle_write import seal_again
-from steatosis_tf.deploy.predict import Grader
 from steatosis_tf.files import file_sha256
 from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.model.joint import JointModel, decide
@@ -301,61 +299,3 @@ def _resamples(local: _Local) -> list[np.ndarray]:
 def _interval(value: float, drawn: np.ndarray) -> dict[str, float]:
     low, high = np.percentile(drawn, _INTERVAL)
     return {"value": float(value), "low": float(low), "high": float(high)}
-
-
-def find_leakage(
-    grader: Grader, table: pd.DataFrame, manifest_path: Path, model: str | Path | None
-) -> dict[str, Any]:
-    """Frames of a manifest that a model has learned from, as far as can be told.
-
-    Args:
-        grader: opened; a bundle may hold hashes of its training frames.
-        table: manifest of the frames that it is tested on.
-        manifest_path: where the manifest lies.
-        model: as given; a run directory, and one around the model, has a manifest of its own,
-            whose exact pixels are compared.
-
-    Returns:
-        `passed` (None if it is not known), `text`, and `frame_id` of each frame found under
-        `same_pixels` and `near_duplicate`.
-    """
-    training = grader.about["training"] if isinstance(grader, Bundle) else {}
-    fitted = grader.about.get("recalibration", {}) if isinstance(grader, Bundle) else {}
-    found: dict[str, Any] = {"same_pixels": [], "near_duplicate": []}
-    for known, how in ((training, "trained"), (fitted, "recalibrated")):
-        if known.get("manifest_sha256") == file_sha256(manifest_path):
-            text = f"Leak: this is the very manifest that the model was {how} on."
-            return found | {"passed": False, "text": text}
-    hashes = training.get("leak_hashes")
-    folders = [] if model is None else [Path(model), Path(model).parent]
-    runs = [one for one in folders
-            if (one / "config.json").is_file() and (one / "manifest.csv").is_file()]  # fmt: skip
-    if hashes is not None:
-        found |= find_training_frames(hashes, table, manifest_path)
-    elif runs:
-        known = set(read_manifest(runs[0] / "manifest.csv")["pixels_sha256"]) - {""}
-        found["same_pixels"] = table.loc[table["pixels_sha256"].isin(known), "frame_id"].tolist()
-    if hashes is None and not found["same_pixels"]:
-        text = (
-            "Leakage check: not possible. The model holds no hashes of its training frames (export "
-            "--leak-hashes). Whether it learned from a patient here is not known."
-        )
-        return found | {"passed": None, "text": text}
-    named = set(found["same_pixels"]) | set(found["near_duplicate"])
-    if not named and fitted:
-        text = (
-            "Leakage check: not possible. No frame is one that the model was trained on, but it "
-            f"was recalibrated on {fitted['num_patients']} local patients, whose frames it does "
-            "not know. Leave them out."
-        )
-        return found | {"passed": None, "text": text}
-    if not named:
-        text = "Leakage check: passed. No frame is one that the model was trained on, or like one."
-        return found | {"passed": True, "text": text}
-    who = table.loc[table["frame_id"].isin(named), "patient_id"].nunique()
-    alike = "" if hashes is None else f" {len(found['near_duplicate'])} more look like one,"
-    text = (
-        f"Leak: {len(found['same_pixels'])} frames are training frames of the model,{alike} of "
-        f"{who} patients in all. The figures flatter: leave these patients out."
-    )
-    return found | {"passed": False, "text": text}

@@ -14,7 +14,8 @@ from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.cohort.near_duplicates import training_hashes
 from steatosis_tf.deploy.bundle import find_faults, open_bundle
 from steatosis_tf.deploy.bundle_write import join_rule, taps_of
-from steatosis_tf.deploy.recalibrate import find_leakage, recalibrate
+from steatosis_tf.deploy.predict import find_leakage
+from steatosis_tf.deploy.recalibrate import recalibrate
 from steatosis_tf.grades import grade_from_fat_percent
 from steatosis_tf.sources.phantom.study import simulate_patient
 

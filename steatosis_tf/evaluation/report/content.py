@@ -318,7 +318,10 @@ def method(run: RunRecord) -> list[str]:
         f"painted out, and {cut}."
     ]
     if is_solved(config):
-        return [*sentences, "Training frames are taken as they are.", *_model(config)]
+        is_used = True if rows is None else (rows["grade"] != "") & rows["roi_height"].notna()
+        is_fat = rows is None or rows.loc[is_used, "fat_percent"].notna().all()
+        target = "of fat" if is_fat else "of the grade, since not every patient has a fat percent"
+        return [*sentences, "Training frames are taken as they are.", *_model(config, target)]
     given = config.get("augment", {})
     unused = ["rotation_deg", "zoom"] if view else ["depth_scale"]
     used = [f"{name}={value}" for name, value in given.items()
@@ -332,7 +335,7 @@ def method(run: RunRecord) -> list[str]:
     return sentences + _model(config)
 
 
-def _model(config: dict[str, Any]) -> list[str]:
+def _model(config: dict[str, Any], target: str = "") -> list[str]:
     model, train = config.get("model", {}), config.get("train", {})
     if "weights" not in model:
         return []
@@ -340,7 +343,7 @@ def _model(config: dict[str, Any]) -> list[str]:
     if is_solved(config):
         measured = " and measured features" if model["head"] == "joint" else ""
         return [f"{backbone}, frozen; a fit in closed form joins its features{measured} into one "
-                "score of fat, and cut-offs on that score give the grades."]  # fmt: skip
+                f"score {target}; cut-offs on that score give the grades."]  # fmt: skip
     epochs = train.get("fine_tune_epochs")
     learns = (
         f"of which the last stage is trained too, for {epochs} epochs" if epochs
