@@ -66,6 +66,10 @@ def main(argv: list[str] | None = None) -> int:
         rows = [row for row in found.values() if row]
         missing = [(method, task) for method in methods for task in method.tasks
                    if not found[method.name, task]]  # fmt: skip
+        if args.only and missing:  # on a fresh clone the page would lose all other rows
+            print(f"{args.output} is left as it is: {len(missing)} other results are not here. "
+                  f"Those of {args.only} are in {args.runs_dir}/table1/{args.only}.")  # fmt: skip
+            return int(bool(failed))
         write_page(rows, missing, study, args.output)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -98,7 +98,7 @@ def test_pixels_outside_the_sector_are_zero(small_manifest, tmp_path):
         assert roi[share == 1].mean() > 20
 
 
-def test_beam_space_gives_records_of_its_size(small_manifest, tmp_path):
+def test_beam_space_gives_records_of_its_size(small_manifest, tmp_path, monkeypatch):
     config = RoiConfig(method="beamspace", depth_px=96, num_beams=80)
     rectangles = small_manifest()
 
@@ -106,7 +106,9 @@ def test_beam_space_gives_records_of_its_size(small_manifest, tmp_path):
         return add_roi_columns(table, rectangles, config)
 
     manifest_path = small_manifest(beams)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     write_records(manifest_path, tmp_path / "beams")
+    assert not [*tmp_path.glob("*tfds")]  # which tensorflow-datasets would leave there
     table = read_manifest(manifest_path).set_index("frame_id")
     for example in read_records(tmp_path / "beams").as_numpy_iterator():
         path = table.at[example["frame_id"].decode(), "path"]

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import cohen_kappa_score
 
+from experiments.table1 import run_all
 from experiments.table1.classical import FittedPipeline, learnable_rows
 from experiments.table1.command_line import main
 from experiments.table1.document import write_page
@@ -120,3 +122,17 @@ def test_every_paper_has_methods_with_names_of_their_own() -> None:
     assert {"majority", "nearest", "chen2008", "istepanian2011_svm"} <= set(names)
     for method in methods:
         assert method.tasks[-1] == "four_grades", method.name
+
+
+def test_one_method_alone_leaves_a_page_of_all(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("subprocess.run", lambda command, **_: CompletedProcess(command, 0))
+    page = folder / "docs" / "of_all.md"
+    page.parent.mkdir(exist_ok=True)
+    page.write_text("17 rows")
+    arguments = ["--manifest", "manifest.csv", "--only", "majority", "--output", str(page)]
+    assert run_all.main(arguments) == 0
+    assert page.read_text() == "17 rows"
+    assert "is left as it is" in capsys.readouterr().out
