@@ -35,7 +35,7 @@ PROTOCOL = Config(
 
 HIDDEN = -1
 _NO_COVARIATE = (*MANIFEST_COLUMNS, *ROI_COLUMNS, "split", "roi_source", "roi_quality",
-                 "roi_reason", MARKS_COLUMN, "roi_view", SCALE_COLUMN,
+                 "roi_reason", "roi_code", MARKS_COLUMN, "roi_view", SCALE_COLUMN,
                  "roi_sector")  # fmt: skip
 
 

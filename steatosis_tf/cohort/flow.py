@@ -17,11 +17,9 @@ from matplotlib.patches import FancyBboxPatch
 from steatosis_tf.cohort.partition import SPLITS, Partition, split_table
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import GRADES, NOTICE
-from steatosis_tf.sources.rejection import KINDS, REASONS
+from steatosis_tf.sources.rejection import KINDS
 from steatosis_tf.sources.tables import kinds_of, read_rejected
 
-# What `roi` has refused with a sentence of the registry is counted as that.
-_CODES = {sentence: code for code, sentence in REASONS.items()}
 _INK, _FAINT, _LINE, _FILL, _ASIDE = "#222222", "#6b6b6b", "#5b6b7b", "#eef3f8", "#fbf3e6"
 _WIDTH_IN = 9.0
 _ROW_IN = 0.20  # height of a line of text
@@ -82,11 +80,10 @@ def write_cohort(
     if "frame_id" in before:  # of a run whose manifest is used again: these are in the manifest
         before = before.loc[~before["frame_id"].isin(frame_table["frame_id"])]
     before = before[["patient_id", "reason", "code"]]
-    rejected = frame_table.loc[
-        frame_table["roi_height"].isna(), ["frame_id", "patient_id", "roi_reason"]
+    rejected = frame_table.assign(reason=frame_table["roi_reason"], code=_roi_codes(frame_table))
+    rejected = rejected.loc[
+        frame_table["roi_height"].isna(), ["frame_id", "patient_id", "reason", "code"]
     ]
-    rejected = rejected.rename(columns={"roi_reason": "reason"})
-    rejected["code"] = rejected["reason"].map(_CODES).fillna("no_roi")
     with replacing(folder / "rejected.csv") as temporary:
         pd.concat([before.assign(frame_id=""), rejected])[rejected.columns].to_csv(
             temporary, index=False
@@ -129,10 +126,17 @@ def _reasons_to_leave_aside(frame_table: pd.DataFrame, partitions: list[Partitio
     reasons[~frame_table["patient_id"].isin(used)] = "in no part of the split"
     if "roi_height" in frame_table.columns:
         without = frame_table["roi_height"].isna()
-        told = frame_table.get("roi_reason", reasons)[without]
-        reasons[without] = told.map(_CODES).fillna("no_roi").map(KINDS)
+        reasons[without] = _roi_codes(frame_table)[without].map(KINDS)
     reasons[frame_table["grade"] == ""] = "no grade"
     return reasons
+
+
+def _roi_codes(frame_table: pd.DataFrame) -> pd.Series:
+    """What `roi` refused each frame for; a person's rejection and an older manifest name none."""
+    unnamed = pd.Series("", index=frame_table.index)
+    codes = frame_table.get("roi_code", unnamed)
+    is_persons = frame_table.get("roi_source", unnamed) == "person"
+    return codes.where(codes.isin(KINDS) & ~is_persons, "no_roi")
 
 
 def _parts(analysed: pd.DataFrame, partitions: list[Partition]) -> tuple[Part, ...]:

@@ -21,7 +21,7 @@ ROI_COLUMNS = ("roi_top", "roi_left", "roi_height", "roi_width")
 #: Names that the manifest gives, and what only our own steps and a person's review may say.
 RESERVED = (
     "frame_id", "pixels_sha256", "row", "fault", "split",
-    "roi_quality", "roi_marks", "roi_px_per_cm", *DECISION_COLUMNS[len(ROI_COLUMNS) :],
+    "roi_quality", "roi_code", "roi_marks", "roi_px_per_cm", *DECISION_COLUMNS[len(ROI_COLUMNS) :],
 )  # fmt: skip
 
 _WORDS = {

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
 _ANSWER_COLUMNS = [
-    *ROI_COLUMNS, "roi_quality", "roi_reason", MARKS_COLUMN, VIEW_COLUMN, SECTOR_COLUMN,
+    *ROI_COLUMNS, "roi_quality", "roi_reason", "roi_code", MARKS_COLUMN, VIEW_COLUMN, SECTOR_COLUMN,
 ]  # fmt: skip
 
 # A killed run loses at most this many proposals, or a twentieth of a large study, because the
@@ -134,8 +134,9 @@ def add_roi_columns(
 
     Returns:
         the table with `roi_top, roi_left, roi_height, roi_width` (px of the full frame, empty
-        where there is no proposal), `roi_source`, `roi_quality`, `roi_reason`, `roi_view` (what
-        the model sees, see `views.input_shape`) and `roi_sector`.
+        where there is no proposal), `roi_source`, `roi_quality`, `roi_reason`, `roi_code` (of
+        `rejection.REASONS`, where there is no proposal), `roi_view` (what the model sees, see
+        `views.input_shape`) and `roi_sector`.
     """
     table = _without_other_kinds(with_roi_columns(frame_table), config)
     for _ in _propose(table, manifest_path, config, options, hashes_path, crops_dir):
@@ -226,7 +227,7 @@ def with_roi_columns(frame_table: pd.DataFrame) -> pd.DataFrame:
     for name in ("roi_quality", MARKS_COLUMN):
         if name not in table.columns:
             table[name] = np.nan
-    for name in ("roi_reason", VIEW_COLUMN, SECTOR_COLUMN):
+    for name in ("roi_reason", "roi_code", VIEW_COLUMN, SECTOR_COLUMN):
         if name not in table.columns:
             table[name] = ""
     return table
@@ -346,8 +347,8 @@ def _answer(
         fan = persons_fan(digest, cell)
         roi = propose_roi(frame, config, fan)
     except ValueError as error:
-        unknown = [None, None, None, None, np.nan, str(error), np.nan, config.view, cell]
-        return unknown, "", ""
+        reason = [str(error), getattr(error, "code", "no_roi")]
+        return [None, None, None, None, np.nan, *reason, np.nan, config.view, cell], "", ""
     box = roi.rectangle
     cell = sector_cell(roi.sector.fan, digest, by_person=fan is not None)
     sides = [box.top, box.left, box.height, box.width]
@@ -355,7 +356,7 @@ def _answer(
         crop = model_input(frame, roi.sector.fan, box, config.view, roi.overlay_mask)
         _crop_path(crops_dir, digest, box, config.view, cell).write_bytes(crop.tobytes())
     marks = round(overlay_fraction(roi.overlay_mask, roi.sector.mask), _MARKS_DIGITS)
-    cells = [*sides, roi.quality, roi.reason, marks, config.view, cell]
+    cells = [*sides, roi.quality, roi.reason, "", marks, config.view, cell]
     return cells, digest, perceptual_hash(frame).tobytes().hex() if is_hashed else ""
 
 

@@ -257,8 +257,11 @@ def _recalibration_text(says: dict[str, Any], enough: int) -> str:
             before, after = says[name]
             lines.append(f"{name.replace('_', ' ')}: {before:.2f} before, {after:.2f} after, "
                          "left-out patients")  # fmt: skip
-    before, after = (round(kappa, 2) for kappa in says["quadratic_kappa"])  # as they are printed
-    if after < before:
+    kappa, accuracy = (
+        round(after, 2) - round(before, 2)  # as they are printed
+        for before, after in (says["quadratic_kappa"], says["accuracy"])
+    )
+    if kappa < 0 and accuracy <= 0:  # more grades right at a kappa a little lower is no loss
         lines.append("grades agree less with the labels than before: check labels and view, and "
                      "keep the model as it was where it graded these patients")  # fmt: skip
     if absent := [grade for grade, many in says["by_grade"].items() if not many]:

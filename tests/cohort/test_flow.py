@@ -13,7 +13,6 @@ from steatosis_tf.cohort.partition import Partition
 from steatosis_tf.cohort.splits import make_partitions
 from steatosis_tf.config import SplitConfig
 from steatosis_tf.grades import NOTICE
-from steatosis_tf.sources.rejection import REASONS
 from steatosis_tf.sources.tables import kinds_of, read_rejected
 
 
@@ -28,7 +27,7 @@ def flow_of_a_study(study, tmp_path):
     build_manifest(labels, tmp_path / "manifest.csv")
     table = read_manifest(tmp_path / "manifest.csv")
     table["roi_height"] = pd.array([100, None, 100, 100, 100, 100], dtype="Int64")
-    table["roi_reason"] = ["", REASONS["two_pictures"], "", "", "", ""]
+    table["roi_code"] = ["", "two_pictures", "", "", "", ""]
     rejected = pd.read_csv(tmp_path / "manifest.rejected.csv", dtype=str, keep_default_na=False)
     partition = Partition(
         "holdout", frozenset({"P1"}), frozenset({"P2"}), frozenset({"P3"}), frozenset({"P5"})

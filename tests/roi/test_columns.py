@@ -66,6 +66,7 @@ def test_every_frame_gets_a_roi_or_a_reason(fan_manifest):
     pd.testing.assert_frame_equal(found[before.columns], before)
     assert list(found["roi_source"]) == ["auto"] * 3
     assert list(found["roi_reason"][:2]) == ["", ""]
+    assert list(found["roi_code"]) == ["", "", "no_roi"]
     assert "sector" in found["roi_reason"][2] or "black" in found["roi_reason"][2]
     assert found.loc[2, _BOX].isna().all()
     for row in found[:2].to_dict("records"):
@@ -233,6 +234,7 @@ def test_frame_that_cannot_be_read_gets_its_reason(fan_manifest):
     (fan_manifest.parent.parent / "frames" / "a.png").write_bytes(b"")
     found = add_roi_columns(read_manifest(fan_manifest), fan_manifest, SECTOR)
     assert found.at[0, "roi_reason"] == "empty file (0 bytes)"
+    assert found.at[0, "roi_code"] == "empty_frame_file"
     assert pd.isna(found.at[0, "roi_top"])
     assert found.at[1, "roi_height"] > 0
 
