@@ -175,10 +175,11 @@ def _is_two(frames: list[np.ndarray], border_seen: float) -> bool:
     """Whether two sectors stand side by side where one fan shows so much border."""
     still = to_grey(frames[0])
     if len(frames) > 1:
-        still = np.median([to_grey(frame) for frame in frames], axis=0)
+        still = np.median([to_grey(frame) for frame in frames], axis=0).astype(np.float32)
     width = still.shape[1]
-    columns = still.mean(axis=0, dtype=np.float32)
-    columns = cv2.GaussianBlur(columns[None], (0, 0), max(1.0, width / 100))[0]
+    # Sums of grey levels are whole in float32; a mean of NumPy takes four times as long.
+    columns = cv2.reduce(still, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32F) / np.float32(len(still))
+    columns = cv2.GaussianBlur(columns, (0, 0), max(1.0, width / 100))[0]
     columns -= columns.min()
     first, last = (int(share * width) for share in _MIDDLE)
     gap = first + int(columns[first:last].argmin())

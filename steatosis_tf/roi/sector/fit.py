@@ -112,21 +112,21 @@ def fit_fan(bright: np.ndarray) -> tuple[Fan, float, float]:
     border = _find_border(bright)
     fits = []
     for fan in _candidates(border, bright):
-        aligned, gain = _num_aligned(fan, bright), _score(fan, bright)
+        aligned, (gain, num_inside) = _num_aligned(fan, bright), _score(fan, bright)
         skew = min(1.0, abs(fan.left_deg + fan.right_deg) / _FULL_SKEW_DEG)
-        fits.append((gain + _EDGE_GAIN * aligned - _SKEW_COST * skew, gain, aligned, fan))
+        total = gain + _EDGE_GAIN * aligned - _SKEW_COST * skew
+        fits.append((total, gain / max(1, num_inside), aligned / _NUM_SAMPLES, fan))
         if aligned > _SURE_SHARE * _NUM_SAMPLES:
             break
-    _, gain, aligned, best = max(fits, key=lambda fit: fit[0])
-    num_inside = cv2.countNonZero(best.mask(bright.shape).view(np.uint8))
-    return best, gain / max(1, num_inside), aligned / _NUM_SAMPLES
+    _, gain_per_px, seen, best = max(fits, key=lambda fit: fit[0])
+    return best, gain_per_px, seen
 
 
 def _candidates(border: _Border, bright: np.ndarray) -> Iterator[Fan]:
     """Refined fans, the likeliest first, each when it is asked for: mostly the first will do."""
     symmetric, skewed = _guess_fans(border)
     ends = _straight_ends(border)
-    symmetric = _distinct(sorted(symmetric, key=lambda fan: -_score(fan, bright)))
+    symmetric = _distinct(sorted(symmetric, key=lambda fan: -_score(fan, bright)[0]))
     for guesses, symmetry in ((symmetric, _SYMMETRY), (skewed, _WEAK_SYMMETRY)):
         for guess in guesses:
             yield _with_cuts(_refine(guess, bright, symmetry), ends, bright)
@@ -151,12 +151,13 @@ def _distinct(fans: list[Fan]) -> list[Fan]:
     return kept
 
 
-def _score(fan: Fan, bright: np.ndarray) -> float:
-    """Log-likelihood gain of a fan over an empty frame, in nats."""
+def _score(fan: Fan, bright: np.ndarray) -> tuple[float, int]:
+    """Log-likelihood gain of a fan over an empty frame, in nats, and the px inside the fan."""
     inside = fan.mask(bright.shape).view(np.uint8)
     num_inside = cv2.countNonZero(inside)
     num_bright = cv2.countNonZero(cv2.bitwise_and(inside, bright))
-    return _LOG_BRIGHT_INSIDE * num_bright + _LOG_DARK_INSIDE * (num_inside - num_bright)
+    gain = _LOG_BRIGHT_INSIDE * num_bright + _LOG_DARK_INSIDE * (num_inside - num_bright)
+    return gain, num_inside
 
 
 def _refine(fan: Fan, bright: np.ndarray, symmetry: float) -> Fan:
