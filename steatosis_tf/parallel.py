@@ -72,7 +72,7 @@ def map_on_cores(
 
 
 def map_in_threads(
-    work: Callable[[Item], Outcome], items: Sequence[Item], description: str
+    work: Callable[[Item], Outcome], items: Sequence[Item], description: str, unit: str = "frame"
 ) -> Iterator[Outcome]:
     """As `map_on_cores`, for work that is mostly outside Python's lock, as decoding is.
 
@@ -80,7 +80,7 @@ def map_in_threads(
     """
     with (
         ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
-        tqdm(total=len(items), desc=description, unit="frame", disable=not items) as bar,
+        tqdm(total=len(items), desc=description, unit=unit, disable=not items) as bar,
     ):
         for start in range(0, len(items), PART_ITEMS):
             for outcome in pool.map(work, items[start : start + PART_ITEMS]):

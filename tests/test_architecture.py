@@ -24,7 +24,7 @@ ROOMS = {
     "tracking": "grades files",
     "unfinished": "files config environment",
     "parallel": "files",
-    "sources": "grades files environment",
+    "sources": "grades files environment parallel",
     "cohort": "grades files config parallel sources",
     "roi": "files config parallel sources cohort",
     "quantitative": "files parallel sources cohort roi",

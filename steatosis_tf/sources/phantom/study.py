@@ -17,17 +17,18 @@ the way a sonographer does, until the picture looks well lit, so mean brightness
 import math
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from steatosis_tf.files import BEING_WRITTEN, clear_abandoned, replacing
+from steatosis_tf.parallel import map_in_threads
 from steatosis_tf.sources.phantom.scene import (
     CORTEX,
     LIVER,
@@ -303,36 +304,44 @@ def _fill_frames(
 def _write_study(folder: Path, num_patients: int, frames_per_patient: int, seed: int) -> None:
     study_seed, *patient_seeds = np.random.SeedSequence(seed).spawn(num_patients + 1)
     fat_percents = _draw_fat_percents(np.random.default_rng(study_seed), num_patients)
-    label_rows, truth_rows = [], []
-    patients = zip(fat_percents, patient_seeds, strict=True)
-    progress = tqdm(patients, "phantoms", num_patients, file=sys.stderr, unit="patient")
-    for number, (fat_percent, patient_seed) in enumerate(progress, start=1):
-        patient_id = f"SIM{number:0{max(3, len(str(num_patients)))}d}"
-        frames, truth = simulate_patient(
-            fat_percent,
-            num_frames=frames_per_patient,
-            generator=np.random.default_rng(patient_seed),
-        )
-        for index, frame in enumerate(frames):
-            path = f"images/{patient_id}_F{index:02d}.png"
-            _, png = cv2.imencode(".png", frame, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-            with replacing(folder / path) as temporary:
-                temporary.write_bytes(png.tobytes())
-            label_rows.append(
-                {
-                    "path": path,
-                    "patient_id": patient_id,
-                    "fat_percent": fat_percent,
-                    "simulated": True,
-                    "frame_index": index,
-                    "scanner": "phantom-convex",
-                    "depth_mm": round(truth.depth_mm),
-                }
-            )
-            truth_rows.append({"path": path, "patient_id": patient_id, **truth.as_row()})
-    for name, rows in (("truth", truth_rows), ("labels", label_rows)):
+    digits = max(3, len(str(num_patients)))
+    ids = [f"SIM{number:0{digits}d}" for number in range(1, num_patients + 1)]
+    work = partial(_write_patient, folder, frames_per_patient)
+    patients = list(zip(ids, fat_percents, patient_seeds, strict=True))
+    written = list(map_in_threads(work, patients, "phantoms", unit="patient"))
+    for column, name in enumerate(("labels", "truth")):
+        rows = [row for tables in written for row in tables[column]]
         with replacing(folder / f"{name}.csv") as temporary:
             pd.DataFrame(rows).to_csv(temporary, index=False)
+
+
+def _write_patient(
+    folder: Path, num_frames: int, patient: tuple[str, int, np.random.SeedSequence]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Write the frames of a patient; their rows of `labels.csv` and of `truth.csv`."""
+    patient_id, fat_percent, seed = patient
+    frames, truth = simulate_patient(
+        fat_percent, num_frames=num_frames, generator=np.random.default_rng(seed)
+    )
+    label_rows, truth_rows = [], []
+    for index, frame in enumerate(frames):
+        path = f"images/{patient_id}_F{index:02d}.png"
+        _, png = cv2.imencode(".png", frame, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        with replacing(folder / path) as temporary:
+            temporary.write_bytes(png.tobytes())
+        label_rows.append(
+            {
+                "path": path,
+                "patient_id": patient_id,
+                "fat_percent": fat_percent,
+                "simulated": True,
+                "frame_index": index,
+                "scanner": "phantom-convex",
+                "depth_mm": round(truth.depth_mm),
+            }
+        )
+        truth_rows.append({"path": path, "patient_id": patient_id, **truth.as_row()})
+    return label_rows, truth_rows
 
 
 def _draw_fat_percents(generator: np.random.Generator, num_patients: int) -> list[int]:
