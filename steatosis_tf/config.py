@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +22,41 @@ def _require(condition: bool, expected: str, **received: object) -> None:
         raise ValueError(f"Expected {expected}. Received: {values}.")
 
 
+# What a number has to be, whether one is so, and the settings that are.
+_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("in (0, 1)", lambda x: 0 < x < 1,
+     "split.test_fraction split.validation_fraction train.plateau_factor"),
+    ("of 2 or more", lambda x: x >= 2, "split.folds"),
+    ("of 1 or more", lambda x: x >= 1,
+     "split.repeats model.hidden_units train.epochs train.batch_size train.plateau_patience"),
+    ("of 32 or more", lambda x: x >= 32, "roi.depth_px roi.num_beams"),
+    ("from 0 to 45", lambda x: 0 <= x <= 45, "augment.rotation_deg"),
+    ("from 0 to 0.5", lambda x: 0 <= x < 0.5,
+     "augment.zoom augment.depth_scale augment.dynamic_range"),
+    ("from 0 to 128 grey levels", lambda x: 0 <= x <= 128, "augment.gain augment.gain_slope"),
+    ("in [0, 1)", lambda x: 0 <= x < 1, "model.dropout"),
+    ("of 0 or more", lambda x: 0 <= x < math.inf,
+     "train.weight_decay train.views train.fine_tune_epochs"),
+    ("over 0", lambda x: 0 < x < math.inf, "train.learning_rate train.fine_tune_learning_rate"),
+)  # fmt: skip
+
+
+class _Stage:
+    """Checks each setting of a stage by itself when it is built."""
+
+    def __post_init__(self) -> None:
+        stage = type(self).__name__.removesuffix("Config").lower()
+        for name, kind in typing.get_type_hints(type(self)).items():
+            value, choices = getattr(self, name), typing.get_args(kind)
+            _require(not choices or value in choices,
+                     f"{stage}.{name} out of {', '.join(choices)}", **{name: value})  # fmt: skip
+            for words, is_so, settings in _RANGES:
+                if f"{stage}.{name}" in settings.split():
+                    _require(is_so(value), f"{stage}.{name} {words}", **{name: value})
+
+
 @dataclass(frozen=True)
-class SplitConfig:
+class SplitConfig(_Stage):
     """How patients are divided. `kind` holdout: once; kfold: every patient tested once in each
     of `repeats` rounds of `folds` groups; lopo: leave one patient out; logo: leave one value of
     the manifest column `column` out (a scanner, a site); temporal: train on the past and test on
@@ -38,20 +72,13 @@ class SplitConfig:
     column: str = ""
 
     def __post_init__(self) -> None:
-        kinds = typing.get_args(typing.get_type_hints(type(self))["kind"])
-        _require(self.kind in kinds, f"split.kind out of {', '.join(kinds)}", kind=self.kind)
-        _require(0 < self.test_fraction < 1, "split.test_fraction in (0, 1)",
-                 test_fraction=self.test_fraction)  # fmt: skip
-        _require(0 < self.validation_fraction < 1, "split.validation_fraction in (0, 1)",
-                 validation_fraction=self.validation_fraction)  # fmt: skip
+        super().__post_init__()
         _require(
             self.test_fraction + self.validation_fraction < 1,
             "test and validation fractions that leave patients to train on",
             test_fraction=self.test_fraction,
             validation_fraction=self.validation_fraction,
         )
-        _require(self.folds >= 2, "split.folds of 2 or more", folds=self.folds)
-        _require(self.repeats >= 1, "split.repeats of 1 or more", repeats=self.repeats)
         _require(self.repeats == 1 or self.kind == "kfold", "split.repeats with split.kind=kfold",
                  repeats=self.repeats, kind=self.kind)  # fmt: skip
         _require(
@@ -86,7 +113,7 @@ class SplitConfig:
 
 
 @dataclass(frozen=True)
-class RoiConfig:
+class RoiConfig(_Stage):
     """What the model sees. `method` liver: the best rectangle of parenchyma; sector: the middle of
     the sector below the near field; beamspace: the whole sector, `depth_px` rows along the beams
     and `num_beams` columns across them. `sector_fallback` takes the second where the first finds
@@ -98,12 +125,7 @@ class RoiConfig:
     num_beams: int = 320
 
     def __post_init__(self) -> None:
-        methods = typing.get_args(typing.get_type_hints(type(self))["method"])
-        _require(self.method in methods, f"roi.method out of {', '.join(methods)}",
-                 method=self.method)  # fmt: skip
-        _require(min(self.depth_px, self.num_beams) >= 32,
-                 "roi.depth_px and roi.num_beams of 32 or more",
-                 depth_px=self.depth_px, num_beams=self.num_beams)  # fmt: skip
+        super().__post_init__()
         is_beamspace = self.method == "beamspace"
         _require(is_beamspace or (self.depth_px, self.num_beams) == (384, 320),
                  "roi.depth_px and roi.num_beams with roi.method=beamspace, and only there",
@@ -121,7 +143,7 @@ class RoiConfig:
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(_Stage):
     """Random changes of training frames. Never a vertical flip: the near field stays on top.
 
     `rotation_deg` and `zoom` change a rectangle and have no meaning in beam space; `depth_scale`
@@ -138,16 +160,6 @@ class AugmentConfig:
     gain_slope: float = 0.0
     dynamic_range: float = 0.0
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        _require(0 <= self.rotation_deg <= 45, "augment.rotation_deg from 0 to 45",
-                 rotation_deg=self.rotation_deg)  # fmt: skip
-        for name in ("zoom", "depth_scale", "dynamic_range"):
-            _require(0 <= getattr(self, name) < 0.5, f"augment.{name} from 0 to 0.5",
-                     **{name: getattr(self, name)})  # fmt: skip
-        for name in ("gain", "gain_slope"):
-            _require(0 <= getattr(self, name) <= 128, f"augment.{name} from 0 to 128 grey levels",
-                     **{name: getattr(self, name)})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -202,7 +214,7 @@ CLOSED_FORM: tuple[HeadKind, ...] = ("linear", "joint")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(_Stage):
     """Backbone and head. `weights` of the backbone is "imagenet", "random" or a file's path;
     `normalize_gain` takes each frame's mean grey level out, `normalize_features` standardises the
     features by the training part. `head` softmax: four grades without order; ordinal: one score
@@ -223,6 +235,7 @@ class ModelConfig:
     head: HeadKind = "softmax"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.backbone in BACKBONES, f"model.backbone out of {', '.join(BACKBONES)}",
                  backbone=self.backbone)  # fmt: skip
         _require(self.pooling == "global" or self.backbone == "efficientnet_lite0",
@@ -230,13 +243,10 @@ class ModelConfig:
                  pooling=self.pooling, backbone=self.backbone)  # fmt: skip
         _require(bool(self.weights), 'model.weights "imagenet", "random" or a path',
                  weights=self.weights)  # fmt: skip
-        _require(self.hidden_units >= 1, "model.hidden_units of 1 or more",
-                 hidden_units=self.hidden_units)  # fmt: skip
-        _require(0 <= self.dropout < 1, "model.dropout in [0, 1)", dropout=self.dropout)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Stage):
     """Fitting of the head. `views` = 0 augments online in every epoch; `views` = K draws each
     frame from K stored augmented views, so that the backbone runs K times instead of `epochs`.
     `store_dtype` of what is kept on disk: float32, so that a head on stored features and the whole
@@ -263,41 +273,22 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "plateau_patience"):
-            _require(getattr(self, name) >= 1, f"train.{name} of 1 or more",
-                     **{name: getattr(self, name)})  # fmt: skip
-        _require(0 < self.learning_rate < math.inf, "train.learning_rate over 0",
-                 learning_rate=self.learning_rate)  # fmt: skip
-        _require(0 <= self.weight_decay < math.inf, "train.weight_decay of 0 or more",
-                 weight_decay=self.weight_decay)  # fmt: skip
-        _require(0 < self.plateau_factor < 1, "train.plateau_factor in (0, 1)",
-                 plateau_factor=self.plateau_factor)  # fmt: skip
-        _require(self.views >= 0, "train.views of 0 or more", views=self.views)
+        super().__post_init__()
         _require(self.views >= 1 or self.sampling == "frames",
                  "train.views of 1 or more with train.sampling=patients, which draws stored copies",
                  views=self.views)  # fmt: skip
-        _require(self.fine_tune_epochs >= 0, "train.fine_tune_epochs of 0 or more",
-                 fine_tune_epochs=self.fine_tune_epochs)  # fmt: skip
         _require(self.views >= 1 or not self.fine_tune_epochs,
                  "train.views of 1 or more with train.fine_tune_epochs, which reads stored maps",
                  views=self.views)  # fmt: skip
-        _require(0 < self.fine_tune_learning_rate < math.inf,
-                 "train.fine_tune_learning_rate over 0",
-                 fine_tune_learning_rate=self.fine_tune_learning_rate)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(_Stage):
     """How frames become a patient, fixed before the test part is seen. `log_odds` averages the log
     odds of at most each grade, which for the heads in closed form is their own rule: the score of
     the mean of a patient's frames (model/joint.py)."""
 
     aggregation: Literal["mean", "log_odds", "median", "trimmed_mean", "vote"] = "mean"
-
-    def __post_init__(self) -> None:
-        known = typing.get_args(typing.get_type_hints(type(self))["aggregation"])
-        _require(self.aggregation in known, f"evaluation.aggregation out of {', '.join(known)}",
-                 aggregation=self.aggregation)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -488,9 +479,7 @@ def _text(value: object) -> str:
 
 def _parse(name: str, kind: Any, text: str) -> Any:
     if typing.get_origin(kind) is Literal:
-        choices = typing.get_args(kind)
-        _require(text in choices, f"{name} out of {', '.join(choices)}", **{name: text})
-        return text
+        return text  # its stage knows the choices
     if kind is bool:
         _require(text.lower() in ("true", "false"), f"{name} true or false", **{name: text})
         return text.lower() == "true"
