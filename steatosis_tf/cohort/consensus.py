@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.labels import read_grade_map, read_grades, read_table
+from steatosis_tf.cohort.labels import read_grade_map, read_grades, read_table, with_our_names
 from steatosis_tf.evaluation.metrics.weighted import kappas
 from steatosis_tf.files import check_output
 from steatosis_tf.grades import GRADES
@@ -24,7 +24,7 @@ from steatosis_tf.sources.tables import read_spreadsheet, write_spreadsheet
 Rule = Literal["majority", "median", "unanimous"]
 RULES = ("majority", "median", "unanimous")
 UNREAD = -1  # label of a patient whom a reader has not graded
-_REPEAT = "_repeat"
+_REPEAT, _HOSPITALS_ID = "_repeat", "original_patient_id"
 _MIN_PATIENTS = 10  # of a kappa whose interval is told
 
 
@@ -52,6 +52,7 @@ class KappaInterval:
 class ConsensusSummary:
     """How the readers agreed and what came of it; all counts are patients.
 
+    `joined_by` is what the output names patients by where it has no `path`, else "".
     `pairwise_kappa` is between two readers, `repeat_kappa` of a reader with themselves.
     """
 
@@ -68,6 +69,7 @@ class ConsensusSummary:
     pairwise_kappa: dict[str, KappaInterval]
     repeat_kappa: dict[str, KappaInterval]
     adjudicate_path: str
+    joined_by: str
 
 
 def build_consensus(
@@ -82,8 +84,9 @@ def build_consensus(
 
     Args:
         labels_path: label table with `path, patient_id, reader_1 .. reader_n`, grade names or
-            empty cells; where patients were read twice also `reader_1_repeat` and so on.
-        output_path: label table with `grade` to write, in the same folder, because `path` is
+            empty cells; where patients were read twice also `reader_1_repeat` and so on. Without
+            `path` it gives a table of grades to join, by `patient_id` or `original_patient_id`.
+        output_path: table with `grade` to write, in the same folder where it has `path`, which is
             relative to it. `adjudicate.csv` is written beside it, and read if it is there.
         rule: "majority" the grade most readers gave; "median" the middle one; "unanimous" only
             where all agree. Ties, spreads over one grade, and patients whom one reader alone has
@@ -98,8 +101,8 @@ def build_consensus(
     if rule not in RULES:
         raise ValueError(f"Expected a rule out of {', '.join(RULES)}. Received: rule={rule!r}.")
     adjudicate_path = output_path.parent / "adjudicate.csv"
-    _check_places(labels_path, output_path, adjudicate_path)
-    table = read_table(labels_path)
+    table, own = _read_readers(labels_path)
+    _check_places(labels_path, output_path, adjudicate_path, has_paths="path" in table.columns)
     readers = _readers(labels_path.name, table)
     grade_map = read_grade_map(grade_map_path) if grade_map_path else {}
     repeats = [reader + _REPEAT for reader in readers if reader + _REPEAT in table.columns]
@@ -122,16 +125,33 @@ def build_consensus(
     contested += [row for patient, row in settled.items() if patient not in readings]
 
     table["grade"] = table["patient_id"].map({p: grade for p, (grade, _) in outcomes.items()})
-    write_spreadsheet(table.drop(columns=["row", "fault", "fat_percent"]), output_path)
+    joined_by = "" if "path" in table.columns else own
+    if joined_by:  # one answer for each patient
+        graded = table[["patient_id", "grade"]].drop_duplicates().set_axis([own, "grade"], axis=1)
+    else:
+        graded = table.drop(columns=["row", "fault", "fat_percent"])
+    write_spreadsheet(graded, output_path)
     write_contested(adjudicate_path, readers, contested)
     columns = [*readers, *repeats]
     matrix = np.array(list(every.values()), dtype=int).reshape(len(every), len(columns))
     labels_of = pd.DataFrame(matrix, columns=columns)
-    return _summary(rule, readers, list(outcomes.values()), labels_of, adjudicate_path)
+    return _summary(rule, readers, list(outcomes.values()), labels_of, adjudicate_path, joined_by)
 
 
-def _check_places(labels_path: Path, output_path: Path, adjudicate_path: Path) -> None:
-    if output_path.resolve().parent != labels_path.resolve().parent:
+def _read_readers(labels_path: Path) -> tuple[pd.DataFrame, str]:
+    """The table, and what it calls its `patient_id`."""
+    table = with_our_names(labels_path)
+    if "path" in table.columns or not {"patient_id", _HOSPITALS_ID} & set(table.columns):
+        return read_table(labels_path), "patient_id"
+    if "patient_id" in table.columns:
+        return table, "patient_id"
+    return table.rename(columns={_HOSPITALS_ID: "patient_id"}), _HOSPITALS_ID
+
+
+def _check_places(
+    labels_path: Path, output_path: Path, adjudicate_path: Path, *, has_paths: bool
+) -> None:
+    if has_paths and output_path.resolve().parent != labels_path.resolve().parent:
         raise ValueError(
             "Expected the output in the folder of the label table, because its paths are relative "
             f"to it. Received: {output_path.name} in another folder. Write it there: "
@@ -148,7 +168,7 @@ def _readers(name: str, table: pd.DataFrame) -> list[str]:
             f"{name}: expected at least two columns reader_1, reader_2, ... Received: "
             f"{', '.join(readers) or 'none'}."
         )
-    for column in ("grade", "fat_percent"):
+    for column in {"grade", "fat_percent"} & set(table.columns):
         if (table[column] != "").any():
             raise ValueError(
                 f"{name}: expected readers' grades to be the only ones. Received: a filled column "
@@ -224,6 +244,7 @@ def _summary(
     outcomes: list[tuple[str, str]],
     labels: pd.DataFrame,
     adjudicate_path: Path,
+    joined_by: str,
 ) -> ConsensusSummary:
     grades, ways = [grade for grade, _ in outcomes], [way for _, way in outcomes]
     of_readers = labels[readers].to_numpy()
@@ -248,6 +269,7 @@ def _summary(
             if reader + _REPEAT in labels
         },
         adjudicate_path=str(adjudicate_path),
+        joined_by=joined_by,
     )
 
 

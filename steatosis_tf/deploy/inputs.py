@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 CLIP_FRAMES = 10
 
 # What a search comes across that nobody takes for a frame.
-_NOT_FRAMES = (".csv", ".json", ".txt", ".md", ".pdf", ".html", ".xml", ".log", ".onnx", ".keras",
+_TABLES = (".csv", ".xlsx")
+_NOT_FRAMES = (*_TABLES, ".json", ".txt", ".md", ".pdf", ".html", ".xml", ".log", ".onnx", ".keras",
                ".sqlite", ".npz", ".npy", ".lock")  # fmt: skip
 # Pictures and films that nobody reads here, and no DICOM either.
 _UNREAD = (".gif", ".webp", ".avif", ".heic", ".jp2", ".avi", ".mp4", ".mov", ".wmv", ".mpg")
@@ -143,7 +144,7 @@ class Inputs:
             ValueError: if a manifest has no `path` and `patient_id`.
         """
         path = Path(path)
-        if path.suffix.lower() == ".csv" and path.is_file():
+        if path.suffix.lower() in _TABLES and path.is_file():
             self._add_manifest(path)
         elif path.is_dir() or (path.suffix.lower() == ".zip" and path.is_file()):
             from steatosis_tf.sources.dicom.files import Source

@@ -46,7 +46,8 @@ _ROUNDED_FROM = 1e15
 def read_spreadsheet(path: str | Path) -> pd.DataFrame:
     """Read a CSV or an Excel workbook with every cell as stripped text; blank rows are left out.
 
-    CSV: comma, semicolon and tab, UTF-8 and (as Excel's "Unicode text") UTF-16, and any line end.
+    CSV: comma, semicolon and tab, or what a first line `sep=;` says; UTF-8 and (as Excel's
+    "Unicode text") UTF-16, and any line end.
     Workbook (.xlsx): the one sheet that holds something, with values as it shows them: results of
     formulas, dates as 2024-05-31, percent as percent, zeros of the cell's format.
 
@@ -120,7 +121,10 @@ def _decoded(name: str, data: bytes) -> str:
 def _cells_of_text(name: str, text: str) -> list[list[str]]:
     # Not pandas: its reader drops the cells that a row has too many of, and says so only in a
     # warning.
-    separator = max(",;\t", key=text.split("\n", 1)[0].count)
+    if said := re.match(r'"?sep=(.)"?\n', text, re.IGNORECASE):  # of Excel, which does not show it
+        separator, text = said[1], text[said.end() :]
+    else:
+        separator = max(",;\t", key=text.split("\n", 1)[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         return [[from_cell(cell.strip()) for cell in record] for record in reader]

@@ -142,7 +142,11 @@ def consensus(args: Namespace) -> Result:
             f"{summary.num_pending} patients wait in {summary.adjudicate_path}: fill its column "
             "adjudicated and run this again. Until then they are not used."
         )
-    lines.append(f"now: steatosis manifest {quote(str(args.output))} --output manifest.csv")
+    output = quote(str(args.output))
+    if summary.joined_by:
+        key = " --key KEY" if summary.joined_by.startswith("original") else ""
+        output = f"LABELS_CSV --grades {output}{key}"
+    lines.append(f"now: steatosis manifest {output} --output manifest.csv")
     return Result(plain(summary), "\n".join(lines))
 
 

@@ -11,6 +11,7 @@ from sklearn.metrics import cohen_kappa_score
 from steatosis_tf import cli
 from steatosis_tf.cohort.consensus import build_consensus, fleiss_kappa, weighted_kappa
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
+from steatosis_tf.sources.pseudonym import create_key, pseudonym, read_key
 
 N, M, D, S, NIL = "Normal", "Mild", "Moderate", "Severe", ""
 
@@ -131,6 +132,23 @@ def test_the_result_is_a_label_table_for_the_manifest(study, tmp_path):
     assert list(table["grade"]) == ["Mild", ""]
     assert list(table["reader_2"]) == ["mild", "Mild"]
     assert list(table["scanner"]) == ["E9", ""]
+
+
+def test_readings_by_the_hospitals_id_give_a_table_of_grades_to_join(study, tmp_path, capsys):
+    """Without paths, as a reading room keeps them, saved by Excel; the output may lie elsewhere."""
+    key = read_key(create_key(tmp_path / "study.key"))
+    one, two = (pseudonym(key, "patient", "id", name) for name in ("mrn1", "mrn2"))
+    labels = study(f"path,patient_id\na.png,{one}\nb.png,{two}\n", ["a.png", "b.png"])
+    readings = tmp_path / "readings.csv"
+    rows = ("MRN 1;Mild;Mild", "MRN 2;Severe;", "MRN 2;;Severe")
+    readings.write_text("sep=;\noriginal_patient_id;reader_1;reader_2\n" + "\n".join(rows))
+    graded = str(tmp_path / "graded.csv")
+    assert cli.main(["consensus", str(readings), "--output", graded]) == 0
+    said = f"manifest LABELS_CSV --grades {graded} --key KEY --output manifest.csv"
+    assert said in capsys.readouterr().out
+    words = ["manifest", str(labels), "--grades", graded, "--key", str(tmp_path / "study.key")]
+    assert cli.main([*words, "--output", str(tmp_path / "manifest.csv")]) == 0
+    assert list(read_manifest(tmp_path / "manifest.csv")["grade"]) == ["Mild", "Severe"]
 
 
 @pytest.mark.parametrize(

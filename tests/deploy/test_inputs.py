@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import openpyxl
 import pytest
 
 from steatosis_tf.deploy.bundle import open_bundle
@@ -215,6 +216,12 @@ def test_what_is_given_twice_counts_once(tmp_path, clip):
         assert [name for name, _ in inputs.passed_over] == [
             "copy", "a", "b.png", "b.png", "table.csv, line 4",
         ]  # fmt: skip
+    workbook = openpyxl.Workbook()
+    for row in (("path", "patient_id"), ("b.png", 7)):
+        workbook.active.append(row)
+    workbook.save(tmp_path / "table.xlsx")
+    with open_inputs([tmp_path / "table.xlsx"]) as inputs:
+        assert [group.patient for group in inputs.groups] == ["7"]
 
 
 def test_earlier_figures_are_no_frames_and_go_with_their_answers(tmp_path, clip, phantom_bundle):

@@ -101,8 +101,14 @@ def test_a_fit_that_grades_worse_is_said(local):
     from steatosis_tf.verbs.results import _recalibration_text
 
     warned = "agree less with the labels than before"
-    for kappa, is_said in (([0.9, 0.8], True), ([0.8, 0.9], False), ([0.823, 0.821], False)):
-        assert (warned in _recalibration_text(local[1] | {"quadratic_kappa": kappa}, 20)) == is_said
+    for kappa, accuracy, is_said in (
+        ([0.9, 0.8], [0.5, 0.5], True),
+        ([0.8, 0.9], [0.5, 0.5], False),
+        ([0.823, 0.821], [0.5, 0.4], False),
+        ([0.77, 0.76], [0.55, 0.77], False),  # more of them right
+    ):
+        says = local[1] | {"quadratic_kappa": kappa, "accuracy": accuracy}
+        assert (warned in _recalibration_text(says, 20)) == is_said
 
 
 def test_the_network_is_taken_apart_and_joined_again_byte_for_byte(phantom_bundle):
