@@ -126,11 +126,7 @@ def build_consensus(
 
     table["grade"] = table["patient_id"].map({p: grade for p, (grade, _) in outcomes.items()})
     joined_by = "" if "path" in table.columns else own
-    if joined_by:  # one answer for each patient
-        graded = table[["patient_id", "grade"]].drop_duplicates().set_axis([own, "grade"], axis=1)
-    else:
-        graded = table.drop(columns=["row", "fault", "fat_percent"])
-    write_spreadsheet(graded, output_path)
+    _write_graded(table, joined_by, output_path)
     write_contested(adjudicate_path, readers, contested)
     columns = [*readers, *repeats]
     matrix = np.array(list(every.values()), dtype=int).reshape(len(every), len(columns))
@@ -146,6 +142,15 @@ def _read_readers(labels_path: Path) -> tuple[pd.DataFrame, str]:
     if "patient_id" in table.columns:
         return table, "patient_id"
     return table.rename(columns={_HOSPITALS_ID: "patient_id"}), _HOSPITALS_ID
+
+
+def _write_graded(table: pd.DataFrame, joined_by: str, output_path: Path) -> None:
+    if joined_by:  # one answer for each patient
+        graded = table[["patient_id", "grade"]].drop_duplicates()
+        graded = graded.set_axis([joined_by, "grade"], axis=1)
+    else:
+        graded = table.drop(columns=["row", "fault", "fat_percent"])
+    write_spreadsheet(graded, output_path)
 
 
 def _check_places(
