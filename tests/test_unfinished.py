@@ -153,7 +153,8 @@ def test_verbs_on_an_unfinished_run_say_so_in_one_line(
     (tmp_path / "frames").mkdir()
     _fail(run_dir, OSError(28, "No space left on device"))
     assert cli.main(words.replace("RUN", str(run_dir)).split()) == 1
-    (line,) = capsys.readouterr().err.splitlines()
+    line = capsys.readouterr().err.removeprefix("loading TensorFlow\n").removesuffix("\n")
+    assert "\n" not in line
     assert line.startswith("error: Expected a finished run. Received: 'r1', which is not: OSError")
     assert {path.name for path in run_dir.iterdir()} == {"UNFINISHED.json"}
 

@@ -216,6 +216,8 @@ def test_training_frames_are_told_by_the_manifest_of_the_run(phantom_bundle, stu
         assert not found["passed"]
         assert found["same_pixels"] == table.loc[learned, "frame_id"].tolist()
         assert "frames are training frames of the model, of 2 patients in all" in found["text"]
+    visit = table[learned].assign(pixels_sha256="another")  # on another scanner, or years later
+    assert "2 patients have the id of one in" in find_leakage(grader, visit, study, run_dir)["text"]
     for others, model in ((table[~learned], run_dir), (table, phantom_bundle), (table, None)):
         assert find_leakage(grader, others, study, model)["passed"] is None
 

@@ -334,8 +334,17 @@ def find_leakage(
     if hashes is not None:
         found |= find_training_frames(hashes, table, manifest_path)
     elif runs:
-        known = set(read_manifest(runs[0] / "manifest.csv")["pixels_sha256"]) - {""}
+        learned = read_manifest(runs[0] / "manifest.csv")
+        known = set(learned["pixels_sha256"]) - {""}
         found["same_pixels"] = table.loc[table["pixels_sha256"].isin(known), "frame_id"].tolist()
+        ids = sorted(set(learned["patient_id"]) & set(table["patient_id"]) - {""})
+        if ids and not found["same_pixels"]:
+            text = (
+                f"Leakage check: {len(ids)} patients have the id of one in the manifest of the "
+                f"model's run, first {ids[0]}, by other frames. Where these are the same persons, "
+                "the figures flatter: leave them out."
+            )
+            return found | {"passed": None, "text": text}
     if hashes is None and not found["same_pixels"]:
         text = (
             "Leakage check: not possible. The model holds no hashes of its training frames (export "
