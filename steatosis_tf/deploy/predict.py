@@ -317,7 +317,6 @@ def find_leakage(
         `same_pixels` and `near_duplicate`.
     """
     # Opening a model brings no pandas.
-    from steatosis_tf.cohort.manifest import read_manifest
     from steatosis_tf.cohort.near_duplicates import find_training_frames
 
     training = grader.about["training"] if isinstance(grader, Bundle) else {}
@@ -328,22 +327,11 @@ def find_leakage(
             text = f"Leak: this is the very manifest that the model was {how} on."
             return found | {"passed": False, "text": text}
     hashes = training.get("leak_hashes")
-    folders = [] if model is None else [Path(model), Path(model).parent]
-    runs = [one for one in folders
-            if (one / "config.json").is_file() and (one / "manifest.csv").is_file()]  # fmt: skip
     if hashes is not None:
         found |= find_training_frames(hashes, table, manifest_path)
-    elif runs:
-        learned = read_manifest(runs[0] / "manifest.csv")
-        known = set(learned["pixels_sha256"]) - {""}
-        found["same_pixels"] = table.loc[table["pixels_sha256"].isin(known), "frame_id"].tolist()
-        ids = sorted(set(learned["patient_id"]) & set(table["patient_id"]) - {""})
-        if ids and not found["same_pixels"]:
-            text = (
-                f"Leakage check: {len(ids)} patients have the id of one in the manifest of the "
-                f"model's run, first {ids[0]}, by other frames. Where these are the same persons, "
-                "the figures flatter: leave them out."
-            )
+    elif model is not None:
+        found["same_pixels"], text = _known_to_run(table, Path(model))
+        if text and not found["same_pixels"]:
             return found | {"passed": None, "text": text}
     if hashes is None and not found["same_pixels"]:
         text = (
@@ -369,3 +357,23 @@ def find_leakage(
         f"{who} patients in all. The figures flatter: leave these patients out."
     )
     return found | {"passed": False, "text": text}
+
+
+def _known_to_run(table: "pd.DataFrame", model: Path) -> tuple[list[str], str]:
+    """Frames of a table whose pixels are in the manifest of a model's run; of whom it has ids."""
+    from steatosis_tf.cohort.manifest import read_manifest
+
+    runs = [one for one in (model, model.parent)
+            if (one / "config.json").is_file() and (one / "manifest.csv").is_file()]  # fmt: skip
+    if not runs:
+        return [], ""
+    learned = read_manifest(runs[0] / "manifest.csv")
+    known = set(learned["pixels_sha256"]) - {""}
+    same_pixels = table.loc[table["pixels_sha256"].isin(known), "frame_id"].tolist()
+    ids = sorted(set(learned["patient_id"]) & set(table["patient_id"]) - {""})
+    text = (
+        f"Leakage check: {len(ids)} patients have the id of one in the manifest of the model's "
+        f"run, first {ids[0]}, by other frames. Where these are the same persons, the figures "
+        "flatter: leave them out."
+    ) if ids else ""  # fmt: skip
+    return same_pixels, text

@@ -149,7 +149,9 @@ def comparison_text(rows: Sequence[dict[str, Any]]) -> str:
         )
     lines += [_delong_text(row["name"], row["delong"]) for row in rows if row["delong"]]
     if unpaired:
-        lines.append(f"{unpaired} runs tested other patients than the baseline: not paired")
+        lines.append(
+            f"{unpaired} run{'s' * (unpaired > 1)} tested other patients than the baseline: not paired"
+        )
     return "\n".join(lines)
 
 
@@ -182,9 +184,8 @@ def _delong_text(name: str, found: dict[str, Any]) -> str:
     where = f"DeLong, AUC for Mild or worse, {name} against the baseline"
     if found["p_value"] is None:
         return f"{where}: {found['note']}"
-    return (
-        f"{where}: {found['difference']:+.3f} [{found['low']:.3f}, {found['high']:.3f}], "
-        f"p = {found['p_value']:.3f}"
+    return f"{where}: {found['difference']:+.3f} [{found['low']:.3f}, {found['high']:.3f}], " + (
+        "p < 0.001" if found["p_value"] < 0.0005 else f"p = {found['p_value']:.3f}"
     )
 
 

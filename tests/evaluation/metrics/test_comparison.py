@@ -65,7 +65,8 @@ def test_values_and_differences_are_those_of_the_tables(runs):
 
 
 def test_the_text_shows_interval_difference_test_and_cost(runs):
-    text = comparison_text(compare_runs(runs, "b", num_resamples=200))
+    rows = compare_runs(runs, "b", num_resamples=200)
+    text = comparison_text(rows)
     poor, good, other = text.splitlines()[1:4]
     assert "*" in good
     assert "+" in good
@@ -74,7 +75,9 @@ def test_the_text_shows_interval_difference_test_and_cost(runs):
     assert poor.rstrip().endswith("-")
     assert "DeLong, AUC for Mild or worse, run a against the baseline: +0." in text
     assert "p = 0.0" in text
-    assert "1 runs tested other patients than the baseline: not paired" in text
+    assert "1 run tested other patients than the baseline: not paired" in text
+    rows[1]["delong"]["p_value"] = 1e-5
+    assert comparison_text(rows).count("p < 0.001") == text.count("p < 0.001") + 1
     assert "nan" not in text.lower()
     assert "\nbaseline: run b (--baseline RUN_ID takes another)\n" in text
     assert "baseline" not in comparison_text(compare_runs(runs[:1], runs[0].run_id))
