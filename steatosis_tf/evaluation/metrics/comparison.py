@@ -149,9 +149,8 @@ def comparison_text(rows: Sequence[dict[str, Any]]) -> str:
         )
     lines += [_delong_text(row["name"], row["delong"]) for row in rows if row["delong"]]
     if unpaired:
-        lines.append(
-            f"{unpaired} run{'s' * (unpaired > 1)} tested other patients than the baseline: not paired"
-        )
+        many = "1 run" if unpaired == 1 else f"{unpaired} runs"
+        lines.append(f"{many} tested other patients than the baseline: not paired")
     return "\n".join(lines)
 
 
