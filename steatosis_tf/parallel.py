@@ -244,13 +244,25 @@ def _run_pipeline(
             result.client.close()
 
 
+class _WorkerDied(BaseException):
+    """No Exception: nothing between a death and who waits may take it for its own."""
+
+
+def _raise_death(_number: int, _frame: object) -> None:
+    raise _WorkerDied
+
+
 @contextlib.contextmanager
 def _deaths_noticed() -> Iterator[None]:
     """Stop waiting when a local worker process dies.
 
     DirectRunner would wait for it for ever: a thread of its own ends with an error, and nobody
-    looks. Other runners give the work to another worker.
+    looks. Only a signal wakes a thread that waits, and SIGINT is ignored by what a shell script
+    has started in the background. Other runners give the work to another worker.
     """
+    if threading.current_thread() is not threading.main_thread():  # the one that signals reach
+        yield
+        return
     deaths: list[str] = []
     usual = threading.excepthook
 
@@ -258,21 +270,22 @@ def _deaths_noticed() -> Iterator[None]:
         usual(args)
         if args.thread is not None and args.thread.name == "run_worker":
             deaths.append(str(args.exc_value))
-            if len(deaths) == 1:  # a second interrupt would break off what the first began
+            if len(deaths) == 1:  # a second one would break off what the first began
                 if sys.platform == "win32":
-                    signal.raise_signal(signal.SIGINT)
+                    signal.raise_signal(wake)
                 else:
-                    signal.pthread_kill(waiting, signal.SIGINT)
+                    signal.pthread_kill(waiting, wake)
 
     waiting = threading.get_ident()
+    wake = signal.SIGINT if sys.platform == "win32" else signal.SIGUSR1
     threading.excepthook = notice
+    former = signal.signal(wake, _raise_death)
     try:
         yield
-    except KeyboardInterrupt:
-        if deaths:
-            raise RuntimeError(deaths[0]) from None
-        raise
+    except _WorkerDied:
+        raise RuntimeError(deaths[0]) from None
     finally:
+        signal.signal(wake, former)
         threading.excepthook = usual
 
 
