@@ -187,8 +187,8 @@ def refuse_unfinished(run_dir: str | Path) -> None:
     reason = about.get("reason") or "it is being computed, or was killed"
     raise ValueError(
         f"Expected a finished run. Received: {path.parent.name!r}, which is not: "
-        f"{str(reason).splitlines()[0].rstrip('.')}. The same command goes on with it: "
-        f"{about.get('command')}"
+        f"{str(reason).splitlines()[0].rstrip('.')}. The same command of the same version goes on "
+        f"with it: {about.get('command')}"
     )
 
 

@@ -46,6 +46,7 @@ MAX_SUM_DIFFERENCE = 1e-3
 
 _SHOWN_LETTERS = 200  # of what a model says of itself
 _KINDS = "a bundle, an ONNX file or a run directory"
+_JOINED_KEY = "steatosis.aggregation"
 _AGAIN = "Copy it again whole, or export it again with `steatosis export RUN_DIR`."
 
 
@@ -179,6 +180,11 @@ def load_model(model_path: str | Path) -> onnxruntime.InferenceSession:
 
 
 def open_bare(path: Path) -> BareNetwork:
+    if path.suffix == ".json":
+        raise ValueError(
+            f"Expected {_KINDS}. Received: model={path.name!r}. A rule in JSON, as earlier "
+            "versions had it, is not read any more: `steatosis train MANIFEST_CSV` gives a bundle."
+        )
     try:
         with open_regular(path) as file:
             is_small = os.fstat(file.fileno()).st_size <= MAX_FILE_BYTES
@@ -202,10 +208,14 @@ def open_bare(path: Path) -> BareNetwork:
         )
     roi, aggregation = _settings(texts, path.name)
     check_network(session, input_shape(roi.view), (OUTPUT_LAYER,), path.name, _AGAIN)
-    if WEIGHTS_KEY not in texts:
+    lacking = {
+        WEIGHTS_KEY: "carries no hash of its weights, so damage to it cannot be seen",
+        _JOINED_KEY: "does not say how its run joined a patient's frames, so the mean is taken",
+    }
+    if said := [text for key, text in lacking.items() if key not in texts]:
         tqdm.write(
-            f"{path.name} carries no hash of its weights (an older version wrote it), so damage "
-            "to it cannot be seen. Export it again with `steatosis export RUN_DIR`.",
+            f"{path.name} {', and '.join(said)}: an older version wrote it. Export it again with "
+            "`steatosis export RUN_DIR --output FILE.onnx`.",
             file=sys.stderr,
         )
     digest = hashlib.sha256(data).hexdigest()
@@ -214,7 +224,7 @@ def open_bare(path: Path) -> BareNetwork:
 
 def _settings(texts: Mapping[str, str], name: str) -> tuple[RoiConfig, str]:
     """How frames were cut and joined where a model was evaluated, from the texts of its file."""
-    roi, joined = texts.get("steatosis.roi", "{}"), texts.get("steatosis.aggregation", "mean")
+    roi, joined = texts.get("steatosis.roi", "{}"), texts.get(_JOINED_KEY, "mean")
     try:
         return RoiConfig(**json.loads(roi)), EvaluationConfig(joined).aggregation  # type: ignore[arg-type]
     except (RecursionError, TypeError, ValueError) as error:
