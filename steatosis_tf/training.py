@@ -88,7 +88,7 @@ class StudyData:
         engine: what computed the features.
         measured: for the joint head, `(num_frames, 3)` measured features, NaN where a patient's
             frames do not show one, else None.
-        grey_spreads: for the joint head, `novelty.grey_spread` of every frame, else None.
+        grey_spreads: for the joint head, `rules.grey_spread` of every frame, else None.
     """
 
     records_dir: Path

@@ -356,7 +356,7 @@ def join_rule(taps: onnx.ModelProto, model: JointModel, texts: dict[str, str]) -
 
     Args:
         taps: of `export.convert_taps`; it is left as it is.
-        model: whose network part reads the features of `pooling.pool_maps`.
+        model: whose network part reads the features of `rules.pool_maps`.
         texts: metadata; `name` and `version` fill the standard fields too.
 
     Raises:

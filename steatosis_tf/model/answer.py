@@ -47,7 +47,7 @@ class FrameAnswer:
         novelty: how unlike the training data, 1 where grades end (`Novelty.relative`); NaN if not
             looked at.
         features: measured feature -> value (NaN where it could not be measured).
-        grey_spread: of what the network sees, `novelty.grey_spread`; NaN if unable.
+        grey_spread: of what the network sees, `rules.grey_spread`; NaN if unable.
         sector: `(n, 2)` float, outline as (x, y) in px of the frame; empty if none.
         liver: the same, outline of the liver.
         boxes: name ("liver", "kidney", "diaphragm", ...) -> (top, left, height, width) px.

@@ -79,7 +79,7 @@ def fit_joint(
         patient_ids: of each frame; a patient counts once, by the means over its frames.
         fat_percent: of each frame's patient, 0 to 100; the target is its square root.
         grades: of each frame's patient, where no fat percent is known: the target is the grade.
-        grey_spreads: `novelty.grey_spread` of what the network sees of each frame; None sets no
+        grey_spreads: `rules.grey_spread` of what the network sees of each frame; None sets no
             limits to it.
         notes: what a reader should know, such as the study.
 
