@@ -3,9 +3,7 @@
 Called before records are written, whichever verb or experiment asked for them. Every finding is
 listed at once; a repair is only made when it is asked for (`merge_patients`, `drop_copies`)."""
 
-import re
 import sys
-import unicodedata
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -16,7 +14,7 @@ import pandas as pd
 
 from steatosis_tf.cohort.manifest import MARKS_COLUMN
 from steatosis_tf.cohort.near_duplicates import HASH_NAME, NEAR_DISTANCE, hash_frames, near_pairs
-from steatosis_tf.cohort.partition import SPLITS, Partition
+from steatosis_tf.cohort.partition import SPLITS, Partition, spelling_key
 from steatosis_tf.cohort.splits import days_of
 from steatosis_tf.sources.rejection import Rejection
 
@@ -438,29 +436,3 @@ def _joined(renamed: dict[str, str], patient: str) -> list[str]:
 
 def _and(words: list[str]) -> str:
     return " and ".join(words)
-
-
-# Letters that look like a Latin one, in lower case and of any of its cases: Cyrillic, then Greek.
-_LOOK_ALIKES = str.maketrans(
-    "авекмнорстухіјѕһԁԛԝαβεηικμνορτυχζ",
-    "abekmhopctyxijshdqwabehikmnoptyxz",
-)
-
-
-def spelling_key(patient_id: str) -> str:
-    """What two spellings of one patient share: `P-07`, `p 7` and `P７` all give `p7`.
-
-    So do ids that differ by accents, by letters of another alphabet that look the same, by
-    characters that are not seen (zero width, soft hyphen), and `7` and `7.0` of a spreadsheet.
-
-    Example:
-        >>> spelling_key("Р\u00ad-07"), spelling_key("7.0"), spelling_key("Ása 1")
-        ('p7', '7', 'asa1')
-    """
-    text = unicodedata.normalize("NFKD", patient_id).casefold()
-    text = "".join(c for c in text if unicodedata.category(c) not in ("Mn", "Me", "Cf", "Cc"))
-    text = re.sub(r"^(\d+)[.,]0+$", r"\1", text.translate(_LOOK_ALIKES).strip())
-    text = re.sub(r"[\s_.\-]+", "-", text)
-    # Between two numbers the sign counts: 1-11 is not 11-1.
-    text = re.sub(r"(?<=[^\W\d])-(?=\d)|(?<=\d)-(?=[^\W\d])", "", text)
-    return re.sub(r"\d+", lambda digits: str(int(digits[0])), text)

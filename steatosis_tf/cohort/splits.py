@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.partition import SPLITS, WORDS, Partition, test_column
+from steatosis_tf.cohort.partition import SPLITS, WORDS, Partition, spelling_key, test_column
 from steatosis_tf.config import SplitConfig
 from steatosis_tf.grades import GRADES
 
@@ -333,7 +333,8 @@ def patients_by_group(
         and another one.
 
     Raises:
-        ValueError: if there is no such column, a cell is empty, or there is only one value.
+        ValueError: if there is no such column, a cell is empty, there is only one value, or one in
+            two spellings.
     """
     values = _full_column(graded, column)
     pairs = pd.DataFrame({"patient_id": graded["patient_id"], "value": values}).drop_duplicates()
@@ -341,6 +342,14 @@ def patients_by_group(
         raise ValueError(
             f"Expected at least two values in column {column} to leave one out. Received: "
             f"{', '.join(map(repr, values.unique()))}."
+        )
+    spelled = pd.Series(sorted(values.unique()))
+    twice = spelled[spelled.map(spelling_key).duplicated(keep=False)]
+    if len(twice):
+        raise ValueError(
+            f"Expected one spelling of each value in column {column}: what is left out would stay "
+            f"in training under the other. Received: {', '.join(map(repr, twice))}. Write them "
+            "alike in the label table, and build the manifest again."
         )
     several = frozenset(pairs.loc[pairs["patient_id"].duplicated(), "patient_id"])
     groups = []

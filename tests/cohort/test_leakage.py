@@ -16,10 +16,9 @@ from steatosis_tf.cohort.leakage import (
     drop_copies,
     merge_patients,
     refuse_leaks,
-    spelling_key,
 )
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
-from steatosis_tf.cohort.partition import Partition
+from steatosis_tf.cohort.partition import Partition, spelling_key
 from steatosis_tf.cohort.splits import make_partitions
 from steatosis_tf.config import SplitConfig
 

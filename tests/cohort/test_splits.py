@@ -301,6 +301,7 @@ def test_groups_whose_names_clash_keep_their_own_partition():
         (lambda row: "E9", "at least two values in column scanner"),
         (lambda row: "" if row["patient_id"] == "B1" else "E9",
          "value of scanner for every graded frame. Received: 2 empty cells of 1 patients.*B1-0"),
+        (lambda row: "E9" if row["patient_id"] < "C" else "e-9", "Received: 'E9', 'e-9'"),
         (lambda row: row["grade"], "patients of every grade.*'Mild'.*none left of grade Mild"),
         (lambda row: "X" if row["frame_id"] == "B1-0" else "E9",
          r"patients to test \(1 more have other values, too\), none"),
