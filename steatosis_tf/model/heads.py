@@ -60,9 +60,6 @@ def end_network(
 
     Returns:
         `(batch, num_grades)` float32, sum 1; the layer is called `probabilities`.
-
-    Raises:
-        ValueError: for regression with another number of grades.
     """
     if head == "softmax":
         return keras.layers.Dense(num_grades, activation="softmax", name=OUTPUT_LAYER)(hidden)

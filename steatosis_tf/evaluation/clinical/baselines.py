@@ -128,9 +128,6 @@ def fit_index_probability(values: ArrayLike, positive: ArrayLike) -> dict[str, f
     Returns:
         `intercept`, `slope` for `index_probability`; fitted with a weak ridge penalty, so that
         an index that separates the patients perfectly still has a slope.
-
-    Raises:
-        ValueError: values not finite, or patients on one side only.
     """
     index, outcome = np.asarray(values, dtype=float), np.asarray(positive, dtype=bool)
     scale = float(index.std()) or 1.0
