@@ -159,6 +159,11 @@ def _visits(frames: pd.DataFrame, manifest: pd.DataFrame | None) -> dict[str, An
     scale = "sqrt_fat" if "sqrt_fat" in seen else "grade"
     values = seen.get("sqrt_fat", expected_grades(labels_and_probabilities(seen)[1]))
     found = visit_repeatability(seen["patient_id"], seen["study"], np.asarray(values))
+    if "days_since_first_study" in manifest:  # what changed between far visits is in the limit
+        days = pd.to_numeric(manifest["days_since_first_study"], errors="coerce")
+        groups = days[manifest["frame_id"].isin(seen["frame_id"])].groupby(manifest["patient_id"])
+        most = (groups.max() - groups.min()).max()
+        found["most_days_apart"] = None if np.isnan(most) else int(most)
     return found | {"scale": scale}
 
 

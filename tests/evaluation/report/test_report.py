@@ -144,6 +144,7 @@ def test_patients_seen_twice_give_a_repeatability_limit(run_dir):
         is_first = table["frame_id"].str.endswith("0")
         if name == "manifest.csv":
             table["study_id"] = table["patient_id"] + np.where(is_first, "A", "B")
+            table["days_since_first_study"] = np.where(is_first, 0, 1100)
         else:
             table["sqrt_fat"] = np.where(is_first, 3.0, 4.0)
         table.to_csv(run_dir / name, index=False)
@@ -152,6 +153,7 @@ def test_patients_seen_twice_give_a_repeatability_limit(run_dir):
     assert (limit["scale"], limit["num_patients"], limit["num_visits"]) == ("sqrt_fat", 48, 96)
     text = report_text(run_dir)
     assert "repeatability limit 1.960 (square root of fat percent)" in text
+    assert "visits lie up to 1,100 days apart: what changed in between is in the limit" in text
 
 
 def test_locked_cut_offs_of_the_run_are_used_and_damaged_ones_refused(run_dir):
