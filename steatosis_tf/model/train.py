@@ -32,7 +32,8 @@ from steatosis_tf.records.pipeline import stored_view
 EpochCallback = Callable[[int, dict[str, float]], None]
 
 # Python comes in once in so many steps: a quarter of an epoch's time on features, the same digits.
-# Steps that devices share cannot be joined: TensorFlow ends with an error of its own.
+# Where an epoch has fewer, the loop around them costs more than it saves. Steps that devices share
+# cannot be joined: TensorFlow ends with an error of its own.
 _STEPS_AT_A_TIME = 50
 
 # What Keras' ReduceLROnPlateau remembers of the epochs before.
@@ -162,11 +163,12 @@ def fit(
     """
     fitted = objective(model, inputs)
     num_devices = tf.distribute.get_strategy().num_replicas_in_sync
+    is_long = num_devices == 1 and training.cardinality() >= _STEPS_AT_A_TIME
     fitted.model.compile(
         optimizer=keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay),
         loss=fitted.loss,
         metrics=[fitted.accuracy],
-        steps_per_execution=1 if num_devices > 1 else _STEPS_AT_A_TIME,
+        steps_per_execution=_STEPS_AT_A_TIME if is_long else 1,
     )
     progress = _Progress(config, on_epoch, backup)
     _pass_epochs(training, len(progress.rows), config)
