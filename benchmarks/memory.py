@@ -8,8 +8,9 @@ each under many names (hard links): every name is decoded, cut and stored anew. 
 may be alike, so the data-leakage check lets them pass, after comparing all. Features come from a
 stand-in for the backbone that picks 2048 pixels, through the same store: ResNet-50 would take an
 hour for the largest study, and its own memory does not depend on the study. Scores are drawn at
-random, and ten frames are one patient then. Killed, the script goes on from what is finished in
-FOLDER. Read time as ratios; the load is printed.
+random, and ten frames are one patient then. What a stage starts from is written by another
+process. Killed, the script goes on from what is finished in FOLDER. Read time as ratios; the load
+is printed.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +42,13 @@ def main(argv: list[str] | None = None) -> None:
         _measure(arguments.folder, arguments.stage, arguments.frames[0])
         return
     if not (arguments.folder / "base.csv").is_file():
-        _in_own_process(arguments.folder, _write_base)
+        _in_own_process(_write_base, arguments.folder)
     for num_frames in arguments.frames:
         for stage in arguments.stages:
             if not _result_path(arguments.folder, stage, num_frames).is_file():
+                _in_own_process(_write_manifest, arguments.folder, num_frames)
+                if stage == "evaluation":
+                    _in_own_process(_write_run, arguments.folder, num_frames)
                 command = [sys.executable, __file__, "--folder", str(arguments.folder)]
                 subprocess.run(
                     [*command, "--frames", str(num_frames), "--stage", stage], check=True
@@ -51,14 +56,14 @@ def main(argv: list[str] | None = None) -> None:
     _print_table(arguments.folder, arguments.stages, arguments.frames)
 
 
-def _in_own_process(folder: Path, work: object) -> None:
+def _in_own_process(work: Callable[..., None], folder: Path, *arguments: int) -> None:
     """A child's peak begins at its parent's, so this process imports nothing heavy."""
-    name = getattr(work, "__name__", "")
-    code = f"import memory, pathlib; memory.{name}(pathlib.Path({str(folder)!r}))"
+    given = ", ".join(map(repr, (str(folder.resolve()), *arguments)))
+    code = f"import memory; memory.{work.__name__}({given})"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
 
 
-def _write_base(folder: Path) -> None:
+def _write_base(place: str) -> None:
     """One frame per patient, with a ROI, graded and split."""
     from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_manifest
     from steatosis_tf.cohort.partition import test_column
@@ -67,6 +72,7 @@ def _write_base(folder: Path) -> None:
     from steatosis_tf.roi.columns import add_roi_columns
     from steatosis_tf.sources.phantom.study import write_phantoms
 
+    folder = Path(place)
     labels_path = write_phantoms(
         folder / "phantoms", num_patients=NUM_PATIENTS, frames_per_patient=1, seed=0
     )
@@ -77,10 +83,11 @@ def _write_base(folder: Path) -> None:
     write_manifest(table.loc[table["roi_height"].notna()], folder / "base.csv")
 
 
-def _write_manifest(folder: Path, num_frames: int) -> Path:
+def _write_manifest(place: str, num_frames: int) -> None:
     """`num_frames` names for the frames of the base."""
     from steatosis_tf.cohort.manifest import read_manifest, write_manifest
 
+    folder = Path(place)
     base = read_manifest(folder / "base.csv")
     table = base.iloc[np.arange(num_frames) % len(base)].reset_index(drop=True)
     links = folder / f"frames-{num_frames}"
@@ -92,11 +99,33 @@ def _write_manifest(folder: Path, num_frames: int) -> Path:
         if not (folder / path).exists():
             os.link(source, folder / path)
     write_manifest(table, folder / f"manifest-{num_frames}.csv")
-    return folder / f"manifest-{num_frames}.csv"
+
+
+def _write_run(place: str, num_frames: int) -> None:
+    """Scores of five folds, drawn at random."""
+    from steatosis_tf.cohort.manifest import read_manifest, write_manifest
+    from steatosis_tf.config import Config, save_config
+    from steatosis_tf.evaluation.metrics.scores import write_scores
+    from steatosis_tf.grades import GRADES, SCORE_COLUMNS
+
+    run_dir = Path(place) / f"run-{num_frames}"
+    table = read_manifest(Path(place) / f"manifest-{num_frames}.csv")
+    patient = np.arange(len(table)) // 10
+    table["patient_id"] = [f"patient{number}" for number in patient]
+    table["grade"] = np.array(GRADES)[patient % 4]
+    table["fat_percent"] = np.array([2.0, 20.0, 50.0, 80.0])[patient % 4]
+    write_manifest(table, run_dir / "manifest.csv")
+    odds = np.random.default_rng(0).gamma(1.0, size=(len(table), 4))
+    odds[np.arange(len(table)), patient % 4] *= 2
+    scores = table[["frame_id", "patient_id", "grade", "fat_percent"]].assign(fold=patient % 5)
+    scores[list(SCORE_COLUMNS)] = odds / odds.sum(axis=1, keepdims=True)
+    scores["predicted"] = np.array(GRADES)[odds.argmax(axis=1)]
+    write_scores(scores, run_dir / "frame_scores.csv")
+    save_config(Config(), run_dir / "config.json")
 
 
 def _measure(folder: Path, stage: str, num_frames: int) -> None:
-    manifest_path = _write_manifest(folder, num_frames)
+    manifest_path = folder / f"manifest-{num_frames}.csv"
     records_dir, store_dir = folder / f"records-{num_frames}", folder / f"store-{num_frames}"
     work = {"roi": _roi, "records": _records, "features": _features, "training": _training,
             "evaluation": _evaluation}[stage]  # fmt: skip
@@ -175,28 +204,11 @@ def _training(manifest_path: Path, records_dir: Path, store_dir: Path) -> None:
 
 def _evaluation(manifest_path: Path, records_dir: Path, store_dir: Path) -> None:
     """All that is claimed of a run of five folds, with intervals of 2,000 resamples."""
-    from steatosis_tf.cohort.manifest import read_manifest, write_manifest
-    from steatosis_tf.config import Config, save_config
     from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals
-    from steatosis_tf.evaluation.metrics.scores import read_scores, write_scores
+    from steatosis_tf.evaluation.metrics.scores import read_scores
     from steatosis_tf.evaluation.report.evaluate import evaluate_run
-    from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 
-    run_dir = records_dir.with_name(f"run-{records_dir.name}")
-    table = read_manifest(manifest_path)
-    patient = np.arange(len(table)) // 10
-    table["patient_id"] = [f"patient{number}" for number in patient]
-    table["grade"] = np.array(GRADES)[patient % 4]
-    table["fat_percent"] = np.array([2.0, 20.0, 50.0, 80.0])[patient % 4]
-    write_manifest(table, run_dir / "manifest.csv")
-    odds = np.random.default_rng(0).gamma(1.0, size=(len(table), 4))
-    odds[np.arange(len(table)), patient % 4] *= 2
-    scores = table[["frame_id", "patient_id", "grade", "fat_percent"]].assign(fold=patient % 5)
-    scores[list(SCORE_COLUMNS)] = odds / odds.sum(axis=1, keepdims=True)
-    scores["predicted"] = np.array(GRADES)[odds.argmax(axis=1)]
-    write_scores(scores, run_dir / "frame_scores.csv")
-    save_config(Config(), run_dir / "config.json")
-    del table, scores, odds
+    run_dir = records_dir.with_name(records_dir.name.replace("records", "run"))
     evaluate_run(run_dir)
     bootstrap_intervals(read_scores(run_dir / "patient_scores.csv"))
 
