@@ -71,7 +71,7 @@ byra: .venv/.core
 PORT ?= 5000
 ui: .venv/.core
 	@$(BIN)/python -c 'from steatosis_tf.tracking import ui_address; print("the newest runs:", ui_address(port=$(PORT)))'
-	@PYTHONWARNINGS=ignore MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 --port $(PORT) --backend-store-uri sqlite:///mlruns/mlflow.db
+	@PYTHONWARNINGS=ignore MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 --port $(PORT) --backend-store-uri "sqlite:///$${STEATOSIS_MLRUNS:-mlruns}/mlflow.db"
 
 install: .venv/.core
 	@echo "now: . .venv/bin/activate, then steatosis page, or steatosis --help"

@@ -165,7 +165,7 @@ def checked_reviewer(name: str) -> str:
     if not stripped or len(stripped) > MAX_REVIEWER_CHARACTERS or not stripped.isprintable():
         raise ValueError(
             f"Expected a reviewer of 1 to {MAX_REVIEWER_CHARACTERS} characters on one line, for "
-            f"example initials. Received: reviewer={name!r}."
+            f"example initials (--reviewer AB). Received: reviewer={name!r}."
         )
     return stripped
 
