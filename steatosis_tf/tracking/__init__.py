@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any, ClassVar, TypeVar
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
@@ -316,13 +315,6 @@ def ui_address(experiment: str = "", port: int = 5000) -> str:
                        for run in newest)  # fmt: skip
 
     return f"http://127.0.0.1:{port}{_attempt(look) or ''}"
-
-
-def how_to_look(experiment: str) -> str:
-    """The command that opens the UI on the store in use, and where it shows an experiment."""
-    is_here = Path("Makefile").is_file() and store_dir() == Path("mlruns").absolute()
-    command = "make ui" if is_here else f"mlflow ui --backend-store-uri {quote(store_uri())}"
-    return f"{command}: {ui_address(experiment)}"
 
 
 def log_manifest(path: str | Path) -> None:

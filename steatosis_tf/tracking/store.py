@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 
 from filelock import FileLock, Timeout
 
@@ -33,6 +34,13 @@ def store_dir() -> Path:
 def store_uri() -> str:
     """SQLAlchemy address of the MLflow store."""
     return f"sqlite:///{store_dir() / 'mlflow.db'}"
+
+
+def ui_command() -> str:
+    """What opens MLflow's UI on this store."""
+    if Path("Makefile").is_file() and store_dir() == Path("mlruns").absolute():
+        return "make ui"
+    return f"mlflow ui --backend-store-uri {quote(store_uri())}"
 
 
 def wait_for_store() -> None:

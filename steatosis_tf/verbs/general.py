@@ -118,7 +118,8 @@ def demo(args: Namespace) -> Result:
 
 def _demo_text(runs: dict[str, "RunSummary"], counts: dict[str, int], folder: Path) -> str:
     from steatosis_tf.evaluation.report.evaluate import metrics_text
-    from steatosis_tf.tracking import how_to_look
+    from steatosis_tf.tracking import ui_address
+    from steatosis_tf.tracking.store import ui_command
 
     parts = ["SIMULATED phantoms: shows that the pipeline runs, says nothing about patients."]
     parts += [f"recipe {name}: {RECIPES[name].summary}\n{metrics_text([summary.metrics])}\n\n"
@@ -127,7 +128,8 @@ def _demo_text(runs: dict[str, "RunSummary"], counts: dict[str, int], folder: Pa
     parts.append(
         f"the bundle of {_TRAINED[-1]} graded {counts['graded']} of {counts['patients']} of the "
         f"demo's own patients: {folder}\n"
-        f"compare the runs: steatosis compare {_EXPERIMENT}, or {how_to_look(_EXPERIMENT)}"
+        f"compare the runs: steatosis compare {_EXPERIMENT}, or {ui_command()}: "
+        f"{ui_address(_EXPERIMENT)}"
     )
     return "\n\n".join(parts)
 

@@ -74,14 +74,16 @@ def _run(experiment: str, config: Config, args: Namespace) -> Result:
     load_tensorflow()
     from steatosis_tf.evaluation.report.evaluate import metrics_text
     from steatosis_tf.pipeline import run_all
-    from steatosis_tf.tracking import how_to_look
+    from steatosis_tf.tracking import ui_address
+    from steatosis_tf.tracking.store import ui_command
 
     summaries = run_all(experiment, args.manifest, [config], args.runs_dir, options)
     lines = [metrics_text([summary.metrics for summary in summaries]), ""]
     for summary in summaries:
         lines += [summary.verdict, f"run: {summary.run_dir}"]
         lines.append(f"report: {summary.run_dir}/report.html")
-    lines += [f"compare: steatosis compare {experiment}, or {how_to_look(experiment)}"]
+    looked_at = f"{ui_command()}: {ui_address(experiment)}"
+    lines.append(f"compare: steatosis compare {experiment}, or {looked_at}")
     values = {"runs": [dataclasses.asdict(summary) for summary in summaries], "notice": NOTICE}
     return Result(values, "\n".join(lines))
 
