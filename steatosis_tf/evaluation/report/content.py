@@ -313,10 +313,10 @@ def method(run: RunRecord) -> list[str]:
         else f"the region of interest is cropped and resized to {height} x {width} px grey by area "
         "interpolation"
     )
-    sentences = [
-        "Pixels outside the ultrasound sector are set to 0, text and calipers inside it are "
-        f"painted out, and {cut}."
-    ]
+    # The version that began to paint marks out began to write the column, too.
+    is_painted = rows is None or has_view
+    painted = ", text and calipers inside it are painted out" if is_painted else ""
+    sentences = [f"Pixels outside the ultrasound sector are set to 0{painted}, and {cut}."]
     if is_solved(config):
         is_used = True if rows is None else (rows["grade"] != "") & rows["roi_height"].notna()
         is_fat = rows is None or rows.loc[is_used, "fat_percent"].notna().all()

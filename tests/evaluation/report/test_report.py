@@ -18,6 +18,7 @@ from steatosis_tf.evaluation.metrics.scores import patient_scores, read_scores
 from steatosis_tf.evaluation.report.analysis import analyse_run
 from steatosis_tf.evaluation.report.content import (
     interval,
+    method,
     protocol,
     settings_read,
     what_was_random,
@@ -197,6 +198,12 @@ def test_settings_that_nothing_read_are_not_in_the_report(run_dir, head):
     assert "model.backbone" in names
     run = read_run(run_dir)
     assert run.is_joint == (head == "joint")
+    assert "painted out" not in method(run)[0]  # a manifest of before they were
+    now = replace(run, manifest=run.manifest.assign(roi_view=""))
+    assert "text and calipers inside it are painted out" in method(now)[0]
+    for fat, words in ((run.manifest["fat_percent"], "of fat;"), (np.nan, "of the grade, since")):
+        told = method(replace(now, manifest=now.manifest.assign(fat_percent=fat)))[-1]
+        assert (f"into one score {words}" in told) == (head == "joint")
     for sets, is_bundle in ((None, False), ({"coverage": 0.9}, True)):  # of `validate`
         assert replace(run, external={"prediction_sets": sets}).is_joint == is_bundle
     for kind, given in (("holdout", {}), ("kfold", {"split": "as the manifest's column says"})):
