@@ -42,7 +42,7 @@ from steatosis_tf.cohort.labels import (
 from steatosis_tf.files import REJECTED_SUFFIX, check_output, from_cell
 from steatosis_tf.grades import GRADES, grade_from_fat_percent
 from steatosis_tf.parallel import map_in_threads
-from steatosis_tf.sources.images import read_frame
+from steatosis_tf.sources.images import later_pages, read_frame
 from steatosis_tf.sources.pseudonym import OUTPUT_MARK
 from steatosis_tf.sources.rejection import KINDS, Rejection
 from steatosis_tf.sources.tables import plain_cells, read_rejected, write_spreadsheet
@@ -67,6 +67,7 @@ class ManifestSummary:
         num_grades_unused: rows of a joined table of grades that fit no frame.
         joined: what was joined, in words; "".
         lost_split: why the split of the manifest that was replaced is gone, in words; "".
+        later_pages: which rows have pages behind the first, which are not used, in words; "".
         rejected_kinds: kind of fault -> number of rows, the most common first.
         unknown_grades: the values that are no grade, with their counts and the map to write; "".
     """
@@ -80,6 +81,7 @@ class ManifestSummary:
     num_grades_unused: int
     joined: str
     lost_split: str
+    later_pages: str
     patients_per_grade: dict[str, int]
     rejected_path: str
     rejected_kinds: dict[str, int]
@@ -111,9 +113,8 @@ def build_manifest(
     manifest that is replaced, goes into the new one; so does its split, if it has all patients.
 
     Raises:
-        ValueError: if a table cannot be read or lacks a column, if grades may count from 1, if no
-            row is left, if a decision would be lost, or, with `strict`, if any row has a fault.
-            The text lists every fault with its row.
+        ValueError: for a table that cannot be read, grades that may count from 1, no row left, a
+            decision that would be lost or, with `strict`, any fault. The text lists all by row.
     """
     labels_path, output_path = Path(labels_path), Path(output_path)
     rejected_path = output_path.with_suffix(REJECTED_SUFFIX)
@@ -125,7 +126,7 @@ def build_manifest(
     num_unused, joined = join_grades(table, grades_path, key_path) if grades_path else (0, "")
     grade_map = read_grade_map(grade_map_path) if grade_map_path else {}
     reasons, unknown_grades = check_labels(table, labels_path, grade_map)
-    table["pixels_sha256"] = _hash_frames(table, folder, reasons)
+    table["pixels_sha256"], later = _hash_frames(table, folder, reasons)
 
     faulty = table["row"].isin(list(reasons))
     rejected = _set_aside(table.loc[faulty], reasons)
@@ -142,6 +143,7 @@ def build_manifest(
         num_grades_unused=num_unused,
         joined=joined,
         lost_split=lost_split,
+        later_pages=later,
         rejected_path=str(rejected_path),
         unknown_grades=unknown_grades,
         **_counts(accepted, rejected),
@@ -434,24 +436,26 @@ def _numbers(file_name: str, table: pd.DataFrame, column: str) -> pd.Series:
 
 def _hash_frames(
     table: pd.DataFrame, folder: Path, reasons: dict[int, list[Rejection]]
-) -> list[str]:
-    """Hash of every frame; unreadable ones get a reason. OpenCV decodes outside Python's lock."""
+) -> tuple[list[str], str]:
+    """Hash of every frame, and who has later pages; unreadable ones get a reason."""
 
-    def work(path: str) -> str | Rejection:
+    def work(path: str) -> tuple[str | Rejection, int]:
         if not path:
-            return ""  # the label check has named this row already
-        try:
-            return pixels_sha256(read_frame(folder / path))
+            return "", 0  # the label check has named this row already
+        try:  # OpenCV decodes outside Python's lock
+            return pixels_sha256(read_frame(folder / path)), later_pages(folder / path)
         except Rejection as reason:
-            return reason
+            return reason, 0
 
-    hashes = []
+    hashes, later = [], []
     results = map_in_threads(work, table["path"].tolist(), "frames")
-    for row, result in zip(table["row"], results, strict=True):
+    for row, (result, pages) in zip(table["row"], results, strict=True):
         hashes.append("" if isinstance(result, Rejection) else result)
         if isinstance(result, Rejection):
             reasons.setdefault(row, []).append(result)
-    return hashes
+        later += [f"row {row} ({pages})"] if pages else []
+    said = f"later pages of {len(later)} files are not used: {', '.join(later[:9])}"
+    return hashes, said if later else ""
 
 
 def _rejected_by_ingest(folders: set[Path]) -> pd.DataFrame:

@@ -15,11 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from steatosis_tf.files import open_regular
 from steatosis_tf.quantitative.display import Display
-from steatosis_tf.sources.images import IMAGE_SUFFIXES, decode_frame, quiet_readers
+from steatosis_tf.sources.images import IMAGE_SUFFIXES, decode_frame, later_pages, quiet_readers
 
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
@@ -237,7 +236,7 @@ class Inputs:
             except ValueError as error:
                 yield Shot(name, None, "unreadable", str(error))
                 return
-            later = _later_pages(data)
+            later = later_pages(io.BytesIO(data))
             if later:
                 self.passed_over.append((name, f"{later} later pages; the first is answered"))
 
@@ -398,12 +397,3 @@ def _looks_like_dicom(load: Callable[[], bytes]) -> bool:
         return load()[128:132] == b"DICM"
     except ValueError:
         return False
-
-
-def _later_pages(data: bytes) -> int:
-    """Pages behind the first of a TIFF or an animated PNG."""
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "TIFF")) as image:
-            return int(getattr(image, "n_frames", 1)) - 1
-    except (OSError, ValueError, SyntaxError, OverflowError, KeyError):
-        return 0

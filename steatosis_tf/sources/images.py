@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -251,6 +252,19 @@ def _stated_size(data: bytes) -> tuple[int, int]:
         raise _wrong_size("far more") from error
     except (OSError, ValueError, SyntaxError, OverflowError, KeyError) as error:
         raise Rejection("no_picture") from error
+
+
+def later_pages(file: str | Path | BinaryIO) -> int:
+    """Pages behind the first of a TIFF or an animated PNG, which nobody reads; 0 of all else.
+
+    Args:
+        file: that was decoded, so that its size is known to be sound.
+    """
+    try:
+        with quiet_readers(), Image.open(file, formats=("PNG", "TIFF")) as image:
+            return int(getattr(image, "n_frames", 1)) - 1
+    except (OSError, ValueError, SyntaxError, OverflowError, KeyError):
+        return 0
 
 
 def check_sides(height: int, width: int) -> None:

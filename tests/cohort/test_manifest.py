@@ -11,6 +11,7 @@ import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
+from PIL import Image
 
 from steatosis_tf.cli import main
 from steatosis_tf.cohort.manifest import (
@@ -123,6 +124,14 @@ def test_one_file_named_in_two_ways_stands_once(study, tmp_path):
     assert [reason.split(",")[0] for reason in rejected(tmp_path / "manifest.csv").values()] == [
         "duplicate path", *["duplicate path under 2 patients"] * 2,
     ]  # fmt: skip
+
+
+def test_later_pages_are_counted_and_named_by_row(study, tmp_path, capsys):
+    labels = study("path,patient_id,grade\na.png,P1,Mild\nb.tif,P2,Mild\n", ["a.png"])
+    pages = [Image.fromarray(np.full((48, 64), level, np.uint8)) for level in (9, 40, 90)]
+    pages[0].save(labels.with_name("b.tif"), save_all=True, append_images=pages[1:])
+    assert main(["manifest", str(labels), "--output", str(tmp_path / "manifest.csv")]) == 0
+    assert "later pages of 1 files are not used: row 3 (2)" in capsys.readouterr().out
 
 
 def test_a_split_outlives_a_second_manifest_of_the_same_patients(study, tmp_path, capsys):
