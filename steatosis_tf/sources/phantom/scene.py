@@ -292,7 +292,17 @@ def _ellipse_distance(
     dx, dz = x - np.float32(centre[0]), z - np.float32(centre[1])
     along = (dx * cosine + dz * sine) / np.float32(axes[0])
     across = (dz * cosine - dx * sine) / np.float32(axes[1])
-    return (cv2.magnitude(along, across) - 1) * np.float32(min(axes))
+    radius = cv2.magnitude(_aligned(along), _aligned(across), _aligned(along))
+    return (radius - 1) * np.float32(min(axes))
+
+
+def _aligned(values: np.ndarray) -> np.ndarray:
+    """A copy, float32, that begins at 64 bytes: where in memory they lie, OpenCV rounds by."""
+    buffer = np.empty(values.nbytes + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    copy = buffer[start : start + values.nbytes].view(np.float32).reshape(values.shape)
+    copy[:] = values
+    return copy
 
 
 def _covered(distance: np.ndarray, blur_mm: float) -> np.ndarray:

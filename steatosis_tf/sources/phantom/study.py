@@ -228,8 +228,7 @@ def write_phantoms(
         output_dir: folder to create.
         num_patients: 4 or more; from 20 on every grade has at least 15 percent of them.
         frames_per_patient: 1 to 100.
-        seed: the same seed gives the same tables and pixels, but that OpenCV once in many runs
-            rounds a pixel or two to the next grey level.
+        seed: the same seed gives the same tables and pixels.
 
     Returns:
         Path of `labels.csv`: `path, patient_id, fat_percent, simulated, frame_index, scanner,
