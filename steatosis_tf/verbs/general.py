@@ -1,6 +1,7 @@
 """Verbs about the program and its files: info, demo, verify."""
 
 import argparse
+import gc
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -95,6 +96,7 @@ def demo(args: Namespace) -> Result:
     from steatosis_tf.pipeline import run_all
     from steatosis_tf.sources.phantom.study import write_phantoms
 
+    gc.freeze()  # what was imported is no garbage, and every collection would look through it
     output_dir = Path(args.output)
     frames_dir, manifest_path = output_dir / "phantoms", output_dir / "manifest.csv"
     if not (frames_dir / "labels.csv").is_file():

@@ -3,6 +3,7 @@ predict, page, recalibrate, sr, node.
 """
 
 import dataclasses
+import gc
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,6 +78,7 @@ def _run(experiment: str, config: Config, args: Namespace) -> Result:
     from steatosis_tf.tracking import ui_address
     from steatosis_tf.tracking.store import ui_command
 
+    gc.freeze()  # as in the demo
     summaries = run_all(experiment, args.manifest, [config], args.runs_dir, options)
     lines = [metrics_text([summary.metrics for summary in summaries]), ""]
     for summary in summaries:
