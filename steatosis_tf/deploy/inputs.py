@@ -113,11 +113,13 @@ class Inputs:
         passed_over: (name, reason) of what is no frame; grows while shots are read.
         are_single_pictures: whether some pictures are a patient each because nobody said whose
             they are.
+        num_joined: patients of a table with several `study_id`, whose visits are one answer.
     """
 
     def __init__(self, by_folder: bool = False) -> None:
         self.passed_over: list[tuple[str, str]] = []
         self.are_single_pictures = False
+        self.num_joined = 0
         self._by_folder = by_folder
         self._groups: dict[tuple[str, ...], Group] = {}
         self._seen: set[tuple[str, ...]] = set()
@@ -169,6 +171,9 @@ class Inputs:
                 "Expected a table with the columns path and patient_id. Received: "
                 f"{path.name!r} with other columns. Give frames or folders, or such a table."
             )
+        if "study_id" in table:
+            visits = table[table["study_id"] != ""].groupby("patient_id")["study_id"].nunique()
+            self.num_joined += int((visits > 1).sum())
         for row in table.to_dict("records"):
             name, patient = row["path"].replace("\\", "/"), row["patient_id"]
             fault = row["fault"] or ("" if name and patient else "without path or patient_id")

@@ -15,7 +15,7 @@ from steatosis_tf.deploy.bare_network import load_model as load_model  # its nam
 from steatosis_tf.deploy.bundle import ABOUT_NAME, SHIPPED, Bundle, is_bundle, open_bundle
 from steatosis_tf.deploy.figures import draw_frame, draw_trends
 from steatosis_tf.deploy.frames import Look, unable
-from steatosis_tf.deploy.inputs import Group, Shot, open_inputs
+from steatosis_tf.deploy.inputs import Group, Inputs, Shot, open_inputs
 from steatosis_tf.deploy.tables import (
     AnswerTables,
     Visits,
@@ -38,6 +38,7 @@ _BLOCK_BYTES = 256 << 20
 # Names of files passed over that are printed.
 _SHOWN = 5
 _ALONE = "Each picture was answered for itself; --patient folder joins the pictures of a folder."
+_JOINED = "Their visits are one answer; a table of each visit gives an answer to each."
 
 
 #: What answers.
@@ -182,8 +183,16 @@ def predict(
     return Predicted(
         grader.name, grader.sha256, model is None, counts, tuple(inputs.passed_over), tuple(texts),
         tuple(patients), None if output_dir is None else str(output_dir),
-        _ALONE if inputs.are_single_pictures and len(texts) > 1 else "",
+        _advice(inputs, len(texts)),
     )  # fmt: skip
+
+
+def _advice(inputs: Inputs, num_answers: int) -> str:
+    """What of the inputs the caller may have meant otherwise, or ""."""
+    told = [_ALONE] if inputs.are_single_pictures and num_answers > 1 else []
+    if inputs.num_joined:
+        told.append(f"Patients with several study_id: {inputs.num_joined}. {_JOINED}")
+    return " ".join(told)
 
 
 def _answers(

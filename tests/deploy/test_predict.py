@@ -143,6 +143,11 @@ def test_pictures_of_nobody_are_answered_one_by_one_with_a_word(model_path, fram
     assert "--patient folder joins" in advice(frames)
     assert advice(frames, by_folder=True) == ""
     assert advice(frames / "b.png") == ""
+    rows = "path,patient_id,study_id\nb.png,P1,v1\nlater/d.PNG,P1,v2\na.png,P2,v3\n"
+    (frames / "visits.csv").write_text(rows)
+    assert advice(frames / "visits.csv").startswith("Patients with several study_id: 1. Their vis")
+    (frames / "visits.csv").write_text(rows.replace("v2", "v1"))
+    assert advice(frames / "visits.csv") == ""
 
 
 @pytest.mark.parametrize(
