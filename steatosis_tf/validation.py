@@ -5,6 +5,7 @@ sets are those locked in it. Who is refused is listed, and whoever has a score c
 No TensorFlow.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,8 @@ def validation_text(found: dict[str, Any]) -> str:
     lines = [f"model: {found['model']['name']}",
              f"{counts['patients']} labelled patients: {counts['graded']} graded, "
              f"{counts['score_only']} score only, {counts['unable']} unable to assess"]  # fmt: skip
+    why = Counter(one["reason"] for one in found["not_graded"])
+    lines += [f"  {number} not graded: {reason}" for reason, number in why.most_common()]
     for name, entry in (found["graded"] | found["ranks"]).items():
         if entry["value"] is not None:
             ends = "" if entry["low"] is None else f" ({entry['low']:.3f} to {entry['high']:.3f})"

@@ -21,7 +21,7 @@ from steatosis_tf.deploy.predict import find_leakage, open_model, predict
 from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.model.joint import decide
 from steatosis_tf.sources.phantom.study import simulate_patient
-from steatosis_tf.validation import validate
+from steatosis_tf.validation import validate, validation_text
 
 #: A scanner that the phantoms' bundle takes for a stranger's.
 OTHER = {"gain_offset_db": 12.0, "tgc_offset_db_per_cm": 1.5, "dynamic_range_factor": 0.5}
@@ -76,8 +76,9 @@ def test_nobody_is_dropped_in_silence(validated):
     assert "E12" in {one["patient_id"] for one in told}
     assert found["num_unlabelled"] == 1
     report = (folder / "report.md").read_text()
+    said = validation_text(found)
     for one in told:
-        assert one["reason"]
+        assert f"not graded: {one['reason']}" in said
         assert f"| {one['patient_id']} | {one['grade']} |" in report
 
 
