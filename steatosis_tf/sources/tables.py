@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from steatosis_tf.files import (
     REJECTED_SUFFIX,
@@ -74,10 +75,10 @@ def read_spreadsheet(path: str | Path) -> pd.DataFrame:
 
 def write_spreadsheet(table: pd.DataFrame, path: str | Path) -> None:
     """Write a CSV whole or not at all, of which no spreadsheet runs a cell as a formula."""
-    texts = table.select_dtypes("object").columns
+    texts = [name for name in table if not is_numeric_dtype(table[name])]
     cells = table.assign(**{name: table[name].map(as_cell) for name in texts})
     with replacing(path) as temporary:
-        cells.to_csv(temporary, index=False, lineterminator="\n")
+        cells.rename(columns=as_cell).to_csv(temporary, index=False, lineterminator="\n")
 
 
 def plain_cells(table: pd.DataFrame) -> pd.DataFrame:
@@ -86,7 +87,7 @@ def plain_cells(table: pd.DataFrame) -> pd.DataFrame:
         quoted = table[name].str.startswith("'")
         if quoted.any():
             table.loc[quoted, name] = table.loc[quoted, name].map(from_cell)
-    return table
+    return table.rename(columns=from_cell)
 
 
 def _bytes_of(path: Path) -> bytes:

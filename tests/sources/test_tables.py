@@ -4,9 +4,10 @@ import datetime
 import zipfile
 
 import openpyxl
+import pandas as pd
 import pytest
 
-from steatosis_tf.sources.tables import read_spreadsheet
+from steatosis_tf.sources.tables import plain_cells, read_spreadsheet, write_spreadsheet
 
 
 @pytest.fixture
@@ -114,3 +115,13 @@ def test_a_workbook_that_is_none_ends_in_one_line(tmp_path):
         archive.writestr("xl/workbook.xml", bytes(65 * 2**20))
     with pytest.raises(ValueError, match=r"at most 500,000 cells"):
         read_spreadsheet(path)
+
+
+@pytest.mark.parametrize("dtype", ["object", "string", "category"])
+def test_no_text_is_written_as_a_formula_whatever_type_holds_it(tmp_path, dtype):
+    path = tmp_path / "table.csv"
+    texts = pd.Series(["=1+1", "x"], dtype=dtype)
+    write_spreadsheet(pd.DataFrame({"=said": texts, "change": [-2, 1]}), path)
+    assert path.read_text() == "'=said,change\n'=1+1,-2\nx,1\n"
+    back = plain_cells(pd.read_csv(path, dtype=str))
+    assert [*back.columns, *back["=said"]] == ["=said", "change", "=1+1", "x"]
