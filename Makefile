@@ -21,6 +21,8 @@ test: lint
 
 # The slow tests, then the others again, and which lines of the package neither has reached.
 test-slow: .venv/.dev
+	@command -v chromium >/dev/null || $(MAKE) --no-print-directory browser
+	@test -x .venv/orthanc/usr/sbin/Orthanc || $(MAKE) --no-print-directory orthanc
 	$(BIN)/mypy --platform win32
 	$(BIN)/mypy --platform darwin
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow --durations=0 --cov=steatosis_tf --cov-report=

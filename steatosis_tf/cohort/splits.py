@@ -52,7 +52,8 @@ def make_partitions(frame_table: pd.DataFrame, config: SplitConfig) -> list[Part
 
 def resolve_split(frame_table: pd.DataFrame, config: SplitConfig) -> tuple[SplitConfig, str]:
     """What `kind` "auto" stands for with this manifest: a `split` column as it says; else k-fold
-    under `HOLDOUT_FROM` graded patients, hold-out from there on.
+    under `HOLDOUT_FROM` graded patients, with no more folds than the rarest grade has patients;
+    hold-out from there on.
 
     Args:
         frame_table: manifest.
@@ -81,7 +82,12 @@ def resolve_split(frame_table: pd.DataFrame, config: SplitConfig) -> tuple[Split
             f"{getattr(config, idle)} and {count} patients, who are divided by split.kind={kind}. "
             "Leave it out, or set split.kind too."
         )
-    why = f"{'under' if few else 'from'} {HOLDOUT_FROM} patients; split.kind sets another"
+    why = f"{'under' if few else 'from'} {HOLDOUT_FROM} patients"
+    least = graded.groupby("grade")["patient_id"].nunique().reindex(GRADES, fill_value=0).min()
+    if few and config.folds == SplitConfig().folds and _MIN_OF_A_GRADE <= least < config.folds:
+        resolved = dataclasses.replace(resolved, folds=int(least))
+        why += f", {least} of the rarest grade"
+    why += "; split.kind sets another"
     return resolved, f"split: {resolved.words} of {count} patients ({why})"
 
 

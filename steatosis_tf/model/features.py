@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
 #: Rows of a shard, 16 MB as float32, and of a part: what a killed process or worker loses at most.
-SHARD_ROWS = 2048
+SHARD_ROWS = PART_ROWS = 2048
 #: Place of a row that no whole shard holds.
 ABSENT = -1
 _SLICE_ROWS = 1024  # read at once
@@ -464,8 +464,8 @@ def _plan(view: View, records_dir: str | Path, rows: Sequence[str]) -> Iterator[
     missing = missing_rows(view, rows)
     offset = 0
     for split, count in count_examples(records_dir).items():
-        for start in range(0, count, SHARD_ROWS):
-            stop = min(count, start + SHARD_ROWS)
+        for start in range(0, count, PART_ROWS):
+            stop = min(count, start + PART_ROWS)
             flags = missing[offset + start : offset + stop]
             names = list(itertools.compress(rows[offset + start : offset + stop], flags))
             if names:

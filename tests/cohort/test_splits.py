@@ -102,6 +102,10 @@ def test_auto_takes_folds_under_200_patients_and_a_holdout_from_there_on():
         resolve_split(table, SplitConfig(folds=10))
     stated = SplitConfig(kind="kfold")
     assert resolve_split(table, stated) == (stated, "split: 5-fold of 200 patients")
+    rare = manifest({grade: 4 if grade == "Severe" else 9 for grade in GRADES})
+    config, said = resolve_split(rare, SplitConfig())
+    assert (config.folds, len(make_partitions(rare, SplitConfig()))) == (4, 4)
+    assert "4-fold of 31 patients (under 200 patients, 4 of the rarest grade;" in said
 
 
 def test_auto_takes_the_split_column_as_it_is():

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from steatosis_tf.config import AugmentConfig, Config, ModelConfig, TrainConfig
-from steatosis_tf.model import features as feature_parts
+from steatosis_tf.model import features
 from steatosis_tf.model.engines import Engine, choose_engine
 from steatosis_tf.model.features import spread_features, stored_features
 from steatosis_tf.parallel import beam_options
@@ -24,7 +24,7 @@ TWO_PROCESSES = ("direct_num_workers=2", "direct_running_mode=multi_processing")
 @pytest.fixture
 def engine(random_backbone, monkeypatch) -> Engine:
     """The reference; parts of four rows, so that twelve frames are several."""
-    monkeypatch.setattr(feature_parts, "PART_ROWS", 4)
+    monkeypatch.setattr(features, "PART_ROWS", 4)
     return choose_engine("keras", random_backbone, np.zeros((1, 224, 224, 1), np.uint8), ".")
 
 
@@ -71,10 +71,10 @@ def test_two_processes_one_of_which_is_killed(
     with pytest.raises(RuntimeError, match=r"features.*137.*parts are kept"):
         spread_features(*arguments, options())
     killer.join()
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "many").rglob("*.npy")}
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "many").rglob("[!.]*.npy")}
     assert 0 < len(kept) < 8
     np.testing.assert_array_equal(np.asarray(spread_features(*arguments, options())), expected)
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "many").rglob("*.npy")}
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "many").rglob("[!.]*.npy")}
     assert kept.items() <= after.items()
 
 
