@@ -320,7 +320,7 @@ def find_changed_frames(manifest_path: str | Path) -> dict[str, str]:
     table = read_manifest(manifest_path)
     reasons: dict[int, list[Rejection]] = {}
     rows = table.assign(row=table.index)
-    found = pd.Series(_hash_frames(rows, Path(manifest_path).parent, reasons), table.index)
+    found = pd.Series(_hash_frames(rows, Path(manifest_path).parent, reasons)[0], table.index)
     for row in table.index[found != table["pixels_sha256"]]:
         reasons.setdefault(row, [Rejection("other_pixels")])
     return {str(table.loc[row, "frame_id"]): str(why[0]) for row, why in sorted(reasons.items())}

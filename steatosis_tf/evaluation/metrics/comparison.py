@@ -206,10 +206,17 @@ def delong_test(scores: pd.DataFrame, baseline_scores: pd.DataFrame) -> dict[str
         `note` says why.
 
     Raises:
-        ValueError: a table that cannot be evaluated, or different patients or grades.
+        ValueError: a table that cannot be evaluated, or different patients,
+            grades or numbers of rows per patient.
     """
     key = "frame_id" if "frame_id" in scores else "patient_id"
+    if "repeat" in scores or "repeat" in baseline_scores:
+        raise ValueError("Expected scores of one repeat. Received: a column repeat. Choose one.")
     check_same_study(code_patients(scores), code_patients(baseline_scores))
+    if key not in baseline_scores or set(scores[key]) != set(baseline_scores[key]):
+        raise ValueError(
+            f"Expected the same {key} in both tables. Received: others. Use patient scores."
+        )
     baseline = baseline_scores.set_index(key).loc[scores[key]].reset_index()
     labels, probabilities = labels_and_probabilities(scores)
     columns = [cumulative_scores(probabilities)[_TASK]]
