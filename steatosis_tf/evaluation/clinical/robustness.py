@@ -127,19 +127,6 @@ def _inside(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return np.where(before > 0, np.clip(np.rint(after), 1, 255), 0).astype(np.uint8)
 
 
-def _shifted(rois: np.ndarray, down_px: int, right_px: int) -> np.ndarray:
-    """Move the window; tissue beyond the stored ROI is unknown and stands in mirrored.
-
-    A mirrored strip keeps the texture of its neighbourhood, a black one would tell the model that
-    the sector ends there. Where full frames are at hand, cropping them anew is the better test.
-    """
-    pad = max(abs(down_px), abs(right_px))
-    height, width = rois.shape[1:3]
-    wide = np.pad(rois, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
-    top, left = pad + down_px, pad + right_px
-    return wide[:, top : top + height, left : left + width]
-
-
 #: Frames disturbed and scored at once; 256 of 224 x 224 px are 13 MB.
 _CHUNK = 256
 
