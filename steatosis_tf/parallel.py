@@ -277,7 +277,9 @@ def _deaths_noticed() -> Iterator[None]:
                     signal.pthread_kill(waiting, wake)
 
     waiting = threading.get_ident()
-    wake = signal.SIGINT if sys.platform == "win32" else signal.SIGUSR1
+    wake = signal.SIGINT
+    if sys.platform != "win32":
+        wake = signal.SIGUSR1
     threading.excepthook = notice
     former = signal.signal(wake, _raise_death)
     try:
