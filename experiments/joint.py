@@ -29,6 +29,7 @@ from sklearn.cross_decomposition import PLSRegression
 from tqdm import tqdm
 
 from experiments import byra
+from experiments.fat_rules.comparison import RANKINGS, markdown
 from experiments.joint_features import SETTINGS, View, pooled, row_means
 from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, paired_bootstrap
 from steatosis_tf.files import replacing
@@ -47,18 +48,12 @@ SYSTEMS = {
     "network alone": (Part(NETWORK),),
     "joint": JOINT,
 }
-RANKINGS = {
-    "AUC, Mild or worse": "ordinal.auc_at_least_mild",
-    "AUC, Moderate or worse": "ordinal.auc_at_least_moderate",
-    "AUC, Severe": "ordinal.auc_severe",
-    "Spearman": "ordinal.spearman_fat",
-}
 GRADINGS = {"kappa": "ordinal.quadratic_kappa", "accuracy": "accuracy"}
 # Any width ranks patients by predicted fat alike.
 _WIDTH = 1.5
 _NUM_COMPONENTS = 6
 #: What lines and text inside the sector gave away; nobody may choose it.
-MARKS = "marks inside the sector left in"
+MARKS = "marks not painted out"
 #: Frames of a patient whose settings are turned.
 SETTING_STEP = 4
 
@@ -107,8 +102,8 @@ def network_variants(study: Study, store: Path) -> dict[str, np.ndarray]:
         "recipe": pooled(recipe),
         "view: the sector's bounding box, 224 px": pooled(boxes),
         "weights: random": pooled(maps(View("random weights", weights="random"))),
-        MARKS: pooled(maps(View("marks left in", paint_out=False))),
-        "gain left in": pooled(maps(View("gain left in", normalize_gain=False))),
+        MARKS: pooled(maps(View("marks not painted out", paint_out=False))),
+        "gain not normalised": pooled(maps(View("gain not normalised", normalize_gain=False))),
         "pooling: global": pooled(recipe, near_bands=1),
         "taps: 112 channels alone": pooled(recipe, far=False),
         "taps: 192 channels alone": pooled(recipe, near_bands=0),
@@ -224,14 +219,14 @@ def chosen_inside(
 
 
 def setting_rows(study: Study, store: Path) -> list[str]:
-    """How scores move by settings, per tap; the last row has gain left in, turned in gain alone."""
+    """How scores move by settings, per tap; with gain not normalised, by gain alone."""
     few = study.frames["frame_index"].astype(int) % SETTING_STEP == 0
     frames = study.frames[few].reset_index(drop=True)
     ids = frames["patient_id"].to_numpy()
 
     def moves(normalize: bool, bands: int, far: bool) -> Iterator[str]:
-        suffix = "" if normalize else ", gain left in"
-        base = View("beam space" if normalize else "gain left in", normalize_gain=normalize)
+        suffix = "" if normalize else ", gain not normalised"
+        base = View("beam space" if normalize else "gain not normalised", normalize_gain=normalize)
         plain = row_means(base, study.frames, study.manifest_path, store)
         rule, _ = fit_linear_rule(
             patient_means(pooled(plain, bands, far), study.ids), np.sqrt(study.fat)
@@ -252,23 +247,9 @@ def setting_rows(study: Study, store: Path) -> list[str]:
         "both taps": (True, 4, True),
         "112 channels": (True, 4, False),
         "192 channels": (True, 0, True),
-        "both taps, gain left in": (False, 4, True),
+        "both taps, gain not normalised": (False, 4, True),
     }
     return [f"| {name} | {' | '.join(moves(*kind))} |" for name, kind in kinds.items()]
-
-
-def text_of(entry: dict, sign: str = "") -> str:
-    if entry["low"] is None:
-        return f"{entry['value']:{sign}.3f}"
-    return f"{entry['value']:{sign}.3f} ({entry['low']:{sign}.3f} to {entry['high']:{sign}.3f})"
-
-
-def markdown(rows: Mapping[str, dict], headings: Sequence[str], sign: str = "") -> str:
-    lines = [f"| | {' | '.join(headings)} |", "|---" * (len(headings) + 1) + "|"]
-    for name, entries in rows.items():
-        texts = [text_of(entries[heading], sign) for heading in headings]
-        lines.append(f"| {name} | {' | '.join(texts)} |")
-    return "\n".join(lines)
 
 
 def factor_table(study: Study, store: Path, measured: tuple) -> str:
@@ -315,7 +296,7 @@ def system_table(study: Study, inputs: Mapping[str, np.ndarray]) -> str:
     )
     return (
         f"{markdown(rows, headings)}\n\nDifference to `{first}`:\n\n"
-        f"{markdown(differences, headings, '+')}\n\n"
+        f"{markdown(differences, headings, sign='+')}\n\n"
         f"The network's share: {min(shares):.2f} to {max(shares):.2f}. Decision rule chosen: "
         f"{', '.join(f'{name} {count}' for name, count in rules.items())}. Biopsy grade (rows) "
         f"against grade (columns): {confusion.to_numpy().tolist()}.\n"

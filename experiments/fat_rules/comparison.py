@@ -28,7 +28,8 @@ from steatosis_tf.model.joint import JointModel
 from steatosis_tf.model.joint_fit import Part
 
 _READINGS = ("probable", "middle", "expected")
-_RANKINGS = {
+#: Heading -> metric of the tables in which predicted fat percent ranks.
+RANKINGS = {
     "AUC, Mild or worse": "ordinal.auc_at_least_mild",
     "AUC, Moderate or worse": "ordinal.auc_at_least_moderate",
     "AUC, Severe": "ordinal.auc_severe",
@@ -36,7 +37,7 @@ _RANKINGS = {
 }
 #: Headings of the table. Rankings are by predicted fat percent; a grade is read three ways.
 HEADINGS = (
-    *_RANKINGS,
+    *RANKINGS,
     *(f"{name}, {reading}" for name in ("accuracy", "kappa") for reading in _READINGS),
 )
 # Differences are shown for what was asked for beforehand, so that none is picked afterwards.
@@ -96,8 +97,8 @@ def compare_systems(
     text = (
         f"Leave-one-patient-out, {study.frames['patient_id'].nunique()} patients, "
         f"{len(study.frames)} frames; "
-        f"95 % intervals over patients.\n\n{markdown(values, tuple(_RANKINGS))}\n\n"
-        f"{markdown(values, HEADINGS[len(_RANKINGS) :])}\n"
+        f"95 % intervals over patients.\n\n{markdown(values, tuple(RANKINGS))}\n\n"
+        f"{markdown(values, HEADINGS[len(RANKINGS) :])}\n"
     )
     if differences:
         text += f"\nDifference to `{first}`:\n\n{markdown(differences, _COMPARED, sign='+')}\n"
@@ -114,7 +115,7 @@ def row_of(tables: Tables, baseline: Tables | None = None) -> Row:
 
     by_fat = found("fat")
     by_reading = [found(reading) for reading in _READINGS]
-    entries = [by_fat[name] for name in _RANKINGS.values()]
+    entries = [by_fat[name] for name in RANKINGS.values()]
     for metric in ("accuracy", "ordinal.quadratic_kappa"):
         entries += [one[metric] for one in by_reading]
     return dict(zip(HEADINGS, entries, strict=True))
