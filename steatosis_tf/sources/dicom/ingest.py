@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import filelock
+import pandas as pd
 from tqdm import tqdm
 
 from steatosis_tf.files import BEING_WRITTEN, as_cell, file_sha256, replacing
@@ -44,7 +45,7 @@ from steatosis_tf.sources.dicom.scan import (
 from steatosis_tf.sources.images import quiet_readers
 from steatosis_tf.sources.pseudonym import OUTPUT_MARK, pseudonym, read_key
 from steatosis_tf.sources.rejection import Rejection
-from steatosis_tf.sources.tables import ADDED, read_spreadsheet
+from steatosis_tf.sources.tables import ADDED, read_spreadsheet, write_spreadsheet
 
 # Part of every journal entry: a new number makes all files be decoded again.
 _PIXEL_VERSION = "4"
@@ -314,10 +315,13 @@ def _write_tables(
     findings = patient_findings(scans)
     private_path = key_path.with_name(key_path.name + ".sources.csv")
     update_private_table(private_path, output.folder, PRIVATE_COLUMNS, map(private_row, scans))
-    write_table(output.folder / "rejected.csv", REJECTED_COLUMNS, rejected)
-    write_table(output.folder / "deidentification.csv", LOG_COLUMNS, log)
-    write_table(output.folder / "patient_findings.csv", FINDING_COLUMNS, findings)
-    write_table(output.folder / "labels.csv", (*LABEL_COLUMNS, *joined), labels)
+    for name, columns, rows in (
+        ("rejected", REJECTED_COLUMNS, rejected),
+        ("deidentification", LOG_COLUMNS, log),
+        ("patient_findings", FINDING_COLUMNS, findings),
+        ("labels", (*LABEL_COLUMNS, *joined), labels),
+    ):
+        write_spreadsheet(pd.DataFrame(rows, columns=columns), output.folder / f"{name}.csv")
     output.finish(
         [prints[source_id] for source_id in results],
         [Path(row["path"]).name for row in labels],
@@ -427,14 +431,6 @@ def write_text(path: Path, text: str) -> None:
     """Write a text of UTF-8, its line ends as they are, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, "utf-8", newline="")
-
-
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """Write a CSV of UTF-8 with Unix line ends, in the order of the rows."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: as_cell(cell) for name, cell in row.items()} for row in rows)
 
 
 def update_private_table(

@@ -3,7 +3,7 @@
 import datetime
 import io
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
@@ -169,40 +169,17 @@ def refuse_contested_ids(scans: Sequence[Scan]) -> list[Scan]:
 IMAGES_DIR = "images"
 LABEL_COLUMNS = ("path", "patient_id", "study_id", "source_id", "frame_index", *KEPT_FIELDS)
 REJECTED_COLUMNS = (
-    "source_id",
-    "file_number",
-    "frame_index",
-    "patient_id",
-    "study_id",
-    "reason",
-    "code",
-)
+    "source_id", "file_number", "frame_index", "patient_id", "study_id", "reason", "code",
+)  # fmt: skip
 LOG_COLUMNS = (
-    "source_id",
-    "num_frames",
-    "num_chosen",
-    "num_written",
-    "fields_kept",
-    "num_elements_dropped",
-    "kept_by",
-    "kept_top",
-    "kept_left",
-    "kept_height",
-    "kept_width",
-    "kept_percent",
-    "frames_with_marks",
-    "burned_in_annotation",
-)
+    "source_id", "num_frames", "num_chosen", "num_written", "fields_kept",
+    "num_elements_dropped", "kept_by", "kept_top", "kept_left", "kept_height", "kept_width",
+    "kept_percent", "frames_with_marks", "burned_in_annotation",
+)  # fmt: skip
 PRIVATE_COLUMNS = (
-    "source_id",
-    "file_number",
-    "file",
-    "patient_id",
-    "original_patient_id",
-    "study_id",
-    "original_study_uid",
-    "study_date",
-)
+    "source_id", "file_number", "file", "patient_id", "original_patient_id", "study_id",
+    "original_study_uid", "study_date",
+)  # fmt: skip
 
 
 def frame_path(clip_id: str, index: int) -> str:
@@ -286,22 +263,26 @@ def _writable(text: str) -> str:
 
 FINDING_COLUMNS = ("finding", "patient_ids", "num_files", "what_to_do")
 
-_ACTIONS = {
-    "one id in several spellings": "merged into one patient; nothing to do if that is right",
+# Finding -> what its files share, in what they differ, and what to do.
+_FINDINGS = {
+    "one id in several spellings": (
+        "patient", "spelling", "merged into one patient; nothing to do if that is right"),
     "one id with several names": (
-        "kept as one patient if the names share a word, else left out; if these are two people, "
-        "correct the id in the source"
-    ),
-    "one id with several birth dates": "left out; correct the id or the date in the source",
-    "one id of several issuers": "left out; give each person an id of their own in the source",
+        "patient", "name", "kept as one patient if the names share a word, else left out; if these "
+        "are two people, correct the id in the source"),
+    "one id with several birth dates": (
+        "patient", "birth_date", "left out; correct the id or the date in the source"),
+    "one id of several issuers": (
+        "patient", "issuer", "left out; give each person an id of their own in the source"),
     "one name and birth date under several ids": (
-        "kept apart; if this is one person, give one id in the source, or the splits leak"
-    ),
+        "person", "patient", "kept apart; if this is one person, give one id in the source, or the "
+        "splits leak"),
     "ids that differ by leading zeros only": (
-        "kept apart; if this is one person, give one id in the source, or the splits leak"
-    ),
-    "one study under several patients": "kept apart; correct the patient id in the source",
-}
+        "id_without_zeros", "patient", "kept apart; if this is one person, give one id in the "
+        "source, or the splits leak"),
+    "one study under several patients": (
+        "study", "patient", "kept apart; correct the patient id in the source"),
+}  # fmt: skip
 
 
 def patient_findings(scans: Sequence[Scan]) -> list[dict[str, object]]:
@@ -310,73 +291,37 @@ def patient_findings(scans: Sequence[Scan]) -> list[dict[str, object]]:
     Two spellings of a PatientID (case, blanks, full-width digits) are one patient already;
     everything less certain is reported and left to a person.
     """
-    known = [scan for scan in scans if scan.header is not None]
+    facts = [_facts(scan, scan.header) for scan in scans if scan.header]
     rows: list[dict[str, object]] = []
-    for finding, group_by, differ_by in (
-        ("one id in several spellings", _patient, _spelling),
-        ("one id with several names", _patient, _name),
-        ("one id with several birth dates", _patient, _birth_date),
-        ("one id of several issuers", _patient, _issuer),
-        ("one name and birth date under several ids", _person, _patient),
-        ("ids that differ by leading zeros only", _id_without_zeros, _patient),
-        ("one study under several patients", _study, _patient),
-    ):
-        for group in _differing(known, group_by, differ_by):
-            rows.append(
-                {
-                    "finding": finding,
-                    "patient_ids": " ".join(sorted({scan.patient_id for scan in group})),
-                    "num_files": len(group),
-                    "what_to_do": _ACTIONS[finding],
-                }
-            )
+    for finding, (shared, differing, action) in _FINDINGS.items():
+        groups: dict[Hashable, list[dict[str, Hashable]]] = {}
+        for one in facts:
+            if one[shared] and one[differing]:  # what is not stated differs from nothing
+                groups.setdefault(one[shared], []).append(one)
+        rows += [
+            {
+                "finding": finding,
+                "patient_ids": " ".join(sorted({str(one["patient"]) for one in group})),
+                "num_files": len(group),
+                "what_to_do": action,
+            }
+            for group in groups.values()
+            if len({one[differing] for one in group}) > 1
+        ]
     return sorted(rows, key=lambda row: (str(row["finding"]), str(row["patient_ids"])))
 
 
-def _differing(
-    scans: Sequence[Scan],
-    group_by: Callable[[Scan], Hashable],
-    differ_by: Callable[[Scan], Hashable],
-) -> Iterator[list[Scan]]:
-    """Groups of equal `group_by` in which `differ_by` has more than one value; "" is no value."""
-    groups: dict[Hashable, list[Scan]] = {}
-    for scan in scans:
-        if group_by(scan) and differ_by(scan):
-            groups.setdefault(group_by(scan), []).append(scan)
-    for group in groups.values():
-        if len({differ_by(scan) for scan in group}) > 1:
-            yield group
-
-
-def _patient(scan: Scan) -> Hashable:
-    return scan.patient_id
-
-
-def _study(scan: Scan) -> Hashable:
-    return scan.study_id
-
-
-def _spelling(scan: Scan) -> Hashable:
-    return "" if scan.header is None else scan.header.patient_id
-
-
-def _person(scan: Scan) -> Hashable:
-    """Name words and birth date; "" unless both are known, since names alone repeat."""
-    name, birth_date = _name(scan), _birth_date(scan)
-    return (name, birth_date) if name and birth_date else ""
-
-
-def _name(scan: Scan) -> Hashable:
-    return () if scan.header is None else scan.header.person.name
-
-
-def _birth_date(scan: Scan) -> Hashable:
-    return "" if scan.header is None else scan.header.person.birth_date
-
-
-def _issuer(scan: Scan) -> Hashable:
-    return "" if scan.header is None else scan.header.person.issuer
-
-
-def _id_without_zeros(scan: Scan) -> Hashable:
-    return "" if scan.header is None else normal_patient_id(scan.header.patient_id).lstrip("0")
+def _facts(scan: Scan, header: Header) -> dict[str, Hashable]:
+    """What a file says of whom it shows; "" or () where it does not."""
+    person = header.person
+    return {
+        "patient": scan.patient_id,
+        "study": scan.study_id,
+        "spelling": header.patient_id,
+        "id_without_zeros": normal_patient_id(header.patient_id).lstrip("0"),
+        "name": person.name,
+        "birth_date": person.birth_date,
+        # Names alone repeat.
+        "person": (person.name, person.birth_date) if person.name and person.birth_date else "",
+        "issuer": person.issuer,
+    }
