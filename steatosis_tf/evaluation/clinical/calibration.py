@@ -25,12 +25,7 @@ from scipy import optimize, special
 from sklearn.linear_model import LogisticRegression
 
 from steatosis_tf.evaluation.metrics.intervals import CONFIDENCE, proportion
-from steatosis_tf.evaluation.metrics.scores import (
-    check_patients,
-    checked_pair,
-    checked_probabilities,
-    labels_and_probabilities,
-)
+from steatosis_tf.evaluation.metrics.scores import labels_and_probabilities
 from steatosis_tf.evaluation.metrics.weighted import SMALLEST, proper_score_terms
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.joint import TINY, mass_before
@@ -53,11 +48,8 @@ def fit_temperature(grades_true: ArrayLike, probabilities: ArrayLike) -> dict[st
     Returns:
         `temperature` (above 1: the model was over-confident), `nll_before`, `nll_after`,
         `num_rows`, `note` (if the optimum lies at the end of `TEMPERATURE_RANGE`).
-
-    Raises:
-        ValueError: bad labels or probabilities.
     """
-    labels, scores = checked_pair(grades_true, probabilities)
+    labels, scores = np.asarray(grades_true, int), np.asarray(probabilities, np.float64)
 
     def loss(log_temperature: float) -> float:
         return _nll(labels, apply_temperature(scores, float(np.exp(log_temperature))))
@@ -82,13 +74,8 @@ def fit_temperature(grades_true: ArrayLike, probabilities: ArrayLike) -> dict[st
 
 
 def apply_temperature(probabilities: ArrayLike, temperature: float) -> np.ndarray:
-    """Probabilities `(N, 4)` at another temperature.
-
-    Raises:
-        ValueError: bad probabilities.
-    """
-    scores = checked_probabilities(probabilities)
-    return special.softmax(np.log(np.maximum(scores, SMALLEST)) / temperature, axis=1)
+    """Probabilities `(N, 4)` at another temperature."""
+    return special.softmax(np.log(np.maximum(probabilities, SMALLEST)) / temperature, axis=1)
 
 
 def calibration_line(happened: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
@@ -243,9 +230,8 @@ def fit_conformal(validation_scores: pd.DataFrame, coverage: float = 0.9) -> dic
         four grades).
 
     Raises:
-        ValueError: a frame table, repeated patients or a bad table.
+        ValueError: a bad table.
     """
-    check_patients(validation_scores)
     labels, probabilities = labels_and_probabilities(validation_scores)
     mass = np.sort(mass_before(probabilities)[np.arange(len(labels)), labels])
     # The smallest rank that keeps the promise for the next patient, n + 1 together.
@@ -273,11 +259,8 @@ def grade_sets(conformal: dict[str, Any], probabilities: np.ndarray) -> np.ndarr
     Args:
         conformal: from `fit_conformal`.
         probabilities: `(N, 4)`, rows sum to 1.
-
-    Raises:
-        ValueError: bad probabilities.
     """
-    return mass_before(checked_probabilities(probabilities)) <= conformal["threshold"] + TINY
+    return mass_before(probabilities) <= conformal["threshold"] + TINY
 
 
 def evaluate_conformal(conformal: dict[str, Any], scores: pd.DataFrame) -> dict[str, Any]:
@@ -290,9 +273,8 @@ def evaluate_conformal(conformal: dict[str, Any], scores: pd.DataFrame) -> dict[
         the sets of one grade), `num_patients`, `note` of the fit.
 
     Raises:
-        ValueError: a frame table, repeated patients or a bad table.
+        ValueError: a bad table.
     """
-    check_patients(scores)
     labels, probabilities = labels_and_probabilities(scores)
     sets = grade_sets(conformal, probabilities)
     size, held = sets.sum(axis=1), sets[np.arange(len(labels)), labels]
@@ -333,11 +315,8 @@ def coverage_risk_curve(
         `threshold` (lowest confidence graded), `risk` (proportion of graded rows that are wrong),
         `mean_absolute_error` (grades); and `area` under the risk (mean of the risk over rows
         in this order; a useless confidence gives about the full risk), `full_risk`, `num_rows`.
-
-    Raises:
-        ValueError: bad labels or probabilities.
     """
-    labels, scores = checked_pair(grades_true, probabilities)
+    labels, scores = np.asarray(grades_true, int), np.asarray(probabilities, np.float64)
     certainty = scores.max(axis=1)
     distance = np.abs(labels - (scores.argmax(axis=1) if named is None else named))
     values, group = np.unique(-certainty, return_inverse=True)

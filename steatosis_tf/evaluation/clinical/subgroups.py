@@ -60,8 +60,8 @@ def subgroup_metrics(
         pairs, `statement` in plain words.
 
     Raises:
-        ValueError: if the column or a scored patient is missing from `covariates`, if the scores
-            cannot be evaluated, or if the column has over 12 values.
+        ValueError: if a scored patient is missing from `covariates`, the scores cannot be
+            evaluated, or the column has over 12 values.
     """
     coded = code_patients(patient_scores)  # refuses scores that cannot be evaluated
     group_of = group_patients(np.asarray(coded.patient_ids), covariates, column)
@@ -219,15 +219,9 @@ def group_patients(patient_ids: np.ndarray, covariates: pd.DataFrame, column: st
         Group names, indexed by patient_id: `UNKNOWN` without a value, `SEVERAL` with more than one.
 
     Raises:
-        ValueError: if the column or a patient is missing, if a banded column holds a text, or if
-            there are over 12 groups.
+        ValueError: if a patient is missing, a banded column holds a text, or there are over 12
+            groups.
     """
-    lacking = [name for name in ("patient_id", column) if name not in covariates.columns]
-    if lacking:
-        raise ValueError(
-            f"Expected covariates with patient_id and {column}. Received: "
-            f"columns={list(covariates.columns)}."
-        )
     known = covariates.assign(patient_id=covariates["patient_id"].astype(str))
     absent = sorted(set(patient_ids.tolist()) - set(known["patient_id"]))
     if absent:

@@ -26,7 +26,7 @@ from steatosis_tf.evaluation.metrics.intervals import (
     proportion,
 )
 from steatosis_tf.evaluation.metrics.resampling import bootstrap_weights, code_patients
-from steatosis_tf.evaluation.metrics.scores import check_patients, labels_and_probabilities
+from steatosis_tf.evaluation.metrics.scores import labels_and_probabilities
 from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS, cumulative_scores
 
 RULES = ("youden", "sensitivity", "specificity", "cost")
@@ -70,7 +70,6 @@ def choose_operating_points(
         "cost_ratio": cost_ratio,
         "prevalence": prevalence,
     }
-    check_patients(validation_scores)
     labels, probabilities = labels_and_probabilities(validation_scores, validation=True)
     fold = _folds(validation_scores)
     scores = cumulative_scores(probabilities)
@@ -105,7 +104,6 @@ def apply_operating_points(points: dict[str, Any], scores: pd.DataFrame) -> dict
     Raises:
         ValueError: if the table cannot be evaluated.
     """
-    check_patients(scores)
     labels, probabilities = labels_and_probabilities(scores)
     result: dict[str, Any] = {}
     for task, score in cumulative_scores(probabilities).items():

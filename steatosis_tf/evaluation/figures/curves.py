@@ -17,7 +17,6 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from scipy.stats import binomtest
 
 from steatosis_tf.evaluation.clinical.calibration import NUM_BINS
-from steatosis_tf.evaluation.metrics.scores import checked_pair
 from steatosis_tf.files import replacing
 from steatosis_tf.grades import NOTICE
 
@@ -125,28 +124,24 @@ def reliability_figure(
         labels: `(n,)` int, 0 to 3.
         probabilities: name such as "before temperature" -> `(n, 4)` float, 0 to 1.
         path: PNG to write.
-
-    Raises:
-        ValueError: if shapes or values are not as above.
     """
-    checked = {name: checked_pair(labels, scores) for name, scores in probabilities.items()}
     title = "Reliability of the most probable grade"
     figure = new_sheet(title, cohort_line({"patients": len(labels)}), 5.2, 6.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     upper.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
     edges = np.linspace(0, 1, NUM_BINS + 1)
-    for place, (name, (truth, scores)) in enumerate(checked.items()):
+    for place, (name, scores) in enumerate(probabilities.items()):
         stated = scores.max(axis=1)
-        right = scores.argmax(axis=1) == truth
+        right = scores.argmax(axis=1) == labels
         bins = np.clip(np.digitize(stated, edges) - 1, 0, NUM_BINS - 1)
         _reliability_points(upper, place, name, (bins, stated, right))
         counts = np.bincount(bins, minlength=NUM_BINS)
-        width = 0.8 / NUM_BINS / len(checked)
-        centres = (edges[:-1] + edges[1:]) / 2 + (place - (len(checked) - 1) / 2) * width
+        width = 0.8 / NUM_BINS / len(probabilities)
+        centres = (edges[:-1] + edges[1:]) / 2 + (place - (len(probabilities) - 1) / 2) * width
         lower.bar(centres, counts, width=width, color=COLOURS[3 * place % 7])
     unit_square(upper)
     upper.set_aspect("auto")
-    upper.set(ylim=(-0.02, 1.06 + 0.08 * len(checked)), yticks=np.linspace(0, 1, 6))
+    upper.set(ylim=(-0.02, 1.06 + 0.08 * len(probabilities)), yticks=np.linspace(0, 1, 6))
     style_axes(upper, "", "Share right (bars: 95 % Wilson)")
     style_axes(lower, "Probability stated for the most probable grade", "Patients")
     add_legend(upper, "upper left")

@@ -33,7 +33,6 @@ from steatosis_tf.evaluation.figures.curves import (
 )
 from steatosis_tf.evaluation.metrics.comparison import COMPARED, difference_text
 from steatosis_tf.evaluation.metrics.scores import (
-    checked_pair,
     named_grades,
     read_scores,
 )
@@ -118,16 +117,12 @@ def roc_figure(
         path: PNG to write.
         unit: what one row is, "patients" or "frames".
         patient_ids: `(n,)` ids; when given, the title also counts patients.
-
-    Raises:
-        ValueError: if shapes, labels or probabilities are not as above, or there are no rows.
     """
-    truth, scores = checked_pair(labels, probabilities)
-    counts = num_of(truth, unit, patient_ids)
+    counts = num_of(labels, unit, patient_ids)
     figure = new_sheet("ROC curves, each grade against the rest", cohort_line(counts), 5.3, 6.5)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
-    _draw_roc_curves(axes, truth, scores, unit)
+    _draw_roc_curves(axes, labels, probabilities, unit)
     unit_square(axes)
     style_axes(axes, "1 - specificity", "Sensitivity")
     # Below the axes: the curve of a grade told worse than by chance fills the lower right.

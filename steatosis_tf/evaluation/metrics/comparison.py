@@ -16,11 +16,9 @@ from scipy import special
 from steatosis_tf.evaluation.metrics.intervals import (
     CONFIDENCE,
     bootstrap_intervals,
-    check_same_study,
     paired_bootstrap,
 )
 from steatosis_tf.evaluation.metrics.registry import shown_in
-from steatosis_tf.evaluation.metrics.resampling import code_patients
 from steatosis_tf.evaluation.metrics.scores import labels_and_probabilities
 from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS, cumulative_scores
 
@@ -66,8 +64,8 @@ def compare_runs(
         per run `run_id`, `name`, `differs`, `num_patients`, the cost, and per metric of `COMPARED`
         a dict `value, low, high, difference`; `difference` is `{value, low, high, p_value}`, None
         for the baseline, or a text if the run has other patients and cannot be paired. Beside it
-        `delong`: DeLong's test of the AUC, see `delong_test`; None for the baseline, for
-        unpaired runs and for repeated cross-validation.
+        `delong`: DeLong's test of the AUC, see `delong_test`; None for the baseline and for
+        unpaired runs.
 
     Raises:
         ValueError: if no or several runs are called `baseline_id`.
@@ -104,10 +102,9 @@ def _row(run: ComparedRun, baseline: ComparedRun, num_resamples: int) -> dict[st
     for name in COMPARED:
         interval = {key: intervals[name][key] for key in ("value", "low", "high")}
         row[name] = interval | {"difference": differences[name]}
-    tables = run.patient_scores, baseline.patient_scores
     is_paired = isinstance(differences["accuracy"], dict)
-    once = not any("repeat" in table for table in tables)
-    return row | {"delong": delong_test(*tables) if is_paired and once else None}
+    tables = run.patient_scores, baseline.patient_scores
+    return row | {"delong": delong_test(*tables) if is_paired else None}
 
 
 def what_differs(params: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
@@ -197,7 +194,7 @@ def delong_test(scores: pd.DataFrame, baseline_scores: pd.DataFrame) -> dict[str
 
     Args:
         scores: patient table (or frame table: rows are then grouped by patient).
-        baseline_scores: the same for the baseline, with the same rows.
+        baseline_scores: the same rows of the baseline, as `paired_bootstrap` has checked.
 
     Returns:
         `task`, `auc`, `baseline_auc`, `difference`, `standard_error`, `low`, `high`, `z`,
@@ -206,17 +203,9 @@ def delong_test(scores: pd.DataFrame, baseline_scores: pd.DataFrame) -> dict[str
         `note` says why.
 
     Raises:
-        ValueError: a table that cannot be evaluated, or different patients,
-            grades or numbers of rows per patient.
+        ValueError: a table that cannot be evaluated.
     """
     key = "frame_id" if "frame_id" in scores else "patient_id"
-    if "repeat" in scores or "repeat" in baseline_scores:
-        raise ValueError("Expected scores of one repeat. Received: a column repeat. Choose one.")
-    check_same_study(code_patients(scores), code_patients(baseline_scores))
-    if key not in baseline_scores or set(scores[key]) != set(baseline_scores[key]):
-        raise ValueError(
-            f"Expected the same {key} in both tables. Received: others. Use patient scores."
-        )
     baseline = baseline_scores.set_index(key).loc[scores[key]].reset_index()
     labels, probabilities = labels_and_probabilities(scores)
     columns = [cumulative_scores(probabilities)[_TASK]]

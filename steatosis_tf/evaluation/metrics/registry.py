@@ -26,11 +26,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from steatosis_tf.evaluation.metrics.scores import (
-    checked_pair,
-    labels_and_probabilities,
-    named_labels,
-)
+from steatosis_tf.evaluation.metrics.scores import labels_and_probabilities, named_labels
 from steatosis_tf.evaluation.metrics.weighted import (
     CUMULATIVE_TASKS,
     Samples,
@@ -66,17 +62,12 @@ def compute_metrics(
         `support` and `num_predicted` (its row and column totals); `notes` with one sentence per
         undefined number.
 
-    Raises:
-        ValueError: wrong shape, no row, a label that is NaN, not whole or not 0..3,
-            probabilities that are not finite, not in 0..1 or do not sum to 1, or a `fat_percent`
-            that is not `(N,)` or lies outside 0..100.
-
     Example:
         >>> compute_metrics([0, 1], [[0.9, 0.1, 0, 0], [0.6, 0.4, 0, 0]])["accuracy"]
         0.5
     """
-    labels, scores = checked_pair(grades_true, probabilities)
-    fat = None if fat_percent is None else _checked_fat(fat_percent, len(labels))
+    labels, scores = np.asarray(grades_true, int), np.asarray(probabilities, np.float64)
+    fat = None if fat_percent is None else np.asarray(fat_percent, np.float64)
     table = prepare(labels, scores, np.zeros(len(labels), dtype=int), 1, fat, named)
     result = _nested(table, with_fat=fat is not None)
     if fat is not None:
@@ -293,12 +284,3 @@ def _nested(table: WeightedTable, *, with_fat: bool) -> dict[str, Any]:
     for grade in GRADES:
         result["per_class"][grade]["support"] = support[grade]
     return {**result, "notes": notes}
-
-
-def _checked_fat(fat_percent: ArrayLike, num_rows: int) -> np.ndarray:
-    fat = np.asarray(fat_percent, dtype=np.float64)
-    if fat.shape != (num_rows,):
-        raise ValueError(f"Expected fat_percent ({num_rows},). Received: shape={fat.shape}.")
-    if (~np.isnan(fat) & ~((fat >= 0) & (fat <= 100))).any():
-        raise ValueError("Expected fat_percent from 0 to 100 or NaN. Received: a value outside.")
-    return fat

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from steatosis_tf.files import open_regular, replacing
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS, label_of
@@ -224,20 +223,6 @@ def write_scores(table: pd.DataFrame, path: str | Path, *, validation: bool = Fa
         wide.to_csv(temporary, index=False, lineterminator="\n")
 
 
-def check_patients(scores: pd.DataFrame) -> None:
-    """Refuse a table of more than one row per patient, of whom each counts once.
-
-    Raises:
-        ValueError: if it has frames or repeats.
-    """
-    for column in ("frame_id", "repeat"):
-        if column in scores:
-            raise ValueError(
-                f"Expected scores of one row per patient. Received: a column {column}. Join "
-                "frames by patient_scores(), select one repeat."
-            )
-
-
 def check_same_patients(frame_scores: pd.DataFrame, patient_scores: pd.DataFrame) -> None:
     """Refuse two tables of one run that do not describe the same patients.
 
@@ -377,49 +362,3 @@ def _check_one_value_per_patient(table: pd.DataFrame, column: str) -> None:
 def first_ids(ids: pd.Series, faulty: np.ndarray) -> list:
     """The first few ids of faulty rows; pseudonymous, so they may be shown."""
     return list(ids.to_numpy()[faulty][:5])
-
-
-def checked_labels(labels: ArrayLike) -> np.ndarray:
-    """`(N,)` int 0..3, or a ValueError that names the first bad row."""
-    values = np.asarray(labels)
-    if values.ndim != 1 or not len(values) or values.dtype.kind not in "iuf":
-        raise ValueError(
-            "Expected labels (N,) of whole numbers 0 to 3 with N > 0. "
-            f"Received: shape={values.shape}, dtype={values.dtype}."
-        )
-    bad = ~np.isin(values, range(len(GRADES)))
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        raise ValueError(
-            f"Expected labels 0 to 3. Received: {int(bad.sum())} others, first "
-            f"label={values[row]} in row {row}. Leave rows of unknown grade out."
-        )
-    return values.astype(int)
-
-
-def checked_probabilities(probabilities: ArrayLike) -> np.ndarray:
-    """`(N, 4)` float64 in 0..1 with row sums 1, or a ValueError that names the first bad row."""
-    scores = np.asarray(probabilities, dtype=np.float64)
-    if scores.ndim != 2 or scores.shape[1] != len(GRADES) or not len(scores):
-        raise ValueError(f"Expected probabilities (N, 4), N > 0. Received: shape={scores.shape}.")
-    with np.errstate(invalid="ignore"):
-        bad = ~((scores >= 0) & (scores <= 1 + SUM_TOLERANCE)).all(axis=1)
-        bad |= ~(np.abs(scores.sum(axis=1) - 1) <= SUM_TOLERANCE)
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        raise ValueError(
-            "Expected finite probabilities from 0 to 1 that sum to 1. Received: "
-            f"{int(bad.sum())} bad rows, first row {row}: {scores[row].tolist()}."
-        )
-    return scores
-
-
-def checked_pair(labels: ArrayLike, probabilities: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and probabilities of the same rows, or a ValueError."""
-    known, scores = checked_labels(labels), checked_probabilities(probabilities)
-    if len(known) != len(scores):
-        raise ValueError(
-            "Expected one row of probabilities per label. "
-            f"Received: labels={len(known)}, probabilities={len(scores)}."
-        )
-    return known, scores

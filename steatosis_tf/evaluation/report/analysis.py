@@ -97,10 +97,10 @@ def apply_validation(
     test = run.patient_scores
     notes: dict[str, str] = {}
     validation = _validation_patients(run, notes)
-    if test is None or intervals is None or "repeat" in test:
-        why = "no patient scores" if test is None else "repeated cross-validation"
+    if test is None or intervals is None:
         parts = ("temperature", "operating", "conformal", "decision")
-        return Thresholds(None, None, {}, "", None, None, {}, {}, dict.fromkeys(parts, why))
+        notes = dict.fromkeys(parts, "no patient scores")
+        return Thresholds(None, None, {}, "", None, None, {}, {}, notes)
     labels, _ = labels_and_probabilities(test)
     temperatures, calibrated = _temperatures(validation, test, notes)
     calibration = {"before": _calibration(test, intervals, seed)}
@@ -323,7 +323,7 @@ def _baselines(
     if test is None:
         return {}, {}
     untested = {}
-    if run.split is not None and run.manifest is not None and "repeat" not in test:
+    if run.split is not None and run.manifest is not None:
         untested = untested_grades(run.split, run.manifest, test["fold"])
     constant = majority_scores(test, untested)
     grade = constant["predicted"].iloc[0]
@@ -337,7 +337,7 @@ def _baselines(
 
 
 def _abstention(run: RunRecord, subgroups: dict[str, Any]) -> list[dict[str, Any]]:
-    if run.patient_scores is None or run.manifest is None or "repeat" in run.patient_scores:
+    if run.patient_scores is None or run.manifest is None:
         return []
     return [abstention_by_group(run.patient_scores, run.manifest, column) for column in subgroups]
 

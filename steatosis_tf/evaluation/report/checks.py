@@ -144,8 +144,7 @@ def _patients_follow_from_frames(run: RunRecord) -> Check:
         joined = patient_scores(run.frame_scores, rule)
     except ValueError as error:
         return Check(name, False, str(error))
-    key = ["repeat", "patient_id"] if "repeat" in joined else ["patient_id"]
-    written = run.patient_scores.set_index(key).loc[joined.set_index(key).index]
+    written = run.patient_scores.set_index("patient_id").loc[joined["patient_id"]]
     columns = list(SCORE_COLUMNS)
     distance = np.abs(written[columns].to_numpy() - joined[columns].to_numpy()).max(axis=1)
     if (distance > _TOLERANCE).any():

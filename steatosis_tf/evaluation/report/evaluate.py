@@ -150,7 +150,7 @@ def _check_truth(run_dir: Path, frames: pd.DataFrame, manifest: pd.DataFrame | N
 
 def _visits(frames: pd.DataFrame, manifest: pd.DataFrame | None) -> dict[str, Any] | None:
     """Repeatability over visits, of the fat score where the model has one; None without visits."""
-    if manifest is None or "study_id" not in manifest or "repeat" in frames:
+    if manifest is None or "study_id" not in manifest:
         return None
     studies = manifest.set_index("frame_id")["study_id"].reindex(frames["frame_id"]).fillna("")
     seen = frames.assign(study=studies.to_numpy()).query("study != ''")

@@ -181,15 +181,6 @@ def test_each_fold_is_called_by_its_own_threshold() -> None:
     assert entry["true_positive"] + entry["false_negative"] == 1
 
 
-def test_repeats_and_frames_are_refused() -> None:
-    points = choose_operating_points(HAND)
-    for column in ("repeat", "frame_id"):
-        with pytest.raises(ValueError, match=f"one row per patient. Received: a column {column}"):
-            choose_operating_points(HAND.assign(**{column: HAND["patient_id"]}))
-        with pytest.raises(ValueError, match=f"one row per patient. Received: a column {column}"):
-            apply_operating_points(points, HAND.assign(**{column: HAND["patient_id"]}))
-
-
 def test_wilson_interval_equals_its_formula() -> None:
     """Wilson 1927, written out."""
     z = stats.norm.ppf(0.975)

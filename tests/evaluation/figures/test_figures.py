@@ -181,21 +181,6 @@ def test_roc_figure_says_which_grade_has_no_curve(tmp_path, sheets):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("labels", "scores", "message"),
-    [
-        ([], np.zeros((0, 4)), "N > 0"),
-        ([0, 1], np.full((3, 4), 0.25), "labels=2, probabilities=3"),
-        ([0, np.nan], np.full((2, 4), 0.25), "label=nan in row 1. Leave rows"),
-        ([0, 4], np.full((2, 4), 0.25), "label=4 in row 1"),
-        ([0, 1], np.full((2, 4), np.nan), "probabilities from 0 to 1"),
-    ],
-)
-def test_roc_figure_refuses(tmp_path, labels, scores, message):
-    with pytest.raises(ValueError, match=message):
-        roc_figure(labels, scores, tmp_path / "roc.png")
-
-
 def test_training_curves_from_file_and_table(tmp_path, sheets):
     epochs = np.arange(30)
     table = pd.DataFrame(

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from steatosis_tf.evaluation.metrics.comparison import auc_covariance, delong_test
-from steatosis_tf.grades import GRADES, SCORE_COLUMNS
+from steatosis_tf.grades import SCORE_COLUMNS
 
 # Ovarian cancer patients of DeLong, DeLong and Clarke-Pearson 1988, compared number by number with
 # the SAS/STAT User's Guide, PROC LOGISTIC, "Comparing Receiver Operating Characteristic Curves"
@@ -126,17 +126,3 @@ def test_undefined_tests_say_why() -> None:
     assert (result["p_value"], result["low"]) == (None, None)
     assert "single patient" in result["note"]
     assert "no variance" in delong_test(first, first)["note"]
-
-
-def test_refusals() -> None:
-    positive, (albumin, _, _) = ovarian()
-    table = patient_table(positive, albumin)
-    with pytest.raises(ValueError, match=r"1 patients with scores of one model only.*\['00'\]"):
-        delong_test(table, table[1:])
-    other = table.assign(grade=[GRADES[2], *table["grade"][1:]])
-    with pytest.raises(ValueError, match=r"same grades.*00: Normal and Moderate"):
-        delong_test(table, other)
-    with pytest.raises(ValueError, match="one repeat"):
-        delong_test(table.assign(repeat=0), table)
-    with pytest.raises(ValueError, match="same frame_id"):
-        delong_test(table.assign(frame_id=table["patient_id"]), table)

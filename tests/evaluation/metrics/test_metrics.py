@@ -1,7 +1,6 @@
 """Every metric against an implementation that shares no code with it."""
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -216,31 +215,3 @@ def test_sums_that_differ_by_rounding_only_are_ties() -> None:
     """0.1 + 0.2 against 0.3: a Normal and a Mild patient with the same proportion of votes."""
     scores = [[0.7, 0.1, 0.2, 0.0], [0.7, 0.3, 0.0, 0.0]]
     assert compute_metrics([0, 1], scores)["ordinal"]["auc_at_least_mild"] == 0.5
-
-
-@pytest.mark.parametrize(
-    ("labels", "probabilities", "message"),
-    [
-        ([0, math.nan], np.full((2, 4), 0.25), r"labels 0 to 3.*label=nan in row 1"),
-        ([0, 4], np.full((2, 4), 0.25), "label=4 in row 1"),
-        ([0, 1.5], np.full((2, 4), 0.25), r"label=1\.5"),
-        (["Mild"], np.full((1, 4), 0.25), "whole numbers"),
-        ([], np.zeros((0, 4)), "N > 0"),
-        ([0, 1], np.full((3, 4), 0.25), "labels=2, probabilities=3"),
-        ([0], [[0.5, 0.5]], r"\(N, 4\)"),
-        ([0], [[math.nan, 0.5, 0.25, 0.25]], "finite probabilities.*first row 0"),
-        ([0], [[-0.5, 0.5, 0.5, 0.5]], "finite probabilities"),
-        ([0], [[0.3, 0.3, 0.3, 0.3]], "sum to 1"),
-    ],
-)
-def test_refusals(labels: list, probabilities: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        compute_metrics(labels, probabilities)
-
-
-def test_fat_percent_refusals() -> None:
-    scores = np.full((2, 4), 0.25)
-    with pytest.raises(ValueError, match=r"fat_percent \(2,\)"):
-        compute_metrics([0, 1], scores, [1.0])
-    with pytest.raises(ValueError, match="0 to 100 or NaN"):
-        compute_metrics([0, 1], scores, [1.0, 101.0])
