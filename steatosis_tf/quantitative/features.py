@@ -42,39 +42,18 @@ _DEPTH_TOLERANCES = (0.06, 0.12, 0.18)
 _LIVER_TIMES = 6
 
 
-@dataclass(frozen=True)
-class HepatorenalIndex:
-    """Liver over renal cortex.
-
-    Attributes:
-        index_db: level of liver minus level of cortex, dB; by the assumed dynamic range where it
-            is unknown.
-        ratio: the same as ratio of echo amplitudes; 1 where both are as bright.
-        liver_level: brightness of the liver that was compared, grey 0 to 255.
-        cortex_level: brightness of the cortex patch, grey 0 to 255.
-        depth_gap: mean depth of that liver minus that of the patch, as a proportion of the
-            sector's depth; negative where the liver is shallower.
-    """
-
-    index_db: float
-    ratio: float
-    liver_level: float
-    cortex_level: float
-    depth_gap: float
-
-
 def measure_hepatorenal(
     grey: np.ndarray,
     liver: np.ndarray,
     cortex: Rectangle,
     beams: Beams,
     display: Display,
-) -> HepatorenalIndex | None:
+) -> dict[str, float]:
     """Compare the cortex patch with the liver before it, on the nearest beams.
 
     Invariances: gain, mirror image, size of the frame, and what dims whole beams: contact, body
-    wall, ribs. Attenuation less time gain compensation counts over `depth_gap`: a fatty liver
-    weakens the beam on its last centimetres before the kidney, too.
+    wall, ribs. Attenuation less time gain compensation counts over the depth between the two: a
+    fatty liver weakens the beam on its last centimetres before the kidney, too.
 
     Args:
         grey: `(height, width)` uint8, 0 to 255.
@@ -84,7 +63,7 @@ def measure_hepatorenal(
         display: scale of the frame.
 
     Returns:
-        None where no liver as large as the patch lies between 32 % of the sector's depth before
+        `hepatorenal_db` and `hepatorenal_ratio`; {} where no liver as large as the patch lies between 32 % of the sector's depth before
         and 4 % behind it.
     """
     box = (slice(cortex.top, cortex.bottom), slice(cortex.left, cortex.right))
@@ -97,16 +76,9 @@ def measure_hepatorenal(
         cortex.height * cortex.width,
     )
     if chosen is None:
-        return None
-    liver_level, cortex_level = level_of(grey[beside][chosen]), level_of(grey[box])
-    index_db = (liver_level - cortex_level) * display.db_per_grey
-    return HepatorenalIndex(
-        index_db=index_db,
-        ratio=float(10 ** (index_db / 20)),
-        liver_level=liver_level,
-        cortex_level=cortex_level,
-        depth_gap=float((depths[chosen].mean() - depth) / beams.extent_px),
-    )
+        return {}
+    index_db = (level_of(grey[beside][chosen]) - level_of(grey[box])) * display.db_per_grey
+    return {"hepatorenal_db": index_db, "hepatorenal_ratio": float(10 ** (index_db / 20))}
 
 
 def _nearest_liver(depth_gap: np.ndarray, side_gap: np.ndarray, patch_px: int) -> np.ndarray | None:
@@ -147,35 +119,19 @@ class Cells:
     level: np.ndarray
 
 
-@dataclass(frozen=True)
-class Attenuation:
-    """Loss of brightness along the beam; positive where the far field is darker.
-
-    Attributes:
-        grey_per_px: grey levels per px of depth.
-        db_per_depth: dB over the whole depth of the sector; by the assumed dynamic range where it
-            is unknown.
-        db_per_cm: dB per cm of depth; NaN unless spacing and dynamic range are known.
-    """
-
-    grey_per_px: float
-    db_per_depth: float
-    db_per_cm: float
-
-
 def measure_attenuation(
     grey: np.ndarray,
     liver: np.ndarray,
     beams: Beams,
     display: Display,
-) -> Attenuation | None:
+) -> dict[str, float]:
     """Slope of the liver's brightness against depth, by robust regression within beams.
 
     Every beam has its own level, so that poor contact at one side of the probe or a rib's shadow
     is not taken for depth; Huber's weights discount cells on vessels, gall bladder and walls.
 
-    Invariances: gain (adds to all levels), mirror image, and contact; `db_per_depth` also the size
-    of the frame. Not invariant to time gain compensation, post-processing curves or depth setting.
+    Invariances: gain (adds to all levels), mirror image, and contact; dB over the depth also the
+    size of the frame. Not invariant to time gain compensation, post-processing curves or depth setting.
 
     Args:
         grey: `(height, width)` uint8, 0 to 255.
@@ -184,19 +140,20 @@ def measure_attenuation(
         display: scale of the frame.
 
     Returns:
-        None where the liver shows too few cells: fewer than 12 in beams of 4 and more.
+        `attenuation_grey_per_px`, `attenuation_db_per_depth`, `attenuation_db_per_cm`; {} where
+        the liver shows too few cells: fewer than 12 in beams of 4 and more.
     """
     cells = _liver_cells(grey, liver, beams)
     if len(cells.level) < _MIN_CELLS:
-        return None
+        return {}
     slope = _slope_within_beams(cells)
     known = display.px_per_cm is not None and display.dynamic_range_db is not None
     db_per_px = -slope * display.db_per_grey
-    return Attenuation(
-        grey_per_px=-slope,
-        db_per_depth=db_per_px * beams.extent_px,
-        db_per_cm=db_per_px * (display.px_per_cm or np.nan) if known else float("nan"),
-    )
+    return {
+        "attenuation_grey_per_px": -slope,
+        "attenuation_db_per_depth": db_per_px * beams.extent_px,
+        "attenuation_db_per_cm": db_per_px * (display.px_per_cm or np.nan) if known else np.nan,
+    }
 
 
 def _liver_cells(grey: np.ndarray, liver: np.ndarray, beams: Beams) -> Cells:
@@ -257,30 +214,13 @@ _MIN_BEAMS = 4
 _MIN_PX = 200
 
 
-@dataclass(frozen=True)
-class Landmarks:
-    """Visibility of vessels and diaphragm.
-
-    Attributes:
-        vessel_percent: proportion of the liver that is at least 6 dB darker than the liver around
-            it once speckle is smoothed, percent.
-        vessel_contrast_db: how much darker than their surroundings the darkest 5 % are, dB.
-        diaphragm_db: how far the brightest echo at the deep end of the liver rises over the liver
-            before it, upper quartile over the beams, dB; NaN where fewer than 4 beams show an end.
-    """
-
-    vessel_percent: float
-    vessel_contrast_db: float
-    diaphragm_db: float
-
-
 def measure_landmarks(
     grey: np.ndarray,
     liver: np.ndarray,
     sector_mask: np.ndarray,
     beams: Beams,
     display: Display,
-) -> Landmarks | None:
+) -> dict[str, float]:
     """Measure how far vessels and diaphragm stand out from the liver.
 
     Invariances: gain, mirror image, size of the frame. The dynamic range matters: where it is
@@ -294,21 +234,23 @@ def measure_landmarks(
         display: scale of the frame.
 
     Returns:
-        None where fewer than 200 px of liver lie below the near field.
+        `vessel_percent`, `vessel_contrast_db` and `diaphragm_db`, upper quartile over the beams,
+        NaN where fewer than 4 beams show an end; {} where fewer than 200 px of liver lie below
+        the near field.
     """
     plain = liver & (beams.depth_px > NEAR_FIELD_SHARE * beams.extent_px)
     if np.count_nonzero(plain) < _MIN_PX:
-        return None
+        return {}
     smooth = _mean_inside(grey, sector_mask, _SMOOTH_SHARE * beams.extent_px)
     around = _mean_inside(grey, plain, _AROUND_SHARE * beams.extent_px)
     darker_db = (around - smooth)[plain] * display.db_per_grey
     rises = _diaphragm_rises(smooth, plain, sector_mask, beams)
     enough = len(rises) >= _MIN_BEAMS
-    return Landmarks(
-        vessel_percent=100 * float(np.mean(darker_db >= VESSEL_DB)),
-        vessel_contrast_db=float(np.quantile(darker_db, 0.95)),
-        diaphragm_db=float(np.quantile(rises, 0.75)) * display.db_per_grey if enough else np.nan,
-    )
+    return {
+        "vessel_percent": 100 * float(np.mean(darker_db >= VESSEL_DB)),
+        "vessel_contrast_db": float(np.quantile(darker_db, 0.95)),
+        "diaphragm_db": float(np.quantile(rises, 0.75)) * display.db_per_grey if enough else np.nan,
+    }
 
 
 def _mean_inside(grey: np.ndarray, mask: np.ndarray, sigma_px: float) -> np.ndarray:
@@ -364,22 +306,9 @@ _MIN_BLOCKS = 3
 _DARKEST_BLOCK, _BRIGHTEST_BLOCK = 25.0, 215.0
 
 
-@dataclass(frozen=True)
-class Speckle:
-    """Medians over the blocks of one liver.
-
-    Attributes:
-        snr: mean over standard deviation of the linearised envelope, no unit.
-        nakagami_m: shape, no unit.
-    """
-
-    snr: float
-    nakagami_m: float
-
-
 def measure_speckle(
     grey: np.ndarray, liver: np.ndarray, sector_depth_px: float, display: Display
-) -> Speckle | None:
+) -> dict[str, float]:
     """Speckle statistics in square blocks that lie wholly in the liver.
 
     In each block a plane is fitted to the grey and taken away, so that attenuation and shading do
@@ -394,16 +323,16 @@ def measure_speckle(
         display: scale of the frame.
 
     Returns:
-        None where fewer than 3 blocks fit into the liver.
+        `speckle_snr` and `nakagami_m`; {} where fewer than 3 blocks fit into the liver.
     """
     blocks = _blocks(grey, liver, max(round(BLOCK_SHARE * sector_depth_px), _MIN_BLOCK_PX))
     if len(blocks) < _MIN_BLOCKS:
-        return None
+        return {}
     envelope = display.amplitude(_without_plane(blocks))
     intensity = envelope**2
     snr = envelope.mean(axis=(1, 2)) / envelope.std(axis=(1, 2))
     shape = intensity.mean(axis=(1, 2)) ** 2 / intensity.var(axis=(1, 2))
-    return Speckle(float(np.median(snr)), float(np.median(shape)))
+    return {"speckle_snr": float(np.median(snr)), "nakagami_m": float(np.median(shape))}
 
 
 def _blocks(grey: np.ndarray, liver: np.ndarray, side: int) -> np.ndarray:

@@ -133,24 +133,14 @@ def measure_regions(
     """
     display = display or Display()
     grey, core, beams = _looked_at(frame, sector, liver)
-    index = measure_hepatorenal(grey, core, cortex, beams, display) if cortex else None
-    slope = measure_attenuation(grey, core, beams, display)
-    speckle = measure_speckle(grey, core, beams.extent_px, display)
-    marks = measure_landmarks(grey, core, sector.mask, beams, display)
-    nan = float("nan")
-    return MeasuredFeatures(
-        hepatorenal_db=index.index_db if index else nan,
-        hepatorenal_ratio=index.ratio if index else nan,
-        attenuation_grey_per_px=slope.grey_per_px if slope else nan,
-        attenuation_db_per_depth=slope.db_per_depth if slope else nan,
-        attenuation_db_per_cm=slope.db_per_cm if slope else nan,
-        speckle_snr=speckle.snr if speckle else nan,
-        nakagami_m=speckle.nakagami_m if speckle else nan,
-        vessel_percent=marks.vessel_percent if marks else nan,
-        vessel_contrast_db=marks.vessel_contrast_db if marks else nan,
-        diaphragm_db=marks.diaphragm_db if marks else nan,
-        is_assumed_scale=display.dynamic_range_db is None,
-    )
+    measured = {
+        **(measure_hepatorenal(grey, core, cortex, beams, display) if cortex else {}),
+        **measure_attenuation(grey, core, beams, display),
+        **measure_speckle(grey, core, beams.extent_px, display),
+        **measure_landmarks(grey, core, sector.mask, beams, display),
+    }
+    unknown: dict[str, float] = dict.fromkeys(UNITS, float("nan"))
+    return MeasuredFeatures(**unknown | measured, is_assumed_scale=display.dynamic_range_db is None)
 
 
 def _looked_at(
