@@ -118,13 +118,13 @@ class BareNetwork:
         """What each place adds to the logit of a grade; without maps if the network has none."""
         if self._explainer is None:
             return frames
-        places = iter(self._explainer.explain(np.stack(pictures), label))
+        places = iter(self._explainer(np.stack(pictures), label))
         return tuple(
             one if one.kind == "unable" else replace(one, map=next(places)) for one in frames
         )
 
     @cached_property
-    def _explainer(self) -> "PlaceExplainer | None":
+    def _explainer(self) -> "Explainer | None":
         """Opened once: the file is read and a second session made of it."""
         return None if self.path is None or self.roi.view else open_explainer(self.path)
 
@@ -169,17 +169,13 @@ def are_probabilities(scores: np.ndarray) -> np.ndarray:
     return np.abs(sums - 1) <= MAX_SUM_DIFFERENCE
 
 
-def load_model(model_path: str | Path) -> onnxruntime.InferenceSession:
-    """Open a grading model, checked.
+def open_bare(path: Path) -> BareNetwork:
+    """Open an ONNX file, checked.
 
     Raises:
         ValueError: if the file is missing, not ONNX, not a four-grade model of this package, or
             its weights are not those whose hash it carries.
     """
-    return open_bare(Path(model_path)).session
-
-
-def open_bare(path: Path) -> BareNetwork:
     if path.suffix == ".json":
         raise ValueError(
             f"Expected {_KINDS}. Received: model={path.name!r}. A rule in JSON, as earlier "
@@ -281,35 +277,15 @@ def explain_mean(last_map: np.ndarray, steps: tuple[Step, ...], label: int) -> n
     return last_map @ gradient / (last_map.shape[0] * last_map.shape[1])
 
 
-@dataclass(frozen=True)
-class PlaceExplainer:
-    """A network file whose dense end was taken apart.
-
-    Attributes:
-        session: from `roi` to the last map.
-        steps: from the map's mean to the logits.
-        is_channels_last: how the map lies in memory.
-    """
-
-    session: onnxruntime.InferenceSession
-    steps: tuple[Step, ...]
-    is_channels_last: bool
-
-    def explain(self, pictures: np.ndarray, label: int) -> np.ndarray:
-        """Maps `(n, rows, columns)` float32 of the logit of a grade.
-
-        Args:
-            pictures: `(n, height, width)` uint8.
-            label: of the grade, 0 to 3.
-        """
-        (maps,) = self.session.run(None, {"roi": pictures[..., None]})
-        if not self.is_channels_last:
-            maps = np.moveaxis(maps, 1, -1)
-        return np.stack([explain_mean(one, self.steps, label) for one in maps]).astype(np.float32)
+Explainer = Callable[[np.ndarray, int], np.ndarray]
 
 
-def open_explainer(path: str | Path) -> PlaceExplainer | None:
+def open_explainer(path: str | Path) -> Explainer | None:
     """Take the dense end of an ONNX file of ours apart; None if it ends otherwise.
+
+    Returns:
+        from pictures `(n, height, width)` uint8 and a label 0 to 3 to maps `(n, rows, columns)`
+        float32 of that grade's logit.
 
     Example:
         >>> open_explainer("model.onnx") is None  # doctest: +SKIP
@@ -323,29 +299,33 @@ def open_explainer(path: str | Path) -> PlaceExplainer | None:
     end = made.get(OUTPUT_LAYER)
     if end is None or end.op_type != "Softmax":
         return None
-    steps: list[Step] = []
-    name = end.input[0]
-    while (node := made.get(name)) is not None:
-        if node.op_type in ("GlobalAveragePool", "ReduceMean"):
-            break
+    steps: tuple[Step, ...] = ()
+    node = made.get(end.input[0])
+    while node is not None and node.op_type not in ("GlobalAveragePool", "ReduceMean"):
         taken = _step(node, numbers)
         if taken is None:
             return None
         name, more = taken
-        steps += more
+        steps, node = (*more, *steps), made.get(name)
     if node is None:
         return None
-    is_last = node.op_type == "ReduceMean" and _axes(node, numbers) == [1, 2]
+    axes = next((list(one.ints) for one in node.attribute if one.name == "axes"), [])
     del proto.graph.output[:]
     proto.graph.output.append(onnx.ValueInfoProto(name=node.input[0]))
     session = onnxruntime.InferenceSession(
         proto.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    return PlaceExplainer(session, tuple(reversed(steps)), is_last)
+
+    def explain(pictures: np.ndarray, label: int) -> np.ndarray:
+        (maps,) = session.run(None, {"roi": pictures[..., None]})
+        maps = maps if axes == [1, 2] else np.moveaxis(maps, 1, -1)  # channels last
+        return np.stack([explain_mean(one, steps, label) for one in maps]).astype(np.float32)
+
+    return explain
 
 
 def _step(node: "onnx.NodeProto", numbers: dict[str, np.ndarray]) -> tuple[str, list[Step]] | None:
-    """The tensor that a node reads, and what it does to it, last first; None if not known."""
+    """The tensor that a node reads, and what it does to it; None if not known."""
     known = [numbers[name] for name in node.input if name in numbers]
     free = [name for name in node.input if name not in numbers]
     if len(free) != 1:
@@ -364,13 +344,8 @@ def _step(node: "onnx.NodeProto", numbers: dict[str, np.ndarray]) -> tuple[str, 
 
 
 def _gemm(node: "onnx.NodeProto", weights: np.ndarray, shift: np.ndarray) -> list[Step]:
-    """A dense layer in one operator, last step first."""
+    """A dense layer in one operator."""
     given = {one.name: one.f if one.name in ("alpha", "beta") else one.i for one in node.attribute}
     turned = weights.T if given.get("transB") else weights
-    return [("Add", given.get("beta", 1.0) * shift.ravel()),
-            ("MatMul", given.get("alpha", 1.0) * turned)]  # fmt: skip
-
-
-def _axes(node: "onnx.NodeProto", numbers: dict[str, np.ndarray]) -> list[int]:
-    given = [list(one.ints) for one in node.attribute if one.name == "axes"]
-    return given[0] if given else [int(axis) for axis in numbers[node.input[1]]]
+    return [("MatMul", given.get("alpha", 1.0) * turned),
+            ("Add", given.get("beta", 1.0) * shift.ravel())]  # fmt: skip

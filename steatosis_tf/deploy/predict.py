@@ -11,7 +11,6 @@ import numpy as np
 from tqdm import tqdm
 
 from steatosis_tf.deploy.bare_network import BareNetwork, open_bare
-from steatosis_tf.deploy.bare_network import load_model as load_model  # its name before
 from steatosis_tf.deploy.bundle import ABOUT_NAME, SHIPPED, Bundle, is_bundle, open_bundle
 from steatosis_tf.deploy.figures import draw_frame, draw_trends
 from steatosis_tf.deploy.frames import Look, unable

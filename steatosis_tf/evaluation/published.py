@@ -11,7 +11,7 @@ rounding must not be judged by a floating-point error.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
@@ -255,6 +255,10 @@ class ExactTables:
     weighted: list[Fraction]
 
 
+# Whether a check that was made agrees, and what is to be said if it does not.
+_Check = tuple[bool, Finding]
+
+
 def check_tables(table: Mapping[str, object]) -> list[Finding]:
     """Hold the parts of a published result against each other.
 
@@ -273,13 +277,17 @@ def check_tables(table: Mapping[str, object]) -> list[Finding]:
             held against each other (that would be silence, not agreement).
     """
     tables = read_tables(table)
-    checks = _against_matrix(tables) if tables.matrix else check_without_matrix(tables)
+    checks = [*(_against_matrix if tables.matrix else _without_matrix)(tables)]
     if not checks:
         raise ValueError(
             "Expected at least two parts that can be held against each other, such as "
             f"confusion_matrix and per_class. Received: {', '.join(table) or 'an empty table'}."
         )
-    return [finding for finding in checks if finding is not None]
+    found: dict[str, Finding] = {}  # a second reason for the same cell adds nothing
+    for agrees, finding in checks:
+        if not agrees:
+            found.setdefault(finding.where, finding)
+    return [*found.values()]
 
 
 def exact_tables(matrix: Sequence[Sequence[int]]) -> ExactTables:
@@ -313,34 +321,36 @@ def exact_tables(matrix: Sequence[Sequence[int]]) -> ExactTables:
     )
 
 
-def _against_matrix(tables: Tables) -> list[Finding | None]:
-    """One entry per check that was made; None where it agrees."""
+def _against_matrix(tables: Tables) -> Iterator[_Check]:
     exact = exact_tables(tables.matrix)
-    checks = _count_checks(tables, exact)
+    yield from _count_checks(tables, exact)
     if tables.accuracy is not None:
-        checks.append(_accuracy_check(tables, tables.accuracy, exact))
+        yield _accuracy_check(tables, tables.accuracy, exact)
     for k, cells in enumerate(tables.per_class):
         for v, cell in enumerate(cells):
             if cell is not None:
-                checks.append(_cell_check(tables, k, v, cell, exact.per_class[k][v]))
-    for v, cell in enumerate(tables.macro):
-        if cell is not None:
-            candidates = [exact.macro[v], exact.macro_defined[v]]
-            checks.append(_average_check(f"macro {VALUES[v]}", cell, candidates))
-    for v, cell in enumerate(tables.weighted):
-        if cell is not None:
-            checks.append(_average_check(f"weighted {VALUES[v]}", cell, [exact.weighted[v]]))
-    return checks
+                yield _cell_check(tables, k, v, cell, exact.per_class[k][v])
+    reason = "Recomputed from the confusion matrix."
+    for name, printed, candidates in (
+        ("macro", tables.macro, [exact.macro, exact.macro_defined]),
+        ("weighted", tables.weighted, [exact.weighted]),
+    ):
+        for v, cell in enumerate(printed):
+            if cell is not None:
+                known = [values[v] for values in candidates]
+                where = f"{name} {VALUES[v]}"
+                yield (
+                    any(map(cell.fits, known)),
+                    Finding(where, cell.text, cell.show(known[0]), reason),
+                )
 
 
-def _count_checks(tables: Tables, exact: ExactTables) -> list[Finding | None]:
-    checks: list[Finding | None] = []
+def _count_checks(tables: Tables, exact: ExactTables) -> Iterator[_Check]:
     if tables.n is not None:
         reason = f"The confusion matrix sums to {exact.n}."
         if tables.n > exact.n:
             reason += f" {tables.n - exact.n} cases are missing from it."
-        same = tables.n == exact.n
-        checks.append(None if same else Finding("n", str(tables.n), str(exact.n), reason))
+        yield tables.n == exact.n, Finding("n", str(tables.n), str(exact.n), reason)
     columns = [sum(column) for column in zip(*tables.matrix, strict=True)]
     hint = ""
     if tables.supports == columns and columns != exact.supports:
@@ -348,17 +358,13 @@ def _count_checks(tables: Tables, exact: ExactTables) -> list[Finding | None]:
     for grade, printed, row_sum in zip(
         tables.grades, tables.supports or [None] * len(columns), exact.supports, strict=True
     ):
-        if printed is None:
-            continue
-        reason = f"The row of {grade} sums to {row_sum}.{hint}"
-        finding = Finding(f"{grade} support", str(printed), str(row_sum), reason)
-        checks.append(None if printed == row_sum else finding)
-    return checks
+        if printed is not None:
+            reason = f"The row of {grade} sums to {row_sum}.{hint}"
+            finding = Finding(f"{grade} support", str(printed), str(row_sum), reason)
+            yield printed == row_sum, finding
 
 
-def _accuracy_check(tables: Tables, printed: Printed, exact: ExactTables) -> Finding | None:
-    if printed.fits(exact.accuracy):
-        return None
+def _accuracy_check(tables: Tables, printed: Printed, exact: ExactTables) -> _Check:
     num_correct = exact.accuracy * exact.n
     reason = f"{num_correct} correct of {exact.n} is {float(100 * exact.accuracy):.2f} %."
     if tables.n and tables.n > exact.n and printed.fits(num_correct / tables.n):
@@ -366,22 +372,17 @@ def _accuracy_check(tables: Tables, printed: Printed, exact: ExactTables) -> Fin
             f" {printed.text} only if the missing {tables.n - exact.n} count as wrong "
             f"({num_correct} of {tables.n})."
         )
-    return Finding("accuracy", printed.text, printed.show(exact.accuracy), reason)
+    finding = Finding("accuracy", printed.text, printed.show(exact.accuracy), reason)
+    return printed.fits(exact.accuracy), finding
 
 
-def _cell_check(
-    tables: Tables, k: int, v: int, printed: Printed, exact: Fraction | None
-) -> Finding | None:
+def _cell_check(tables: Tables, k: int, v: int, printed: Printed, exact: Fraction | None) -> _Check:
     where = f"{tables.grades[k]} {VALUES[v]}"
     if exact is None:
-        # scikit-learn prints 0 where there is no denominator; anything else is invented.
-        if printed.fits(Fraction(0)):
-            return None
         nobody = "predicted" if v == 0 else "present"
         reason = f"No case of {tables.grades[k]} is {nobody}, so there is no {VALUES[v]}."
-        return Finding(where, printed.text, "undefined", reason)
-    if printed.fits(exact):
-        return None
+        # scikit-learn prints 0 where there is no denominator; anything else is invented.
+        return printed.fits(Fraction(0)), Finding(where, printed.text, "undefined", reason)
     hits, row_sum = tables.matrix[k][k], sum(tables.matrix[k])
     column_sum = sum(row[k] for row in tables.matrix)
     reason = (
@@ -392,74 +393,43 @@ def _cell_check(
     support = tables.supports[k] if tables.supports else None
     if v == 1 and support and support > row_sum and printed.fits(Fraction(hits, support)):
         reason += f" {printed.text} only over the printed support, {hits} of {support}."
-    return Finding(where, printed.text, printed.show(exact), reason)
+    return printed.fits(exact), Finding(where, printed.text, printed.show(exact), reason)
 
 
-def _average_check(where: str, printed: Printed, candidates: list[Fraction]) -> Finding | None:
-    if any(printed.fits(candidate) for candidate in candidates):
-        return None
-    reason = "Recomputed from the confusion matrix."
-    return Finding(where, printed.text, printed.show(candidates[0]), reason)
-
-
-def check_without_matrix(tables: Tables) -> list[Finding | None]:
-    """One entry per check that could be made, in reading order; None where it agrees."""
-    checks: list[Finding | None] = []
+def _without_matrix(tables: Tables) -> Iterator[_Check]:
     supports = [support for support in tables.supports if support is not None]
     complete = len(supports) == len(tables.grades)
     total = sum(supports) if complete else tables.n
     if complete and tables.n is not None:
         reason = "The printed supports sum to that."
-        finding = Finding("n", str(tables.n), str(total), reason)
-        checks.append(None if total == tables.n else finding)
+        yield total == tables.n, Finding("n", str(tables.n), str(total), reason)
     if tables.accuracy is not None and total:
-        checks.append(_whole_cases("accuracy", tables.accuracy, total))
+        yield _whole_cases("accuracy", tables.accuracy, total)
     for k, cells in enumerate(tables.per_class):
-        checks.extend(_row_checks(tables, k, cells))
+        yield from _row_checks(tables, k, cells)
     for v in range(3):
         column = [cells[v] for cells in tables.per_class]
         if tables.macro:
-            weights = [1] * len(column)
-            checks.append(_mean_check(f"macro {VALUES[v]}", tables.macro[v], column, weights))
+            ones = [1] * len(column)
+            yield from _mean_check(f"macro {VALUES[v]}", tables.macro[v], column, ones)
         if tables.weighted and complete:
-            where = f"weighted {VALUES[v]}"
-            checks.append(_mean_check(where, tables.weighted[v], column, supports))
-    recalls = [cells[1] for cells in tables.per_class]
+            yield from _mean_check(f"weighted {VALUES[v]}", tables.weighted[v], column, supports)
     if complete:
-        checks.append(_mean_check("accuracy", tables.accuracy, recalls, supports))
-    made = [check for check in checks if check is not _NOT_MADE]
-    return _first_of_each(made)
+        recalls = [cells[1] for cells in tables.per_class]
+        yield from _mean_check("accuracy", tables.accuracy, recalls, supports)
 
 
-# Stands for a check that lacks one of its numbers; told from None, a check that agreed.
-_NOT_MADE = Finding("", "", "", "")
-
-
-def _first_of_each(checks: list[Finding | None]) -> list[Finding | None]:
-    """One finding per cell: a second reason for the same cell adds nothing."""
-    seen: set[str] = set()
-    kept: list[Finding | None] = []
-    for check in checks:
-        if check is None or check.where not in seen:
-            kept.append(check)
-        if check is not None:
-            seen.add(check.where)
-    return kept
-
-
-def _row_checks(tables: Tables, k: int, cells: list[Printed | None]) -> list[Finding | None]:
+def _row_checks(tables: Tables, k: int, cells: list[Printed | None]) -> Iterator[_Check]:
     precision, recall, f1 = cells
     support = tables.supports[k] if tables.supports else None
-    checks: list[Finding | None] = []
     if recall is not None and support:
-        checks.append(_whole_cases(f"{tables.grades[k]} recall", recall, support))
+        yield _whole_cases(f"{tables.grades[k]} recall", recall, support)
     if precision is not None and recall is not None and f1 is not None:
         low = _f1(max(precision.low, Fraction(0)), max(recall.low, Fraction(0)))
         high = _f1(precision.high, recall.high)
         reason = "F1 is the harmonic mean of the printed precision and recall."
         finding = Finding(f"{tables.grades[k]} F1", f1.text, _range(f1, low, high), reason)
-        checks.append(None if f1.fits(low, high) else finding)
-    return checks
+        yield f1.fits(low, high), finding
 
 
 def _f1(precision: Fraction, recall: Fraction) -> Fraction:
@@ -467,30 +437,28 @@ def _f1(precision: Fraction, recall: Fraction) -> Fraction:
     return 2 * precision * recall / total if total else Fraction(0)
 
 
-def _whole_cases(where: str, printed: Printed, num_cases: int) -> Finding | None:
+def _whole_cases(where: str, printed: Printed, num_cases: int) -> _Check:
     least, most = math.ceil(printed.low * num_cases), math.floor(printed.high * num_cases)
-    if least <= most:
-        return None
     near = [Fraction(most, num_cases), Fraction(least, num_cases)]
     shown = " or ".join(printed.show(value) for value in near)
-    return Finding(where, printed.text, shown, f"No whole number of {num_cases} cases gives it.")
+    reason = f"No whole number of {num_cases} cases gives it."
+    return least <= most, Finding(where, printed.text, shown, reason)
 
 
 def _mean_check(
     where: str, printed: Printed | None, column: list[Printed | None], weights: list[int]
-) -> Finding | None:
+) -> Iterator[_Check]:
+    """The check, if no number is missing for it."""
     cells = [cell for cell in column if cell is not None]
     if printed is None or not column or len(cells) != len(column) or not sum(weights):
-        return _NOT_MADE
+        return
     total = sum(weights)
     low = sum((c.low * w for c, w in zip(cells, weights, strict=True)), Fraction(0)) / total
     high = sum((c.high * w for c, w in zip(cells, weights, strict=True)), Fraction(0)) / total
-    if printed.fits(low, high):
-        return None
     reason = "Recomputed from the printed rows."
     if where == "accuracy":
         reason = "Accuracy is the mean recall weighted by support."
-    return Finding(where, printed.text, _range(printed, low, high), reason)
+    yield printed.fits(low, high), Finding(where, printed.text, _range(printed, low, high), reason)
 
 
 def _range(printed: Printed, low: Fraction, high: Fraction) -> str:

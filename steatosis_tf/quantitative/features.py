@@ -63,8 +63,8 @@ def measure_hepatorenal(
         display: scale of the frame.
 
     Returns:
-        `hepatorenal_db` and `hepatorenal_ratio`; {} where no liver as large as the patch lies between 32 % of the sector's depth before
-        and 4 % behind it.
+        `hepatorenal_db` and `hepatorenal_ratio`; {} where no liver as large as the patch lies
+        between 32 % of the sector's depth before and 4 % behind it.
     """
     box = (slice(cortex.top, cortex.bottom), slice(cortex.left, cortex.right))
     beside = liver.copy()
@@ -131,7 +131,8 @@ def measure_attenuation(
     is not taken for depth; Huber's weights discount cells on vessels, gall bladder and walls.
 
     Invariances: gain (adds to all levels), mirror image, and contact; dB over the depth also the
-    size of the frame. Not invariant to time gain compensation, post-processing curves or depth setting.
+    size of the frame. Not invariant to time gain compensation, post-processing curves or depth
+    setting.
 
     Args:
         grey: `(height, width)` uint8, 0 to 255.

@@ -25,7 +25,7 @@ import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 from filelock import FileLock
 
-from steatosis_tf.cohort.leakage import refuse_leaks
+from steatosis_tf.cohort.leakage import check_leaks, pass_check
 from steatosis_tf.cohort.manifest import ROI_COLUMNS, read_manifest, write_manifest
 from steatosis_tf.cohort.partition import Partition, partitions_of_column
 from steatosis_tf.files import clear_killed, move_into_place, replacing, write_json
@@ -151,14 +151,11 @@ def write_records(
     records_dir = Path(records_dir)
     rows = usable_rows(read_manifest(manifest_path))
     partitions = partitions or partitions_of_column(rows)
-    gate = refuse_leaks(
-        rows,
-        partitions,
-        manifest_path,
-        time_column=time_column,
-        cache_path=hashes_path,
+    findings = check_leaks(
+        rows, partitions, manifest_path, time_column=time_column, cache_path=hashes_path,
         options=options,
-    )
+    )  # fmt: skip
+    gate = pass_check(rows, partitions, findings)
     if gate_path is not None:
         write_json(gate, gate_path)
     fingerprint, view = records_fingerprint(rows), _only_view(rows)

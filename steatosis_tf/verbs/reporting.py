@@ -106,7 +106,7 @@ def robustness(args: Namespace) -> Result:
     Example:
         steatosis robustness runs/paper/RUN_ID
     """
-    from steatosis_tf.deploy.bare_network import are_probabilities, load_model
+    from steatosis_tf.deploy.bare_network import are_probabilities, open_bare
     from steatosis_tf.evaluation.clinical.robustness import write_robustness
 
     refuse_unfinished(args.run_dir)
@@ -117,7 +117,7 @@ def robustness(args: Namespace) -> Result:
             f"{args.run_dir} with a bundle, which measures whole frames beside the ROI that is "
             "disturbed here. Hold a bundle against other frames by `steatosis validate`."
         )
-    session = load_model(model_path)
+    session = open_bare(model_path).session
 
     def probabilities(rois: "np.ndarray") -> "np.ndarray":
         scores = session.run([OUTPUT_LAYER], {"roi": rois})[0]

@@ -12,15 +12,19 @@ import pytest
 from steatosis_tf.cohort.leakage import (
     KINDS,
     check_leaks,
-    check_summary,
     drop_copies,
     merge_patients,
-    refuse_leaks,
+    pass_check,
 )
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.cohort.partition import Partition, spelling_key
 from steatosis_tf.cohort.splits import make_partitions
 from steatosis_tf.config import SplitConfig
+
+
+def passed(table, partitions, path, **kept):
+    """What records ask for before they are written."""
+    return pass_check(table, partitions, check_leaks(table, partitions, path, **kept))
 
 
 def sector(seed: int) -> np.ndarray:
@@ -64,17 +68,17 @@ def test_marks_inside_the_sector_are_named_but_refuse_nothing(gated, capsys):
     table, path = gated(frames, labels(*(f"{n}.png,P{n},Mild" for n in range(3))))
     partitions = [partition("P0", "P2", validation="P1")]
     marked = table.assign(roi_marks=[0.0, 0.01, np.nan])
-    gate = refuse_leaks(marked, partitions, path)
+    gate = passed(marked, partitions, path)
     assert gate["frames_with_marks"] == [table["frame_id"][1]]
     warning = capsys.readouterr().err
     assert f"frames=1, frame_id={table['frame_id'][1]}. They are painted out" in warning
     assert "not looked for marks inside the sector: frames=1." in warning
-    refuse_leaks(table.assign(roi_marks=0.0, roi_height=[9, None, 9]), partitions, path)
+    passed(table.assign(roi_marks=0.0, roi_height=[9, None, 9]), partitions, path)
     assert capsys.readouterr().err == (
         "warning: left out, since there is no ROI: frames=1, and with them all of patients=1, "
         "patient_id=P1. The column roi_reason says why\n"
     )
-    refuse_leaks(table.assign(roi_marks=0.0), partitions, path)
+    passed(table.assign(roi_marks=0.0), partitions, path)
     assert capsys.readouterr().err.count("warning") == 0
 
 
@@ -82,8 +86,7 @@ def test_a_clean_study_passes(gated):
     frames = {f"{n}.png": sector(n) for n in range(6)}
     table, path = gated(frames, labels(*(f"{n}.png,P{n // 2},Mild" for n in range(6))))
     partitions = [partition("P0", "P2", validation="P1")]
-    refuse_leaks(table, partitions, path)
-    summary = check_summary(table, partitions, [])
+    summary = passed(table, partitions, path)
     assert summary["passed"]
     assert (summary["num_frames"], summary["num_patients"]) == (6, 3)
     assert list(summary["num_findings"]) == list(KINDS)
@@ -103,7 +106,7 @@ def test_a_patient_in_two_splits_is_found(gated):
     assert finding.kind == "patient_in_two_splits"
     assert finding.text == "patient_id=P0 in train and test (fold_3)"
     with pytest.raises(ValueError, match=r"(?s)findings=1.*one patient in two splits: 1.*P0"):
-        refuse_leaks(table, [partition("P0", "P0")], path)
+        passed(table, [partition("P0", "P0")], path)
 
 
 def test_a_split_column_by_image_is_found(gated):
@@ -215,7 +218,7 @@ def test_all_findings_are_listed_at_once(gated):
         frames, labels("a.png,P0,Mild", "b.png,P1,Severe", "c.png,P2,Mild", "d.jpg,P3,Mild")
     )
     with pytest.raises(ValueError, match="Expected no leak") as caught:
-        refuse_leaks(table, [partition("P0 P2 P9", "P1 P3 P9")], path)
+        passed(table, [partition("P0 P2 P9", "P1 P3 P9")], path)
     for kind in ("patient_in_two_splits", "same_pixels", "near_duplicate", "two_grades"):
         assert f"{KINDS[kind]}: 1" in str(caught.value)
 
@@ -296,7 +299,7 @@ def test_the_real_study_split_by_patient_passes(real_data_dir, tmp_path):
     build_manifest(real_data_dir / "byra2018" / "labels.csv", tmp_path / "manifest.csv")
     table = read_manifest(tmp_path / "manifest.csv")
     partitions = make_partitions(table, SplitConfig(kind="kfold"))
-    refuse_leaks(table, partitions, tmp_path / "manifest.csv", cache_path=tmp_path / "hashes.csv")
+    passed(table, partitions, tmp_path / "manifest.csv", cache_path=tmp_path / "hashes.csv")
 
     # One clip under two ids, as happens when a patient comes back under a new number.
     second = (table["patient_id"] == "P30") & (table["frame_index"].astype(int) >= 5)

@@ -67,7 +67,7 @@ def test_the_onnx_file_alone_gives_grad_cam_of_keras(grader):
     pictures = _pictures(4)
     explainer = open_explainer(path)
     for label in range(len(GRADES)):
-        places = explainer.explain(pictures, label)
+        places = explainer(pictures, label)
         np.testing.assert_allclose(places, _grad_cam(model, pictures, label), atol=1e-5)
 
 
@@ -103,7 +103,7 @@ def test_predict_gives_the_map_of_the_named_grade_inside_its_rectangle(grader):
     assert [frame.map is None for frame in answer.frames] == [False, True, False]
     label = GRADES.index(answer.grade)
     picture = np.stack([looks[2].picture])
-    expected = open_explainer(grader[1]).explain(picture, label)[0]
+    expected = open_explainer(grader[1])(picture, label)[0]
     np.testing.assert_array_equal(answer.frames[2].map, expected)
     box = propose_roi(frames[1], RoiConfig(method="sector")).rectangle
     plain, mapped = frame_pictures(answer.frames[2], looks[2], frames[1])
