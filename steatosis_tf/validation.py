@@ -123,7 +123,9 @@ def validation_text(found: dict[str, Any]) -> str:
     lines += [f"  {number} not graded: {reason}" for reason, number in why.most_common()]
     for name, entry in (found["graded"] | found["ranks"]).items():
         if entry["value"] is not None:
-            ends = "" if entry["low"] is None else f" ({entry['low']:.3f} to {entry['high']:.3f})"
+            ends = " (too few patients for an interval)"
+            if entry["low"] is not None:
+                ends = f" ({entry['low']:.3f} to {entry['high']:.3f})"
             who = "with a score" if name in found["ranks"] else "graded"
             label = _label(name, found["reference"])
             lines.append(f"{label}: {entry['value']:.3f}{ends}, {entry['num_patients']} {who}")

@@ -253,6 +253,16 @@ def test_a_set_without_histology_is_read_as_the_document_says(
     assert "not histology" in report
 
 
+def test_text_says_where_patients_are_too_few_for_an_interval():
+    entry = {"value": 1.0, "low": None, "high": None, "num_patients": 2}
+    text = validation_text({
+        "model": {"name": "m"}, "not_graded": [], "reference": "", "leakage": {"text": "none"},
+        "counts": {"patients": 2, "graded": 2, "score_only": 0, "unable": 0}, "graded": {},
+        "ranks": {"ordinal.auc_at_least_mild": entry},
+    })  # fmt: skip
+    assert "Mild or worse: 1.000 (too few patients for an interval), 2 with a score" in text
+
+
 def test_refusals_are_one_line(study, tmp_path, capsys):
     def said(*call: str) -> str:
         assert cli.main(["validate", *call]) == 1

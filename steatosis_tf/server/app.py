@@ -97,7 +97,7 @@ def make_app(
         response.headers.update(_HEADERS)
         return response
 
-    @app.get("/")
+    @app.api_route("/", methods=["GET", "HEAD"])
     def index() -> HTMLResponse:
         return HTMLResponse(page_html)
 

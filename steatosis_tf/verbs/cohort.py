@@ -34,7 +34,7 @@ def manifest(args: Namespace) -> Result:
     )
     if summary.num_rejected:
         kinds = ", ".join(f"{kind} {n}" for kind, n in summary.rejected_kinds.items())
-        text += f"\n{summary.num_rejected} rows rejected ({kinds}): {summary.rejected_path}"
+        text += f"\nrejected rows: {summary.num_rejected} ({kinds}): {summary.rejected_path}"
     if summary.later_pages:
         text += f"\n{summary.later_pages}"
     if summary.unknown_grades:

@@ -40,7 +40,7 @@ def test_cells_that_hold_nothing(study, tmp_path, capsys):
     rows = ["a.png,P1,Mild,NA", "b.png,P2,n.a.,12", "c.png,P3,NaN,#N/A", "d.png,NA,Mild,12"]
     labels = study("path,Patient ID,grade,fat_percent\n" + "\n".join(rows), FOUR)
     assert main(["manifest", str(labels), "--output", str(tmp_path / "manifest.csv")]) == 0
-    assert "1 rows rejected (empty patient_id 1)" in capsys.readouterr().out
+    assert "rejected rows: 1 (empty patient_id 1)" in capsys.readouterr().out
     assert list(read_manifest(tmp_path / "manifest.csv")["grade"]) == ["Mild", "Mild", ""]
 
 

@@ -663,6 +663,8 @@ def test_another_host_opens_with_the_token_alone() -> None:
     client = TestClient(app, base_url="http://reading-room")
     assert client.get("/").status_code == 403
     assert client.get("/?token=wrong").status_code == 403
+    assert client.head("/").status_code == 403
+    assert client.head("/", params={"token": app.state.token}).status_code == 200
     opened = client.get("/", params={"token": app.state.token})
     assert opened.status_code == 200
     assert NOTICE in opened.text

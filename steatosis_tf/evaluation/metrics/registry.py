@@ -243,13 +243,18 @@ METRICS: dict[str, Metric] = {
 
 
 def shown_in(place: str) -> dict[str, str]:
-    """Metric -> label of those that a place prints; see `Metric.shown`.
+    """Metric -> label of those that a place prints, see `Metric.shown`; it says where a lower value
+    is the better one.
 
     Example:
         >>> shown_in("compare")["macro.f1"]
         'Macro F1'
     """
-    return {name: metric.label for name, metric in METRICS.items() if place in metric.shown}
+    return {
+        name: metric.label + ("" if metric.higher_is_better else ", lower is better")
+        for name, metric in METRICS.items()
+        if place in metric.shown
+    }
 
 
 def _nested(table: WeightedTable, *, with_fat: bool) -> dict[str, Any]:

@@ -65,7 +65,6 @@ class RunRecord:
     manifest: pd.DataFrame | None
     split: pd.DataFrame | None
     rejected: pd.DataFrame | None
-    history: pd.DataFrame | None
     frame_scores: pd.DataFrame | None
     patient_scores: pd.DataFrame | None
     validation_scores: pd.DataFrame | None
@@ -158,7 +157,6 @@ def read_run(run_dir: str | Path) -> RunRecord:
         manifest=read("manifest.csv", read_manifest),
         split=read("split.csv", read_split),
         rejected=read("rejected.csv", read_rejected),
-        history=read("history.csv", pd.read_csv),
         frame_scores=read("frame_scores.csv", read_scores),
         patient_scores=read("patient_scores.csv", read_scores),
         validation_scores=read("validation_scores.csv", partial(read_scores, validation=True)),
