@@ -102,7 +102,7 @@ def count_flow(
         frame_table: manifest; with ROI columns, frames without a ROI are left aside.
         rejected: of `read_rejected`: `patient_id, reason, code`, one row
             per frame, or per file that an ingest rejected whole.
-        partitions: the split. With several, the foot says how often each patient is tested.
+        partitions: the split, one or the folds of one round.
     """
     everyone = pd.concat([frame_table[["patient_id"]], rejected[["patient_id"]]])
     reasons = kinds_of(rejected)
@@ -144,10 +144,8 @@ def _parts(analysed: pd.DataFrame, partitions: list[Partition]) -> tuple[Part, .
         return tuple(
             _part(split.capitalize(), analysed, getattr(partitions[0], split)) for split in SPLITS
         )
-    num_repeats = len({partition.repeat for partition in partitions})
-    times = "once" if num_repeats == 1 else f"{num_repeats} times"
     tested = frozenset[str]().union(*(partition.test for partition in partitions))
-    name = f"Tested {times} each, in {len(partitions) // num_repeats} folds"
+    name = f"Tested once each, in {len(partitions)} folds"
     parts = [_part(name, analysed, tested)]
     never = frozenset(analysed["patient_id"]) - tested
     if never:

@@ -258,10 +258,7 @@ def _near_duplicates(frame_table: pd.DataFrame, hashes: np.ndarray, sides: _Side
 
 
 def _between_patients(
-    kind: str,
-    what: str,
-    pairs: dict[tuple[str, str], list[tuple[str, str]]],
-    sides: _Sides,
+    kind: str, what: str, pairs: dict[tuple[str, str], list[tuple[str, str]]], sides: _Sides
 ) -> list[Finding]:
     findings = []
     for (one, other), frames in sorted(pairs.items()):

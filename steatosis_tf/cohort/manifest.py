@@ -16,12 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.decision_store import (
-    DECISION_COLUMNS,
-    Entry,
-    manifest_rows,
-    read_entries,
-)
+from steatosis_tf.cohort.decision_store import DECISION_COLUMNS, Entry, manifest_rows, read_entries
 from steatosis_tf.cohort.decisions import (
     History,
     Row,

@@ -182,8 +182,7 @@ def _partition(name: str, group: pd.DataFrame) -> Partition:
 
 # Letters that look like a Latin one, in lower case and of any of its cases: Cyrillic, then Greek.
 _LOOK_ALIKES = str.maketrans(
-    "авекмнорстухіјѕһԁԛԝαβεηικμνορτυχζ",
-    "abekmhopctyxijshdqwabehikmnoptyxz",
+    "авекмнорстухіјѕһԁԛԝαβεηικμνορτυχζ", "abekmhopctyxijshdqwabehikmnoptyxz"
 )
 
 

@@ -24,12 +24,7 @@ from steatosis_tf import __version__
 from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.config import Config, load_config
 from steatosis_tf.deploy.bare_network import are_probabilities
-from steatosis_tf.deploy.onnx_file import (
-    BATCH,
-    WEIGHTS_KEY,
-    run_network,
-    weights_sha256,
-)
+from steatosis_tf.deploy.onnx_file import BATCH, WEIGHTS_KEY, run_network, weights_sha256
 from steatosis_tf.files import file_sha256, replacing
 from steatosis_tf.grades import GRADES, NOTICE, OUTPUT_LAYER
 from steatosis_tf.model import heads  # noqa: F401  Keras knows their layers once this is read

@@ -268,7 +268,9 @@ def _answer_text(answer: PatientAnswer, num_training: int) -> str:
     if num_placed:
         used += f", the sector of {num_placed} placed by a person"
     if answer.kind == "unable":
-        return f"{name}: unable to assess\n  {_reason(answer)}\n  {used}"
+        # Of one frame alone its own reason says more.
+        reason = answer.frames[0].reason if len(answer.frames) == 1 else answer.reason
+        return f"{name}: unable to assess\n  {reason}\n  {used}"
     fat = _fat_text(answer)
     if answer.kind == "score_only":
         rank = f", above {100 * answer.training_rank:.0f} % of the {num_training} training patients"
@@ -288,11 +290,6 @@ def _against_the_grade(answer: PatientAnswer) -> str:
         return ""
     band = grade_from_fat_percent(answer.fat_percent)
     return "" if band == answer.grade else f" (by its probability; the score lies in {band})"
-
-
-def _reason(answer: PatientAnswer) -> str:
-    """The patient's reason, or the closer one of its only frame."""
-    return answer.frames[0].reason if len(answer.frames) == 1 else answer.reason
 
 
 def _fat_text(answer: PatientAnswer) -> str:

@@ -43,11 +43,7 @@ _LIVER_TIMES = 6
 
 
 def measure_hepatorenal(
-    grey: np.ndarray,
-    liver: np.ndarray,
-    cortex: Rectangle,
-    beams: Beams,
-    display: Display,
+    grey: np.ndarray, liver: np.ndarray, cortex: Rectangle, beams: Beams, display: Display
 ) -> dict[str, float]:
     """Compare the cortex patch with the liver before it, on the nearest beams.
 
@@ -120,10 +116,7 @@ class Cells:
 
 
 def measure_attenuation(
-    grey: np.ndarray,
-    liver: np.ndarray,
-    beams: Beams,
-    display: Display,
+    grey: np.ndarray, liver: np.ndarray, beams: Beams, display: Display
 ) -> dict[str, float]:
     """Slope of the liver's brightness against depth, by robust regression within beams.
 
@@ -216,11 +209,7 @@ _MIN_PX = 200
 
 
 def measure_landmarks(
-    grey: np.ndarray,
-    liver: np.ndarray,
-    sector_mask: np.ndarray,
-    beams: Beams,
-    display: Display,
+    grey: np.ndarray, liver: np.ndarray, sector_mask: np.ndarray, beams: Beams, display: Display
 ) -> dict[str, float]:
     """Measure how far vessels and diaphragm stand out from the liver.
 

@@ -186,10 +186,7 @@ def _upright(frame: np.ndarray, data: bytes) -> np.ndarray:
     """A JPEG or PNG turned as viewers show it; no scanner's export asks for that."""
     try:
         # Damaged entries make it warn.
-        with (
-            quiet_readers(),
-            Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image,
-        ):
+        with quiet_readers(), Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (OSError, ValueError, SyntaxError, OverflowError, KeyError, struct.error):
         return frame

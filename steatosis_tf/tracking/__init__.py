@@ -36,7 +36,7 @@ from mlflow.types import ColSpec, Schema
 from sqlalchemy.exc import SQLAlchemyError
 
 from steatosis_tf import __version__
-from steatosis_tf.files import file_sha256, reason_of, replacing
+from steatosis_tf.files import file_sha256, flat, reason_of, replacing
 from steatosis_tf.grades import SCORE_COLUMNS
 from steatosis_tf.tracking.store import (
     StoreError,
@@ -257,7 +257,11 @@ def open_experiment() -> str:
 
 def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
     """Log the numbers of a dict, nested ones as `outer.inner`; what is not a number is left out."""
-    numbers = dict(_numbers(metrics))
+    numbers = {
+        name.replace(" ", "_"): float(value)
+        for name, value in flat(dict(metrics)).items()
+        if "[" not in name and isinstance(value, int | float | np.number) and np.isfinite(value)
+    }
 
     def log() -> None:
         known = _State.logged.get(_open_run().info.run_id, set())
@@ -488,13 +492,3 @@ def _experiment_id(name: str) -> str:
         # Without this tag the UI opens on traces of language models instead of the runs.
         tags = {"mlflow.experimentKind": "custom_model_development"}
         return str(mlflow.create_experiment(name, artifact_location=artifacts, tags=tags))
-
-
-def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in metrics.items():
-        # MLflow allows only these marks in a metric name.
-        key = prefix + str(name).replace(" ", "_")
-        if isinstance(value, Mapping):
-            yield from _numbers(value, key + ".")
-        elif isinstance(value, int | float | np.integer | np.floating) and np.isfinite(value):
-            yield key, float(value)

@@ -35,12 +35,8 @@ def manifest(args: Namespace) -> Result:
     if summary.num_rejected:
         kinds = ", ".join(f"{kind} {n}" for kind, n in summary.rejected_kinds.items())
         text += f"\nrejected rows: {summary.num_rejected} ({kinds}): {summary.rejected_path}"
-    if summary.later_pages:
-        text += f"\n{summary.later_pages}"
-    if summary.unknown_grades:
-        text += f"\n{summary.unknown_grades}"
-    if summary.joined:
-        text += f"\n{summary.joined}"
+    for said in filter(None, (summary.later_pages, summary.unknown_grades, summary.joined)):
+        text += f"\n{said}"
     if summary.lost_split:
         text += f"\n{summary.lost_split}; split again"
     if summary.num_rejected_before:
@@ -58,18 +54,16 @@ def manifest(args: Namespace) -> Result:
 
 
 def _manifest_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "labels", metavar="LABELS_CSV|FOLDER",
         help="path, patient_id, grade of each frame; or frames as <grade>/<patient_id>/<frame>",
     )  # fmt: skip
-    parser.add_argument(
-        "--output", required=True, type=OutputCsv, metavar="MANIFEST_CSV", help="file to write"
-    )
-    parser.add_argument("--strict", action="store_true", help="refuse if any row has a fault")
-    parser.add_argument("--grade-map", metavar="FILE", help=_GRADE_MAP_HELP)
-    parser.add_argument("--grades", metavar="CSV",
-                        help="grades to join, by path, study_id, patient_id or such")  # fmt: skip
-    parser.add_argument("--key", metavar="FILE", help="of the ingest, for original ids")
+    add("--output", required=True, type=OutputCsv, metavar="MANIFEST_CSV", help="file to write")
+    add("--strict", action="store_true", help="refuse if any row has a fault")
+    add("--grade-map", metavar="FILE", help=_GRADE_MAP_HELP)
+    add("--grades", metavar="CSV", help="grades to join, by path, study_id, patient_id or such")
+    add("--key", metavar="FILE", help="of the ingest, for original ids")
 
 
 def split(args: Namespace) -> Result:
@@ -153,17 +147,14 @@ def consensus(args: Namespace) -> Result:
 
 
 def _consensus_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "labels", metavar="LABELS_CSV", help="path, patient_id, reader_1, reader_2, ..."
-    )
-    parser.add_argument(
-        "--output", required=True, type=OutputCsv, metavar="LABELS_CSV", help="file to write"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("labels", metavar="LABELS_CSV", help="path, patient_id, reader_1, reader_2, ...")
+    add("--output", required=True, type=OutputCsv, metavar="LABELS_CSV", help="file to write")
+    add(
         "--rule", default="majority", choices=("majority", "median", "unanimous"),
         help="when the readers agree",
     )  # fmt: skip
-    parser.add_argument("--grade-map", metavar="FILE", help=_GRADE_MAP_HELP)
+    add("--grade-map", metavar="FILE", help=_GRADE_MAP_HELP)
 
 
 def leaks(args: Namespace) -> Result:
@@ -189,11 +180,7 @@ def _leaks_of(args: Namespace) -> Result:
         marked_frames,
         merge_patients,
     )
-    from steatosis_tf.cohort.manifest import (
-        check_decisions_kept,
-        read_manifest,
-        write_manifest,
-    )
+    from steatosis_tf.cohort.manifest import check_decisions_kept, read_manifest, write_manifest
     from steatosis_tf.cohort.partition import partitions_of_column
     from steatosis_tf.sources.tables import add_rejected
 

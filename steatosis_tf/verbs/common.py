@@ -119,14 +119,10 @@ def _write_report(args: Namespace, values: dict[str, Any], exit_code: int, start
 
 def add_config_arguments(parser: ArgumentParser) -> None:
     """What every command that runs the backbone takes: `--weights`, `--engine`, `--set`."""
+    add = parser.add_argument
     engines = typing.get_args(typing.get_type_hints(ModelConfig)["engine"])
-    parser.add_argument(
-        "--weights",
-        help='of the backbone: "imagenet", "random" or a path',
-    )
-    parser.add_argument(
-        "--engine", choices=engines, help="inference backend of the backbone (auto if left out)"
-    )
+    add("--weights", help='of the backbone: "imagenet", "random" or a path')
+    add("--engine", choices=engines, help="inference backend of the backbone (auto if left out)")
     add_settings_argument(parser, "STAGE.NAME=VALUE", "change single values of the config")
 
 
@@ -199,10 +195,9 @@ def add_server_arguments(parser: ArgumentParser, port: int) -> None:
 
 def add_call_arguments(parser: ArgumentParser) -> None:
     """`--json` and `--report`, which every command takes."""
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    parser.add_argument(
-        "--report", type=OutputReport, metavar="JSON", help="also write a summary of the call"
-    )
+    add = parser.add_argument
+    add("--json", action="store_true", help="print JSON instead of text")
+    add("--report", type=OutputJson, metavar="JSON", help="also write a summary of the call")
 
 
 def plain(value: Any) -> Any:
@@ -221,36 +216,22 @@ class OutputFile(str):
 
 
 class OutputCsv(OutputFile):
-    """A table to write."""
-
     suffixes = (".csv",)
 
 
 class OutputJson(OutputFile):
-    """A JSON file to write."""
-
     suffixes = (".json",)
 
 
 class OutputBoxes(OutputFile):
-    """Boxes for another tool, or a table of decisions, to write."""
-
     suffixes = (".json", ".csv")
 
 
-class OutputReport(OutputJson):
-    """The summary of a call. It replaces only its like: a run is made of other JSON files."""
-
-
 class OutputOnnx(OutputFile):
-    """A model to write."""
-
     suffixes = (".onnx",)
 
 
 class OutputPicture(OutputFile):
-    """A drawing to write."""
-
     suffixes = (".png",)
 
 

@@ -137,10 +137,9 @@ def _demo_text(runs: dict[str, "RunSummary"], counts: dict[str, int], folder: Pa
 
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--output", type=OutputDir, default="demo", metavar="DIR", help="folder to write into"
-    )
-    parser.add_argument("--patients", type=int, default=40, metavar="N", help="to simulate")
+    add = parser.add_argument
+    add("--output", type=OutputDir, default="demo", metavar="DIR", help="folder to write into")
+    add("--patients", type=int, default=40, metavar="N", help="to simulate")
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:

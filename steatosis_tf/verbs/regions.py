@@ -52,14 +52,12 @@ def roi(args: Namespace) -> Result:
 
 
 def _roi_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
+    add = parser.add_argument
+    add("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
     add_settings_argument(parser, "roi.NAME=VALUE", "for example roi.method=sector")
-    parser.add_argument(
-        "--masks", type=OutputDir, metavar="DIR", help="also write sector and liver masks"
-    )
-    parser.add_argument("--sheet", type=OutputPicture, metavar="PNG",
-                        help="also draw the worst proposals")  # fmt: skip
-    parser.add_argument("--again", action="store_true", help="replace earlier proposals and masks, "
+    add("--masks", type=OutputDir, metavar="DIR", help="also write sector and liver masks")
+    add("--sheet", type=OutputPicture, metavar="PNG", help="also draw the worst proposals")
+    add("--again", action="store_true", help="replace earlier proposals and masks, "
                         "never a person's box")  # fmt: skip
     add_runner_arguments(parser)
 
@@ -128,15 +126,14 @@ def export_boxes(args: Namespace) -> Result:
 
 
 def _export_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
-    parser.add_argument(
-        "--output", required=True, type=OutputBoxes, metavar="JSON_OR_CSV", help="file to write"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
+    add("--output", required=True, type=OutputBoxes, metavar="JSON_OR_CSV", help="file to write")
+    add(
         "--format", default="coco", choices=("coco", "label_studio", "csv"),
         help="csv: all decisions instead of boxes",
     )  # fmt: skip
-    parser.add_argument("--masks", metavar="DIR", help="outlines from the masks of `steatosis roi`")
+    add("--masks", metavar="DIR", help="outlines from the masks of `steatosis roi`")
 
 
 def import_boxes(args: Namespace) -> Result:
@@ -162,13 +159,12 @@ def import_boxes(args: Namespace) -> Result:
 
 
 def _import_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("annotations", metavar="JSON", help="COCO or Label Studio")
-    parser.add_argument("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
-    parser.add_argument("--reviewer", required=True, help="initials, kept in the manifest")
-    parser.add_argument("--label", default="roi", help="label of the boxes that are the ROI")
-    parser.add_argument(
-        "--masks", type=OutputDir, metavar="DIR", help="write outlines there as masks"
-    )
+    add = parser.add_argument
+    add("annotations", metavar="JSON", help="COCO or Label Studio")
+    add("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
+    add("--reviewer", required=True, help="initials, kept in the manifest")
+    add("--label", default="roi", help="label of the boxes that are the ROI")
+    add("--masks", type=OutputDir, metavar="DIR", help="write outlines there as masks")
 
 
 def records(args: Namespace) -> Result:
@@ -229,11 +225,10 @@ def _without_nan(numbers: dict) -> dict:
 
 
 def _measure_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("frames", nargs="+", metavar="FRAME", help="images of one patient")
-    parser.add_argument(
-        "--dynamic-range-db", type=float, metavar="DB", help="dB between black and white, if known"
-    )
-    parser.add_argument("--px-per-cm", type=float, metavar="PX", help="of the image, if known")
+    add = parser.add_argument
+    add("frames", nargs="+", metavar="FRAME", help="images of one patient")
+    add("--dynamic-range-db", type=float, metavar="DB", help="dB between black and white, if known")
+    add("--px-per-cm", type=float, metavar="PX", help="of the image, if known")
 
 
 VERBS = (

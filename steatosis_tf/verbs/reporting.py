@@ -38,12 +38,11 @@ def validate(args: Namespace) -> Result:
 
 
 def _validate_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("manifest", metavar="MANIFEST_CSV", help="patients with grade")
+    add = parser.add_argument
+    add("manifest", metavar="MANIFEST_CSV", help="patients with grade")
     add_model_argument(parser)
-    parser.add_argument(
-        "--output", required=True, type=OutputDir, metavar="DIR", help="answers, metrics, report"
-    )
-    parser.add_argument(
+    add("--output", required=True, type=OutputDir, metavar="DIR", help="answers, metrics, report")
+    add(
         "--reference", metavar="COLUMN",
         help="numbers from which the grades were read, if not fat_percent, as cap_db_per_m",
     )  # fmt: skip
@@ -87,17 +86,16 @@ def _run_arguments(parser: ArgumentParser) -> None:
 
 
 def _report_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
     _run_arguments(parser)
-    parser.add_argument("--subgroups", nargs="+", default=[], metavar="COLUMN",
+    add("--subgroups", nargs="+", default=[], metavar="COLUMN",
                         help="also look at these columns of the manifest")  # fmt: skip
-    parser.add_argument(
+    add(
         "--init-study",
         action="store_true",
         help="only write study.json, a form for what the author has to state",
     )
-    parser.add_argument(
-        "--log", action="store_true", help="only log the run in MLflow, if the store was away"
-    )
+    add("--log", action="store_true", help="only log the run in MLflow, if the store was away")
 
 
 def robustness(args: Namespace) -> Result:

@@ -97,12 +97,10 @@ def _add_run_arguments(parser: ArgumentParser) -> None:
 
 
 def _train_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
+    add = parser.add_argument
+    add("manifest", metavar="MANIFEST_CSV", help="from `steatosis manifest`")
     told = "; ".join(f"{name}: {recipe.summary}" for name, recipe in RECIPES.items())
-    parser.add_argument(
-        "--recipe", choices=RECIPES, default=next(iter(RECIPES)),
-        help=f"named config. {told}",
-    )  # fmt: skip
+    add("--recipe", choices=RECIPES, default=next(iter(RECIPES)), help=f"named config. {told}")
     _add_run_arguments(parser)
 
 
@@ -181,21 +179,18 @@ def predict(args: Namespace) -> Result:
 
 
 def _predict_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "paths", nargs="+", metavar="PATH",
         help="frames, DICOM files, folders or zips of both, tables with path and patient_id",
     )  # fmt: skip
     add_model_argument(parser)
-    parser.add_argument(
+    add(
         "--output", type=OutputDir, metavar="DIR",
         help="patients.csv, frames.csv and predictions.json; only text is printed if left out",
     )  # fmt: skip
-    parser.add_argument(
-        "--patient", choices=["folder"], help="pictures of one folder are one patient's"
-    )
-    parser.add_argument(
-        "--figures", action="store_true", help="also draw what was found in each frame"
-    )
+    add("--patient", choices=["folder"], help="pictures of one folder are one patient's")
+    add("--figures", action="store_true", help="also draw what was found in each frame")
 
 
 def page(args: Namespace) -> Result:
@@ -276,11 +271,10 @@ def _recalibration_text(says: dict[str, Any], enough: int) -> str:
 
 
 def _recalibrate_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "manifest", metavar="MANIFEST_CSV", help="local patients with grade, best with fat_percent"
-    )
+    add = parser.add_argument
+    add("manifest", metavar="MANIFEST_CSV", help="local patients with grade, best with fat_percent")
     add_model_argument(parser, "BUNDLE|RUN_DIR")
-    parser.add_argument(
+    add(
         "--output", required=True, type=OutputDir, metavar="MODEL",
         help="folder of the new bundle; a zip is written beside it",
     )  # fmt: skip
@@ -359,11 +353,10 @@ def _unfinished(experiment: str) -> list[str]:
 
 
 def _compare_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="name of a recipe")
-    parser.add_argument("--baseline", metavar="RUN_ID", help="the oldest run if left out")
-    parser.add_argument(
-        "--figure", type=OutputPicture, metavar="PNG", help="also draw the comparison"
-    )
+    add = parser.add_argument
+    add("experiments", nargs="+", metavar="EXPERIMENT", help="name of a recipe")
+    add("--baseline", metavar="RUN_ID", help="the oldest run if left out")
+    add("--figure", type=OutputPicture, metavar="PNG", help="also draw the comparison")
     add_resamples_argument(parser)
 
 

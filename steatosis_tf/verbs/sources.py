@@ -65,20 +65,16 @@ def ingest(args: Namespace) -> Result:
 
 
 def _ingest_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="folder, zip or file of DICOM")
-    parser.add_argument(
-        "--output", required=True, type=OutputDir, metavar="DIR", help="folder to write into"
-    )
-    parser.add_argument("--key", required=True, metavar="FILE", help="made by `steatosis key`")
-    parser.add_argument(
-        "--frames", default="all", metavar="all|every:N|evenly:N", help="which frames of a clip"
-    )
-    parser.add_argument("--allow-burned-in", action="store_true",
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="folder, zip or file of DICOM")
+    add("--output", required=True, type=OutputDir, metavar="DIR", help="folder to write into")
+    add("--key", required=True, metavar="FILE", help="made by `steatosis key`")
+    add("--frames", default="all", metavar="all|every:N|evenly:N", help="which frames of a clip")
+    add("--allow-burned-in", action="store_true",
                         help="also take files marked as having burned-in annotation")  # fmt: skip
-    parser.add_argument("--keep-region", action="store_true",
+    add("--keep-region", action="store_true",
                         help="keep all of a stated region, not only its sector")  # fmt: skip
-    parser.add_argument("--sheet", action="store_true",
-                        help="write contact sheets of every kept frame")  # fmt: skip
+    add("--sheet", action="store_true", help="write contact sheets of every kept frame")
 
 
 def download(args: Namespace) -> Result:
@@ -96,12 +92,11 @@ def download(args: Namespace) -> Result:
 
 
 def _download_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("name", choices=("byra2018",), help="of the set")
-    parser.add_argument(
-        "--output", required=True, type=OutputDir, metavar="DIR", help="folder to write into"
-    )
-    parser.add_argument("--mat", metavar="FILE", help="the published .mat, if it is here already")
-    parser.add_argument("--url", help="another address of the published file, such as a mirror")
+    add = parser.add_argument
+    add("name", choices=("byra2018",), help="of the set")
+    add("--output", required=True, type=OutputDir, metavar="DIR", help="folder to write into")
+    add("--mat", metavar="FILE", help="the published .mat, if it is here already")
+    add("--url", help="another address of the published file, such as a mirror")
 
 
 def audit_phi(args: Namespace) -> Result:
@@ -128,10 +123,9 @@ def audit_phi(args: Namespace) -> Result:
 
 
 def _audit_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("directory", metavar="DIR", help="folder to search")
-    parser.add_argument(
-        "--source", required=True, metavar="DICOM_DIR", help="export that it was made from"
-    )
+    add = parser.add_argument
+    add("directory", metavar="DIR", help="folder to search")
+    add("--source", required=True, metavar="DICOM_DIR", help="export that it was made from")
 
 
 def phantom(args: Namespace) -> Result:
@@ -143,10 +137,7 @@ def phantom(args: Namespace) -> Result:
     from steatosis_tf.sources.phantom.study import write_phantoms
 
     labels_path = write_phantoms(
-        args.output_dir,
-        num_patients=args.patients,
-        frames_per_patient=args.frames,
-        seed=args.seed,
+        args.output_dir, num_patients=args.patients, frames_per_patient=args.frames, seed=args.seed
     )
     values = {"labels": str(labels_path), "num_patients": args.patients, "simulated": True}
     return Result(
@@ -158,12 +149,11 @@ def phantom(args: Namespace) -> Result:
 
 
 def _phantom_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "output_dir", type=OutputDir, metavar="OUTPUT_DIR", help="folder to write into"
-    )
-    parser.add_argument("--patients", type=int, default=60, metavar="N", help="to simulate")
-    parser.add_argument("--frames", type=int, default=2, metavar="N", help="per patient")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn")
+    add = parser.add_argument
+    add("output_dir", type=OutputDir, metavar="OUTPUT_DIR", help="folder to write into")
+    add("--patients", type=int, default=60, metavar="N", help="to simulate")
+    add("--frames", type=int, default=2, metavar="N", help="per patient")
+    add("--seed", type=int, default=0, metavar="N", help="of all that is drawn")
 
 
 def _key_arguments(parser: ArgumentParser) -> None:

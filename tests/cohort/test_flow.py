@@ -94,10 +94,6 @@ def test_cross_validation_says_how_often_each_is_tested(real_data_dir, tmp_path)
     once = count_flow(table, rejected, make_partitions(table, SplitConfig(kind="kfold")))
     assert [part.total for part in once.parts] == [Count("Tested once each, in 5 folds", 44, 440)]
     assert [c.num_patients for c in once.parts[0].per_grade] == [14, 16, 6, 8]
-    often = make_partitions(table, SplitConfig(kind="kfold", folds=3, repeats=4))
-    assert (
-        count_flow(table, rejected, often).parts[0].total.name == "Tested 4 times each, in 3 folds"
-    )
 
 
 def test_the_picture_holds_every_number_and_the_notice(flow_of_a_study, tmp_path):

@@ -160,19 +160,6 @@ def test_truth_boxes_lie_in_the_sector_and_the_pair_at_one_range(seed):
     assert abs(kidney - pair) < 1.0
 
 
-@pytest.mark.parametrize("fat_percent", [-1, 100.5, float("nan")])
-def test_refuses_impossible_fat(fat_percent):
-    with pytest.raises(ValueError, match=r"fat_percent from 0 to 100\. Received: fat_percent="):
-        _simulate(fat_percent)
-
-
-def test_refuses_no_frames_and_tiny_frames():
-    with pytest.raises(ValueError, match=r"num_frames of at least 1\. Received: num_frames=0"):
-        _simulate(num_frames=0)
-    with pytest.raises(ValueError, match=r"size_px .* Received: size_px=\(100, 636\)"):
-        _simulate(size_px=(100, 636))
-
-
 # --- physics
 
 

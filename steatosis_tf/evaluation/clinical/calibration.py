@@ -98,11 +98,7 @@ def calibration_line(happened: np.ndarray, probability: np.ndarray) -> dict[str,
         return nothing | {"note": "No calibration slope: the scores separate the outcomes."}
     logit = special.logit(np.clip(probability, SMALLEST, 1 - SMALLEST))
     fit = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(logit[:, None], happened)
-    return {
-        "slope": float(fit.coef_[0, 0]),
-        "intercept": float(fit.intercept_[0]),
-        "note": None,
-    }
+    return {"slope": float(fit.coef_[0, 0]), "intercept": float(fit.intercept_[0]), "note": None}
 
 
 def _nll(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -245,12 +241,7 @@ def fit_conformal(validation_scores: pd.DataFrame, coverage: float = 0.9) -> dic
             f"{len(mass)} validation patients cannot promise {coverage:.0%}: it takes {needed}. "
             "Every set holds all four grades."
         )
-    return {
-        "coverage": coverage,
-        "threshold": threshold,
-        "num_patients": len(mass),
-        "note": note,
-    }
+    return {"coverage": coverage, "threshold": threshold, "num_patients": len(mass), "note": note}
 
 
 def grade_sets(conformal: dict[str, Any], probabilities: np.ndarray) -> np.ndarray:
@@ -297,9 +288,7 @@ def _share(held: np.ndarray) -> dict[str, Any]:
 
 
 def coverage_risk_curve(
-    grades_true: ArrayLike,
-    probabilities: ArrayLike,
-    named: np.ndarray | None = None,
+    grades_true: ArrayLike, probabilities: ArrayLike, named: np.ndarray | None = None
 ) -> dict[str, Any]:
     """Error rate and error in grades among the most confident rows, for every proportion of them.
 

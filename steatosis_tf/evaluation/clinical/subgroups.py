@@ -193,10 +193,7 @@ def _statement(
 
 #: Lower edges of the second and further bands of columns that are numbers: age in decades of
 #: adults, body-mass index by WHO class.
-BANDS: dict[str, tuple[float, ...]] = {
-    "age": (40, 50, 60, 70),
-    "bmi": (18.5, 25, 30, 35),
-}
+BANDS: dict[str, tuple[float, ...]] = {"age": (40, 50, 60, 70), "bmi": (18.5, 25, 30, 35)}
 
 UNKNOWN = "unknown"
 SEVERAL = "several values"
@@ -261,14 +258,10 @@ def _banded(text: pd.Series, column: str, edges: Sequence[float]) -> pd.Series:
             f"Expected numbers in {column}. Received: {wrong.sum()} cells that are not, first "
             f"{text[wrong].iloc[0]!r}."
         )
-    names = np.array([UNKNOWN, *_band_names(edges)], dtype=object)
-    place = np.where(np.isnan(numbers), 0, 1 + np.digitize(numbers, edges))
-    return pd.Series(names[place], index=text.index)
-
-
-def _band_names(edges: Sequence[float]) -> list[str]:
     between = [f"{low:g} to under {high:g}" for low, high in pairwise(edges)]
-    return [f"under {edges[0]:g}", *between, f"{edges[-1]:g} and over"]
+    bands = [UNKNOWN, f"under {edges[0]:g}", *between, f"{edges[-1]:g} and over"]
+    place = np.where(np.isnan(numbers), 0, 1 + np.digitize(numbers, edges))
+    return pd.Series(np.array(bands, dtype=object)[place], index=text.index)
 
 
 def group_order(group_of: pd.Series) -> list[str]:
@@ -284,9 +277,7 @@ def group_order(group_of: pd.Series) -> list[str]:
 
 
 def abstention_by_group(
-    patient_scores: pd.DataFrame,
-    covariates: pd.DataFrame,
-    column: str,
+    patient_scores: pd.DataFrame, covariates: pd.DataFrame, column: str
 ) -> dict[str, Any]:
     """Proportion of each group that is left out when the least certain fifth of the patients is.
 

@@ -111,9 +111,7 @@ _REFERENCE_STYLE = {"treat all": ("#8a8a8a", "--"), "treat none": ("#000000", "-
 
 
 def reliability_figure(
-    labels: np.ndarray,
-    probabilities: Mapping[str, np.ndarray],
-    path: str | Path,
+    labels: np.ndarray, probabilities: Mapping[str, np.ndarray], path: str | Path
 ) -> Path:
     """Stated probability of the most probable grade against how often it was right.
 

@@ -32,10 +32,7 @@ from steatosis_tf.evaluation.figures.curves import (
     unit_square,
 )
 from steatosis_tf.evaluation.metrics.comparison import COMPARED, difference_text
-from steatosis_tf.evaluation.metrics.scores import (
-    named_grades,
-    read_scores,
-)
+from steatosis_tf.evaluation.metrics.scores import named_grades, read_scores
 from steatosis_tf.evaluation.metrics.weighted import expected_grades
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 from steatosis_tf.roi.sector import find_sector
@@ -45,12 +42,7 @@ _SETTINGS = ("learning_rate", "lr")
 _TIMES = ("seconds", "time", "duration")
 
 
-def confusion_figure(
-    matrix: np.ndarray,
-    path: str | Path,
-    *,
-    unit: str = "patients",
-) -> Path:
+def confusion_figure(matrix: np.ndarray, path: str | Path, *, unit: str = "patients") -> Path:
     """Heat map of a confusion matrix with its margins (the paper's Fig. 1).
 
     The colour is the proportion of the row, so that a rare grade is as visible as a common one; the

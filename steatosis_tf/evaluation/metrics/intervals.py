@@ -102,9 +102,7 @@ def bootstrap_intervals(
 
 
 def _jackknife(
-    statistic: _Statistic,
-    stratum: np.ndarray,
-    rng: np.random.Generator,
+    statistic: _Statistic, stratum: np.ndarray, rng: np.random.Generator
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     weights, names = jackknife_weights(stratum, rng)
     return (statistic(weights) if len(names) else {}), names

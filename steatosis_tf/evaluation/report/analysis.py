@@ -269,11 +269,7 @@ class Analysis:
 
 
 def analyse_run(
-    run: RunRecord,
-    *,
-    num_resamples: int = 2000,
-    covariates: Sequence[str] = (),
-    seed: int = 0,
+    run: RunRecord, *, num_resamples: int = 2000, covariates: Sequence[str] = (), seed: int = 0
 ) -> Analysis:
     """Compute everything a report adds to the files of a run.
 

@@ -13,10 +13,7 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf.evaluation.metrics.registry import metrics_of
-from steatosis_tf.evaluation.metrics.scores import (
-    check_same_patients,
-    patient_scores,
-)
+from steatosis_tf.evaluation.metrics.scores import check_same_patients, patient_scores
 from steatosis_tf.evaluation.published import check_tables
 from steatosis_tf.evaluation.report.run import STUDY_SECTIONS, RunRecord
 from steatosis_tf.files import flat
@@ -336,10 +333,7 @@ _EVIDENCE: dict[str, tuple[str, _Holds]] = {
     "disjoint": ("split", _passed("two sides of a partition")),
     "environment": ("method", lambda run, analysis: run.environment is not None),
     "external": ("external", lambda run, analysis: run.is_external),
-    "flow": (
-        "flow",
-        lambda run, analysis: run.manifest is not None and run.rejected is not None,
-    ),
+    "flow": ("flow", lambda run, analysis: run.manifest is not None and run.rejected is not None),
     "gallery": ("failures", lambda run, analysis: any("gallery" in s for s in run.figures)),
     "intervals": ("results", lambda run, analysis: "patient" in analysis.intervals),
     "leak": (

@@ -10,11 +10,7 @@ from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.config import load_config
 from steatosis_tf.evaluation.clinical.repeatability import visit_repeatability
 from steatosis_tf.evaluation.clinical.thresholds import choose_operating_points
-from steatosis_tf.evaluation.figures.results import (
-    confusion_figure,
-    roc_figure,
-    training_curves,
-)
+from steatosis_tf.evaluation.figures.results import confusion_figure, roc_figure, training_curves
 from steatosis_tf.evaluation.metrics.registry import metrics_of, shown_in
 from steatosis_tf.evaluation.metrics.scores import (
     labels_and_probabilities,

@@ -102,9 +102,7 @@ def audit_phi(output_dir: str | Path, source_dir: str | Path) -> list[Finding]:
     return list(dict.fromkeys(findings))
 
 
-def _source_values(
-    source_dir: str | Path,
-) -> tuple[set[PersonalValue], dict[str, frozenset[str]]]:
+def _source_values(source_dir: str | Path) -> tuple[set[PersonalValue], dict[str, frozenset[str]]]:
     """All personal values, and the words of each technical field that several patients share."""
     values: set[PersonalValue] = set()
     patients: dict[tuple[str, str], set[str]] = collections.defaultdict(set)

@@ -67,7 +67,8 @@ class Source:
                 for number, (name, content) in enumerate(sorted(source.items()), start=1)
             ]
         elif self.root.is_dir():
-            self.files = _folder_files(self.root)
+            names = sorted(_walk(os.fsencode(self.root)))
+            self.files = [_folder_file(self.root, one, at) for at, one in enumerate(names, start=1)]
         elif self.root.is_file() and is_dicom(self.root):
             name = os.fsencode(self.root.name)
             self.files = [_folder_file(self.root.parent, name, 1)]
@@ -133,11 +134,6 @@ def is_dicom(path: Path) -> bool:
             return stream.read(132)[128:] == b"DICM"
     except OSError:
         return False
-
-
-def _folder_files(root: Path) -> list[SourceFile]:
-    found = sorted(_walk(os.fsencode(root)))
-    return [_folder_file(root, name, number) for number, name in enumerate(found, start=1)]
 
 
 def _folder_file(root: Path, name: bytes, number: int) -> SourceFile:

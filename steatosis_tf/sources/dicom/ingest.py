@@ -323,8 +323,7 @@ def _write_tables(
     ):
         write_spreadsheet(pd.DataFrame(rows, columns=columns), output.folder / f"{name}.csv")
     output.finish(
-        [prints[source_id] for source_id in results],
-        [Path(row["path"]).name for row in labels],
+        [prints[source_id] for source_id in results], [Path(row["path"]).name for row in labels]
     )
     paths = [row["path"] for row in labels]
     remove_sheets(output.folder)

@@ -200,15 +200,15 @@ def text_of(dataset: Dataset, keyword: str) -> str:
         value = dataset.get(keyword, "")
         if value is None:
             return ""
-        if not isinstance(value, str) and hasattr(value, "__iter__") and not _is_name(value):
+        if (
+            not isinstance(value, str)
+            and hasattr(value, "__iter__")
+            and not isinstance(value, pydicom.valuerep.PersonName)
+        ):
             value = "\\".join(str(part) for part in value)
         return str(value).strip(" \0\t\r\n")
     except DICOM_ERRORS:
         return ""
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, pydicom.valuerep.PersonName)
 
 
 def number_of(dataset: Dataset, keyword: str) -> float | None:
