@@ -74,9 +74,7 @@ def look_at(
         sector = find_sector(frame)
     except ValueError as error:
         if corners is None:
-            # Other errors than a rejection speak of the search.
-            why = f"{str(error).capitalize()}." if isinstance(error, Rejection) else ""
-            return unable(name, "no_sector", why)
+            return unable(name, "no_sector", _closer(error))
         raise ValueError(
             "Expected a frame whose sector was found, to correct it. Received: one without. "
             "Leave the frame out, or give another."
@@ -109,6 +107,11 @@ def look_at(
         by_person=corners is not None,
     )
     return Look(answer, picture, sector.fan)
+
+
+def _closer(error: ValueError) -> str:
+    """What a rejection says, as a sentence; "" of other errors, which speak of the search."""
+    return f"{str(error).capitalize()}." if isinstance(error, Rejection) else ""
 
 
 def unable(
