@@ -137,8 +137,9 @@ def _label(name: str, reference: str) -> str:
 
 
 def _patients(table: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Labelled patients in the order of the manifest: patient_id, grade, fat_percent, reference."""
-    labelled = table[(table["grade"] != "") & (table["patient_id"] != "")]
+    """Labelled patients in the order in which the manifest first names them, by any row, since
+    their answers come so: patient_id, grade, fat_percent, reference."""
+    labelled = table[table["grade"] != ""]
     if labelled.empty:
         raise ValueError(
             "Expected patients with a grade to hold the answers against. Received: none. Without "
@@ -155,10 +156,12 @@ def _patients(table: pd.DataFrame, reference: str) -> pd.DataFrame:
         raise ValueError(
             f"Expected numbers in the column {reference!r}. Received: {error}."
         ) from error
-    groups = labelled.assign(reference=numbers).groupby("patient_id", sort=False)
-    return groups[["grade", "fat_percent", "reference"]].agg(
+    groups = labelled.assign(reference=numbers).groupby("patient_id")
+    patients = groups.agg(
         {"grade": "first", "fat_percent": "mean", "reference": "mean"}
-    ).reset_index()  # fmt: skip
+    )  # fmt: skip
+    ids = table["patient_id"].unique()
+    return patients.loc[ids[np.isin(ids, labelled["patient_id"])]].reset_index()
 
 
 def _check_folder(folder: Path, manifest_path: Path) -> None:
@@ -176,13 +179,12 @@ def _answers(
     grader: Grader, table: pd.DataFrame, manifest_path: Path, folder: Path, labelled: set[str]
 ) -> list[PatientAnswer]:
     """Answers of the labelled patients, in the order of the manifest; tables as `predict` has."""
-    ids = [one for one in table["patient_id"].unique() if one]
     found = []
     with (
         open_inputs([manifest_path]) as inputs,
         AnswerTables(folder, grader, [str(manifest_path)]).opened() as tables,
     ):
-        pairs = zip(ids, inputs.groups, strict=True)
+        pairs = zip(table["patient_id"].unique(), inputs.groups, strict=True)
         groups = [group for patient, group in pairs if patient in labelled]
         for answer, _ in answer_groups(grader, groups, desc="validate"):
             tables.add(answer)

@@ -69,6 +69,23 @@ def test_patients_are_answered_as_predict_answers_them(phantom_bundle, study, va
     assert dict(zip(scored["patient_id"], scored["predicted"], strict=True)) == graded.to_dict()
 
 
+def test_answers_meet_the_labels_of_their_own_patients(phantom_bundle, study, tmp_path):
+    """A patient's first row may be without a label, and another patient's rows between."""
+    table = read_manifest(study)
+    table = table[table["patient_id"].isin(["E01", "E10"])].sort_values("patient_id")
+    table = table.iloc[[2, 0, 1, 3]].assign(path=[
+        str((study.parent / name).resolve()) for name in table["path"].iloc[[2, 0, 1, 3]]
+    ])  # fmt: skip
+    table.loc[table.index[0], ["grade", "fat_percent"]] = ["", np.nan]
+    write_manifest(table, tmp_path / "manifest.csv")
+    folder = tmp_path / "external"
+    validate(tmp_path / "manifest.csv", folder, model=phantom_bundle, num_resamples=100)
+    scored = pd.read_csv(folder / "patient_scores.csv").set_index("patient_id")
+    answers = pd.read_csv(folder / "patients.csv").set_index("patient")
+    assert dict(scored["grade"]) == {"E01": "Mild", "E10": "Severe"}
+    assert dict(scored["predicted"]) == dict(answers["grade"])
+
+
 def test_nobody_is_dropped_in_silence(validated):
     folder, found = validated
     counts, told = found["counts"], found["not_graded"]

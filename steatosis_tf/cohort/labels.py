@@ -291,7 +291,8 @@ def _pseudonyms(name: str, ids: pd.Series, by: str, key_path: str | Path | None)
 def check_labels(
     table: pd.DataFrame, labels_path: str | Path, grade_map: Mapping[str, str] | None = None
 ) -> tuple[dict[int, list[Rejection]], str]:
-    """Check all rows, and fill `grade` and `fat_percent` (float) in place where they are valid.
+    """Check all rows, and fill `grade` and `fat_percent` (float) in place where they are valid;
+    the fat of a patient goes into each of the graded rows.
 
     Args:
         table: as `read_table` returns it.
@@ -338,6 +339,10 @@ def check_labels(
     _check_boxes(table, fault)
     _check_duplicates(table, labels_path if labels_path.is_dir() else labels_path.parent, fault)
     _check_one_per_patient(table, fault)
+    # As a grade, fat is the patient's: a table may have it in one of the rows alone.
+    fats = table.groupby("patient_id")["fat_percent"]
+    is_one = (fats.transform("nunique") == 1) & (table["grade"] != "")
+    table["fat_percent"] = table["fat_percent"].fillna(fats.transform("first").where(is_one))
     return reasons, _map_to_write(unknown) if unknown else ""
 
 

@@ -315,6 +315,19 @@ def test_two_fat_values_of_one_patient_are_a_conflict(study, tmp_path):
     assert set(reasons) == {"one patient with two fat percentages: 40.0 and 41.0"}
 
 
+def test_fat_is_of_the_patient_and_not_of_the_row(study, tmp_path):
+    """Else a model would be fitted to grades where the fat of everybody is known."""
+    rows = ["a.png,P1,40,Moderate", "b.png,P1,,Moderate", "c.png,P2,,Mild", "d.png,P1,,"]
+    text = "\n".join(["path,patient_id,fat_percent,grade", *rows])
+    build_manifest(study(text, FOUR), tmp_path / "manifest.csv")
+    fat = read_manifest(tmp_path / "manifest.csv")["fat_percent"]
+    assert list(fat.fillna(-1)) == [40, 40, -1, -1]
+    two = study(text.replace("b.png,P1,,", "b.png,P1,41,") + "Moderate", FOUR)
+    build_manifest(two, tmp_path / "manifest.csv")
+    fat = read_manifest(tmp_path / "manifest.csv").set_index("patient_id")["fat_percent"]
+    assert fat.isna().to_dict() == {"P1": True, "P2": True}
+
+
 def test_no_spreadsheet_runs_a_cell_and_no_cell_changes(study, tmp_path):
     cells = ["=1+1", "@x", "+cmd", "-cmd", "-3.5", "+1e3", "'=1", "'quoted", "plain"]
     rows = [f"{n}.png,P{n},{cell}" for n, cell in enumerate(cells)]
