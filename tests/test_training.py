@@ -212,12 +212,14 @@ def test_a_solved_model_learns_from_whom_its_bundle_says(
         joint = train_and_score(study, folds, config, run_dir)
     frames = study.index.assign(grade=[GRADES[label] for label in study.index["label"]])
     known = {"path": frames["frame_id"], "pixels_sha256": "", "roi_height": 1}
-    frames.assign(**known).to_csv(run_dir / "manifest.csv", index=False)
+    ungraded = frames.head(1).assign(frame_id="of no grade", grade="", fat_percent=np.nan)
+    pd.concat([ungraded, frames]).assign(**known).to_csv(run_dir / "manifest.csv", index=False)
     split_table(folds).to_csv(run_dir / "split.csv", index=False)
     (run_dir / "metrics.json").write_text("{}")
     said = describe_training(run_dir)
     assert len(joint.calibration.left_out) == said["num_patients"] == {"kfold": 16}.get(kind, 10)
     assert said["num_frames"] == 2 * said["num_patients"]
+    assert sum(said["by_grade"].values()) == said["num_patients"]
     assert joint.target == ("grade" if num_unknown else "sqrt_fat")
     assert ("sqrt_fat" in pd.read_csv(run_dir / "frame_scores.csv")) == (not num_unknown)
     said_so = "1 of 16 patients have no fat_percent: the score is fitted to the grades of all"

@@ -326,8 +326,8 @@ def patients_by_group(
         column: any manifest column, for example `scanner` or `site`.
 
     Returns:
-        for each value, sorted: the value, patients with this value alone, patients with this
-        and another one.
+        for each value, sorted: the value, patients with this value alone, and all patients with
+        more than one, this or others: nobody tests them, so no records hold their frames.
 
     Raises:
         ValueError: if there is no such column, a cell is empty, there is only one value, or one in
@@ -352,7 +352,7 @@ def patients_by_group(
     groups = []
     for value, group in pairs.groupby("value", sort=True):
         ids = frozenset(group["patient_id"])
-        groups.append((str(value), ids - several, ids & several))
+        groups.append((str(value), ids - several, several))
     return groups
 
 

@@ -305,7 +305,8 @@ def describe_training(run_dir: Path) -> dict[str, Any]:
     split = pd.read_csv(run_dir / "split.csv", dtype=str)
     parts = ["train"] if split["fold"].nunique() == 1 else ["train", "validation", "test"]
     learned = split.loc[(split["fold"] == "0") & split["split"].isin(parts), "patient_id"]
-    frames = frames.loc[frames["patient_id"].isin(learned) & frames["roi_height"].notna()]
+    is_used = (frames["grade"] != "") & frames["roi_height"].notna()
+    frames = frames.loc[is_used & frames["patient_id"].isin(learned)]
     patients = frames.drop_duplicates("patient_id")
     unknown = pd.Series("not stated", patients.index)
     scanner = patients.get("scanner", unknown).replace("", None).fillna("not stated")

@@ -35,12 +35,13 @@ def untested_grades(
         manifest: with `patient_id` and `grade`.
         folds: those that are wanted.
     """
-    grades = manifest.drop_duplicates("patient_id").set_index("patient_id")["grade"]
+    # A patient's first row may be without one.
+    grades = manifest[manifest["grade"] != ""].groupby("patient_id")["grade"].first()
     found = {}
     for fold in map(str, np.unique(folds)):
         part = split[(split["fold"] == fold) & split["split"].isin(["train", "validation"])]
         known = grades.reindex(part["patient_id"])
-        found[fold] = known[known.isin(GRADES)]
+        found[fold] = known.dropna()
     return found
 
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from steatosis_tf.evaluation.clinical.baselines import majority_scores
+from steatosis_tf.evaluation.clinical.baselines import majority_scores, untested_grades
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 
 
@@ -27,3 +27,10 @@ def test_of_one_part_the_tested_grades_are_not_looked_at():
     untested = {"0": pd.Series(["Mild", "Mild", "Severe"])}
     assert set(majority_scores(tested, untested)["predicted"]) == {"Mild"}
     assert set(majority_scores(tested, {})["predicted"]) == {GRADES[3]}
+
+
+def test_a_first_row_without_a_grade_hides_no_patient():
+    manifest = pd.DataFrame({"patient_id": ["A", "A", "B", "C"],
+                             "grade": ["", "Mild", "Severe", ""]})  # fmt: skip
+    split = pd.DataFrame({"fold": "0", "patient_id": ["A", "B", "C"], "split": "train"})
+    assert untested_grades(split, manifest, [0])["0"].to_dict() == {"A": "Mild", "B": "Severe"}
