@@ -119,9 +119,9 @@ class Output:
 
     def finish(self, fingerprints: Iterable[str], image_names: Iterable[str]) -> None:
         """Drop what no table names: images and journal lines of other settings or gone files."""
-        known = sorted(self._done.keys() & set(fingerprints))
-        lines = (_journal_line(each, self._done[each]) for each in known)
-        text = "".join(lines)
+        # In the order of the files, as noted: what a kill leaves is then a beginning of it.
+        known = [each for each in fingerprints if each in self._done]
+        text = "".join(_journal_line(each, self._done[each]) for each in known)
         if text:
             write_text(self.folder / _JOURNAL, text)
         else:
