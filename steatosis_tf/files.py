@@ -14,7 +14,10 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: An unfinished file that nobody wrote to for so long was left by a writer that is dead.
 ABANDONED_AFTER_S = 24 * 3600
@@ -94,6 +97,18 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def write_bytes(data: bytes | memoryview, path: str | Path) -> None:
+    """Write bytes whole or not at all; raises as `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_csv(table: "pd.DataFrame", path: str | Path) -> None:
+    """Write a table without its index, whole or not at all; raises as `replacing`."""
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
 def write_json(content: Any, path: str | Path, *, indent: int | None = 2) -> None:
     """Write JSON whole or not at all.
 
@@ -105,8 +120,7 @@ def write_json(content: Any, path: str | Path, *, indent: int | None = 2) -> Non
     Raises:
         OSError: as `replacing`.
     """
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
+    write_bytes((json.dumps(content, indent=indent) + "\n").encode(), path)
 
 
 def reason_of(error: BaseException) -> str:
@@ -225,9 +239,8 @@ def write_sums(folder: str | Path, names: Iterable[str] | None = None) -> None:
     sums = {} if names is None else _read_sums(folder)
     for name in _names_in(folder) if names is None else names:
         sums[name] = file_sha256(folder / name)
-    with replacing(folder / SUMS_NAME) as temporary:
-        lines = (f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
-        temporary.write_text("".join(lines), encoding="utf-8")
+    lines = (f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+    write_bytes("".join(lines).encode(), folder / SUMS_NAME)
 
 
 @contextmanager

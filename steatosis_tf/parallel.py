@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import cv2
 from tqdm import tqdm
 
-from steatosis_tf.files import replacing, write_json
+from steatosis_tf.files import write_bytes, write_json
 
 if TYPE_CHECKING:  # a hundred modules that only large studies need
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -319,8 +319,7 @@ def map_on_runner(
     for start in range(0, len(items), PART_ITEMS):
         text = json.dumps(items[start : start + PART_ITEMS])
         plan_path = folder.resolve() / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.plan"
-        with replacing(plan_path) as temporary:
-            temporary.write_text(text)
+        write_bytes(text.encode(), plan_path)
         parts.append(str(plan_path))
     if parts:
         run_parts(partial(_map_part, work), parts, options, desc=desc)

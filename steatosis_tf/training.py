@@ -26,7 +26,7 @@ from steatosis_tf.evaluation.metrics.scores import (
     score_table,
     write_scores,
 )
-from steatosis_tf.files import flat, replacing
+from steatosis_tf.files import flat, write_csv
 from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.model.backbone import build_backbone
 from steatosis_tf.model.engines import WORTH_TRYING, Engine, choose_engine
@@ -237,8 +237,7 @@ def train_and_score(
         # float32, whatever engine computed the features its head was trained on.
         tested = [_scored(model, data, partitions[0].test, 0, whole=True)]
     if config.model.head not in CLOSED_FORM:
-        with replacing(run_dir / _HISTORY) as temporary:
-            pd.concat(histories).to_csv(temporary, index=False)
+        write_csv(pd.concat(histories), run_dir / _HISTORY)
     write_scores(pd.concat(tested), run_dir / _TESTED)
     write_scores(pd.concat(validated), run_dir / _VALIDATED, validation=True)
     return model

@@ -87,13 +87,11 @@ def is_computed(folder: Path, key: str) -> bool:
     """Whether a process computes the run just now."""
     if not folder.is_dir():  # the lock would make it
         return False
-    lock = FileLock(_lock_path(folder, key))
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        with only_one(folder, key):
+            return False
+    except RuntimeError:
         return True
-    lock.release()
-    return False
 
 
 def find_unfinished(folder: Path, key: str) -> str | None:

@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
+from steatosis_tf.cohort.near_duplicates import find_training_frames
 from steatosis_tf.deploy.bundle import Bundle
 from steatosis_tf.deploy.figures import draw_explanations
 from steatosis_tf.deploy.inputs import open_inputs
-from steatosis_tf.deploy.predict import Grader, answer_groups, find_leakage, open_model
+from steatosis_tf.deploy.predict import Grader, answer_groups, open_model
 from steatosis_tf.deploy.tables import TABLES, AnswerTables, count_answers
 from steatosis_tf.evaluation.clinical.calibration import evaluate_conformal
 from steatosis_tf.evaluation.metrics.intervals import bootstrap_intervals, proportion
@@ -312,3 +313,77 @@ def _fat_interval(pairs: list[tuple[PatientAnswer, dict[str, Any]]]) -> dict[str
         return None
     coverage = proportion(int(sum(held)), len(held))
     return {"stated_coverage": FAT_COVERAGE, "coverage": coverage, "num_patients": len(held)}
+
+
+def find_leakage(
+    grader: Grader, table: pd.DataFrame, manifest_path: Path, model: str | Path | None
+) -> dict[str, Any]:
+    """Frames of a manifest that a model has learned from, as far as can be told.
+
+    Args:
+        grader: opened; a bundle may hold hashes of its training frames.
+        table: manifest of the frames that it is tested on.
+        manifest_path: where the manifest lies.
+        model: as given; a run directory, and one around the model, has a manifest of its own,
+            whose exact pixels are compared.
+
+    Returns:
+        `passed` (None if it is not known), `text`, and `frame_id` of each frame found under
+        `same_pixels` and `near_duplicate`.
+    """
+    training = grader.about["training"] if isinstance(grader, Bundle) else {}
+    fitted = grader.about.get("recalibration", {}) if isinstance(grader, Bundle) else {}
+    found: dict[str, Any] = {"same_pixels": [], "near_duplicate": []}
+    for known, how in ((training, "trained"), (fitted, "recalibrated")):
+        if known.get("manifest_sha256") == file_sha256(manifest_path):
+            text = f"Leak: this is the very manifest that the model was {how} on."
+            return found | {"passed": False, "text": text}
+    hashes = training.get("leak_hashes")
+    if hashes is not None:
+        found |= find_training_frames(hashes, table, manifest_path)
+    elif model is not None:
+        found["same_pixels"], text = _known_to_run(table, Path(model))
+        if text and not found["same_pixels"]:
+            return found | {"passed": None, "text": text}
+    if hashes is None and not found["same_pixels"]:
+        text = (
+            "Leakage check: not possible. The model holds no hashes of its training frames (export "
+            "--leak-hashes). Whether it learned from a patient here is not known."
+        )
+        return found | {"passed": None, "text": text}
+    named = set(found["same_pixels"]) | set(found["near_duplicate"])
+    if not named and fitted:
+        text = (
+            "Leakage check: not possible. No frame is one that the model was trained on, but it "
+            f"was recalibrated on {fitted['num_patients']} local patients, whose frames it does "
+            "not know. Leave them out."
+        )
+        return found | {"passed": None, "text": text}
+    if not named:
+        text = "Leakage check: passed. No frame is one that the model was trained on, or like one."
+        return found | {"passed": True, "text": text}
+    who = table.loc[table["frame_id"].isin(named), "patient_id"].nunique()
+    alike = "" if hashes is None else f" {len(found['near_duplicate'])} more look like one,"
+    text = (
+        f"Leak: {len(found['same_pixels'])} frames are training frames of the model,{alike} of "
+        f"{who} patients in all. The figures flatter: leave these patients out."
+    )
+    return found | {"passed": False, "text": text}
+
+
+def _known_to_run(table: pd.DataFrame, model: Path) -> tuple[list[str], str]:
+    """Frames of a table whose pixels are in the manifest of a model's run; of whom it has ids."""
+    runs = [one for one in (model, model.parent)
+            if (one / "config.json").is_file() and (one / "manifest.csv").is_file()]  # fmt: skip
+    if not runs:
+        return [], ""
+    learned = read_manifest(runs[0] / "manifest.csv")
+    known = set(learned["pixels_sha256"]) - {""}
+    same_pixels = table.loc[table["pixels_sha256"].isin(known), "frame_id"].tolist()
+    ids = sorted(set(learned["patient_id"]) & set(table["patient_id"]) - {""})
+    text = (
+        f"Leakage check: {len(ids)} patients have the id of one in the manifest of the model's "
+        f"run, first {ids[0]}, by other frames. Where these are the same persons, the figures "
+        "flatter: leave them out."
+    ) if ids else ""  # fmt: skip
+    return same_pixels, text

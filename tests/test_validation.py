@@ -17,11 +17,11 @@ from steatosis_tf.cohort.manifest import build_manifest, read_manifest, write_ma
 from steatosis_tf.cohort.near_duplicates import training_hashes
 from steatosis_tf.deploy.bundle import open_bundle
 from steatosis_tf.deploy.bundle_write import seal_again
-from steatosis_tf.deploy.predict import find_leakage, open_model, predict
+from steatosis_tf.deploy.predict import open_model, predict
 from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.model.joint import decide
 from steatosis_tf.sources.phantom.study import simulate_patient
-from steatosis_tf.validation import validate, validation_text
+from steatosis_tf.validation import find_leakage, validate, validation_text
 
 #: A scanner that the phantoms' bundle takes for a stranger's.
 OTHER = {"gain_offset_db": 12.0, "tgc_offset_db_per_cm": 1.5, "dynamic_range_factor": 0.5}

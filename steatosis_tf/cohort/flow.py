@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from steatosis_tf.cohort.partition import SPLITS, Partition, split_table
-from steatosis_tf.files import replacing
+from steatosis_tf.files import replacing, write_csv
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.sources.rejection import KINDS
 from steatosis_tf.sources.tables import kinds_of, read_rejected
@@ -74,8 +74,7 @@ def write_cohort(
         folder: of the run; its `rejected.csv` has all it leaves out. What never was in the manifest
             has no frame_id.
     """
-    with replacing(folder / "split.csv") as temporary:
-        split_table(partitions).to_csv(temporary, index=False)
+    write_csv(split_table(partitions), folder / "split.csv")
     before = read_rejected(rejected_path)
     if "frame_id" in before:  # of a run whose manifest is used again: these are in the manifest
         before = before.loc[~before["frame_id"].isin(frame_table["frame_id"])]
@@ -84,10 +83,8 @@ def write_cohort(
     rejected = rejected.loc[
         frame_table["roi_height"].isna(), ["frame_id", "patient_id", "reason", "code"]
     ]
-    with replacing(folder / "rejected.csv") as temporary:
-        pd.concat([before.assign(frame_id=""), rejected])[rejected.columns].to_csv(
-            temporary, index=False
-        )
+    everything = pd.concat([before.assign(frame_id=""), rejected])
+    write_csv(everything[rejected.columns], folder / "rejected.csv")
     if len(rejected):
         print(f"{len(rejected)} frames without ROI, see {folder / 'rejected.csv'}", file=sys.stderr)
     write_flow(count_flow(frame_table, before, partitions), folder / "figures" / "flow")

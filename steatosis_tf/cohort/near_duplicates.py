@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from steatosis_tf.cohort.manifest import frame_path, pixels_sha256
-from steatosis_tf.files import replacing
+from steatosis_tf.files import write_csv
 from steatosis_tf.parallel import map_in_threads, map_on_runner
 from steatosis_tf.sources.images import read_frame, to_grey
 
@@ -309,7 +309,4 @@ def kept_hashes(cache_path: str | Path | None) -> dict[str, str]:
 def keep_hashes(cache_path: str | Path, hashes: dict[str, str]) -> None:
     """Keep hashes, as hex digits by `pixels_sha256`, beside those that are kept already."""
     known = kept_hashes(cache_path) | hashes
-    with replacing(cache_path) as temporary:
-        pd.DataFrame(sorted(known.items()), columns=["pixels_sha256", HASH_NAME]).to_csv(
-            temporary, index=False, lineterminator="\n"
-        )
+    write_csv(pd.DataFrame(sorted(known.items()), columns=["pixels_sha256", HASH_NAME]), cache_path)

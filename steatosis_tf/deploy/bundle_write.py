@@ -40,7 +40,14 @@ from steatosis_tf.deploy.bundle import (
 )
 from steatosis_tf.deploy.frames import look_at
 from steatosis_tf.deploy.onnx_file import BATCH, WEIGHTS_KEY, weights_sha256
-from steatosis_tf.files import SUMS_NAME, file_sha256, replacing, write_json, write_sums
+from steatosis_tf.files import (
+    SUMS_NAME,
+    file_sha256,
+    replacing,
+    write_bytes,
+    write_json,
+    write_sums,
+)
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.joint import NETWORK, JointModel
 from steatosis_tf.model.rules import NUM_BANDS, band_rows, pool_maps
@@ -120,9 +127,9 @@ def _seal(
     folder: Path, about: dict[str, Any], network: bytes, joint: JointModel, roi: RoiConfig
 ) -> Path:
     """Write all files, the hashes last, and grade the reference frames by what was written."""
-    _write(folder / NETWORK_NAME, network)
+    write_bytes(network, folder / NETWORK_NAME)
     for template in ("card.md", "instructions.md"):
-        _write(folder / template, _filled(f"{template}.j2", about).encode())
+        write_bytes(_filled(f"{template}.j2", about).encode(), folder / template)
     session = open_rule_network(network, roi, joint, folder.name)
     draft = Bundle(about, joint, roi, "", session, {})
     _write_reference(folder, draft)
@@ -217,7 +224,7 @@ def export_bundle(run_dir: str | Path, folder: str | Path, *, leak_hashes: bool 
         return seal_again(bundle, folder, training=bundle.about["training"] | hashes)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in bundle.files.items():
-        _write(folder / name, content)
+        write_bytes(content, folder / name)
     _write_zip(folder)
     return bundle
 
@@ -267,11 +274,6 @@ def _filled(template: str, about: dict[str, Any]) -> str:
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
     )  # fmt: skip
     return environment.get_template(template).render(about=about, notice=NOTICE)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
 
 
 def _write_zip(folder: Path) -> Path:

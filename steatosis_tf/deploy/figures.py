@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from steatosis_tf.deploy.frames import Look
 from steatosis_tf.deploy.tables import patient_text
-from steatosis_tf.files import replacing
+from steatosis_tf.files import write_bytes
 from steatosis_tf.grades import FAT_CUTS_PERCENT, GRADES, NOTICE
 from steatosis_tf.model.answer import FrameAnswer, PatientAnswer
 from steatosis_tf.quantitative.measure import NAMES, UNITS
@@ -73,7 +73,6 @@ def write_sheet(rows: Sequence[tuple[str, list[np.ndarray]]], path: Path) -> Pat
                            value=[_BACKGROUND] * 3)
         for page in pages
     ]  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_png(np.concatenate(wide), path)
     return path
 
@@ -89,9 +88,7 @@ def write_map(text: str, pictures: Sequence[np.ndarray], path: Path) -> None:
     page = _page(pictures, [(text, _TEXT), (NOTICE, _TEXT)])
     turned = cv2.cvtColor(page, cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".jpg", turned, [cv2.IMWRITE_JPEG_QUALITY, 80])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_bytes(data.tobytes())
+    write_bytes(data.tobytes(), path)
 
 
 def frame_pictures(
@@ -188,7 +185,6 @@ def draw_trends(
     for number, answers in enumerate(by_person.values(), start=1):
         dated = [answer for answer in answers if answer.date]
         if len(dated) > 1:
-            folder.mkdir(parents=True, exist_ok=True)
             paths.append(folder / f"trend_{number:04}.png")
             write_png(_trend(dated), paths[-1])
     return paths

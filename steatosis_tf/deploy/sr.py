@@ -26,7 +26,7 @@ from steatosis_tf import __version__
 from steatosis_tf.deploy.figures import answer_lines, draw_key_image, key_frame, used_frames
 from steatosis_tf.deploy.predict import Grader
 from steatosis_tf.deploy.study import MANUFACTURER, Study, StudyImage, grade_study
-from steatosis_tf.files import replacing
+from steatosis_tf.files import write_bytes
 from steatosis_tf.grades import GRADES, NOTICE
 from steatosis_tf.model.answer import FrameAnswer, PatientAnswer
 from steatosis_tf.quantitative.measure import NAMES, UNITS
@@ -125,8 +125,7 @@ def write_answer(answer: PacsAnswer, folder: str | Path) -> list[Path]:
         path = Path(folder) / name
         paths.append(path)
         if not path.is_file() or path.read_bytes() != data:
-            with replacing(path) as temporary:
-                temporary.write_bytes(data)
+            write_bytes(data, path)
     return paths
 
 

@@ -26,7 +26,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 from tqdm import tqdm
 
-from steatosis_tf.files import file_sha256, replacing, write_json
+from steatosis_tf.files import file_sha256, write_bytes, write_json
 from steatosis_tf.grades import GRADES
 from steatosis_tf.model.backbone import FEATURE_LAYER, backbone_sha256
 
@@ -392,10 +392,8 @@ def _kept_graph(backbone: keras.Model, cache_dir: Path, batch_size: int) -> Path
     if _is_whole(path):
         return path
     data = constant_graph(backbone, batch_size).graph.as_graph_def().SerializeToString()
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-    with replacing(path.with_suffix(".sha256")) as temporary:
-        temporary.write_text(hashlib.sha256(data).hexdigest())
+    write_bytes(data, path)
+    write_bytes(hashlib.sha256(data).hexdigest().encode(), path.with_suffix(".sha256"))
     return path
 
 

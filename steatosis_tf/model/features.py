@@ -33,7 +33,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from steatosis_tf.config import AugmentConfig, Config, ModelConfig
-from steatosis_tf.files import clear_killed, file_sha256, replacing, write_json
+from steatosis_tf.files import clear_killed, file_sha256, replacing, write_bytes, write_json
 from steatosis_tf.model.backbone import backbone_sha256, build_backbone
 from steatosis_tf.model.engines import BATCH, Engine, choose_engine, padded
 from steatosis_tf.parallel import run_parts
@@ -133,8 +133,7 @@ def add_shard(folder: Path, names: Sequence[str], values: np.ndarray) -> None:
     digest = hashlib.sha256(data).hexdigest()
     data_path = folder / f"{_stem(names, digest)}.npy"
     try:
-        with replacing(data_path) as temporary:
-            temporary.write_bytes(data)
+        write_bytes(data, data_path)
         # The JSON comes last: a shard without it was never finished and is never read.
         write_json({"rows": list(names)}, data_path.with_suffix(".json"), indent=None)
     except OSError as error:

@@ -17,7 +17,7 @@ import pandas as pd
 import scipy.io
 from tqdm import tqdm
 
-from steatosis_tf.files import move_into_place, replacing
+from steatosis_tf.files import move_into_place, write_bytes, write_csv
 from steatosis_tf.sources.images import write_png
 
 MAT_NAME = "dataset_liver_bmodes_steatosis_assessment_IJCARS.mat"
@@ -81,11 +81,9 @@ def download_byra2018(
         _check_given(Path(mat_path), md5)
     patients = _read_mat(Path(mat_path))
     rows = [row for patient in patients for row in _write_frames(patient, output_dir)]
-    with replacing(output_dir / "SOURCE.txt") as temporary:
-        temporary.write_text(SOURCE_NOTE)
+    write_bytes(SOURCE_NOTE.encode(), output_dir / "SOURCE.txt")
     labels_path = output_dir / "labels.csv"
-    with replacing(labels_path) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
+    write_csv(pd.DataFrame(rows), labels_path)
     return DownloadSummary(str(labels_path), len(patients), len(rows))
 
 

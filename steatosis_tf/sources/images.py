@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image
 
-from steatosis_tf.files import open_regular, replacing
+from steatosis_tf.files import open_regular, write_bytes
 from steatosis_tf.sources.rejection import Rejection
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff")
@@ -350,5 +350,4 @@ def write_png(picture: np.ndarray, path: Path) -> None:
     )
     if not ok:
         raise ValueError(f"could not encode a picture of shape {picture.shape} as PNG")
-    with replacing(path) as temporary:
-        temporary.write_bytes(data.tobytes())
+    write_bytes(data.tobytes(), path)

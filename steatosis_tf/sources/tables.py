@@ -24,7 +24,7 @@ from steatosis_tf.files import (
     from_cell,
     open_regular,
     rejected_beside,
-    replacing,
+    write_csv,
 )
 from steatosis_tf.sources.images import quiet_readers
 from steatosis_tf.sources.rejection import KINDS
@@ -77,8 +77,7 @@ def write_spreadsheet(table: pd.DataFrame, path: str | Path) -> None:
     """Write a CSV whole or not at all, of which no spreadsheet runs a cell as a formula."""
     texts = [name for name in table if not is_numeric_dtype(table[name])]
     cells = table.assign(**{name: table[name].map(as_cell) for name in texts})
-    with replacing(path) as temporary:
-        cells.rename(columns=as_cell).to_csv(temporary, index=False, lineterminator="\n")
+    write_csv(cells.rename(columns=as_cell), path)
 
 
 def plain_cells(table: pd.DataFrame) -> pd.DataFrame:

@@ -221,9 +221,10 @@ def recalibrate(args: Namespace) -> Result:
         steatosis recalibrate local/manifest.csv --output local_model
     """
     from steatosis_tf.cohort.manifest import read_manifest
-    from steatosis_tf.deploy.predict import find_leakage, open_model
+    from steatosis_tf.deploy.predict import open_model
     from steatosis_tf.deploy.recalibrate import ENOUGH_PATIENTS
     from steatosis_tf.deploy.recalibrate import recalibrate as fit_locally
+    from steatosis_tf.validation import find_leakage
 
     says = fit_locally(args.model, args.manifest, args.output)
     table = read_manifest(args.manifest)

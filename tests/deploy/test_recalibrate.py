@@ -14,10 +14,10 @@ from steatosis_tf.cohort.manifest import build_manifest, read_manifest
 from steatosis_tf.cohort.near_duplicates import training_hashes
 from steatosis_tf.deploy.bundle import find_faults, open_bundle
 from steatosis_tf.deploy.bundle_write import join_rule, taps_of
-from steatosis_tf.deploy.predict import find_leakage
 from steatosis_tf.deploy.recalibrate import recalibrate
 from steatosis_tf.grades import grade_from_fat_percent
 from steatosis_tf.sources.phantom.study import simulate_patient
+from steatosis_tf.validation import find_leakage
 
 # Louder, steeper over depth, and harder in contrast than any scanner of the training phantoms.
 OTHER = {"gain_offset_db": 12.0, "tgc_offset_db_per_cm": 1.5, "dynamic_range_factor": 0.5}

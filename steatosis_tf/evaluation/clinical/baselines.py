@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from steatosis_tf.cohort.manifest import read_manifest
 from steatosis_tf.evaluation.metrics.scores import named_grades
 from steatosis_tf.evaluation.metrics.weighted import CUMULATIVE_TASKS
-from steatosis_tf.files import replacing
+from steatosis_tf.files import write_csv
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 from steatosis_tf.quantitative.study import measured_table
 
@@ -162,10 +162,8 @@ def write_hepatorenal(run_dir: str | Path, store_dir: Path) -> Path:
     chosen = _spread_over_clips(table.loc[table["grade"] != ""])
     measured = measured_table(chosen, run_dir / "manifest.csv", store_dir)
     path = run_dir / "hepatorenal.csv"
-    with replacing(path) as temporary:
-        chosen[["frame_id", "patient_id"]].assign(
-            hepatorenal_index=measured["hepatorenal_db"]
-        ).to_csv(temporary, index=False, lineterminator="\n")
+    index = measured["hepatorenal_db"]
+    write_csv(chosen[["frame_id", "patient_id"]].assign(hepatorenal_index=index), path)
     return path
 
 

@@ -22,7 +22,7 @@ from steatosis_tf.evaluation.metrics.registry import shown_in
 from steatosis_tf.evaluation.metrics.scores import patient_scores
 from steatosis_tf.evaluation.metrics.weighted import expected_grades
 from steatosis_tf.evaluation.report.run import RunRecord, read_run
-from steatosis_tf.files import replacing
+from steatosis_tf.files import write_csv
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS
 from steatosis_tf.roi.anatomy.overlays import paint_out
 from steatosis_tf.roi.sector.find import SECTOR_COLUMN, sector_fan
@@ -274,8 +274,7 @@ def write_robustness(
         seed=seed,
     )
     path = run.run_dir / "robustness.csv"
-    with replacing(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+    write_csv(table, path)
     return path
 
 

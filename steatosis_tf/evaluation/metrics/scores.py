@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.files import open_regular, replacing
+from steatosis_tf.files import open_regular, write_csv
 from steatosis_tf.grades import GRADES, SCORE_COLUMNS, label_of
 from steatosis_tf.model.answer import AGGREGATIONS, join_frames
 from steatosis_tf.model.joint import decide
@@ -218,9 +218,7 @@ def write_scores(table: pd.DataFrame, path: str | Path, *, validation: bool = Fa
     """
     check_table(table, "frame_id" if "frame_id" in table else "patient_id", validation)
     # float32 would be written with 8 digits and read back as another float64.
-    wide = table.astype(dict.fromkeys(SCORE_COLUMNS, np.float64))
-    with replacing(path) as temporary:
-        wide.to_csv(temporary, index=False, lineterminator="\n")
+    write_csv(table.astype(dict.fromkeys(SCORE_COLUMNS, np.float64)), path)
 
 
 def check_same_patients(frame_scores: pd.DataFrame, patient_scores: pd.DataFrame) -> None:

@@ -32,7 +32,7 @@ from steatosis_tf.evaluation.report.checks import (
     is_consistent,
 )
 from steatosis_tf.evaluation.report.run import RunRecord, read_run
-from steatosis_tf.files import replacing
+from steatosis_tf.files import write_bytes
 from steatosis_tf.grades import FAT_CUTS_PERCENT, GRADES, NOTICE
 
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -140,8 +140,7 @@ def write_report(
     if run.external:  # of a model that was made elsewhere, and has its card
         del pages["model_card.md"]
     for name, text in pages.items():
-        with replacing(run.run_dir / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_bytes(text.encode(), run.run_dir / name)
     return run.run_dir / "report.html"
 
 

@@ -12,7 +12,14 @@ import filelock
 import pandas as pd
 from tqdm import tqdm
 
-from steatosis_tf.files import BEING_WRITTEN, as_cell, file_sha256, replacing
+from steatosis_tf.files import (
+    BEING_WRITTEN,
+    as_cell,
+    file_sha256,
+    replacing,
+    write_bytes,
+    write_json,
+)
 from steatosis_tf.sources.dicom.deidentify import (
     ClipResult,
     check_frame_choice,
@@ -90,7 +97,7 @@ class Output:
             raise ValueError(
                 "Expected an output folder that no other ingest is writing. Wait for it to end."
             ) from error
-        write_text(mark, json.dumps({"format": _FORMAT, "key_id": key_id, **settings}) + "\n")
+        write_json({"format": _FORMAT, "key_id": key_id, **settings}, mark, indent=None)
         self.images_dir.mkdir(exist_ok=True)
         self._done = self._read_journal()
 
@@ -123,7 +130,7 @@ class Output:
         known = [each for each in fingerprints if each in self._done]
         text = "".join(_journal_line(each, self._done[each]) for each in known)
         if text:
-            write_text(self.folder / _JOURNAL, text)
+            write_bytes(text.encode(), self.folder / _JOURNAL)
         else:
             (self.folder / _JOURNAL).unlink(missing_ok=True)
         named = set(image_names)
@@ -149,7 +156,7 @@ class Output:
         if text and not text.endswith("\n"):  # or the next line would be glued to the torn one
             whole = "".join(_journal_line(*item) for item in done.items())
             if whole:
-                write_text(path, whole)
+                write_bytes(whole.encode(), path)
             else:
                 path.unlink()
         return done
@@ -424,12 +431,6 @@ def _check_mark(mark: Path, key_id: str) -> None:
 
 def _journal_line(fingerprint: str, result: ClipResult) -> str:
     return json.dumps({"file": fingerprint, **asdict(result)}, sort_keys=True) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text of UTF-8, its line ends as they are, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, "utf-8", newline="")
 
 
 def update_private_table(

@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.files import BEING_WRITTEN, clear_abandoned, replacing
+from steatosis_tf.files import BEING_WRITTEN, clear_abandoned, write_bytes, write_csv
 from steatosis_tf.parallel import map_in_threads
 from steatosis_tf.sources.phantom.scene import (
     CORTEX,
@@ -291,8 +291,7 @@ def _write_study(folder: Path, num_patients: int, frames_per_patient: int, seed:
     written = list(map_in_threads(work, patients, "phantoms", unit="patient"))
     for column, name in enumerate(("labels", "truth")):
         rows = [row for tables in written for row in tables[column]]
-        with replacing(folder / f"{name}.csv") as temporary:
-            pd.DataFrame(rows).to_csv(temporary, index=False)
+        write_csv(pd.DataFrame(rows), folder / f"{name}.csv")
 
 
 def _write_patient(
@@ -307,8 +306,7 @@ def _write_patient(
     for index, frame in enumerate(frames):
         path = f"images/{patient_id}_F{index:02d}.png"
         _, png = cv2.imencode(".png", frame, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-        with replacing(folder / path) as temporary:
-            temporary.write_bytes(png.tobytes())
+        write_bytes(png.tobytes(), folder / path)
         label_rows.append(
             {
                 "path": path,
