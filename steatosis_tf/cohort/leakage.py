@@ -359,20 +359,23 @@ def merge_patients(
     merged = table.loc[table["patient_id"].isin(renamed.values()) & (table["grade"] != "")]
     grades = merged.groupby("patient_id")["grade"].unique()
     contested = grades[grades.map(len) > 1]
+    joined = {
+        patient: sorted(old for old, new in renamed.items() if new == patient)
+        for patient in sorted(set(renamed.values()))
+    }
     if len(contested):
         raise ValueError(
             "Expected one grade for patients that are to be merged. Received:\n"
             + "\n".join(
-                f"  {_and([patient, *_joined(renamed, patient)])}: {_and(found)}"
+                f"  {' and '.join([str(patient), *joined[str(patient)]])}: {' and '.join(found)}"
                 for patient, found in contested.items()
             )
             + "\nSettle the grade in the label table, or drop the copies instead."
         )
-    done = [
-        f"merged patient_id={_and(_joined(renamed, patient))} into {patient}"
-        for patient in sorted(set(renamed.values()))
+    return table, [
+        f"merged patient_id={' and '.join(names)} into {patient}"
+        for patient, names in joined.items()
     ]
-    return table, done
 
 
 def drop_copies(
@@ -406,11 +409,3 @@ def drop_copies(
     )
     table = frame_table.loc[~is_dropped].drop(columns="split", errors="ignore")
     return table.reset_index(drop=True), dropped
-
-
-def _joined(renamed: dict[str, str], patient: str) -> list[str]:
-    return sorted(old for old, new in renamed.items() if new == patient)
-
-
-def _and(words: list[str]) -> str:
-    return " and ".join(words)

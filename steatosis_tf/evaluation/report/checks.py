@@ -4,7 +4,7 @@ A run is called consistent only if every check could be made and none failed. Of
 checklist each item is met, not met, or waits for the author.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -310,54 +310,33 @@ class Item:
     section: str
 
 
-_Holds = Callable[[RunRecord, "Analysis"], bool]
-
-
-def _passed(text: str) -> _Holds:
-    return lambda run, analysis: any(
-        check.passed is True and text in check.name for check in analysis.checks
-    )
-
-
-# What a run itself answers: name -> section and whether it does.
-_EVIDENCE: dict[str, tuple[str, _Holds]] = {
-    "calibration": (
-        "calibration",
-        lambda run, analysis: analysis.thresholds.calibrated is not None,
-    ),
-    "characteristics": (
-        "flow",
-        lambda run, analysis: run.manifest is not None and {"sex", "age"} <= set(run.manifest),
-    ),
-    "config": ("method", lambda run, analysis: run.config is not None),
-    "disjoint": ("split", _passed("two sides of a partition")),
-    "environment": ("method", lambda run, analysis: run.environment is not None),
-    "external": ("external", lambda run, analysis: run.is_external),
-    "flow": ("flow", lambda run, analysis: run.manifest is not None and run.rejected is not None),
-    "gallery": ("failures", lambda run, analysis: any("gallery" in s for s in run.figures)),
-    "intervals": ("results", lambda run, analysis: "patient" in analysis.intervals),
-    "leak": (
-        "split",
-        lambda run, analysis: (
-            run.leak_gate is not None and run.leak_gate.get("passed") is not False
-        ),
-    ),
-    "metrics": ("results", lambda run, analysis: "patient" in analysis.metrics),
-    "model": ("split", lambda run, analysis: "model.onnx" in run.hashes),
-    "operating": ("operating", lambda run, analysis: analysis.thresholds.operating is not None),
-    "outputs": (
-        "split",
-        lambda run, analysis: {"frame_scores.csv", "model.onnx", "config.json"} <= set(run.hashes),
-    ),
-    "preprocessing": (
-        "method",
-        lambda run, analysis: run.manifest is not None and "roi_height" in run.manifest,
-    ),
-    "rejection": ("abstention", lambda run, analysis: analysis.abstaining is not None),
-    "robustness": ("robustness", lambda run, analysis: run.robustness is not None),
-    "split": ("split", lambda run, analysis: run.split is not None and run.config is not None),
-    "subgroups": ("subgroups", lambda run, analysis: bool(analysis.subgroups)),
-}
+def _evidence(run: RunRecord, analysis: "Analysis") -> dict[str, tuple[str, bool]]:
+    """What a run itself answers: name -> section and whether it does."""
+    columns: set[str] = set() if run.manifest is None else set(run.manifest)
+    passed = " ".join(check.name for check in analysis.checks if check.passed)
+    is_leaky = run.leak_gate is not None and run.leak_gate.get("passed") is False
+    outputs = {"frame_scores.csv", "model.onnx", "config.json"}
+    return {
+        "calibration": ("calibration", analysis.thresholds.calibrated is not None),
+        "characteristics": ("flow", {"sex", "age"} <= columns),
+        "config": ("method", run.config is not None),
+        "disjoint": ("split", "two sides of a partition" in passed),
+        "environment": ("method", run.environment is not None),
+        "external": ("external", run.is_external),
+        "flow": ("flow", run.manifest is not None and run.rejected is not None),
+        "gallery": ("failures", any("gallery" in name for name in run.figures)),
+        "intervals": ("results", "patient" in analysis.intervals),
+        "leak": ("split", run.leak_gate is not None and not is_leaky),
+        "metrics": ("results", "patient" in analysis.metrics),
+        "model": ("split", "model.onnx" in run.hashes),
+        "operating": ("operating", analysis.thresholds.operating is not None),
+        "outputs": ("split", outputs <= set(run.hashes)),
+        "preprocessing": ("method", "roi_height" in columns),
+        "rejection": ("abstention", analysis.abstaining is not None),
+        "robustness": ("robustness", run.robustness is not None),
+        "split": ("split", run.split is not None and run.config is not None),
+        "subgroups": ("subgroups", bool(analysis.subgroups)),
+    }
 
 
 def read_items() -> dict[str, list[tuple[str, str, str]]]:
@@ -381,8 +360,9 @@ def fill_checklists(run: RunRecord, analysis: "Analysis") -> dict[str, list[Item
     Returns:
         guideline -> its items in order.
     """
+    known = _evidence(run, analysis)
     return {
-        name: [_item(*item, run, analysis) for item in items]
+        name: [_item(*item, known, run.study) for item in items]
         for name, items in read_items().items()
     }
 
@@ -395,19 +375,24 @@ def count_statuses(items: list[Item]) -> str:
     return f"{met} met, {not_met} not met, {author} need the author"
 
 
-def _item(number: str, subject: str, evidence: str, run: RunRecord, analysis: "Analysis") -> Item:
-    answers = [_answer(part.strip(), run, analysis) for part in evidence.split("+")]
+def _item(
+    number: str, subject: str, evidence: str, known: Mapping[str, tuple[str, bool]],
+    study: Mapping[str, str],
+) -> Item:  # fmt: skip
+    answers = [_answer(part.strip(), known, study) for part in evidence.split("+")]
     # What the run lacks stands before what only the author can add.
     status = next(s for s in (NOT_MET, AUTHOR, MET) if s in [status for status, _ in answers])
     return Item(number, subject, status, next(place for s, place in answers if s == status))
 
 
-def _answer(evidence: str, run: RunRecord, analysis: "Analysis") -> tuple[str, str]:
+def _answer(
+    evidence: str, known: Mapping[str, tuple[str, bool]], study: Mapping[str, str]
+) -> tuple[str, str]:
     """Status and section of one piece of evidence."""
     kind, _, name = evidence.partition(":")
     if kind == "auto":
-        section, holds = _EVIDENCE[name]
-        return MET if holds(run, analysis) else NOT_MET, section
+        section, holds = known[name]
+        return MET if holds else NOT_MET, section
     if kind == "study":
-        return MET if name in run.study else AUTHOR, STUDY_SECTIONS[name]
+        return MET if name in study else AUTHOR, STUDY_SECTIONS[name]
     return AUTHOR, ""

@@ -128,11 +128,7 @@ class Output:
         """Drop what no table names: images and journal lines of other settings or gone files."""
         # In the order of the files, as noted: what a kill leaves is then a beginning of it.
         known = [each for each in fingerprints if each in self._done]
-        text = "".join(_journal_line(each, self._done[each]) for each in known)
-        if text:
-            write_bytes(text.encode(), self.folder / _JOURNAL)
-        else:
-            (self.folder / _JOURNAL).unlink(missing_ok=True)
+        self._write_journal({each: self._done[each] for each in known})
         named = set(image_names)
         for path in self.images_dir.iterdir():
             if path.name not in named and _OUR_IMAGE.fullmatch(path.name):
@@ -154,12 +150,16 @@ class Output:
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # the line a kill cut short; its file is done again
         if text and not text.endswith("\n"):  # or the next line would be glued to the torn one
-            whole = "".join(_journal_line(*item) for item in done.items())
-            if whole:
-                write_bytes(whole.encode(), path)
-            else:
-                path.unlink()
+            self._write_journal(done)
         return done
+
+    def _write_journal(self, results: Mapping[str, ClipResult]) -> None:
+        path = self.folder / _JOURNAL
+        if results:
+            text = "".join(_journal_line(*item) for item in results.items())
+            write_bytes(text.encode(), path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
