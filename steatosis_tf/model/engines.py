@@ -16,7 +16,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,19 +80,32 @@ def choose_engine(
     Raises:
         RuntimeError: if the engine asked for is not installed, or its features are off.
     """
-    make = partial(
-        _first_good, name, reference_engine(backbone), backbone, check_rois, Path(cache_dir)
-    )
-    candidates = _candidates(name)
-    if name != "auto":
-        return make(candidates)
-    note_path = Path(cache_dir) / f"engine-{_choice_key(backbone, candidates)}.json"
-    kept = json.loads(note_path.read_text())["engine"] if note_path.is_file() else ""
-    if kept:
-        others = kept != "keras float32"  # the reference is no candidate
-        candidates = [one for one in candidates if others and kept.startswith(f"{one} ")]
-    engine = make(candidates, is_kept=bool(kept))
-    if not kept:
+    reference, candidates, kept = reference_engine(backbone), _candidates(name), ""
+    if name == "auto":
+        note_path = Path(cache_dir) / f"engine-{_choice_key(backbone, candidates)}.json"
+        kept = json.loads(note_path.read_text())["engine"] if note_path.is_file() else ""
+        if kept:
+            others = kept != "keras float32"  # the reference is no candidate
+            candidates = [one for one in candidates if others and kept.startswith(f"{one} ")]
+    for candidate in candidates:
+        try:
+            engine = _held_against(
+                reference, _make(candidate, backbone, Path(cache_dir)), check_rois
+            )
+        except RuntimeError as error:
+            if name == candidate != "keras":
+                raise
+            _tell(f"engine {candidate} passed over: {error}")
+            continue
+        # Of one that was chosen before the speed is no matter.
+        if name != "auto" or kept or engine.speedup >= 1:
+            _tell(f"engine {name}: {_text(engine)}")
+            break
+        _tell(f"engine {candidate} passed over: {_text(engine)}")
+    else:
+        _tell(f"engine {name}: keras float32, the reference")
+        engine = reference
+    if name == "auto" and not kept:
         write_json({"engine": f"{engine.name} {engine.precision}"}, note_path)
     return engine
 
@@ -110,33 +122,6 @@ def _version_of(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def _first_good(
-    name: str,
-    reference: Engine,
-    backbone: keras.Model,
-    check_rois: np.ndarray,
-    cache_dir: Path,
-    candidates: list[str],
-    *,
-    is_kept: bool = False,
-) -> Engine:
-    """The first candidate that will do; of one that was chosen before the speed is no matter."""
-    for candidate in candidates:
-        try:
-            engine = _make(candidate, backbone, cache_dir)
-            engine = _held_against(reference, engine, check_rois)
-            if name != "auto" or is_kept or engine.speedup >= 1:
-                _tell(f"engine {name}: {_text(engine)}")
-                return engine
-            _tell(f"engine {candidate} passed over: {_text(engine)}")
-        except RuntimeError as error:
-            if name == candidate != "keras":
-                raise
-            _tell(f"engine {candidate} passed over: {error}")
-    _tell(f"engine {name}: keras float32, the reference")
-    return reference
 
 
 def check_installed(name: str) -> None:
