@@ -9,13 +9,14 @@ here, so no other code has to.
 
 import csv
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from filelock import FileLock
 
@@ -31,9 +32,14 @@ from steatosis_tf.cohort.decision_store import (
 )
 from steatosis_tf.files import replacing
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # Rewriting two million rows takes half a minute on a slow network disk.
 _MANIFEST_PATIENCE_S = 120
 _NUM_NAMED = 5
+# How `roi_sector` begins where no person has set the fan: with the version that found it.
+_FOUND_BY = re.compile(r"^v\d+ ")
 
 
 class Row(NamedTuple):
@@ -252,6 +258,22 @@ def check_clear(found: Match, manifest_name: str) -> None:
             f"while exact copies exist. The decisions are in {STORE_NAME}; decide about these "
             "frames again with `steatosis review`."
         )
+
+
+def with_accepted_fans(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The manifest, in which a fan that a person accepted in beam space counts as that person's.
+
+    Else a later version of the search would put another fan, or none, in its place.
+
+    Args:
+        table: manifest rows with what people have decided; changed in place.
+    """
+    if not {"roi_state", "roi_view", "roi_sector"} <= set(table.columns):
+        return table
+    is_persons = (table["roi_state"] == "accepted") & (table["roi_view"] != "")
+    cells = table.loc[is_persons, "roi_sector"]
+    table.loc[is_persons, "roi_sector"] = cells.str.replace(_FOUND_BY, "person ", regex=True)
+    return table
 
 
 def reviewed_rows(manifest_path: str | Path) -> list[Entry]:

@@ -25,6 +25,7 @@ from steatosis_tf.cohort.decisions import (
     manifest_lock,
     match,
     reviewed_rows,
+    with_accepted_fans,
 )
 from steatosis_tf.cohort.labels import (
     ROI_COLUMNS,
@@ -227,8 +228,8 @@ def read_manifest(path: str | Path, *, for_review: bool = False) -> pd.DataFrame
             person has decided about a frame and its pixels have changed since; if the store is
             damaged.
     """
-    table = _parsed(Path(path))
-    return _decided(table, Path(path), read_entries(path), for_review=for_review)
+    decided = _decided(_parsed(Path(path)), Path(path), read_entries(path), for_review=for_review)
+    return with_accepted_fans(decided)
 
 
 def _parsed(path: Path) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from steatosis_tf.files import replacing
 from steatosis_tf.parallel import map_on_cores
 from steatosis_tf.quantitative.display import Display
 from steatosis_tf.quantitative.measure import UNITS, MeasuredFeatures, measure_frame
-from steatosis_tf.roi.sector.find import SECTOR_VERSION
+from steatosis_tf.roi.sector.find import ROI_VERSION
 from steatosis_tf.sources.images import read_frame
 
 
@@ -97,7 +97,7 @@ def measured_table(frames: pd.DataFrame, manifest_path: Path, store_dir: Path) -
     Raises:
         ValueError: if a frame cannot be read, or is another than when the manifest was made.
     """
-    store = store_dir / f"measured-{_VERSION}-{SECTOR_VERSION}.csv"
+    store = store_dir / f"measured-{_VERSION}-{ROI_VERSION}.csv"
     known = _kept(store)
     missing = frames.loc[~frames["pixels_sha256"].isin(known.index)]
     missing = missing.drop_duplicates("pixels_sha256")

@@ -32,7 +32,7 @@ from steatosis_tf.files import clear_killed, move_into_place, replacing, write_j
 from steatosis_tf.grades import GRADES, label_of
 from steatosis_tf.parallel import map_on_cores, run_parts
 from steatosis_tf.roi.columns import cut_roi
-from steatosis_tf.roi.sector.find import SECTOR_COLUMN, SECTOR_VERSION, is_persons
+from steatosis_tf.roi.sector.find import ROI_VERSION, SECTOR_COLUMN, is_persons
 from steatosis_tf.roi.views import VIEW_COLUMN, VIEW_VERSION, input_shape
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def records_location(records_dir: str | Path) -> Path:
 def records_fingerprint(rows: pd.DataFrame) -> str:
     """SHA-256 of all that the records hold: pixels, ROI, grade, patient and split of each row.
 
-    `SECTOR_VERSION` and `VIEW_VERSION` stand for the code that finds the sector and cuts the
+    `ROI_VERSION` and `VIEW_VERSION` stand for the code that finds the sector and cuts the
     ROI; a fan that a person has set counts by itself.
     """
     columns = ["frame_id", "pixels_sha256", *ROI_COLUMNS, "grade", "fat_percent", "patient_id",
@@ -223,7 +223,7 @@ def records_fingerprint(rows: pd.DataFrame) -> str:
     fans = rows[SECTOR_COLUMN] if SECTOR_COLUMN in rows.columns else pd.Series("", rows.index)
     rows = rows[columns].assign(view=_views(rows), fan=fans.where(is_persons(fans), ""))
     rows = rows.sort_values("frame_id")
-    texts = f"{SteatosisRecords.VERSION} {SECTOR_VERSION} {VIEW_VERSION}\n"
+    texts = f"{SteatosisRecords.VERSION} {ROI_VERSION} {VIEW_VERSION}\n"
     digest = hashlib.sha256(texts.encode())
     for start in range(0, len(rows), 4096):  # the text of a large study is not held at once
         part = rows.iloc[start : start + 4096]

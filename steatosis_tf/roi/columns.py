@@ -31,11 +31,11 @@ from steatosis_tf.files import file_sha256
 from steatosis_tf.parallel import map_on_cores, map_on_runner
 from steatosis_tf.roi.anatomy.liver import NETWORK_PATH
 from steatosis_tf.roi.anatomy.overlays import overlay_fraction
-from steatosis_tf.roi.propose import PROPOSAL_VERSION, propose_roi
+from steatosis_tf.roi.propose import propose_roi
 from steatosis_tf.roi.review.rules import keep_persons_boxes
 from steatosis_tf.roi.sector.find import (
+    ROI_VERSION,
     SECTOR_COLUMN,
-    SECTOR_VERSION,
     is_current,
     is_persons,
     kept_fan,
@@ -119,9 +119,9 @@ def add_roi_columns(
 
     Args:
         frame_table: manifest rows. Rows with a ROI, a person's above all, stay as they are, unless
-            nothing of the person's box is in a sector: the model could see nothing of it, so it
-            is taken out of this table, with the reason. Rows whose ROI is of the other kind
-            (a rectangle where beam space is asked for, or the other way round), or an unseen
+            nothing of a box that a person drew or accepted is in a sector: the model could see
+            nothing of it, so it is taken out of this table, with the reason, and named. Rows
+            whose ROI is of the other kind (a rectangle where beam space is asked for, or the other way round), or an unseen
             proposal of another method or an earlier version, get one of this kind in this table;
             a person's "rejected" and fan stay.
         manifest_path: where the manifest lies; frame paths are relative to it.
@@ -239,14 +239,16 @@ def _without_other_kinds(table: pd.DataFrame, config: RoiConfig) -> pd.DataFrame
     `predict` would cut others."""
     is_rejected = (table["roi_source"] == "person") & table["roi_height"].isna()
     other = (table[VIEW_COLUMN] != config.view) & (table["roi_source"] != "") & ~is_rejected
-    is_open = table["roi_state"] == "" if "roi_state" in table.columns else True
+    is_open = table.get("roi_state", pd.Series("", table.index)) == ""
     is_made_so = _is_proposed_by(config, table) & (
         is_current(table[SECTOR_COLUMN]) | table["roi_height"].isna()
     )
     other |= (table["roi_source"] == "auto") & is_open & ~is_made_so
     if count := (other & table["roi_height"].notna()).sum():
         said = "ROIs are of an earlier version or another roi.method, and made anew"
-        print(f"{count} {said}", file=sys.stderr)
+        decided = ~is_open & other
+        kept = f"; a person had decided on {decided.sum()} of them, which the manifest keeps"
+        print(f"{count} {said}{kept if decided.any() else ''}", file=sys.stderr)
     table.loc[other, list(ROI_COLUMNS)] = pd.NA
     table.loc[other, "roi_source"] = ""
     if "roi_state" in table.columns:  # a person has decided on the other kind
@@ -373,7 +375,7 @@ def _scale(row: dict[str, Any]) -> float:
 def _work_folder(manifest_path: Path, pixels: pd.Series, config: RoiConfig) -> Path:
     """Beside the manifest; another one for other frames, settings or code."""
     settings = json.dumps(
-        [SECTOR_VERSION, PROPOSAL_VERSION, VIEW_VERSION, file_sha256(NETWORK_PATH),
+        [ROI_VERSION, VIEW_VERSION, file_sha256(NETWORK_PATH),
          _ANSWER_COLUMNS, dataclasses.asdict(config)],
         sort_keys=True,
     )  # fmt: skip
@@ -383,14 +385,19 @@ def _work_folder(manifest_path: Path, pixels: pd.Series, config: RoiConfig) -> P
 
 
 def _empty_useless_boxes(table: pd.DataFrame, manifest_path: str | Path) -> None:
-    """Take out, in place, persons' boxes of which a model would see nothing.
+    """Take out, in place, persons' boxes of which a model would see nothing, and name them.
+
+    One that a person accepted lies in a sector, but an earlier version may have found that.
 
     Args:
         table: manifest rows with all ROI columns; `roi_reason` then says what is wrong.
         manifest_path: where the manifest lies; frame paths are relative to it.
     """
     is_box = table["roi_height"].notna() & (table[VIEW_COLUMN] == "")
-    drawn = table.index[(table["roi_source"] == "person") & is_box]
+    drawn = table["roi_source"] == "person"
+    if "roi_state" in table.columns:
+        drawn |= (table["roi_state"] == "accepted") & ~is_current(table[SECTOR_COLUMN])
+    drawn = table.index[drawn & is_box]
     rows = [
         (
             frame_path(manifest_path, row["path"]),
@@ -400,10 +407,18 @@ def _empty_useless_boxes(table: pd.DataFrame, manifest_path: str | Path) -> None
         for row in table.loc[drawn].to_dict("records")
     ]
     faults = map_on_cores(_fault_of_box, rows, "persons' boxes") if rows else []
-    for index, fault in zip(drawn, faults, strict=True):
-        if fault:
-            table.loc[index, list(ROI_COLUMNS)] = pd.NA
-            table.at[index, "roi_reason"] = f"a person's box, but {fault}"
+    found = {index: fault for index, fault in zip(drawn, faults, strict=True) if fault}
+    for index, fault in found.items():
+        table.loc[index, list(ROI_COLUMNS)] = pd.NA
+        table.at[index, "roi_reason"] = f"a person's box, but {fault}"
+    if found:
+        named = [f"frame_id={table.at[index, 'frame_id']} ({found[index]})" for index in found]
+        print(
+            f"warning: {len(found)} of {len(drawn)} boxes that a person drew or accepted are left "
+            f"out here; the manifest keeps them. Decide on them again with `steatosis review "
+            f"MANIFEST_CSV`: {'; '.join(named)}",
+            file=sys.stderr,
+        )
 
 
 def _fault_of_box(row: tuple[Path, list[int], str]) -> str:

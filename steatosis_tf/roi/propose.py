@@ -1,7 +1,8 @@
 """The ROI of one frame, the same for training and for prediction.
 
 It knows neither manifests nor workers: `columns.py` proposes for whole studies. The rectangle of
-method "liver" is looked for on a small map of where the liver shows plain parenchyma.
+method "liver" is looked for on a small map of where the liver shows plain parenchyma. Whoever
+changes what is proposed counts `sector.find.ROI_VERSION` up.
 """
 
 from collections.abc import Iterator
@@ -17,9 +18,6 @@ from steatosis_tf.roi.anatomy.overlays import find_overlays
 from steatosis_tf.roi.sector import Fan, Sector, find_sector
 from steatosis_tf.roi.views import Rectangle, around_sector, central_rectangle
 from steatosis_tf.sources.images import refuse_colours, to_grey
-
-#: Counts up whenever another ROI may be proposed for the same pixels and fan.
-PROPOSAL_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,14 @@ from steatosis_tf.parallel import beam_options
 from steatosis_tf.roi.anatomy.overlays import find_overlays
 from steatosis_tf.roi.columns import (
     add_roi_columns,
+    cut_roi,
     fill_manifest,
     propose_roi,
     with_roi_columns,
 )
 from steatosis_tf.roi.sector import find_sector
-from steatosis_tf.roi.sector.find import SECTOR_VERSION, sector_cell
+from steatosis_tf.roi.sector.find import ROI_VERSION, sector_cell
+from steatosis_tf.roi.views import Rectangle, model_input
 from steatosis_tf.sources.images import read_frame
 
 SECTOR = RoiConfig(method="sector")
@@ -73,9 +75,7 @@ def test_every_frame_gets_a_roi_or_a_reason(fan_manifest):
         frame = read_frame(fan_manifest.parent / row["path"])
         box = propose_roi(frame, SECTOR).rectangle  # what a prediction on the same frame sees
         assert [row[name] for name in _BOX] == [box.top, box.left, box.height, box.width]
-        assert row["roi_sector"].startswith(
-            f"v{SECTOR_VERSION} {row['pixels_sha256'][:16]} convex "
-        )
+        assert row["roi_sector"].startswith(f"v{ROI_VERSION} {row['pixels_sha256'][:16]} convex ")
     assert found.loc[2, "roi_sector"] == ""
 
 
@@ -114,6 +114,21 @@ def test_a_persons_box_that_shows_nothing_is_rejected_with_its_reason(
     assert found.at[row, "roi_source"] == "person"
     assert re.match(reason, found.at[row, "roi_reason"])
     pd.testing.assert_frame_equal(found.drop(row), table.drop(row))
+
+
+def test_all_accepted_boxes_whose_sector_is_refused_today_are_named(fan_manifest, capsys):
+    table = add_roi_columns(read_manifest(fan_manifest), fan_manifest, SECTOR)
+    table = table.assign(roi_state=["accepted", "accepted", "accepted"], roi_sector="v1 x")
+    for row in (1, 2):
+        cv2.imwrite(
+            str(fan_manifest.parent / table.at[row, "path"]), np.zeros((300, 400), np.uint8)
+        )
+        table.loc[row, _BOX] = [100, 100, 50, 50]
+    found = add_roi_columns(table, fan_manifest, SECTOR)
+    assert found["roi_height"].isna().tolist() == [False, True, True]
+    err = capsys.readouterr().err
+    assert "2 of 3 boxes that a person drew or accepted are left out here" in err
+    assert all(f"frame_id={name} (" in err for name in table["frame_id"][1:])
 
 
 def test_beam_space_takes_the_whole_sector(fan_manifest):
@@ -182,12 +197,31 @@ def test_a_proposal_of_an_earlier_version_is_made_anew_but_not_what_a_person_acc
     assert capsys.readouterr().err == ""
     old = expected.copy()
     old.loc[:1, "roi_top"] += 5
-    old.loc[:1, "roi_sector"] = ["", old.at[1, "roi_sector"].replace(f"v{SECTOR_VERSION}", "v1")]
+    old.loc[:1, "roi_sector"] = ["", old.at[1, "roi_sector"].replace(f"v{ROI_VERSION}", "v1")]
     pd.testing.assert_frame_equal(add_roi_columns(old, fan_manifest, SECTOR), expected)
     assert "2 ROIs are of an earlier version" in capsys.readouterr().err
     old["roi_state"] = ["accepted", "", ""]
     found = add_roi_columns(old, fan_manifest, SECTOR)
     assert found["roi_top"].tolist()[:2] == [old.at[0, "roi_top"], expected.at[1, "roi_top"]]
+
+
+def test_a_fan_that_a_person_accepted_is_cut_whatever_finds_others_today(fan_manifest, capsys):
+    table = add_roi_columns(read_manifest(fan_manifest), fan_manifest, BEAMS)
+    frame = read_frame(fan_manifest.parent / table.at[0, "path"])
+    fan = replace(find_sector(frame).fan, far_px=300.0)
+    old = sector_cell(fan, table.at[0, "pixels_sha256"]).replace(f"v{ROI_VERSION}", "v1")
+    table.loc[:1, "roi_sector"] = [old, table.at[1, "roi_sector"]]
+    table["roi_state"] = ["accepted", "accepted", ""]
+    table.to_csv(fan_manifest, index=False)
+    found = add_roi_columns(read_manifest(fan_manifest), fan_manifest, BEAMS)
+    assert found.at[0, "roi_state"] == "accepted"
+    row = found.loc[0].to_dict()
+    box = Rectangle(*(int(row[name]) for name in _BOX))
+    expected = model_input(frame, fan, box, row["roi_view"])
+    np.testing.assert_array_equal(cut_roi(row, fan_manifest), expected)
+    assert capsys.readouterr().err == ""
+    add_roi_columns(found, fan_manifest, SECTOR)  # another kind of ROI: said
+    assert "a person had decided on 2 of them" in capsys.readouterr().err
 
 
 def test_a_persons_fan_is_used_and_kept(fan_manifest):

@@ -31,8 +31,9 @@ from steatosis_tf.sources.rejection import Rejection
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Counts up whenever another fan may be found in the same pixels: what was kept is found anew.
-SECTOR_VERSION = 3
+#: Counts up whenever another fan may be found, or another ROI proposed, for the same pixels: what
+#: was kept and nobody has looked at is made anew.
+ROI_VERSION = 3
 
 # The search runs on a copy whose longer side is this many px: a border known to half a px of it
 # is known to two px of a 1024 px frame, less than the hand-drawn outlines scatter.
@@ -415,7 +416,7 @@ def _checked(found: _Fit, picture: Picture | None, shape: tuple[int, int]) -> _F
 SECTOR_COLUMN = "roi_sector"
 
 _PERSON = "person"
-_CODE = f"v{SECTOR_VERSION}"
+_CODE = f"v{ROI_VERSION}"
 _FIELDS = tuple(field.name for field in fields(Fan))
 # Enough to tell a frame from what it was before; the manifest holds the whole hash.
 _DIGITS = 16
