@@ -14,8 +14,9 @@ import pandas as pd
 
 from steatosis_tf.cohort.manifest import MARKS_COLUMN
 from steatosis_tf.cohort.near_duplicates import HASH_NAME, NEAR_DISTANCE, hash_frames, near_pairs
-from steatosis_tf.cohort.partition import SPLITS, Partition, spelling_key
+from steatosis_tf.cohort.partition import SPLITS, Partition
 from steatosis_tf.cohort.splits import days_of
+from steatosis_tf.sources.pseudonym import spelled_alike
 from steatosis_tf.sources.rejection import Rejection
 
 if TYPE_CHECKING:
@@ -217,9 +218,8 @@ def _patients_in_two_splits(
 
 
 def _patients_under_two_spellings(frame_table: pd.DataFrame, sides: _Sides) -> list[Finding]:
-    patients = pd.Series(sorted(frame_table["patient_id"].unique()), dtype=str)
     findings = []
-    for _, group in patients.groupby(patients.map(spelling_key)):
+    for group in spelled_alike(frame_table["patient_id"]):
         for one, other in combinations(group, 2):
             if where := sides.apart(one, other):
                 text = f"patient_id={one!a} and {other!a} in {where}"

@@ -38,8 +38,8 @@ from steatosis_tf.cohort.labels import (
 from steatosis_tf.files import REJECTED_SUFFIX, check_output, from_cell
 from steatosis_tf.grades import GRADES, grade_from_fat_percent
 from steatosis_tf.parallel import map_in_threads
-from steatosis_tf.sources.images import later_pages, read_frame
-from steatosis_tf.sources.pseudonym import OUTPUT_MARK
+from steatosis_tf.sources.images import decode_frame, later_pages, read_bytes
+from steatosis_tf.sources.pseudonym import OUTPUT_MARK, spelled_alike
 from steatosis_tf.sources.rejection import KINDS, Rejection
 from steatosis_tf.sources.tables import plain_cells, read_rejected, write_spreadsheet
 
@@ -62,6 +62,7 @@ class ManifestSummary:
         num_rejected_before: rows of the ingest.
         num_grades_unused: rows of a joined table of grades that fit no frame.
         joined: what was joined, in words; "".
+        spelled_alike: patient ids that differ in spelling alone, some by what is not seen.
         lost_split: why the split of the manifest that was replaced is gone, in words; "".
         later_pages: which rows have pages behind the first, which are not used, in words; "".
         rejected_kinds: kind of fault -> number of rows, the most common first.
@@ -76,6 +77,7 @@ class ManifestSummary:
     num_patients: int
     num_grades_unused: int
     joined: str
+    spelled_alike: list[list[str]]
     lost_split: str
     later_pages: str
     patients_per_grade: dict[str, int]
@@ -138,6 +140,7 @@ def build_manifest(
         num_rejected_before=len(before),
         num_grades_unused=num_unused,
         joined=joined,
+        spelled_alike=spelled_alike(accepted["patient_id"]),
         lost_split=lost_split,
         later_pages=later,
         rejected_path=str(rejected_path),
@@ -228,8 +231,9 @@ def read_manifest(path: str | Path, *, for_review: bool = False) -> pd.DataFrame
             person has decided about a frame and its pixels have changed since; if the store is
             damaged.
     """
-    decided = _decided(_parsed(Path(path)), Path(path), read_entries(path), for_review=for_review)
-    return with_accepted_fans(decided)
+    table = _parsed(Path(path))
+    table = _decided(table, Path(path), read_entries(path), for_review=for_review)
+    return with_accepted_fans(table)
 
 
 def _parsed(path: Path) -> pd.DataFrame:
@@ -298,8 +302,7 @@ def check_decisions_kept(frame_table: pd.DataFrame, path: str | Path) -> None:
     Raises:
         ValueError: with the frames.
     """
-    history = History(read_entries(path))
-    if history:
+    if history := History(read_entries(path)):
         check_none_dropped(_rows_of(frame_table), path, history)
 
 
@@ -329,9 +332,7 @@ def frame_path(manifest_path: str | Path, row_path: str) -> Path:
 
 def relocate(frame_table: pd.DataFrame, manifest_path: str | Path, folder: Path) -> pd.DataFrame:
     """The same rows with paths relative to another folder, for a copy of the manifest there."""
-    moved = frame_table.copy()
-    moved["path"] = _moved(frame_table["path"], Path(manifest_path).parent, folder)
-    return moved
+    return frame_table.assign(path=_moved(frame_table["path"], Path(manifest_path).parent, folder))
 
 
 def frame_id_of(path: str) -> str:
@@ -421,13 +422,11 @@ def _check_fat(file_name: str, table: pd.DataFrame) -> None:
 
 def _numbers(file_name: str, table: pd.DataFrame, column: str) -> pd.Series:
     numbers = pd.to_numeric(table[column].replace("", np.nan), errors="coerce").astype(float)
-    good = np.isfinite(numbers) | (table[column] == "")
-    if column not in ROI_COLUMNS:
-        _check_cells(file_name, table, column, good, "a number or empty")
-        return numbers
-    good &= (numbers % 1 == 0) | (table[column] == "")
-    _check_cells(file_name, table, column, good, "a whole number of px or empty")
-    return numbers.astype("Int64")
+    is_px = column in ROI_COLUMNS
+    good = np.isfinite(numbers) & (not is_px or numbers % 1 == 0) | (table[column] == "")
+    expected = f"a {'whole number of px' if is_px else 'number'} or empty"
+    _check_cells(file_name, table, column, good, expected)
+    return numbers.astype("Int64") if is_px else numbers
 
 
 def _hash_frames(
@@ -439,7 +438,8 @@ def _hash_frames(
         if not path:
             return "", 0  # the label check has named this row already
         try:  # OpenCV decodes outside Python's lock
-            return pixels_sha256(read_frame(folder / path)), later_pages(folder / path)
+            data = read_bytes(folder / path)
+            return pixels_sha256(decode_frame(data)), later_pages(data)
         except Rejection as reason:
             return reason, 0
 

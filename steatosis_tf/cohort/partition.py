@@ -1,7 +1,5 @@
 """Patients in parts, and how that is written: the manifest's column, `split.csv`, others' files."""
 
-import re
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,28 +176,3 @@ def _partition(name: str, group: pd.DataFrame) -> Partition:
         for split in ("train", "validation", "test", "left_out")
     }
     return Partition(name, parts["train"], parts["validation"], parts["test"], parts["left_out"])
-
-
-# Letters that look like a Latin one, in lower case and of any of its cases: Cyrillic, then Greek.
-_LOOK_ALIKES = str.maketrans(
-    "авекмнорстухіјѕһԁԛԝαβεηικμνορτυχζ", "abekmhopctyxijshdqwabehikmnoptyxz"
-)
-
-
-def spelling_key(name: str) -> str:
-    """What two spellings of one patient, or one site, share: `P-07`, `p 7` and `P７` all give `p7`.
-
-    So do ids that differ by accents, by letters of another alphabet that look the same, by
-    characters that are not seen (zero width, soft hyphen), and `7` and `7.0` of a spreadsheet.
-
-    Example:
-        >>> spelling_key("Р\u00ad-07"), spelling_key("7.0"), spelling_key("Ása 1")
-        ('p7', '7', 'asa1')
-    """
-    text = unicodedata.normalize("NFKD", name).casefold()
-    text = "".join(c for c in text if unicodedata.category(c) not in ("Mn", "Me", "Cf", "Cc"))
-    text = re.sub(r"^(\d+)[.,]0+$", r"\1", text.translate(_LOOK_ALIKES).strip())
-    text = re.sub(r"[\s_.\-]+", "-", text)
-    # Between two numbers the sign counts: 1-11 is not 11-1.
-    text = re.sub(r"(?<=[^\W\d])-(?=\d)|(?<=\d)-(?=[^\W\d])", "", text)
-    return re.sub(r"\d+", lambda digits: str(int(digits[0])), text)

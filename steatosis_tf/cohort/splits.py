@@ -11,9 +11,10 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.partition import SPLITS, WORDS, Partition, spelling_key, test_column
+from steatosis_tf.cohort.partition import SPLITS, WORDS, Partition, test_column
 from steatosis_tf.config import SplitConfig
 from steatosis_tf.grades import GRADES
+from steatosis_tf.sources.pseudonym import spelled_alike
 
 #: From so many graded patients on, one part is large enough to be judged by.
 HOLDOUT_FROM = 200
@@ -340,9 +341,7 @@ def patients_by_group(
             f"Expected at least two values in column {column} to leave one out. Received: "
             f"{', '.join(map(repr, values.unique()))}."
         )
-    spelled = pd.Series(sorted(values.unique()))
-    twice = spelled[spelled.map(spelling_key).duplicated(keep=False)]
-    if len(twice):
+    if twice := [value for group in spelled_alike(values) for value in group]:
         raise ValueError(
             f"Expected one spelling of each value in column {column}: what is left out would stay "
             f"in training under the other. Received: {', '.join(map(repr, twice))}. Write them "

@@ -241,7 +241,7 @@ class Inputs:
             except ValueError as error:
                 yield Shot(name, None, "unreadable", str(error))
                 return
-            later = later_pages(io.BytesIO(data))
+            later = later_pages(data)
             if later:
                 self.passed_over.append((name, f"{later} later pages; the first is answered"))
 

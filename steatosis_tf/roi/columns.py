@@ -121,9 +121,9 @@ def add_roi_columns(
         frame_table: manifest rows. Rows with a ROI, a person's above all, stay as they are, unless
             nothing of a box that a person drew or accepted is in a sector: the model could see
             nothing of it, so it is taken out of this table, with the reason, and named. Rows
-            whose ROI is of the other kind (a rectangle where beam space is asked for, or the other way round), or an unseen
-            proposal of another method or an earlier version, get one of this kind in this table;
-            a person's "rejected" and fan stay.
+            whose ROI is of the other kind (a rectangle where beam space is asked for, or the other
+            way round), or an unseen proposal of another method or an earlier version, get one of
+            this kind in this table; a person's "rejected" and fan stay.
         manifest_path: where the manifest lies; frame paths are relative to it.
         config: how to propose.
         options: Beam runner whose workers propose; None proposes on the cores of this machine.

@@ -8,7 +8,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -97,12 +96,20 @@ def read_frame(path: str | Path) -> np.ndarray:
         >>> frame.shape, frame.dtype.name
         ((434, 636), 'uint8')
     """
+    return decode_frame(read_bytes(path))
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """All bytes of a frame's file, for `decode_frame` and `later_pages`.
+
+    Raises:
+        Rejection: if the file is missing or no regular file.
+    """
     try:
         with open_regular(path) as file:
-            data = file.read()
+            return file.read()
     except (OSError, ValueError) as error:  # no path holds a zero byte
         raise Rejection("unreadable_frame", why=getattr(error, "strerror", error)) from error
-    return decode_frame(data)
 
 
 def decode_frame(data: bytes) -> np.ndarray:
@@ -251,14 +258,14 @@ def _stated_size(data: bytes) -> tuple[int, int]:
         raise Rejection("no_picture") from error
 
 
-def later_pages(file: str | Path | BinaryIO) -> int:
+def later_pages(data: bytes) -> int:
     """Pages behind the first of a TIFF or an animated PNG, which nobody reads; 0 of all else.
 
     Args:
-        file: that was decoded, so that its size is known to be sound.
+        data: of a file that was decoded, so that its size is known to be sound.
     """
     try:
-        with quiet_readers(), Image.open(file, formats=("PNG", "TIFF")) as image:
+        with quiet_readers(), Image.open(io.BytesIO(data), formats=("PNG", "TIFF")) as image:
             return int(getattr(image, "n_frames", 1)) - 1
     except (OSError, ValueError, SyntaxError, OverflowError, KeyError):
         return 0

@@ -13,6 +13,7 @@ import secrets
 import stat
 import tempfile
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 from steatosis_tf.files import BEING_WRITTEN
@@ -141,3 +142,42 @@ def normal_name(name: str) -> tuple[str, ...]:
     decomposed = unicodedata.normalize("NFKD", family_to_middle)
     plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
     return tuple(sorted(re.findall(r"[^\W_]+", plain.casefold())))
+
+
+# Letters that look like a Latin one, in lower case and of any of its cases: Cyrillic, then Greek.
+_LOOK_ALIKES = str.maketrans(
+    "авекмнорстухіјѕһԁԛԝαβεηικμνορτυχζ",
+    "abekmhopctyxijshdqwabehikmnoptyxz",
+)
+
+
+def spelling_key(name: str) -> str:
+    """What two spellings of one patient, or one site, share: `P-07`, `p 7` and `P７` all give `p7`.
+
+    So do ids that differ by accents, by letters of another alphabet that look the same, by
+    characters that are not seen (zero width, soft hyphen), and `7` and `7.0` of a spreadsheet.
+
+    Example:
+        >>> spelling_key("Р\u00ad-07"), spelling_key("7.0"), spelling_key("Ása 1")
+        ('p7', '7', 'asa1')
+    """
+    text = unicodedata.normalize("NFKD", name).casefold()
+    text = "".join(c for c in text if unicodedata.category(c) not in ("Mn", "Me", "Cf", "Cc"))
+    text = re.sub(r"^(\d+)[.,]0+$", r"\1", text.translate(_LOOK_ALIKES).strip())
+    text = re.sub(r"[\s_.\-]+", "-", text)
+    # Between two numbers the sign counts: 1-11 is not 11-1.
+    text = re.sub(r"(?<=[^\W\d])-(?=\d)|(?<=\d)-(?=[^\W\d])", "", text)
+    return re.sub(r"\d+", lambda digits: str(int(digits[0])), text)
+
+
+def spelled_alike(names: Iterable[str]) -> list[list[str]]:
+    """Names that share a `spelling_key`, two or more each, sorted.
+
+    Example:
+        >>> spelled_alike(["P-07", "p7", "P8"])
+        [['P-07', 'p7']]
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        groups.setdefault(spelling_key(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]

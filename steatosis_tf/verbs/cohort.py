@@ -35,6 +35,12 @@ def manifest(args: Namespace) -> Result:
     if summary.num_rejected:
         kinds = ", ".join(f"{kind} {n}" for kind, n in summary.rejected_kinds.items())
         text += f"\nrejected rows: {summary.num_rejected} ({kinds}): {summary.rejected_path}"
+    if summary.spelled_alike:
+        same = "; ".join(" = ".join(map(ascii, group)) for group in summary.spelled_alike)
+        text += (
+            f"\nwarning: one patient in two spellings counts as two: {same}. If these are one, "
+            "write the id alike in all rows: training refuses them in two parts of a split"
+        )
     for said in filter(None, (summary.later_pages, summary.unknown_grades, summary.joined)):
         text += f"\n{said}"
     if summary.lost_split:

@@ -17,9 +17,10 @@ from steatosis_tf.cohort.leakage import (
     pass_check,
 )
 from steatosis_tf.cohort.manifest import build_manifest, read_manifest
-from steatosis_tf.cohort.partition import Partition, spelling_key
+from steatosis_tf.cohort.partition import Partition
 from steatosis_tf.cohort.splits import make_partitions
 from steatosis_tf.config import SplitConfig
+from steatosis_tf.sources.pseudonym import spelling_key
 
 
 def passed(table, partitions, path, **kept):

@@ -345,3 +345,10 @@ def test_a_grade_or_fat_changed_by_hand_is_refused(study, tmp_path, grade, fat):
     path.write_text(path.read_text().replace("Mild,12.0", f"{grade},{fat}"))
     with pytest.raises(ValueError, match=r"expected (grade|fat_percent) to be .* at row 2"):
         read_manifest(path)
+
+
+def test_an_id_that_differs_by_a_letter_nobody_sees_is_named(study, tmp_path, capsys):
+    labels = study("path,patient_id,grade\na.png,P7,Mild\nb.png,P\u200b7,Mild\n", TWO)
+    assert main(["manifest", str(labels), "--output", str(tmp_path / "manifest.csv")]) == 0
+    printed = capsys.readouterr().out
+    assert "one patient in two spellings counts as two: 'P7' = 'P\\u200b7'" in printed

@@ -52,7 +52,7 @@ from steatosis_tf.sources.dicom.scan import (
 from steatosis_tf.sources.images import quiet_readers
 from steatosis_tf.sources.pseudonym import OUTPUT_MARK, pseudonym, read_key
 from steatosis_tf.sources.rejection import Rejection
-from steatosis_tf.sources.tables import ADDED, read_spreadsheet, write_spreadsheet
+from steatosis_tf.sources.tables import ADDED, read_rejected, read_spreadsheet, write_spreadsheet
 
 # Part of every journal entry: a new number makes all files be decoded again.
 _PIXEL_VERSION = "4"
@@ -320,10 +320,12 @@ def _write_tables(
     rejected.sort(key=lambda row: (str(row["source_id"]), str(row["frame_index"]).zfill(6)))
     joined = _keep_joined(output.folder / "labels.csv", labels)
     findings = patient_findings(scans)
+    rejected_path = output.folder / "rejected.csv"
     private_path = key_path.with_name(key_path.name + ".sources.csv")
     update_private_table(private_path, output.folder, PRIVATE_COLUMNS, map(private_row, scans))
+    table = pd.DataFrame(rejected, columns=REJECTED_COLUMNS)
+    write_spreadsheet(_with_rows_of_manifests(table, rejected_path), rejected_path)
     for name, columns, rows in (
-        ("rejected", REJECTED_COLUMNS, rejected),
         ("deidentification", LOG_COLUMNS, log),
         ("patient_findings", FINDING_COLUMNS, findings),
         ("labels", (*LABEL_COLUMNS, *joined), labels),
@@ -346,9 +348,17 @@ def _write_tables(
         marked=tuple(sorted(marked)),
         num_sheets=num_sheets,
         labels_path=output.folder / "labels.csv",
-        rejected_path=output.folder / "rejected.csv",
+        rejected_path=rejected_path,
         private_path=private_path,
     )
+
+
+def _with_rows_of_manifests(rejected: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """With what manifests of an earlier version have left out, which is in no other file."""
+    before = read_rejected(path)
+    if "source_id" not in before or (before["source_id"] != "").all():
+        return rejected
+    return pd.concat([before[before["source_id"] == ""], rejected]).fillna("")
 
 
 def _earlier_rows(path: Path) -> list[dict[str, str]]:

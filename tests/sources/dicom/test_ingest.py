@@ -403,6 +403,7 @@ def test_the_one_table_of_an_earlier_version_is_still_read(source, key, tmp_path
     by_manifest = {"patient_id": "P9", "reason": "unknown grade", "row": "3", "path": "gone.png"}
     both = pd.concat([pd.DataFrame([by_manifest]), rejected]).fillna("")
     both.to_csv(cohort / "rejected.csv", index=False)
+    ingest_dicom(source, cohort, key_path=key)  # again: the row of the manifest stays
     assert len(read_rejected(rejected_beside(cohort / "manifest.csv"))) == 2
     assert build_manifest(cohort / "labels.csv", cohort / "manifest.csv").num_rejected_before == 1
     (carried,) = table(rejected_beside(cohort / "manifest.csv"))
