@@ -47,6 +47,7 @@ MAX_SUM_DIFFERENCE = 1e-3
 _SHOWN_LETTERS = 200  # of what a model says of itself
 _KINDS = "a bundle, an ONNX file or a run directory"
 _JOINED_KEY = "steatosis.aggregation"
+_MARKS_KEY = "steatosis.marks"
 _AGAIN = "Copy it again whole, or export it again with `steatosis export RUN_DIR`."
 
 
@@ -207,7 +208,14 @@ def open_bare(path: Path) -> BareNetwork:
     lacking = {
         WEIGHTS_KEY: "carries no hash of its weights, so damage to it cannot be seen",
         _JOINED_KEY: "does not say how its run joined a patient's frames, so the mean is taken",
+        _MARKS_KEY: "does not say whether marks were painted out of its frames, as they are here",
     }
+    if texts.get(_MARKS_KEY) == "kept":
+        tqdm.write(
+            f"{path.name} learned from frames whose text and calipers were kept; here they are "
+            "painted out, so that its probabilities are others. Train anew, and export that.",
+            file=sys.stderr,
+        )
     if said := [text for key, text in lacking.items() if key not in texts]:
         tqdm.write(
             f"{path.name} {', and '.join(said)}: an older version wrote it. Export it again with "

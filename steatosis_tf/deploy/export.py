@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import onnx
 import onnxruntime
+import pandas as pd
 import tensorflow as tf
 import tf2onnx
 from onnx import helper, numpy_helper
@@ -31,6 +32,7 @@ from steatosis_tf.model import heads  # noqa: F401  Keras knows their layers onc
 from steatosis_tf.model.backbone import FEATURE_LAYER
 from steatosis_tf.records.builder import usable_rows
 from steatosis_tf.roi.columns import cut_roi
+from steatosis_tf.roi.views import VIEW_COLUMN
 from steatosis_tf.unfinished import refuse_unfinished
 
 #: How far an exported probability may lie from the Keras one.
@@ -426,6 +428,8 @@ def run_metadata(run_dir: Path, config: Config) -> dict[str, str]:
 
     `manifest_sha256`, `split_sha256`: what it was trained on; the same run has the same file.
     `roi`: how frames were cut for this model, so that prediction cuts them the same way.
+    `marks`: "painted out" of what it was trained on, as prediction does, or "kept" by an earlier
+    version, whose manifest has no column `roi_view` yet.
     `aggregation`: how a patient's frames were joined.
     `operating_points`: the cut-offs locked on validation; only of a hold-out run, because those
     of folds belong to models that were not exported.
@@ -436,6 +440,9 @@ def run_metadata(run_dir: Path, config: Config) -> dict[str, str]:
         if (run_dir / f"{name}.csv").is_file()
     }
     texts["roi"] = json.dumps(dataclasses.asdict(config.roi))
+    if (run_dir / "manifest.csv").is_file():
+        columns = pd.read_csv(run_dir / "manifest.csv", nrows=0).columns
+        texts["marks"] = "painted out" if VIEW_COLUMN in columns else "kept"
     texts["aggregation"] = config.evaluation.aggregation
     points_path = run_dir / "operating_points.json"
     if config.split.kind in ("holdout", "temporal") and points_path.is_file():

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -73,7 +74,8 @@ class Group:
         patient: study UID, patient id of a manifest, folder, or the file's own name.
         date: of the study, YYYY-MM-DD, or "".
         person: tells studies of one person; never shown.
-        time: of the study, HHMMSS, or "".
+        time: of the study, HHMMSS, or ""; where it was made.
+        utc: the same moment in UTC, ISO 8601, or "" where no file states its time zone.
         names: of its files, but for those of a table.
         is_mixed: whether its files are of two persons, so that nobody can tell whose answer it
             would be.
@@ -83,6 +85,7 @@ class Group:
     date: str = ""
     person: str = ""
     time: str = ""
+    utc: str = ""
     names: list[str] = field(default_factory=list)
     is_mixed: bool = False
     _files: list[_Read] = field(default_factory=list)
@@ -130,13 +133,21 @@ class Inputs:
     def groups(self) -> list[Group]:
         """In order of first appearance; studies of one person together, by date and time.
 
-        Those without a date come before the others. A study of two persons is none of them.
+        Those without a date come before the others. A study of two persons is none of them. Where
+        all studies of a person state their time zone, they are compared across zones.
         """
         first: dict[str, int] = {}
         groups = [group for group in self._groups.values() if not group.is_mixed]
         for group in groups:
             first.setdefault(group.person, len(first))
-        return sorted(groups, key=lambda one: (first[one.person], one.date, one.time))
+        zoneless = {group.person for group in groups if not group.utc}
+        return sorted(
+            groups,
+            key=lambda one: (
+                first[one.person],
+                *((one.date, one.time) if one.person in zoneless else (one.utc,)),
+            ),
+        )
 
     def add_path(self, path: str | Path, stack: contextlib.ExitStack) -> None:
         """Look through a path; what it opens is closed by `stack`.
@@ -260,6 +271,7 @@ class Inputs:
                 region = find_region(dataset, layout.rows, layout.columns)
                 person = self._person_of(header)
                 time = text_of(dataset, "StudyTime").partition(".")[0]
+                zone = text_of(dataset, "TimezoneOffsetFromUTC")
         except ValueError as rejection:  # a Rejection; its text holds nothing personal
             self.passed_over.append((name, str(rejection)))
             return
@@ -271,6 +283,7 @@ class Inputs:
         group = self._group(("study", uid), uid, person)
         group.date = group.date or (header.study_date.isoformat() if header.study_date else "")
         group.time = group.time or time
+        group.utc = group.utc or _in_utc(group.date, group.time, zone)
         group.names.append(name)
         if group.is_mixed or group.person != person:
             mixed = group.names[-1:] if group.is_mixed else group.names
@@ -289,6 +302,15 @@ class Inputs:
             persons.append(set())
         persons[place].add(header.person)
         return "\0".join((*header.patient, str(place)))
+
+
+def _in_utc(date: str, time: str, zone: str) -> str:
+    """A moment in ISO 8601, or "" where any part of it is not known."""
+    try:
+        moment = datetime.strptime(f"{date} {time:0<6} {zone}", "%Y-%m-%d %H%M%S %z")
+        return moment.astimezone(UTC).isoformat() if time else ""
+    except (ValueError, OverflowError):
+        return ""
 
 
 @contextlib.contextmanager

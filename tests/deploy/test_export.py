@@ -17,7 +17,7 @@ from steatosis_tf.cohort.manifest import read_manifest, relocate, write_manifest
 from steatosis_tf.config import Config, EvaluationConfig, ModelConfig, RoiConfig, save_config
 from steatosis_tf.deploy.export import export_onnx, export_run, save_keras
 from steatosis_tf.deploy.onnx_file import weights_sha256
-from steatosis_tf.deploy.predict import predict
+from steatosis_tf.deploy.predict import open_model, predict
 from steatosis_tf.files import file_sha256
 from steatosis_tf.grades import NOTICE
 from steatosis_tf.model.heads import CumulativeLink, assemble, build_head
@@ -187,7 +187,7 @@ def test_nothing_to_check_on_is_refused(tmp_path):
         export_onnx(_tiny_grader(), tmp_path / "model.onnx", np.empty((0, 224, 224, 1), np.uint8))
 
 
-def test_model_of_a_run_is_exported(tmp_path, phantom_manifest, rois):
+def test_model_of_a_run_is_exported(tmp_path, phantom_manifest, rois, capsys):
     run_dir = tmp_path / "runs" / "7f3a"
     run_dir.mkdir(parents=True)
     table = relocate(read_manifest(phantom_manifest), phantom_manifest, run_dir)
@@ -204,6 +204,15 @@ def test_model_of_a_run_is_exported(tmp_path, phantom_manifest, rois):
     assert texts["steatosis.manifest_sha256"] == file_sha256(run_dir / "manifest.csv")
     assert json.loads(texts["steatosis.roi"])["method"] == "sector"
     assert texts["steatosis.aggregation"] == "vote"
+    open_model(tmp_path / "out" / "model.onnx")
+    assert "marks" not in capsys.readouterr().err
+    # A run of the version that painted no marks out has no such column.
+    write_manifest(table.drop(columns="roi_view"), run_dir / "manifest.csv")
+    export_run(run_dir, tmp_path / "old.onnx")
+    open_model(tmp_path / "old.onnx")
+    assert (
+        "old.onnx learned from frames whose text and calipers were kept" in capsys.readouterr().err
+    )
 
 
 def test_a_head_with_layers_of_ours_is_exported_by_a_process_that_built_none(

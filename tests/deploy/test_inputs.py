@@ -205,6 +205,21 @@ def test_visits_of_one_day_come_by_time_and_undated_ones_are_not_compared(tmp_pa
     assert said.endswith("is not known: a visit without a date has no order.")
 
 
+@pytest.mark.parametrize(
+    ("zones", "order"), [("+0100 -0500", "0 1"), ("+0100 ", "1 0"), ("+0100 west", "1 0")]
+)
+def test_visits_in_two_time_zones_come_in_their_order_where_both_are_stated(
+    tmp_path, clip, zones, order
+):
+    """15:00 in Paris is 09:00 in New York, where the other study is of 11:00."""
+    whens = zip(["150000", "110000"], zones.split(" "), strict=True)
+    for number, (time, zone) in enumerate(whens):
+        when = {"StudyTime": time, "TimezoneOffsetFromUTC": zone or None}
+        _save(tmp_path / "in" / str(number), clip[0], number=number, **_plain(number, **when))
+    with open_inputs([tmp_path / "in"]) as inputs:
+        assert " ".join(group.patient[-1] for group in inputs.groups) == order
+
+
 def test_what_is_given_twice_counts_once(tmp_path, clip):
     path = _save(tmp_path / "in" / "a", clip[0], **_plain(1))
     (tmp_path / "in" / "copy").write_bytes(path.read_bytes())

@@ -26,6 +26,7 @@ from steatosis_tf.sources.dicom.files import Source
 from steatosis_tf.sources.dicom.personal import (
     Finder,
     PersonalValue,
+    base64_parts,
     is_number,
     is_part,
     own_names_removed,
@@ -153,13 +154,8 @@ _PACKED: dict[bytes, Callable[[BinaryIO], object]] = {
 }  # fmt: skip
 # 7z, rar, zstd, PDF, Parquet, LZ4: their text is packed in a way that is not read here.
 _UNKNOWN_PACKED = (
-    b"7z\xbc\xaf",
-    b"Rar!",
-    b"\x28\xb5\x2f\xfd",
-    b"%PDF",
-    b"PAR1",
-    b"\x04\x22\x4d\x18",
-)
+    b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd", b"%PDF", b"PAR1", b"\x04\x22\x4d\x18",
+)  # fmt: skip
 _UNPACK_ERRORS = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, RuntimeError,
     NotImplementedError, EOFError, OSError, ValueError,
@@ -339,9 +335,8 @@ def _members(stream: BinaryIO, head: bytes) -> Iterator[tuple[str, Callable[[], 
 
 def _encoding_of(sample: bytes) -> str:
     """The encoding of a table, told from its first bytes."""
-    for mark, encoding in ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
-        if sample.startswith(mark):
-            return encoding
+    if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
     if b"\0" in sample:
         return "utf-16-le" if sample[1:2] == b"\0" else "utf-16-be"
     try:
@@ -356,6 +351,11 @@ def _in_bytes(finder: Finder, content: bytes, name: str, place: str) -> Iterator
     if content.startswith(_PNG_MARK):
         yield from _in_chunks(finder, content, name, f"{place}, ")
         return
+    for part in base64_parts(content.decode("latin-1"), min_letters=64):
+        if part.startswith(_PNG_MARK):
+            yield from _in_chunks(finder, part, name, f"{place}, Base64, ")
+        elif part.startswith((*_PACKED, *_UNKNOWN_PACKED, _ZIP_MARK)):
+            yield Finding(name, f"{place}, Base64", "", UNREAD)
     if KEY_PREFIX.encode() in content:
         yield Finding(name, place, "key file", "key")
     try:

@@ -4,6 +4,7 @@ Deliberately not the allow-list of the de-identification: everything a header sa
 or dates counts as personal unless it is a technical term, so that the audit can catch an
 allow-list that is too wide."""
 
+import base64
 import datetime
 import html
 import re
@@ -194,6 +195,8 @@ _OWN_NAME = re.compile(
 _STRETCH = re.compile(r"[^\x00-\x1f\x7f-\x9f\ufffd]{6,}")
 _NUMBER = re.compile(r"[+-]?(\d+)(?:\.(\d+))?(?:[eE][+-]?\d+)?")
 _JSON_CODE = re.compile(r"\\u([0-9a-fA-F]{4})")
+_BASE64, _URL_SAFE = re.compile(r"[A-Za-z0-9+/_-]{7,}"), str.maketrans("+/", "-_")
+_SVG, _TAGS = re.compile(r"<svg\b.*?(?:</svg>|\Z)", re.DOTALL), re.compile(r"\s*<[^>]*>\s*")
 _MIN_WORD, _MIN_PART_OF_WORD, _MIN_DIGITS = 3, 4, 5
 _MAX_WORD = 40
 _MAX_ID = 24
@@ -261,9 +264,8 @@ class Finder:
             text: any text; 16 to 64 hexadecimal digits on their own count as one of our hashes.
             known_words: words that are no finding here.
         """
-        found = self._in_text(text, known_words)
-        plain = _unescaped(text)
-        return found if plain == text else found | self._in_text(plain, known_words)
+        readings = {text, _unescaped(text), _svg_texts(text), _from_base64(text)} - {""}
+        return set().union(*(self._in_text(reading, known_words) for reading in readings))
 
     def _in_text(self, text: str, known_words: frozenset[str]) -> set[PersonalValue]:
         whole = runs_of(text)
@@ -294,11 +296,20 @@ class Finder:
         digits = match.group(1)
         if is_measure and len(digits) < _MIN_DIGITS:
             return set()
-        return {self._single[digits]} if digits in self._single else set()
+        return set(filter(None, [self._of_digits(digits)]))
+
+    def _of_digits(self, digits: str) -> PersonalValue | None:
+        """The id or date that digits are; a date may stand as seconds or milliseconds of 1970."""
+        value = self._single.get(digits)
+        if value is None and len(digits) in (9, 10, 12, 13) and digits.isdecimal():
+            seconds = int(digits if len(digits) < 12 else digits[:-3])
+            day = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+            value = self._single.get(f"{day:%Y%m%d}")
+        return value
 
     def _in_run(self, run: str, known_words: frozenset[str]) -> frozenset[PersonalValue]:
         if run.isdigit():
-            value = self._single.get(run) if len(run) >= _MIN_DIGITS else None
+            value = self._of_digits(run) if len(run) >= _MIN_DIGITS else None
             return frozenset((value,)) if value else frozenset()
         if run in VOCABULARY or run in known_words:
             return frozenset()
@@ -323,6 +334,30 @@ def _unescaped(text: str) -> str:
     if "&" in text:
         text = html.unescape(text)
     return urllib.parse.unquote(text) if "%" in text else text
+
+
+def _svg_texts(text: str) -> str:
+    """What pictures in SVG write, with words that are spread over elements in one piece."""
+    return "\n".join(_TAGS.sub("", drawing) for drawing in _SVG.findall(text))
+
+
+def _from_base64(text: str) -> str:
+    """The texts that stand in a text as Base64, one a line."""
+    decoded = (data.replace(b"\0", b"").decode("utf-8", "replace") for data in base64_parts(text))
+    return "\n".join(one for one in decoded if "".join(one.split()).isprintable())
+
+
+def base64_parts(text: str, min_letters: int = 7) -> Iterator[bytes]:
+    """What every stretch of Base64 letters in a text stands for; of a word, random bytes.
+
+    Args:
+        text: any text.
+        min_letters: shorter stretches are passed over.
+    """
+    for part in _BASE64.findall(text):
+        if len(part) >= min_letters:
+            whole = part[: len(part) - (len(part) % 4 == 1)].translate(_URL_SAFE)
+            yield base64.urlsafe_b64decode(whole + "=" * (-len(whole) % 4))
 
 
 def is_number(text: str) -> bool:

@@ -1,5 +1,6 @@
 """`audit_phi` finds what was planted and nothing in our own output."""
 
+import base64
 import bz2
 import csv
 import gzip
@@ -18,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_dicom import UID_ROOT, file_bytes, made_dataset, made_frame, write_made
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
@@ -397,6 +400,14 @@ def tarred(content: bytes, mode: str = "w:gz") -> bytes:
 NAME = "Agnieszka Wójcik".encode()
 
 
+def picture(text: bytes) -> bytes:
+    stream = io.BytesIO()
+    about = PngInfo()
+    about.add_text("who", text.decode())
+    Image.new("L", (40, 40)).save(stream, "PNG", pnginfo=about)
+    return stream.getvalue()
+
+
 @pytest.mark.parametrize(
     ("file_name", "content"),
     [
@@ -410,6 +421,13 @@ NAME = "Agnieszka Wójcik".encode()
         ("d.csv", b"id,who\n1,W\\u00f3jcik\n"),
         ("b.txt", "Agnieszka Wójcik".encode("utf-16")),
         ("c.txt", "Agnieszka Wójcik".encode("cp1252")),
+        ("b.json", b'{"who": "' + base64.b64encode(NAME) + b'"}'),
+        ("c.json", base64.urlsafe_b64encode("Agnieszka Wójcik".encode("utf-16-le"))),
+        ("a.svg", b"<svg><text><tspan>Agni</tspan>\n<tspan>eszka</tspan></text></svg>"),
+        ("d.txt", b"born 573094800"),
+        ("d.json", b'{"when": 1636070400}'),
+        ("e.json", b'{"when": 1636070400123}'),
+        ("c.html", b'<img src="data:image/png;base64,' + base64.b64encode(picture(NAME)) + b'">'),
         ("a.gz", gzip.compress(NAME)),
         ("a.csv.gz", gzip.compress(b"id\n204\n")),
         ("a.bz2", bz2.compress(NAME)),
@@ -438,11 +456,12 @@ def test_a_name_written_or_packed_in_another_way(export, out, file_name, content
         b"%PDF-1.7\n",
         b"PAR1" + bytes(50),
         b"\x28\xb5\x2f\xfd" + bytes(50),
+        b"see data:x;base64," + base64.b64encode(gzip.compress(bytes(range(99)))),
         gzip.compress(b"nothing" * 100)[:-12],
         zipped(b"nothing" * 100)[:-30],
         zipped(zipped(zipped(zipped(zipped(zipped(zipped(b"nothing"))))))),
     ],
-    ids=["7z", "rar", "pdf", "parquet", "zstd", "cut gzip", "cut zip", "deep zip"],
+    ids=["7z", "rar", "pdf", "parquet", "zstd", "base64", "cut gzip", "cut zip", "deep zip"],
 )
 def test_what_was_not_looked_into_is_named(export, out, content):
     (out / "a.bin").write_bytes(content)
