@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,9 @@ def only_one(folder: Path, key: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # In this order: who waits sees that the file is gone, and makes another.
+        with suppress(PermissionError):  # Windows keeps open files
+            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 

@@ -82,6 +82,7 @@ def test_the_second_process_says_so(run_dir):
         holder.kill()
     with only_one(folder, "key"):  # the system has freed it
         assert is_computed(folder, "key")
+    assert not list(folder.glob(".*.lock"))
 
 
 def test_a_mark_says_why_and_how_to_go_on(run_dir, monkeypatch):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from steatosis_tf.cohort.labels import read_grade_map, read_grades, read_table, with_our_names
+from steatosis_tf.cohort.labels import as_labels, read_grade_map, read_grades, with_our_names
 from steatosis_tf.evaluation.metrics.weighted import kappas
 from steatosis_tf.files import check_output
 from steatosis_tf.grades import GRADES
@@ -138,7 +138,7 @@ def _read_readers(labels_path: Path) -> tuple[pd.DataFrame, str]:
     """The table, and what it calls its `patient_id`."""
     table = with_our_names(labels_path)
     if "path" in table.columns or not {"patient_id", _HOSPITALS_ID} & set(table.columns):
-        return read_table(labels_path), "patient_id"
+        return as_labels(labels_path.name, table), "patient_id"
     if "patient_id" in table.columns:
         return table, "patient_id"
     return table.rename(columns={_HOSPITALS_ID: "patient_id"}), _HOSPITALS_ID

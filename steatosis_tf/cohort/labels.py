@@ -116,13 +116,17 @@ def read_table(path: str | Path) -> pd.DataFrame:
             another way.
     """
     path = Path(path)
-    table = _table_of_folder(path) if path.is_dir() else with_our_names(path)
-    _check_columns(path.name, list(table.columns.drop([*ADDED])))
+    return as_labels(path.name, _table_of_folder(path) if path.is_dir() else with_our_names(path))
+
+
+def as_labels(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    """`read_table` of a table that `with_our_names` has read already."""
+    _check_columns(name, list(table.columns.drop([*ADDED])))
     if table.empty:
-        raise ValueError(f"{path.name}: expected one row per frame. Received: a header only.")
-    for name in ("grade", "fat_percent"):
-        if name not in table.columns:
-            table[name] = ""
+        raise ValueError(f"{name}: expected one row per frame. Received: a header only.")
+    for column in ("grade", "fat_percent"):
+        if column not in table.columns:
+            table[column] = ""
     # A table written on Windows names its frames with backslashes, others begin with "./": one
     # spelling per file, or a copy of a row would pass as another frame.
     table["path"] = [

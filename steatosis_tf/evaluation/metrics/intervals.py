@@ -275,22 +275,21 @@ def paired_bootstrap(
     model, baseline = code_patients(scores), code_patients(baseline_scores)
     check_same_study(model, baseline)
     rng = np.random.default_rng(seed)
-    weights = bootstrap_weights(model.grade, num_resamples, rng)
+    drawn = bootstrap_weights(model.grade, num_resamples, rng)
     left_out, left_out_of = jackknife_weights(model.grade, rng)
-    everyone = np.ones((1, model.num_patients), dtype=weights.dtype)
-    stacked = np.concatenate([everyone, weights, left_out])
-    first, second = model.metrics(stacked, names), baseline.metrics(stacked, names)
+    others = np.concatenate([np.ones((1, model.num_patients), drawn.dtype), left_out])
+    sides = [[one.metrics(part, names) for part in (drawn, others)] for one in (model, baseline)]
     entries = {}
-    for name in first:
-        if name not in second:
+    for name in sides[0][0]:
+        if name not in sides[1][0]:
             continue
-        difference = first[name] - second[name]
-        replicates, jackknife = np.split(difference[1:], [num_resamples])
-        acceleration = bca_acceleration(jackknife, left_out_of)
-        entry = make_entry(difference[0], replicates, acceleration)
+        replicates, rest = (
+            first[name] - second[name] for first, second in zip(*sides, strict=True)
+        )
+        entry = make_entry(rest[0], replicates, bca_acceleration(rest[1:], left_out_of))
         entries[name] = entry | {
-            "model": _none_if_nan(first[name][0]),
-            "baseline": _none_if_nan(second[name][0]),
+            "model": _none_if_nan(sides[0][1][name][0]),
+            "baseline": _none_if_nan(sides[1][1][name][0]),
             "num_patients": model.num_patients,
             "p_value": _two_sided_p(replicates) if entry["method"] else None,
         }

@@ -171,8 +171,9 @@ class Fan:
             is_fan &= -90 < changes["left_deg"] < changes["right_deg"] < 90
         if not is_fan:
             raise ValueError(
-                "expected corners near left, near right, far right, far left of a fan that opens "
-                f"downwards. Received: {np.round(corners, 1).tolist()}"
+                "Expected the corners of a fan that opens downwards: two at the probe, two at the "
+                "far end, left ones on the left. Received: corners that cross or lie in another "
+                f"order, {np.round(corners).tolist()}. Put them back, or undo."
             )
         numbers: dict[str, Any] = {name: float(value) for name, value in changes.items()}
         return replace(self, **numbers)

@@ -58,7 +58,8 @@ const take = (found) => inTurn(async (isWanted) => {
   now.earlier.push(...earlier);
   cover(now.visits.length ? "" : "drop");
   const { length: num } = now.earlier;
-  hint(num && !now.visits.length ? `${num} earlier ${num === 1 ? "visit" : "visits"}. Now the frames of this one.` : "");
+  hint(num && !now.visits.length ? `${num} earlier ${num === 1 ? "visit" : "visits"}. A saved visit does not say`
+    + " whose it is: take those of this person only. Now the frames of this one." : "");
   showVisit();
 });
 
