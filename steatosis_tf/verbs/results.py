@@ -287,9 +287,12 @@ def compare(args: Namespace) -> Result:
     Example:
         steatosis compare joint paper --figure compared.png
     """
+    gc.disable()  # or a fifth of the seconds to import MLflow goes to looking for garbage in it
     from steatosis_tf import tracking
     from steatosis_tf.evaluation.metrics.comparison import compare_runs, comparison_text
 
+    gc.enable()
+    gc.freeze()  # as in the demo
     rows = [row for experiment in args.experiments
             for row in tracking.runs_table(experiment).to_dict("records")]  # fmt: skip
     left_out = [one for experiment in args.experiments for one in _unfinished(experiment)]
