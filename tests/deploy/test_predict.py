@@ -570,7 +570,8 @@ def test_a_file_without_a_hash_is_taken_with_one_line(tmp_path, frames, capfd):
     lines = [line for line in capfd.readouterr().err.splitlines() if "older.onnx" in line]
     assert len(lines) == 1
     assert "carries no hash of its weights" in lines[0]
-    assert "how its run joined a patient's frames, so the mean is taken: an older" in lines[0]
+    assert "how its run joined a patient's frames, so the mean is taken, and" in lines[0]
+    assert "whether marks were painted out of its frames, as they are here: an older" in lines[0]
     with pytest.raises(ValueError, match="rule in JSON, as earlier versions had it"):
         predict([frames / "b.png"], model=tmp_path / "fat_model.json")
 
