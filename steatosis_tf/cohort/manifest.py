@@ -140,7 +140,6 @@ def build_manifest(
         num_rejected_before=len(before),
         num_grades_unused=num_unused,
         joined=joined,
-        spelled_alike=spelled_alike(accepted["patient_id"]),
         lost_split=lost_split,
         later_pages=later,
         rejected_path=str(rejected_path),
@@ -198,6 +197,7 @@ def _counts(accepted: pd.DataFrame, rejected: pd.DataFrame) -> dict[str, Any]:
         },
         "num_ungraded": int((accepted["grade"] == "").sum()),
         "num_patients": accepted["patient_id"].nunique(),
+        "spelled_alike": spelled_alike(accepted["patient_id"]),
         "patients_per_grade": {
             grade: int(n) for grade in GRADES if (n := (graded["grade"] == grade).sum())
         },
