@@ -24,7 +24,6 @@ No measured definition is agreed upon; the two below are this project's own, kep
 be checked by eye. What is known of speckle statistics stands in docs/measured_features.md.
 """
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import cv2
@@ -100,21 +99,6 @@ _HUBER = 1.345
 _ROUNDS = 20
 
 
-@dataclass(frozen=True)
-class Cells:
-    """Liver brightness on a (depth x beam) grid; every array is `(n,)`.
-
-    Attributes:
-        depth_px: mean depth of the cell below the probe, px.
-        beam: which of `NUM_BEAMS` beams, int.
-        level: brightness, grey 0 to 255.
-    """
-
-    depth_px: np.ndarray
-    beam: np.ndarray
-    level: np.ndarray
-
-
 def measure_attenuation(
     grey: np.ndarray, liver: np.ndarray, beams: Beams, display: Display
 ) -> dict[str, float]:
@@ -138,9 +122,9 @@ def measure_attenuation(
         the liver shows too few cells: fewer than 12 in beams of 4 and more.
     """
     cells = _liver_cells(grey, liver, beams)
-    if len(cells.level) < _MIN_CELLS:
+    if len(cells[0]) < _MIN_CELLS:
         return {}
-    slope = _slope_within_beams(cells)
+    slope = _slope_within_beams(*cells)
     known = display.px_per_cm is not None and display.dynamic_range_db is not None
     db_per_px = -slope * display.db_per_grey
     return {
@@ -150,11 +134,18 @@ def measure_attenuation(
     }
 
 
-def _liver_cells(grey: np.ndarray, liver: np.ndarray, beams: Beams) -> Cells:
-    """Brightness of the liver on the grid, without clipped cells and short beams."""
+def _liver_cells(
+    grey: np.ndarray, liver: np.ndarray, beams: Beams
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Liver on a (depth x beam) grid, without clipped cells and short beams.
+
+    Returns:
+        of each cell `(n,)` its mean depth below the probe in px, which of `NUM_BEAMS` beams, and
+        its brightness, grey 0 to 255.
+    """
     inside = liver & (beams.depth_px > NEAR_FIELD_SHARE * beams.extent_px)
     if not inside.any():
-        return Cells(*(np.zeros(0) for _ in range(3)))
+        return np.zeros(0), np.zeros(0, int), np.zeros(0)
     depths, places, values = beams.depth_px[inside], beams.across[inside], grey[inside]
     row = np.clip(depths / beams.extent_px * NUM_DEPTHS, 0, NUM_DEPTHS - 1).astype(int)
     low, high = float(places.min()), float(places.max())
@@ -171,16 +162,16 @@ def _liver_cells(grey: np.ndarray, liver: np.ndarray, beams: Beams) -> Cells:
     table = table[(table[:, 2] > _DARKEST) & (table[:, 2] < _BRIGHTEST)]
     beam = table[:, 1].astype(int)
     long = np.bincount(beam, minlength=NUM_BEAMS)[beam] >= _MIN_CELLS_PER_BEAM
-    return Cells(table[long, 0], beam[long], table[long, 2])
+    return table[long, 0], beam[long], table[long, 2]
 
 
-def _slope_within_beams(cells: Cells) -> float:
+def _slope_within_beams(depths_px: np.ndarray, beam: np.ndarray, levels: np.ndarray) -> float:
     """Slope of level on depth with one level per beam (iterated weights), grey per px."""
-    weights = np.ones(len(cells.level))
+    weights = np.ones(len(levels))
     slope = 0.0
     for _ in range(_ROUNDS):
-        depth = _within(cells.depth_px, cells.beam, weights)
-        level = _within(cells.level, cells.beam, weights)
+        depth = _within(depths_px, beam, weights)
+        level = _within(levels, beam, weights)
         slope = float(np.sum(weights * depth * level) / np.sum(weights * depth**2))
         residual = np.abs(level - slope * depth)
         spread = max(float(np.median(residual)) * 1.4826, 1e-6)

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -40,13 +41,6 @@ class DownloadSummary:
     labels_path: str
     num_patients: int
     num_frames: int
-
-
-@dataclass(frozen=True)
-class _Patient:
-    number: int
-    fat_percent: float
-    frames: np.ndarray  # (num_frames, height, width) uint8
 
 
 def download_byra2018(
@@ -80,7 +74,7 @@ def download_byra2018(
     else:
         _check_given(Path(mat_path), md5)
     patients = _read_mat(Path(mat_path))
-    rows = [row for patient in patients for row in _write_frames(patient, output_dir)]
+    rows = [row for patient in patients for row in _write_frames(*patient, output_dir)]
     write_bytes(SOURCE_NOTE.encode(), output_dir / "SOURCE.txt")
     labels_path = output_dir / "labels.csv"
     write_csv(pd.DataFrame(rows), labels_path)
@@ -98,31 +92,30 @@ def _check_given(mat_path: Path, md5: str) -> None:
         )
 
 
-def _read_mat(mat_path: Path) -> list[_Patient]:
-    """Patients in the order of their number.
+def _read_mat(mat_path: Path) -> list[tuple[int, float, np.ndarray]]:
+    """Number, fat percent and frames of each patient, in the order of their number.
 
     The file holds one variable `data`, a 1 x n struct array with `id`, `class` (1 if fat is 5 %
     or more), `fat` (percent) and `images` (frames x height x width, uint8).
     """
     data = scipy.io.loadmat(mat_path, squeeze_me=True, struct_as_record=True)["data"]
-    patients = [
-        _Patient(int(record["id"]), float(record["fat"]), record["images"])
-        for record in np.atleast_1d(data)
-    ]
-    return sorted(patients, key=lambda patient: patient.number)
+    patients = ((int(one["id"]), float(one["fat"]), one["images"]) for one in np.atleast_1d(data))
+    return sorted(patients, key=itemgetter(0))
 
 
-def _write_frames(patient: _Patient, output_dir: Path) -> list[dict[str, object]]:
+def _write_frames(
+    number: int, fat_percent: float, frames: np.ndarray, output_dir: Path
+) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    for index, frame in enumerate(patient.frames):
-        path = f"images/P{patient.number:02d}_F{index:02d}.png"
+    for index, frame in enumerate(frames):
+        path = f"images/P{number:02d}_F{index:02d}.png"
         write_png(frame, output_dir / path)
         rows.append(
             {
                 "path": path,
-                "patient_id": f"P{patient.number:02d}",
+                "patient_id": f"P{number:02d}",
                 "frame_index": index,
-                "fat_percent": f"{patient.fat_percent:g}",  # 40, not 40.0
+                "fat_percent": f"{fat_percent:g}",  # 40, not 40.0
             }
         )
     return rows

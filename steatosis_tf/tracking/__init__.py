@@ -444,11 +444,9 @@ def _attempt(work: Callable[[], _T], *, quiet: bool = False) -> _T | None:
                 raise
             wait_for_store()  # another program's write took longer than MLflow waits by itself
             return work()
-    except MlflowException as error:
-        if error.error_code == "INVALID_PARAMETER_VALUE":  # a fault of the caller
+    except (MlflowException, OSError, SQLAlchemyError, sqlite3.Error) as error:
+        if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":  # a fault of the caller
             raise
-        _State.untracked = str(error).strip().split("\n")[0]
-    except (OSError, SQLAlchemyError, sqlite3.Error) as error:
         _State.untracked = str(error).strip().split("\n")[0]
     if not quiet:
         print(

@@ -94,13 +94,8 @@ class _RankedTask:
     first_equal: np.ndarray
 
 
-@dataclass(frozen=True)
-class _RankedValues:
-    """Values sorted once for weighted mid-ranks: `order` sorts, `low`/`high` bound each tie."""
-
-    order: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+# Values sorted once for weighted mid-ranks: what sorts them, and the two ends of each tie.
+_RankedValues = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -182,7 +177,7 @@ def _ranked_values(values: np.ndarray) -> _RankedValues:
     order = np.argsort(values, kind="stable")
     ascending = values[order]
     low = np.searchsorted(ascending, values, "left")
-    return _RankedValues(order, low, np.searchsorted(ascending, values, "right"))
+    return order, low, np.searchsorted(ascending, values, "right")
 
 
 class Samples:
@@ -250,9 +245,9 @@ class Samples:
         own = self._weights[patient]
         total = own.sum(axis=0)
         centred = []
-        for values in sides:
-            running = self._running_total(patient[values.order])
-            rank = (running[values.low] + running[values.high] + 1) / 2
+        for order, low, high in sides:
+            running = self._running_total(patient[order])
+            rank = (running[low] + running[high] + 1) / 2
             centred.append(rank - np.einsum("ib,ib->b", own, rank) / total)
         covariance = np.einsum("ib,ib,ib->b", own, *centred)
         spread = [np.einsum("ib,ib,ib->b", own, side, side) for side in centred]

@@ -23,24 +23,9 @@ from steatosis_tf.sources.rejection import Rejection
 
 #: What pydicom and the decoders are known to raise on damaged input.
 DICOM_ERRORS = (
-    InvalidDicomError,
-    BytesLengthException,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    NotImplementedError,
-    RuntimeError,
-    LookupError,
-    OverflowError,
-    MemoryError,
-    EOFError,
-    OSError,
-    struct.error,
-    zlib.error,
-    ArithmeticError,
-)
+    InvalidDicomError, BytesLengthException, ValueError, TypeError, LookupError, AttributeError,
+    RuntimeError, ArithmeticError, MemoryError, EOFError, OSError, struct.error, zlib.error,
+)  # fmt: skip
 
 # PS3.4 table B.5-1, with the retired classes that older scanners still send.
 ULTRASOUND_CLASSES = frozenset(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("3", "3.1", "6", "6.1"))
