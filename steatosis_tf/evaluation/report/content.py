@@ -227,16 +227,21 @@ def flow_rows(run: RunRecord, manifest: pd.DataFrame) -> list[tuple[str, str, st
 
 
 def partitions(run: RunRecord, graded: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Graded frames of each part that have a ROI; one part "tested out of fold" for
-    cross-validation."""
+    """Graded frames of each part that have a ROI; for cross-validation the parts "tested out of
+    fold" and, where there are such, "left out"."""
     if run.split is None:
         return {}
     if "roi_height" in graded:
         graded = graded[graded["roi_height"].notna()]
     if run.num_folds > 1:
-        tested = set(run.split.loc[run.split["split"] == "test", "patient_id"])
-        name = f"Tested out of fold, once each, in {run.num_folds} folds"
-        return {name: graded[graded["patient_id"].isin(tested)]}
+        by_side = {str(side): set(part) for side, part in
+                   run.split.groupby("split")["patient_id"]}  # fmt: skip
+        tested = by_side.get("test", set())
+        # As a patient on two scanners, where each is left out in turn.
+        apart = by_side.get("left_out", set()) - tested
+        named = {f"Tested out of fold, once each, in {run.num_folds} folds": tested,
+                 "Left out": apart}  # fmt: skip
+        return {name: graded[graded["patient_id"].isin(ids)] for name, ids in named.items() if ids}
     return {
         str(side).replace("_", " ").capitalize(): graded[
             graded["patient_id"].isin(set(part["patient_id"]))

@@ -17,6 +17,7 @@ from steatosis_tf.evaluation.clinical.thresholds import choose_operating_points
 from steatosis_tf.evaluation.metrics.scores import patient_scores, read_scores
 from steatosis_tf.evaluation.report.analysis import analyse_run
 from steatosis_tf.evaluation.report.content import (
+    flow_rows,
     interval,
     method,
     protocol,
@@ -416,6 +417,16 @@ def test_the_flow_begins_with_what_never_reached_the_manifest(run_dir):
         "| In the manifest | 48 | 144 |",
         "| Rejected: no region of interest | 1 | 1 |",
     ]
+
+
+def test_whom_every_fold_left_out_stands_in_the_flow(run_dir):
+    record = read_run(run_dir)
+    split = pd.concat([record.split.assign(fold=fold) for fold in ("0", "1")])
+    split.loc[split["patient_id"] == "P003", "split"] = "left_out"
+    flow = flow_rows(replace(record, split=split), record.manifest)
+    assert flow[-2:] == [
+        ("Tested out of fold, once each, in 2 folds", "47", "141"), ("Left out", "1", "3"),
+    ]  # fmt: skip
 
 
 def test_nan_in_metrics_is_a_fault(run_dir):
