@@ -1,6 +1,7 @@
 """What the documents tell people to type exists: verbs, flags, scripts, make targets, links."""
 
 import ast
+import importlib
 import re
 import shlex
 import subprocess
@@ -60,6 +61,21 @@ def test_links_lead_somewhere(document: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
         if "://" not in link:
             assert (document.parent / link).exists(), link
+
+
+IMPORTS = {
+    (document.name, *found)
+    for document in DOCUMENTS
+    for found in re.findall(
+        r"^from (steatosis_tf\S*) import (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE
+    )
+}
+
+
+@pytest.mark.parametrize(("document", "module", "names"), sorted(IMPORTS))
+def test_what_documents_import_exists(document: str, module: str, names: str) -> None:
+    for name in names.split(", "):
+        assert hasattr(importlib.import_module(module), name), name
 
 
 def _slow_tests() -> dict[str, str]:

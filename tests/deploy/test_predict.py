@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -23,7 +24,7 @@ from steatosis_tf.config import RoiConfig
 from steatosis_tf.deploy.bare_network import BareNetwork, are_probabilities
 from steatosis_tf.deploy.frames import Look
 from steatosis_tf.deploy.onnx_file import WEIGHTS_KEY, open_network, weights_sha256
-from steatosis_tf.deploy.predict import predict
+from steatosis_tf.deploy.predict import open_model, predict
 from steatosis_tf.deploy.tables import TABLES, patient_text
 from steatosis_tf.evaluation.metrics.scores import patient_scores
 from steatosis_tf.grades import GRADES, NOTICE
@@ -34,6 +35,7 @@ from steatosis_tf.roi.views import beam_space, crop_roi
 from steatosis_tf.sources.images import read_frame
 from steatosis_tf.sources.phantom.study import simulate_patient
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 SECTOR = RoiConfig(method="sector")
 
 
@@ -311,6 +313,25 @@ def test_all_cores_answer_as_one(kind, phantom_bundle, frames, tmp_path, monkeyp
         tables[where] = [(tmp_path / where / name).read_bytes() for name in TABLES], found.patients
     assert tables["here"] == tables["cores"]
     assert found.counts["frames"] == 4
+
+
+def test_the_documents_two_ways_to_open_a_model_give_what_predict_gives(
+    model_path, frames, phantom_bundle, tmp_path, monkeypatch
+):
+    blocks = (REPOSITORY / "docs" / "deployment.md").read_text().split("```python\n")[1:]
+    bare, explained = (block.split("```")[0] for block in blocks)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(frames / "b.png", "frame.png")
+    shutil.copytree(phantom_bundle, "bundle")
+    found: dict = {}
+    exec(compile(bare, "the first", "exec"), found)
+    (patient,) = predict("frame.png", model=model_path).patients
+    assert found["probabilities"] == pytest.approx([*patient["probabilities"].values()], abs=1e-4)
+    roi = open_model("bundle").look("", read_frame("frame.png"))
+    found = {"pictures": roi.picture[np.newaxis, ..., np.newaxis]}
+    exec(compile(explained, "the second", "exec"), found)
+    (patient,) = predict("frame.png", model="bundle").patients
+    assert found["score"][0] == pytest.approx(patient["frames"][0]["network_sqrt_fat"], abs=1e-4)
 
 
 def test_one_path_is_one_path_not_its_letters(model_path, frames, monkeypatch):
