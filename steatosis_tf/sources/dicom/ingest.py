@@ -401,7 +401,8 @@ def _keep_joined(path: Path, labels: Sequence[dict[str, str]]) -> list[str]:
         earlier = by_path.get(row["path"], {})
         for name in joined:
             one = grades.get((name, row["patient_id"]), set())
-            row[name] = earlier.get(name) or (next(iter(one)) if len(one) == 1 else "")
+            new = next(iter(one)) if len(one) == 1 else ""
+            row[name] = earlier.get(name, new)  # a cell that somebody has emptied stays empty
     return joined
 
 

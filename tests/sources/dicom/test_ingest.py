@@ -495,6 +495,13 @@ def test_a_second_ingest_keeps_joined_grades(source, key, tmp_path):
     with pytest.raises(ValueError, match=r"every graded patient of labels\.csv in the export"):
         ingest_dicom(source, out, key_path=key)
     assert table(out / "labels.csv") == after
+    emptied = next(row["path"] for row in after if row["grade"] == "Mild")
+    labels = pd.DataFrame(after)
+    labels.loc[labels["path"] == emptied, "grade"] = ""
+    labels.to_csv(out / "labels.csv", index=False)
+    write_made(source / "b", number=2, PatientID="other")
+    ingest_dicom(source, out, key_path=key)
+    assert next(row["grade"] for row in table(out / "labels.csv") if row["path"] == emptied) == ""
 
 
 def test_another_export_does_not_take_the_place_of_the_first(source, key, tmp_path):
