@@ -9,8 +9,8 @@ component and its hull, so that two numbers of one run can be compared.
 
 With `--screens` each image stands on one full screen: of `screens.py` or of `screens_second.py`,
 whose author has not seen the finder (the finder was not tuned on it), layouts in turn; or of
-`screens_third.py`, a layout of its own for each. Screens with two sectors are refused,
-and count as not found.
+`screens_third.py` or `screens_fourth.py`, a layout of its own for each. Screens with two sectors
+are refused, and count as not found. A wrong answer is one with a Dice under 0.8.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import screens
+import screens_fourth
 import screens_third
 from screens_second import second_screens
 
@@ -29,14 +30,14 @@ from steatosis_tf.roi.sector import find_sector
 from steatosis_tf.sources.images import to_grey
 
 _SECOND_SEED = 0
-_FOUND = 0.9  # Dice from which a sector counts as found
+_FOUND, _WRONG = 0.9, 0.8  # Dice from which a sector counts as found, and under which as wrong
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("aul_dir", type=Path)
     parser.add_argument(
-        "--screens", choices=["first", "second", "third"], help="compose full screens"
+        "--screens", choices=["first", "second", "third", "fourth"], help="compose full screens"
     )
     parser.add_argument("--worst", type=int, default=0, help="also name the N worst images")
     parser.add_argument("--sheet", type=Path, help="PNG with the outlines of some found sectors")
@@ -49,8 +50,9 @@ def main() -> None:
         _print_scores(scores, arguments.worst)
     if arguments.sheet is not None:
         cv2.imwrite(str(arguments.sheet), screens.sheet(shown, 8)[..., ::-1])
-    if arguments.screens == "first":
-        refused = [_is_refused(frame) for _, frame in screens.no_sectors()]
+    without = {"first": screens.no_sectors, "fourth": screens_fourth.no_sectors}
+    if arguments.screens in without:
+        refused = [_is_refused(frame) for _, frame in without[arguments.screens]()]
         print(f"screens without a sector refused: {sum(refused)} of {len(refused)}")
 
 
@@ -71,8 +73,9 @@ def _cases(
         frame, outline = screens.read_outlined(folder, name)
         if kind is None:
             yield name, "as it is", frame, [_filled(outline, frame)]
-        elif kind == "third":
-            screen = screens_third.compose(name, frame, outline)
+        elif kind in ("third", "fourth"):
+            of_its_own = {"third": screens_third.compose, "fourth": screens_fourth.compose}
+            screen = of_its_own[kind](name, frame, outline)
             yield name, "a layout of its own", screen.frame, screen.truths
         else:
             layout = [*screens.LAYOUTS][number % len(screens.LAYOUTS)]
@@ -116,6 +119,7 @@ def _print_scores(scores: dict[tuple[str, str], float], worst: int) -> None:
             f"10th percentile {np.percentile(dice, 10):.4f}, "
             f"5th percentile {np.percentile(dice, 5):.4f}, mean {dice.mean():.4f}, "
             f"rejected {np.count_nonzero(dice == 0)}, "
+            f"wrong {np.count_nonzero((dice > 0) & (dice < _WRONG))}, "
             f"Dice >= {_FOUND}: {100 * (dice >= _FOUND).mean():.1f} %"
         )
     layouts = list(dict.fromkeys(layout for _, layout in scores))

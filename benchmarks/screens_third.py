@@ -205,11 +205,20 @@ def _bent(
     if rng.random() < 0.15:
         wide = rng.uniform(150, 330)
         fan = Fan("linear", 450.0, -np.inf, 0.0, 0.0, 10.0, 600.0, 450 - wide, 450 + wide)
+    drawn = along_beams(frame, source, fan, shape)
+    mask = fan.mask(shape)
+    drawn[~mask] = 0
+    contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return drawn, max(contours, key=len)[:, 0].astype(float)
+
+
+def along_beams(frame: np.ndarray, source: Fan, fan: Fan, shape: tuple[int, int]) -> np.ndarray:
+    """A frame's echo of its fan `source`, drawn along the beams of `fan` on a canvas of `shape`."""
     if fan.kind == "linear":
         columns = np.broadcast_to(np.arange(shape[1], dtype=np.float32), shape)
         turn = (columns - fan.cut_left_px) / (fan.cut_right_px - fan.cut_left_px)
     else:
-        turn = (fan.angle_deg(shape) + half) / (2 * half)
+        turn = (fan.angle_deg(shape) - fan.left_deg) / (fan.right_deg - fan.left_deg)
     # A little inside, where there is echo up to the border.
     angle = np.radians(
         source.left_deg + (0.03 + 0.94 * turn) * (source.right_deg - source.left_deg)
@@ -218,11 +227,7 @@ def _bent(
     radius = source.near_px + deep * (source.far_px - source.near_px)
     x = source.apex_x_px + radius * np.sin(angle)
     y = source.apex_y_px + source.row_stretch * radius * np.cos(angle)
-    drawn = cv2.remap(frame, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR)
-    mask = fan.mask(shape)
-    drawn[~mask] = 0
-    contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return drawn, max(contours, key=len)[:, 0].astype(float)
+    return cv2.remap(frame, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR)
 
 
 def _picture(

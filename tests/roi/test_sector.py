@@ -164,6 +164,17 @@ def test_a_picture_on_a_full_screen(drawn_fan, name, level):
     assert dice(sector.mask, truth) > 0.98
 
 
+def test_a_photographed_screen(drawn_fan):
+    screen = page(30)
+    frame, drawn = drawn_fan(angles=(-25, 25))
+    screen[120:600, 180:820] = np.where(drawn, frame, screen[120:600, 180:820])
+    noise = np.random.default_rng(0).normal(0, 5, screen.shape)
+    truth = np.zeros(screen.shape, bool)
+    truth[120:600, 180:820] = drawn
+    seen = np.clip(20 + 0.8 * screen + noise, 0, 255).astype(np.uint8)
+    assert dice(find_sector(seen).mask, truth) > 0.98
+
+
 @pytest.mark.parametrize("shade", [(45, 45), (5, 60)], ids=["grey", "shaded"])
 def test_a_picture_darker_than_the_ground_it_stands_on(drawn_fan, shade):
     screen = page(30)

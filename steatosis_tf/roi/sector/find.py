@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 #: Counts up whenever another fan may be found, or another ROI proposed, for the same pixels: what
 #: was kept and nobody has looked at is made anew.
-ROI_VERSION = 3
+ROI_VERSION = 4
 
 # The search runs on a copy whose longer side is this many px: a border known to half a px of it
 # is known to two px of a 1024 px frame, less than the hand-drawn outlines scatter.
@@ -66,9 +66,6 @@ _MIDDLE = (0.35, 0.65)  # proportion of the width in which the gap is looked for
 # it (1,028 pictures), and then without a gap; the lesser of two pictures 0.47 to 0.98 (65 pairs).
 # So halves without a gap have to show more, and are looked at where one fan shows little.
 _MIN_BORDER_OF_TWO, _MIN_BORDER_WITHOUT_GAP = 0.4, 0.52
-# The largest textured area beside the fan over the fan: of one picture at most 0.11 (632; 843 of
-# 844 full screens), of two 0.29 to 1 (36 of 38 full screens).
-_MAX_TEXTURE_BESIDE = 0.2
 # Grey level around the sector: on 1,028 frames at most 56, around inverted ones at least 202.
 _MAX_GROUND = 150
 # Echoes stand out of their surroundings by being bright, and most of a picture is dark. The least
@@ -80,7 +77,7 @@ class _Fit(NamedTuple):
     fan: Fan
     score: float
     border_seen: float
-    texture_beside: float = 0.0
+    has_second: bool = False
     ground: float = 0.0
     is_inverted: bool = False
     may_be_two: bool = True
@@ -161,9 +158,7 @@ def find_sector(frame: np.ndarray) -> Sector:
     found = _search(frames)
     mask = found.fan.mask(shape)
     _check_grain(frames[0], mask)
-    if found.texture_beside > _MAX_TEXTURE_BESIDE or (
-        found.may_be_two and _is_two(frames, found.border_seen)
-    ):
+    if found.has_second or (found.may_be_two and _is_two(frames, found.border_seen)):
         raise Rejection("two_pictures")
     if found.ground > _MAX_GROUND:
         raise Rejection("light_ground")
@@ -227,7 +222,9 @@ def _search(frames: list[np.ndarray], is_pane: bool = False) -> _Fit:
         found = found._replace(may_be_two=is_doubtful and picture.has_rival())
     mask = found.fan.mask(still.shape)
     if picture is not None and moving is None:  # in a clip a still texture is no second picture
-        found = found._replace(texture_beside=picture.texture_beside(mask))
+        found = found._replace(
+            has_second=picture.has_second(mask, found.border_seen >= _MIN_BORDER_OF_TWO)
+        )
     return found._replace(
         fan=found.fan.scaled(1 / scale),
         ground=ground_beside(still, mask),
