@@ -5,6 +5,7 @@ no grade, no answer of a model or of another reader, no id, no file name. It is 
 disk has the reading, so a reader is never told "saved" too early.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from steatosis_tf.server.app import bound_socket, make_app, serve
 from steatosis_tf.server.frames import StudyFolders, check_study, picture, shown_frame
 from steatosis_tf.server.readings import (
     DEFAULT_REPEATS,
+    STORE_NAME,
     TABLE_NAME,
     Reading,
     ReadingStudy,
@@ -75,6 +77,12 @@ def grade(
         read_manifest(manifest_path, for_review=True)  # else a store would be left beside none
         check_study(Path(manifest_path), folders)
         study = ReadingStudy(manifest_path, repeats)
+        if away := study.num_elsewhere():  # of a second manifest in the folder, for example
+            print(
+                f"{TABLE_NAME} now holds the readings of {study.path.name} alone; patients who "
+                f"were read and are not in it: {away}. The store {STORE_NAME} keeps theirs.",
+                file=sys.stderr,
+            )
         app = make_app("grade")
         add_routes(app, study, folders)
         title = f"Blind grading of {study.path.name}"

@@ -226,6 +226,15 @@ class ReadingStudy:
         self._write_table()
         return last, standing[last]
 
+    def num_elsewhere(self) -> int:
+        """Patients who were read and are not in this manifest, so that the table lacks them."""
+        with connected(self._store) as connection:
+            read = connection.execute(
+                "SELECT DISTINCT patient_id FROM answers JOIN cases "
+                "ON cases.reader = answers.reader AND cases.number = answers.case_number"
+            )
+            return len({patient for (patient,) in read} - set(self._frames))
+
     def _shown(self, cases: Sequence[_Case]) -> list[_Case]:
         """Those whose patient the manifest still has."""
         return [case for case in cases if case.patient_id in self._frames]
