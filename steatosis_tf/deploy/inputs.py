@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -125,6 +126,7 @@ class Inputs:
         self.num_joined = 0
         self._by_folder = by_folder
         self._groups: dict[tuple[str, ...], Group] = {}
+        self._names: Counter[str] = Counter()
         self._seen: set[tuple[str, ...]] = set()
         # Of each patient id the persons who have it, each by all that is said of them.
         self._persons: dict[tuple[str, ...], list[set[Person]]] = {}
@@ -239,8 +241,8 @@ class Inputs:
     def _group(self, key: tuple[str, ...], shown: str, person: str = "") -> Group:
         if key not in self._groups:
             # One name in two places is two patients.
-            same = sum(one.patient.split(" (")[0] == shown for one in self._groups.values())
-            label = f"{shown} ({same + 1})" if same else shown
+            self._names[shown] += 1
+            label = f"{shown} ({self._names[shown]})" if self._names[shown] > 1 else shown
             self._groups[key] = Group(label, person=person or "\0".join(key))
         return self._groups[key]
 

@@ -41,6 +41,13 @@ def _plain(study: int, **changes):
     } | changes
 
 
+def test_a_patient_keeps_an_id_that_begins_as_anothers(tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text("path,patient_id\na.png,P1 (left)\nb.png,P1\nc.png,P1 (left)\n")
+    with open_inputs([table]) as inputs:
+        assert [group.patient for group in inputs.groups] == ["P1 (left)", "P1"]
+
+
 def test_a_study_is_a_patient_and_visits_come_by_date(tmp_path, clip, phantom_bundle):
     later, earlier = _plain(1, StudyDate="20240501"), _plain(2, StudyDate="20210131")
     _save(tmp_path / "in" / "a", clip[0], number=1, **later)
