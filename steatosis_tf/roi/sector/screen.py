@@ -312,17 +312,19 @@ class Picture:
         Noise, as of a photographed screen, is none where the fan is sure: the ground beside a wrong
         one may be echo.
         """
-        fan = fan_mask.view(np.uint8)
-        near, least = _grown(fan, 5), _MAX_TEXTURE_BESIDE * share(fan)
-        if share(_largest((self.core | self.apart) & ~near & 1)) <= least:
-            return False
+        fan, steps = fan_mask.view(np.uint8), _step(self.small, 3)
+        near = _grown(fan, 5)
+
+        def is_beside(texture: np.ndarray) -> bool:
+            return share(_largest(texture & ~near & 1)) > _MAX_TEXTURE_BESIDE * share(fan)
+
         if not is_sure:
-            return True
+            return is_beside(_textured(steps, _TEXTURE_STEP))
+        if not is_beside(self.core | self.apart):
+            return False
         around = (_grown(fan, _RING_PX) & ~near) > 0
-        steps = _step(self.small, 3)
         noise = np.percentile(steps[around], 75) if around.any() else 0
-        texture = _textured(steps, _TEXTURE_STEP + min(_NOISE_BESIDE, int(noise)))
-        return share(_largest(texture & ~near & 1)) > least
+        return is_beside(_textured(steps, _TEXTURE_STEP + min(_NOISE_BESIDE, int(noise))))
 
     def core_share(self, fan_mask: np.ndarray) -> float:
         """Proportion of the core that lies in a fan `(height, width)` bool, 0 to 1."""
