@@ -158,7 +158,8 @@ def find_sector(frame: np.ndarray) -> Sector:
     found = _search(frames)
     mask = found.fan.mask(shape)
     _check_grain(frames[0], mask)
-    if found.has_second or (found.may_be_two and _is_two(frames, found.border_seen)):
+    may_be_two = found.may_be_two or found.fan.kind == "linear"
+    if found.has_second or (may_be_two and _is_two(frames, found)):
         raise Rejection("two_pictures")
     if found.ground > _MAX_GROUND:
         raise Rejection("light_ground")
@@ -167,8 +168,8 @@ def find_sector(frame: np.ndarray) -> Sector:
     return Sector(mask=mask, fan=found.fan, score=found.score, border_seen=found.border_seen)
 
 
-def _is_two(frames: list[np.ndarray], border_seen: float) -> bool:
-    """Whether two sectors stand side by side where one fan shows so much border."""
+def _is_two(frames: list[np.ndarray], found: _Fit) -> bool:
+    """Whether two sectors stand side by side where one fan was found."""
     still = to_grey(frames[0])
     if len(frames) > 1:
         still = np.median([to_grey(frame) for frame in frames], axis=0).astype(np.float32)
@@ -180,10 +181,11 @@ def _is_two(frames: list[np.ndarray], border_seen: float) -> bool:
     first, last = (int(share * width) for share in _MIDDLE)
     gap = first + int(columns[first:last].argmin())
     lesser = min(columns[:gap].max(), columns[gap:].max())
-    if columns[gap] <= _MAX_GAP_SHARE * lesser:
+    if found.may_be_two and columns[gap] <= _MAX_GAP_SHARE * lesser:
         return _show_sectors(frames, gap, _MIN_BORDER_OF_TWO)
-    border = _MIN_BORDER_WITHOUT_GAP
-    return border_seen < border and any(
+    # Fans cut where they meet make a rectangle; halves of a linear probe's are no fans.
+    border = _MIN_BORDER_OF_TWO if found.fan.kind == "linear" else _MIN_BORDER_WITHOUT_GAP
+    return found.border_seen < _MIN_BORDER_WITHOUT_GAP and any(
         _show_sectors(frames, cut, border) for cut in {gap, width // 2}
     )
 
