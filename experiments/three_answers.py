@@ -4,12 +4,12 @@
 
 Pictures of `experiments/novelty.py`, written as files and answered by `steatosis predict` with the
 model that comes with the package: fans of byra2018 filled with photographs, one grey, noise; its
-frames upside down and mirrored in depth; `aul`, livers of other scanners, those that the rule which
-knows livers was not fitted to; simulated phantoms. pydicom's ultrasound
-files are given as they are. (The 44 patients themselves, each answered by a model that had not seen
-it, are counted by `experiments/ship_byra2018.py`.) Then every second patient's frame with a setting
-turned inside the sector, before anything is found or measured: how often is it still graded, and
-how far does the fat score move?
+frames upside down and mirrored in depth; `aul`, livers of other scanners, those that what knows
+livers was not fitted to; both with white and black changed; simulated phantoms. pydicom's
+ultrasound files are given as they are. (The 44 patients themselves, each answered by a model that
+had not seen it, are counted by `experiments/ship_byra2018.py`.) Then every second patient's frame
+with a setting turned inside the sector, before anything is found or measured: how often is it still
+graded, and how far does the fat score move?
 
 Time: 12 minutes of processor time. Result: docs/research/best.md.
 """
@@ -105,6 +105,12 @@ def phantoms() -> Pictures:
         yield f"{place}", simulate_patient(8.0 * place, num_frames=1, generator=random)[0][0]
 
 
+def inverted(frames: Sequence[np.ndarray]) -> Pictures:
+    """White and black changed inside the sector."""
+    for place, frame in enumerate(frames):
+        yield f"{place}", np.where(find_sector(frame).mask, 255 - to_grey(frame), 0)
+
+
 def row(name: str, answers: Sequence[dict]) -> str:
     kinds = Counter(answer["kind"] for answer in answers)
     codes = Counter(answer["reason_code"] for answer in answers if answer["kind"] == "unable")
@@ -117,14 +123,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="holds byra2018/ and aul/")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--every", type=int, default=1, help="of aul, each n-th picture")
+    parser.add_argument("--every", type=int, default=1, help="of aul's half, each n-th picture")
     arguments = parser.parse_args(argv)
     byra_dir = arguments.data / "byra2018"
     labels = pd.read_csv(byra_dir / "labels.csv")
     first = labels.loc[labels["frame_index"] == 0, "path"]
     frames = [read_frame(byra_dir / path) for path in first]
     lines = ["| | pictures | graded | score only | unable | why unable |", "|---" * 6 + "|"]
-    sets = sets_of(frames, arguments.data / "aul") | {"simulated phantoms": phantoms}
+    paths = [p for p in sorted((arguments.data / "aul").rglob("*.jpg")) if is_held_out(p.name)]
+    others = [read_frame(path) for path in paths[:: arguments.every]]
+    sets = sets_of(frames, arguments.data / "aul") | {
+        "simulated phantoms": phantoms,
+        "aul": lambda: ((str(place), one) for place, one in enumerate(others)),
+        "inverted, byra2018": lambda: inverted(frames),
+        "inverted, aul": lambda: inverted(others),
+    }
     for name, make in sets.items():
         folder = arguments.out / name.replace(" ", "_")
         if name == _DICOM:
@@ -133,12 +146,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             for one in passed:
                 lines.append(f"| {one['file']} | passed over | | | | {one['reason']} |")
             continue
-        step = arguments.every if name == "aul" else 1
-        # The rule that knows livers was fitted to the other half of aul.
-        pictures = (one for file, one in make() if name != "aul" or is_held_out(file))
-        for place, picture in enumerate(pictures):
-            if place % step == 0:
-                write_png(picture, folder / "pictures" / f"{place:04}.png")
+        for place, (_, picture) in enumerate(make()):
+            write_png(picture, folder / "pictures" / f"{place:04}.png")
         lines.append(row(name, answers_of([folder / "pictures"], folder)[0]))
     text = "\n".join(lines) + f"\n\n{settings_table(frames[::2])}"
     with replacing(arguments.out / "table.md") as temporary:

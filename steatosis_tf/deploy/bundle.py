@@ -28,8 +28,9 @@ from steatosis_tf.model.answer import PatientAnswer, plain_answer
 from steatosis_tf.model.joint import NETWORK, JointModel, grade_patient
 from steatosis_tf.roi.views import input_shape
 
-#: Raised whenever an older program could not read a bundle rightly. 2: the rule that knows livers.
-SCHEMA = 2
+#: Raised whenever an older program could not read a bundle rightly. 2: the rule that knows livers;
+#: 3: the distance from them.
+SCHEMA = 3
 #: The model that comes with the package.
 SHIPPED = Path(__file__).parent / "models" / "byra2018_joint"
 ABOUT_NAME, NETWORK_NAME = "bundle.json", "model.onnx"

@@ -229,12 +229,16 @@ def _link(scores: np.ndarray, labels: np.ndarray, known: np.ndarray) -> Cumulati
 
 
 def _local_novelty(old: Novelty, local: _Local) -> Novelty:
-    """Distance from the local patients; the rule that knows livers refuses none of their frames."""
-    known_odds = old.log_odds(local.features)
+    """Distance from the local patients; what knows livers refuses none of their frames."""
+    known_odds, livers = old.log_odds(local.features), old.livers
+    if livers:
+        farthest = float(livers.distance(local.features).max())
+        livers = replace(livers, score_limit=max(livers.score_limit, farthest))
     return replace(
         fit_novelty(local.features, local.frame_patients.tolist(), local.grey_spreads),
         liver_weights=old.liver_weights,
         liver_intercept=old.liver_intercept + max(0.0, -float(known_odds.min())),
+        livers=livers,
     )
 
 

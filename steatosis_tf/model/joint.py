@@ -250,10 +250,10 @@ def grade_patient(
     """Grade a patient, or say why not.
 
     A frame unlike the training data is told by its distance in the network's features or by its
-    spread of grey levels, one that shows no liver by a larger distance or by the model's rule on
-    the features, where it has one. The patient is graded by the
-    frames like the training data if they are at least half of those that show a liver; by all of
-    these, with a score alone, if not.
+    spread of grey levels, one that shows no liver by a larger distance, by its distance from livers
+    of many scanners or by the model's rule on the features, where it has these. The patient is
+    graded by the frames like the training data if they are at least half of those that show a
+    liver; by all of these, with a score alone, if not.
 
     Args:
         model: as `fit_joint` gives it.
@@ -433,19 +433,23 @@ def _typed(content: dict[str, Any]) -> dict[str, Any]:
     first, second, third = content["link"]["cuts"]
     known = content["calibration"]
     points = tuple(OperatingPoint(**point) for point in known["operating_points"])
-    novelty = content["novelty"]
-    if novelty is not None:
-        novelty = {"liver_weights": ()} | novelty  # bundles of schema 1 have none
-        arrays = {name: np.array(novelty[name], float) for name in _NOVELTY_ARRAYS}
-        novelty = Novelty(**(novelty | arrays))
     return {
         "parts": tuple(parts),
         "link": CumulativeLink(content["link"]["slope"], (first, second, third)),
         "calibration": Calibration(
             **(known | {"left_out": tuple(known["left_out"]), "operating_points": points})
         ),
-        "novelty": novelty,
+        "novelty": _novelty(content["novelty"]),
     }
+
+
+def _novelty(content: dict[str, Any] | None) -> Novelty | None:
+    if content is None:
+        return None
+    # Bundles of schema 1 have no rule that knows livers, those of 2 no distance from them.
+    content = {"liver_weights": (), "livers": None} | content
+    arrays = {name: np.array(content[name], float) for name in _NOVELTY_ARRAYS}
+    return Novelty(**(content | arrays | {"livers": _novelty(content["livers"])}))
 
 
 _RULE_ARRAYS = ("fill", "centre", "scale", "weights")

@@ -16,9 +16,9 @@ without a known direction, hundreds of them, get ridge regression.
 Novelty: how unlike the training data a frame is, and whether it is ultrasound of a liver at all.
 The distance from training patients tells another scanner or setting: no grade there. It is nearly
 blind to another dynamic range, so the spread of grey levels has limits as well. But one scanner's
-patients cannot tell another scanner from a photograph by distance, so a model may bring a logistic
-rule that was fitted to livers of many scanners and to pictures that are none
-(`experiments/liver_views.py`).
+patients cannot tell another scanner from a photograph by distance, so a model may bring the
+distance from livers of many scanners, and a logistic rule that was fitted to them and to pictures
+that are none (`experiments/liver_views.py`).
 """
 
 import itertools
@@ -329,6 +329,8 @@ class Novelty:
         spread_low, spread_high: least and largest `grey_spread` at which a grade is given.
         liver_weights: `(width,)` of the rule that knows livers; `(0,)` where there is none.
         liver_intercept: log odds of a liver are this and the weighted sum of the features.
+        livers: the same distance from livers of many scanners; scores end at its `score_limit`.
+            None where it is not known.
     """
 
     centre: np.ndarray
@@ -341,6 +343,7 @@ class Novelty:
     spread_high: float = 255.0
     liver_weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
     liver_intercept: float = 0.0
+    livers: "Novelty | None" = None
 
     def distance(self, features: np.ndarray) -> np.ndarray:
         """Distance `(n,)` of features `(n, width)`."""
@@ -362,6 +365,8 @@ class Novelty:
     def shows_liver(self, features: np.ndarray) -> np.ndarray:
         """Whether features `(n, width)` may be scored, `(n,)` bool: of a liver, and not too far."""
         near = self.distance(features) <= self.unable_limit
+        if self.livers:
+            near &= self.livers.distance(features) <= self.livers.score_limit
         return np.asarray(near & (self.log_odds(features) >= 0))
 
     def log_odds(self, features: np.ndarray) -> np.ndarray:
@@ -386,18 +391,22 @@ def grey_spread(picture: np.ndarray) -> float:
 
 
 def fit_novelty(
-    features: np.ndarray, patient_ids: Sequence[str], spreads: np.ndarray | None = None
+    features: np.ndarray,
+    patient_ids: Sequence[str],
+    spreads: np.ndarray | None = None,
+    quantile: float = 1.0,
 ) -> Novelty:
     """Fit the distance of network features from those of training patients, with its limits.
 
-    Grades end at the largest distance of a frame whose patient the fit had not seen; scores end at
-    twice that. No picture of anything else is needed.
+    Grades end at the largest distance of a frame whose patient the fit had not seen, or a quantile
+    of these; scores end at twice that. No picture of anything else is needed.
 
     Args:
         features: `(num_frames, width)`.
         patient_ids: of each frame.
         spreads: `grey_spread` of each frame, `(num_frames,)`; grades end a tenth of their range
             outside it. None sets no limits.
+        quantile: proportion of left-out frames that would get a grade.
     """
     ids, features = np.asarray(patient_ids), np.asarray(features, float)
     patients = np.unique(ids)
@@ -407,7 +416,7 @@ def fit_novelty(
         fitted = Novelty(*_directions(patient_means(features[seen], ids[seen])), 1.0, 1.0, 1.0)
         rest[~seen] = fitted.distance(features[~seen])
     unit = float(np.sqrt(np.square(rest).mean()))
-    limit = float(rest.max()) / unit
+    limit = float(np.quantile(rest, quantile)) / unit
     fitted = Novelty(*_directions(patient_means(features, ids)), unit, limit, _UNABLE * limit)
     if spreads is None:
         return fitted

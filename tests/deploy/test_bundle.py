@@ -169,9 +169,9 @@ def test_a_missing_file_is_named(copy, name):
 
 def test_a_newer_schema_is_refused_with_what_to_do(copy):
     about = json.loads((copy / "bundle.json").read_text())
-    write_json(about | {"schema": 3}, copy / "bundle.json")
+    write_json(about | {"schema": 4}, copy / "bundle.json")
     _seal(copy)
-    with pytest.raises(ValueError, match=r"schema 1 to 2\. .*of schema 3\. Install"):
+    with pytest.raises(ValueError, match=r"schema 1 to 3\. .*of schema 4\. Install"):
         open_bundle(copy)
 
 

@@ -160,6 +160,31 @@ def test_a_rule_refuses_what_is_near_but_no_liver(model):
     assert not novelty.shows_liver(far)[0]  # however sure the rule is
 
 
+def test_what_is_far_from_livers_of_many_scanners_gets_no_score(model):
+    """Near the training patients' features, but farther from the livers, which are around 1000."""
+    inputs, _, _ = study()
+    rows = np.repeat(inputs["network"][:1], 2, axis=0)
+    rows[:, 0] = 0.0, 1e3
+    frames = frames_of(np.repeat(inputs["measured"][1:2], 2, axis=0))
+    near = with_novelty(model).novelty
+    livers = dataclasses.replace(near, centre=1e3 * np.eye(WIDTH)[0], score_limit=500.0)
+    assert near.shows_liver(rows).tolist() == [True, True]
+    known = dataclasses.replace(model, novelty=dataclasses.replace(near, livers=livers))
+    for ruled in (known, JointModel.from_json(known.to_json())):
+        answer = grade_patient(ruled, "P", frames, rows)
+        assert [frame.kind for frame in answer.frames] == ["unable", "graded"]
+        assert answer.frames[0].reason_code == "not_liver_ultrasound"
+
+
+def test_a_rule_of_an_earlier_version_has_no_distance_from_livers(model):
+    text = with_novelty(model).to_json()
+    content = json.loads(text)
+    del content["novelty"]["livers"]
+    assert JointModel.from_json(json.dumps(content)).to_json() == text
+    del content["novelty"]["liver_weights"], content["novelty"]["liver_intercept"]
+    assert JointModel.from_json(json.dumps(content)).to_json() == text
+
+
 def test_distance_is_calibrated_on_patients_the_fit_had_not_seen():
     rng = np.random.default_rng(1)
     ids = np.repeat([f"P{place:02d}" for place in range(40)], 2)
@@ -168,7 +193,9 @@ def test_distance_is_calibrated_on_patients_the_fit_had_not_seen():
     def seen(num: int, noise: float) -> np.ndarray:
         return rng.normal(size=(num, 3)) @ directions + rng.normal(0, noise, (num, 50))
 
-    novelty = fit_novelty(np.repeat(seen(40, 0.2), 2, axis=0), ids)
+    rows = np.repeat(seen(40, 0.2), 2, axis=0)
+    novelty = fit_novelty(rows, ids)
+    assert fit_novelty(rows, ids, quantile=0.5).score_limit < novelty.score_limit
     assert (novelty.distance(seen(200, 0.2)) <= novelty.score_limit).mean() > 0.9
     assert (novelty.distance(seen(200, 2.0)) > novelty.unable_limit).all()
     # Far along a direction of the training patients is more or less of the same: not novel.
