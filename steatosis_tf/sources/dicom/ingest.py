@@ -377,7 +377,8 @@ def _earlier_rows(path: Path) -> list[dict[str, str]]:
 def _keep_joined(path: Path, labels: Sequence[dict[str, str]]) -> list[str]:
     """Take along what was joined to the `labels.csv` of an earlier ingest; its columns.
 
-    Cells go to the same frame, grades also to new frames of a patient who has only one.
+    Cells go to the same frame, grades also to new frames of a study that has only one: those of
+    another visit need a grade of their own.
 
     Raises:
         ValueError: if a graded patient is no longer there: the grade would be lost.
@@ -385,12 +386,12 @@ def _keep_joined(path: Path, labels: Sequence[dict[str, str]]) -> list[str]:
     before = _earlier_rows(path)  # again: it may have been joined while the frames were written
     joined = [name for name in (before[0] if before else ()) if name not in LABEL_COLUMNS]
     by_path = {row["path"]: row for row in before}
-    grades: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
+    grades: dict[tuple[str, str, str], set[str]] = collections.defaultdict(set)
     for name in {"grade", "fat_percent"} & set(joined):
         for row in before:
             if row[name]:
-                grades[name, row["patient_id"]].add(row[name])
-    lost = {patient for _, patient in grades} - {row["patient_id"] for row in labels}
+                grades[name, row["patient_id"], row.get("study_id", "")].add(row[name])
+    lost = {patient for _, patient, _ in grades} - {row["patient_id"] for row in labels}
     if lost:
         raise ValueError(
             f"Expected every graded patient of {path.name} in the export. Received: {len(lost)} "
@@ -400,7 +401,7 @@ def _keep_joined(path: Path, labels: Sequence[dict[str, str]]) -> list[str]:
     for row in labels:
         earlier = by_path.get(row["path"], {})
         for name in joined:
-            one = grades.get((name, row["patient_id"]), set())
+            one = grades.get((name, row["patient_id"], row["study_id"]), set())
             new = next(iter(one)) if len(one) == 1 else ""
             row[name] = earlier.get(name, new)  # a cell that somebody has emptied stays empty
     return joined

@@ -483,11 +483,15 @@ def test_a_second_ingest_keeps_joined_grades(source, key, tmp_path):
     labels.to_csv(out / "labels.csv", index=False)
     before = {row["path"]: row for row in table(out / "labels.csv")}
     write_made(source / "c", np.stack([made_frame(7)] * 2), number=3)
+    write_made(source / "later", made_frame(8), number=4, StudyInstanceUID="1.2.3.9")
     ingest_dicom(source, out, key_path=key)
     after = table(out / "labels.csv")
+    later = [row for row in after if row["study_id"] not in set(labels["study_id"])]
+    assert [row["grade"] for row in later] == [""]  # another visit, another grade
     grades = {row["patient_id"]: row["grade"] for row in before.values()}
-    assert len(after) == 4
-    assert [row["grade"] for row in after] == [grades[row["patient_id"]] for row in after]
+    assert len(after) == 5
+    known = [row for row in after if row not in later]
+    assert [row["grade"] for row in known] == [grades[row["patient_id"]] for row in known]
     assert [row["site"] for row in after if row["path"] in before] == [
         before[row["path"]]["site"] for row in after if row["path"] in before
     ]
