@@ -63,6 +63,7 @@ class ManifestSummary:
         num_grades_unused: rows of a joined table of grades that fit no frame.
         joined: what was joined, in words; "".
         spelled_alike: patient ids that differ in spelling alone, some by what is not seen.
+        num_of_several_sites: patients with more than one value of `site`, where there is one.
         lost_split: why the split of the manifest that was replaced is gone, in words; "".
         later_pages: which rows have pages behind the first, which are not used, in words; "".
         rejected_kinds: kind of fault -> number of rows, the most common first.
@@ -78,6 +79,7 @@ class ManifestSummary:
     num_grades_unused: int
     joined: str
     spelled_alike: list[list[str]]
+    num_of_several_sites: int
     lost_split: str
     later_pages: str
     patients_per_grade: dict[str, int]
@@ -188,6 +190,7 @@ def _set_aside(faulty: pd.DataFrame, reasons: dict[int, list[Rejection]]) -> pd.
 def _counts(accepted: pd.DataFrame, rejected: pd.DataFrame) -> dict[str, Any]:
     """What a `ManifestSummary` counts of the rows."""
     graded = accepted.loc[accepted["grade"] != ""].drop_duplicates("patient_id")
+    sites = accepted.get("site", accepted["grade"][:0]).replace("", None)
     return {
         "num_rows": len(accepted) + len(rejected),
         "num_accepted": len(accepted),
@@ -198,6 +201,7 @@ def _counts(accepted: pd.DataFrame, rejected: pd.DataFrame) -> dict[str, Any]:
         "num_ungraded": int((accepted["grade"] == "").sum()),
         "num_patients": accepted["patient_id"].nunique(),
         "spelled_alike": spelled_alike(accepted["patient_id"]),
+        "num_of_several_sites": int((sites.groupby(accepted["patient_id"]).nunique() > 1).sum()),
         "patients_per_grade": {
             grade: int(n) for grade in GRADES if (n := (graded["grade"] == grade).sum())
         },

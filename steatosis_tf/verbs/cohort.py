@@ -41,6 +41,12 @@ def manifest(args: Namespace) -> Result:
             f"\nwarning: one patient in two spellings counts as two: {same}. If these are one, "
             "write the id alike in all rows: training refuses them in two parts of a split"
         )
+    if summary.num_of_several_sites:
+        text += (
+            f"\nwarning: patient_id under several values of site: {summary.num_of_several_sites}. "
+            "Each counts as one patient; if hospitals give the same numbers to other people, "
+            "write the site before the id"
+        )
     for said in filter(None, (summary.later_pages, summary.unknown_grades, summary.joined)):
         text += f"\n{said}"
     if summary.lost_split:

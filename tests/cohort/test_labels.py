@@ -44,6 +44,17 @@ def test_cells_that_hold_nothing(study, tmp_path, capsys):
     assert list(read_manifest(tmp_path / "manifest.csv")["grade"]) == ["Mild", "Mild", ""]
 
 
+def test_one_id_of_several_hospitals_is_said(study, tmp_path, capsys):
+    rows = ["a.png,7,0,Lyon", "b.png,7,0,Bern", "c.png,8,1,Lyon", "d.png,8,1,"]
+    labels = study("path,patient_id,grade,site\n" + "\n".join(rows), FOUR)
+    call = ["manifest", str(labels), "--output", str(tmp_path / "manifest.csv")]
+    assert main(call) == 0
+    assert "patient_id under several values of site: 1. " in capsys.readouterr().out
+    labels.write_text(labels.read_text().replace("Bern", "Lyon"))
+    assert main(call) == 0
+    assert "several values of site" not in capsys.readouterr().out
+
+
 def test_ids_that_a_spreadsheet_has_shortened_are_no_patient(study, tmp_path):
     labels = study("path,patient_id,grade\na.png,1.23E+05,0\nb.png,7.5,0\n", FOUR[:2])
     build_manifest(labels, tmp_path / "manifest.csv")
